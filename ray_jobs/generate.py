@@ -1,0 +1,8 @@
+"""Sample responses on the Ray cluster that RAY_ADDRESS names: `python ray_jobs/generate.py RUN --iteration 1`."""
+
+import sys
+
+from xlr.cli import main
+
+sys.argv[1:1] = ["generate"]
+main()

@@ -1,0 +1,8 @@
+"""Score one iteration on the Ray cluster that RAY_ADDRESS names: `python ray_jobs/score.py RUN --iteration 1`."""
+
+import sys
+
+from xlr.cli import main
+
+sys.argv[1:1] = ["score"]
+main()

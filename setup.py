@@ -1,0 +1,57 @@
+"""Packaging: the package, and beside it the DeepSpeed files, Ray entry points and Slurm scripts it ships."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "xlr" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+# Folders of the top level that travel inside the wheel, as xlr/ds_configs and so on.
+BESIDE = [name for name in ("ds_configs", "ray_jobs", "slurm") if (HERE / name).is_dir()]
+
+setup(
+    name="xlr",
+    version=VERSION,
+    description="Implicit cross-lingual rewarding: preference alignment in languages without preference data",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["xlr", "xlr.recipes", "xlr.recipes.quickstart", *(f"xlr.{name}" for name in BESIDE)],
+    package_dir={"xlr": "xlr", **{f"xlr.{name}": name for name in BESIDE}},
+    package_data={"xlr.recipes": ["*.yaml", "quickstart/**/*"], **{f"xlr.{name}": ["*"] for name in BESIDE}},
+    install_requires=[
+        "torch>=2.9,<3",
+        "deepspeed>=0.19,<0.20",
+        "transformers>=5.19,<6",
+        "accelerate>=1.12,<2",  # transformers loads weights into ZeRO-3 partitions through it
+        "ray>=2.60,<3",
+        "datasets>=5,<6",
+        "safetensors>=0.7,<1",
+        "pyarrow>=21",
+        "pydantic>=2.12,<3",
+        "typer>=0.20,<1",
+        "rich>=14",
+        "pyyaml>=6,<7",
+        "lingua-language-detector>=2.1,<3",
+        "tensorboard>=2.20,<3",
+    ],
+    extras_require={
+        "quickstart": ["gguf>=0.17,<1"],
+        "vllm": ["vllm>=0.20"],
+        "eval": ["openai>=2,<3", "scikit-learn>=1.7,<2"],
+        "track": ["wandb>=0.23,<1", "mlflow-skinny>=3,<4"],
+        "test": [
+            "gguf>=0.17,<1",
+            "hypothesis>=6.140,<7",
+            "mypy>=1.18",
+            "pytest>=9",
+            "pytest-timeout>=2.4,<3",
+            "ruff>=0.14",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["xlr=xlr.cli:main"]},
+)

@@ -1,0 +1,110 @@
+"""Shared fixtures: tiny real models, run configurations, and what turns a missing real part into a failure."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from xlr.config import RECIPES
+
+REQUIRE_REAL = os.environ.get("XLR_REQUIRE_REAL") == "1"
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def missing(reason: str) -> None:
+    """Skip a test whose real part is not here, or fail where real parts are required."""
+    if REQUIRE_REAL:
+        pytest.fail(f"{reason} (XLR_REQUIRE_REAL=1)")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`initial` and `aligned`: pi_I and pi^0 of a tiny Llama."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("models")
+    initial = tiny.save(folder / "initial", seed=1)
+    start = tiny.make_model(len(tiny.make_tokenizer("qwen")), seed=1)
+    aligned = tiny.save(folder / "aligned", seed=2, start=start)
+    return {"initial": initial, "aligned": aligned}
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real small model, fetched by `make setup`."""
+    folder = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
+    if not (folder / "model.safetensors").is_file():
+        missing(f"{folder} is not there; run `make model`")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real prompts beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        missing("../shared/data is not there")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def tiny_tree(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    """A configuration that runs everything in seconds."""
+    return {
+        "run_dir": str(tmp_path / "run"),
+        "iterations": 1,
+        "languages": ["en", "es"],
+        "model": {name: str(path) for name, path in tiny_models.items()},
+        "prompts": {"path": str(RECIPES / "quickstart" / "prompts"), "limit": 4},
+        "generate": {"num_samples": 3, "max_new_tokens": 12, "batch_size": 8},
+        "score": {"batch_tokens": 512},
+        "train": {
+            "learning_rate": 1e-3,
+            "global_batch_size": 4,
+            "micro_batch_tokens": 400,
+            "ds_config": "zero3_cpu",
+            "reference_ds_config": "reference_cpu",
+        },
+        "evaluate": {
+            "prompts": {"path": str(RECIPES / "quickstart" / "heldout"), "limit": 2},
+            "preferences": str(RECIPES / "quickstart" / "preferences_heldout.jsonl"),
+            "max_new_tokens": 12,
+        },
+    }
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """Run `xlr` as a user would, in a process of its own."""
+
+    def run(*arguments: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "xlr", *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """Write a configuration tree to a file."""
+
+    def write(tree: dict[str, Any]) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,110 @@
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xlr.batching import micro_batches, token_budget_batches
+
+LENGTHS = st.lists(st.integers(1, 40), max_size=30)
+BUDGET = st.integers(1, 100)
+WORLD_SIZE = st.integers(1, 6)
+moderate = settings(max_examples=50, deadline=None)
+
+
+def cost(batch, lengths) -> int:
+    return sum(lengths[i] for i in batch)
+
+
+def within_budget(batch, lengths, budget) -> bool:
+    return cost(batch, lengths) <= budget or len(batch) == 1
+
+
+@moderate
+@given(LENGTHS, BUDGET)
+def test_every_index_is_in_exactly_one_batch(lengths, budget):
+    batches = token_budget_batches(lengths, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(batches)
+
+
+@moderate
+@given(LENGTHS, BUDGET)
+def test_no_batch_is_over_budget_unless_it_is_one_over_long_example(lengths, budget):
+    assert all(within_budget(batch, lengths, budget) for batch in token_budget_batches(lengths, budget))
+
+
+@moderate
+@given(LENGTHS, BUDGET)
+def test_examples_are_ordered_longest_first_and_ties_by_position(lengths, budget):
+    order = [index for batch in token_budget_batches(lengths, budget) for index in batch]
+    for left, right in pairwise(order):
+        assert lengths[left] > lengths[right] or (lengths[left] == lengths[right] and left < right)
+
+
+@moderate
+@given(LENGTHS, BUDGET)
+def test_a_batch_is_closed_only_when_the_next_example_does_not_fit(lengths, budget):
+    batches = token_budget_batches(lengths, budget)
+    for batch, following in pairwise(batches):
+        assert cost(batch, lengths) + lengths[following[0]] > budget
+
+
+@moderate
+@given(LENGTHS, BUDGET, st.randoms(use_true_random=False))
+def test_the_cut_depends_on_the_lengths_alone(lengths, budget, random):
+    batches = token_budget_batches(lengths, budget)
+    assert token_budget_batches(tuple(lengths), budget) == batches
+    shuffled = random.sample(lengths, len(lengths))
+    assert [[shuffled[i] for i in batch] for batch in token_budget_batches(shuffled, budget)] == [
+        [lengths[i] for i in batch] for batch in batches
+    ]
+
+
+def test_batches_by_hand():
+    assert token_budget_batches([3, 9, 3, 5, 20, 1], 10) == [[4], [1], [3, 0], [2, 5]]
+    assert token_budget_batches([], 10) == []
+
+
+@moderate
+@given(LENGTHS, BUDGET, WORLD_SIZE)
+def test_every_pair_is_in_exactly_one_micro_batch(lengths, budget, world_size):
+    steps = micro_batches(lengths, budget, world_size)
+    assert sorted(index for step in steps for batch in step for index in batch) == list(range(len(lengths)))
+
+
+@moderate
+@given(LENGTHS, BUDGET, WORLD_SIZE)
+def test_every_micro_step_has_one_batch_a_rank_within_budget(lengths, budget, world_size):
+    for step in micro_batches(lengths, budget, world_size):
+        assert len(step) == world_size
+        assert all(within_budget(batch, lengths, budget) for batch in step)
+
+
+@moderate
+@given(LENGTHS, BUDGET, WORLD_SIZE)
+def test_a_micro_batch_is_empty_only_when_there_is_nothing_left_to_split(lengths, budget, world_size):
+    batches = [batch for step in micro_batches(lengths, budget, world_size) for batch in step]
+    if not all(batches):
+        assert max(map(len, batches)) == 1
+        assert batches.count([]) < world_size
+
+
+@moderate
+@given(LENGTHS, BUDGET, WORLD_SIZE)
+def test_there_are_no_more_micro_steps_than_the_budget_needs(lengths, budget, world_size):
+    needed = len(token_budget_batches(lengths, budget))
+    assert len(micro_batches(lengths, budget, world_size)) == -(-needed // world_size)
+
+
+@moderate
+@given(LENGTHS, BUDGET, WORLD_SIZE)
+def test_batches_of_similar_cost_share_a_micro_step(lengths, budget, world_size):
+    costs = [cost(batch, lengths) for step in micro_batches(lengths, budget, world_size) for batch in step]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_micro_batches_by_hand():
+    assert micro_batches([5, 4, 3, 2], 100, 1) == [[[0, 1, 2, 3]]]
+    assert micro_batches([5, 4, 3, 2], 100, 2) == [[[0, 1], [2, 3]]]
+    assert micro_batches([5], 100, 3) == [[[0], [], []]]
+    assert micro_batches([], 100, 3) == []

@@ -1,0 +1,144 @@
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xlr.lengthcontrol import ALPHA_GRID, choose_pairs
+
+
+def oracle(rewards, lengths, length_control=True, upper_bound=math.inf):
+    """(alpha, chosen, rejected, gap) by trying everything, in plain Python floats."""
+    best = None
+    for step in range(1000 if length_control else 1):
+        alpha = step / 1000
+        chosen, rejected, gaps = [], [], []
+        for reward_row, length_row in zip(rewards, lengths, strict=True):
+            penalised = [r - alpha * n for r, n in zip(reward_row, length_row, strict=True)]
+            win = lose = -1
+            for i, value in enumerate(penalised):
+                if value < upper_bound and (win == -1 or value > penalised[win]):
+                    win = i
+                if lose == -1 or value < penalised[lose]:
+                    lose = i
+            if win == -1:
+                lose = -1
+            else:
+                gaps.append(length_row[win] - length_row[lose])
+            chosen.append(win)
+            rejected.append(lose)
+        # Sums of integers are exact, and division rounds the same way whoever does it.
+        gap = abs(sum(gaps)) / len(gaps) if gaps else math.inf
+        if best is None or gap < best[3]:
+            best = (alpha, chosen, rejected, gap)
+    return best
+
+
+def outcome(*args, **options):
+    choice = choose_pairs(*args, **options)
+    return choice.alpha, choice.chosen_P.tolist(), choice.rejected_P.tolist(), choice.length_gap
+
+
+COARSE = st.integers(-8, 8).map(lambda i: i / 4)  # many ties, also with a bound
+REWARD = st.one_of(COARSE, st.floats(-50, 50))
+LENGTH = st.one_of(st.integers(0, 5), st.integers(0, 400))
+
+
+@st.composite
+def candidates(draw, reward=REWARD, length=LENGTH):
+    """Rewards and lengths of a few prompts, each with its own number of candidates."""
+    prompts = draw(st.lists(st.lists(st.tuples(reward, length), min_size=1, max_size=5), min_size=1, max_size=5))
+    return [[r for r, _ in row] for row in prompts], [[n for _, n in row] for row in prompts]
+
+
+@settings(max_examples=40, deadline=None)
+@given(candidates())
+def test_choice_equals_brute_force(drawn):
+    assert outcome(*drawn) == oracle(*drawn)
+
+
+@settings(max_examples=40, deadline=None)
+@given(candidates(), st.one_of(COARSE, st.floats(-60, 60)))
+def test_choice_with_an_upper_bound_equals_brute_force(drawn, upper_bound):
+    assert outcome(*drawn, upper_bound=upper_bound) == oracle(*drawn, upper_bound=upper_bound)
+
+
+@settings(max_examples=50, deadline=None)
+@given(candidates(), st.one_of(st.just(math.inf), COARSE))
+def test_choice_without_length_control_equals_brute_force_at_alpha_0(drawn, upper_bound):
+    actual = outcome(*drawn, length_control=False, upper_bound=upper_bound)
+    assert actual == oracle(*drawn, length_control=False, upper_bound=upper_bound)
+    assert actual[0] == 0.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(candidates(reward=st.just(1.5), length=st.just(7)))
+def test_when_all_candidates_are_equal_the_first_is_both_at_alpha_0(drawn):
+    prompts = len(drawn[0])
+    assert outcome(*drawn) == (0.0, [0] * prompts, [0] * prompts, 0.0)
+
+
+def test_many_prompts_where_longer_is_better_equal_brute_force():
+    generator = random.Random(0)
+    lengths = [[generator.randrange(5, 400) for _ in range(8)] for _ in range(30)]
+    rewards = [[0.05 * n + generator.gauss(0, 8) for n in row] for row in lengths]
+    actual = outcome(rewards, lengths)
+    assert actual == oracle(rewards, lengths)
+    assert actual[0] > 0
+    assert actual[3] < outcome(rewards, lengths, length_control=False)[3]
+
+
+def test_alpha_is_the_first_that_closes_the_gap():
+    # At 0.1 the first two tie at -1 and the longer, being the lower sample, still wins; from 0.101 it does not.
+    assert outcome([[1.0, 0.0, -0.5]], [[20, 10, 10]]) == (0.101, [1], [2], 0.0)
+
+
+def test_the_smallest_of_equally_good_alphas_is_taken():
+    # No alpha changes the only pair that there is: every gap is 5.
+    assert outcome([[900.0, -900.0]], [[10, 5]]) == (0.0, [0], [1], 5.0)
+
+
+def test_ties_go_to_the_lowest_sample():
+    assert outcome([[1.0, 2.0, 2.0, 1.0]], [[3, 3, 3, 3]]) == (0.0, [1], [0], 0.0)
+
+
+def test_the_gap_is_a_difference_of_means_not_a_mean_of_differences():
+    # One prompt's chosen is 10 longer, the other's 10 shorter.
+    assert outcome([[900.0, 0.0], [900.0, 0.0]], [[20, 10], [10, 20]])[3] == 0.0
+
+
+def test_a_candidate_that_reaches_the_bound_may_lose_but_not_win():
+    assert outcome([[3.0, 2.0, 1.0]], [[4, 4, 4]], upper_bound=3.0)[1:3] == ([1], [2])
+    assert outcome([[3.0]], [[4]], length_control=False, upper_bound=3.0) == (0.0, [-1], [-1], math.inf)
+
+
+def test_a_prompt_without_a_pair_does_not_count_for_the_gap():
+    rewards, lengths = [[9.0, 9.5], [1.0, 0.0]], [[0, 0], [8, 5]]
+    assert outcome(rewards, lengths, length_control=False, upper_bound=5.0) == (0.0, [-1, 0], [-1, 1], 3.0)
+
+
+def test_the_alpha_grid_is_every_thousandth_below_1():
+    assert len(ALPHA_GRID) == 1000
+    assert ALPHA_GRID[0] == 0.0
+    assert ALPHA_GRID[-1] == 0.999
+    assert all(alpha == i / 1000 for i, alpha in enumerate(ALPHA_GRID))
+
+
+@settings(max_examples=15, deadline=None)
+@given(candidates(), st.booleans())
+def test_alpha_is_on_the_grid(drawn, length_control):
+    assert choose_pairs(*drawn, length_control=length_control).alpha in ALPHA_GRID
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("length_control", [True, False])
+def test_rewards_that_are_not_finite_are_refused(bad, length_control):
+    with pytest.raises(ValueError, match="not finite"):
+        choose_pairs([[1.0, 2.0], [0.0, bad]], [[1, 2], [3, 4]], length_control)
+
+
+@pytest.mark.parametrize("rewards", [[], [[]], [[1.0], []]])
+def test_prompts_without_candidates_are_refused(rewards):
+    with pytest.raises(ValueError, match="at least one candidate"):
+        choose_pairs(rewards, [[1] * len(row) for row in rewards])

@@ -1,0 +1,95 @@
+"""Tiny real models and tokenizers, made on the spot: three families of chat templates, byte-level BPE."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from xlr.config import RECIPES
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+# family -> template, BOS, EOS, other special tokens, does the tokenizer itself add a BOS
+FAMILIES = {
+    "qwen": (CHATML, None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"], False),
+    "llama3": (LLAMA3, "<|begin|>", "<|end|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], True),
+    "gemma": (GEMMA, "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"], True),
+}
+TERMINATORS = {"qwen": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
+
+
+def make_tokenizer(family: str, vocab_size: int = 600) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the shipped prompts."""
+    template, bos, eos, others, adds_bos = FAMILIES[family]
+    specials = [token for token in (bos, eos, "<|pad|>", *others) if token]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    texts = [
+        json.loads(line)["instruction"]
+        for file in sorted((RECIPES / "quickstart" / "prompts").glob("*.jsonl"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+    ]
+    tokenizer.train_from_iterator(texts, trainer)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token="<|pad|>", additional_special_tokens=others
+    )
+    fast.chat_template = template
+    return fast
+
+
+def make_model(
+    vocab_size: int, seed: int = 0, tied: bool = True, layers: int = 2, dtype: torch.dtype = torch.float32
+) -> LlamaForCausalLM:
+    """A random Llama with grouped-query attention."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=tied,
+        initializer_range=0.1,
+    )
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def save(folder: Path, seed: int, family: str = "qwen", tied: bool = True, start: LlamaForCausalLM | None = None) -> Path:
+    """A model folder; with `start`, its weights plus a little noise (an "aligned" sibling)."""
+    tokenizer = make_tokenizer(family)
+    model = make_model(len(tokenizer), seed, tied)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,5 @@
+"""`python -m xlr`."""
+
+from xlr.cli import main
+
+main()

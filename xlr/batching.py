@@ -1,0 +1,53 @@
+"""Which examples are computed together, decided from lengths alone and before any worker starts."""
+
+from collections.abc import Sequence
+
+Batch = list[int]
+
+
+def token_budget_batches(lengths: Sequence[int], budget: int) -> list[Batch]:
+    """Fill batches with whole examples, longest first, up to a budget of tokens each.
+
+    The plan depends on the lengths alone (ties by position), so the same work is cut the same way
+    whatever the number of workers. An example longer than the budget makes a batch of its own.
+
+    Args:
+        lengths: tokens of each example.
+        budget: tokens of a batch.
+
+    Returns:
+        Batches of indices; every index once.
+    """
+    batches: list[Batch] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not batches or lengths[index] > room:
+            batches.append([])
+            room = budget
+        batches[-1].append(index)
+        room -= lengths[index]
+    return batches
+
+
+def micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[list[Batch]]:
+    """Cut one global batch into as many micro-batches for every rank.
+
+    ZeRO-3 gathers weights in collectives that every rank must enter, so all ranks run the same number of
+    micro-batches; a rank that has none left gets an empty one.
+
+    Args:
+        lengths: tokens of each pair of the global batch.
+        budget: tokens of a micro-batch.
+        world_size: ranks.
+
+    Returns:
+        `[micro-step][rank]` -> indices of pairs; every index once. Batches of similar cost share a micro-step.
+    """
+    batches = token_budget_batches(lengths, budget)
+    while len(batches) % world_size:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+        whole = batches[largest]
+        half = (len(whole) + 1) // 2
+        batches[largest : largest + 1] = [whole[:half], whole[half:]]
+    batches.sort(key=lambda batch: (-sum(lengths[i] for i in batch), batch))
+    return [batches[start : start + world_size] for start in range(0, len(batches), world_size)]

@@ -1,0 +1,350 @@
+"""The typed configuration tree: one YAML file and dotted overrides.
+
+Relative paths are relative to the folder the command runs in; a resolved configuration holds absolute ones.
+`{recipes}` in a path stands for the folder of the files that ship with xlr.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xlr.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+# A setting that changes how fast a stage runs or what it shows, never what it computes.
+OPERATIONAL = {"operational": True}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=True)
+
+
+class ModelConfig(_Section):
+    """The two models the implicit reward is made of."""
+
+    initial: str
+    """pi_I, the model before preference alignment: a Hugging Face folder or hub name."""
+    aligned: str | None = None
+    """pi^0, the same model aligned on English preferences; without it the align stage makes it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of weights and arithmetic; auto is bfloat16 on GPUs and float32 on CPUs."""
+    attn_implementation: str = "xlr_shared_prompt"
+    """xlr_shared_prompt (packed, a prompt computed once for all its responses) or any name transformers knows
+    (sdpa, flash_attention_2, ...), which is fed right-padded rows."""
+
+
+class PromptsConfig(_Section):
+    """Parallel instructions."""
+
+    path: str
+    """A folder of {lang}.jsonl or {lang}.json files, or a datasets folder with a column a language."""
+    limit: int | None = Field(None, ge=1)
+    """How many instructions a language are used, in the order of the English file; all by default."""
+
+
+class GenerateConfig(_Section):
+    """Stage 1: sampling responses."""
+
+    num_samples: int = Field(10, ge=1)
+    """Responses a prompt."""
+    temperature: float = Field(0.9, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: the share of probability that is kept."""
+    top_k: int = Field(0, ge=0)
+    """How many of the likeliest tokens are kept; 0 keeps all."""
+    max_new_tokens: int = Field(2400, ge=1)
+    """Tokens after which a response is cut off."""
+    batch_size: int = Field(64, ge=1)
+    """Responses sampled together."""
+
+
+class ScoreConfig(_Section):
+    """Stage 2: the implicit reward."""
+
+    reward: Literal["crosslingual", "multilingual", "translate"] = "crosslingual"
+    """What a response is scored under: the prefixed English instruction, its own instruction, or its English
+    translation under the English instruction (English itself is then left out)."""
+    reference: Literal["initial", "previous"] = "initial"
+    """The reward's reference: always pi_I, or the model the policy was trained from."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Tokens scored together."""
+    max_length: int = Field(8192, ge=2)
+    """Longer prompt + response are left out, counted and reported, in tokens."""
+
+
+class PairConfig(_Section):
+    """Stage 3: preference pairs."""
+
+    length_control: bool = True
+    """Penalise length so that chosen and rejected are equally long on average, per language."""
+    upper_bound: float = math.inf
+    """Responses whose penalised reward reaches this are never chosen."""
+    export_jsonl: bool = False
+    """Also write pairs.jsonl beside the Parquet file."""
+
+
+class TrainConfig(_Section):
+    """Stage 4: full fine-tuning with DPO and NLL."""
+
+    beta: float = Field(0.1, gt=0)
+    """Inverse temperature of the DPO loss."""
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    """The preference loss."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed probability that a preference is flipped (sigmoid only)."""
+    nll_weight: float = Field(1.0, ge=0)
+    """Weight of the chosen response's negative log-likelihood a token."""
+    reference: Literal["start", "initial"] = "start"
+    """The DPO reference: the model the iteration starts from, or pi_I."""
+    learning_rate: float = Field(5e-7, gt=0)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """Schedule, by transformers' names."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first moment decay."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """AdamW's second moment decay."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradient clipping; 0 turns it off."""
+    num_train_epochs: int = Field(1, ge=1)
+    """Passes over the pairs."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps; the schedule ends there too."""
+    global_batch_size: int = Field(32, ge=1)
+    """Pairs of an optimizer step, over all ranks."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens a rank computes at once; does not change the loss beyond rounding."""
+    max_length: int = Field(4096, ge=2)
+    """Pairs with a longer prompt + response are left out, counted and reported, in tokens."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    ds_config: str = "zero3"
+    """DeepSpeed JSON of the policy: a file, or the name of a shipped one (see ds_configs/)."""
+    reference_ds_config: str = "reference"
+    """DeepSpeed JSON of the frozen reference."""
+    processes: Annotated[int | None, Field(ge=1, json_schema_extra=OPERATIONAL)] = None
+    """Training processes on this machine: one a GPU by default, one on CPUs."""
+    save_steps: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 50
+    """Steps between checkpoints; 0 writes none."""
+
+
+class AlignConfig(TrainConfig):
+    """Stage 0: making pi^0 from pi_I on English preferences, with the same trainer."""
+
+    preferences: str | None = None
+    """A JSONL or Parquet file with prompt, chosen, rejected (message lists or strings)."""
+
+
+class EvaluateConfig(_Section):
+    """Stage 5: held-out prompts and preferences."""
+
+    prompts: PromptsConfig | None = None
+    """Held-out parallel instructions; without them only preferences are evaluated."""
+    preferences: str | None = None
+    """Held-out English preferences, in the form of align.preferences."""
+    temperature: float = Field(0.6, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus sampling."""
+    max_new_tokens: int = Field(2048, ge=1)
+    """Tokens after which a response is cut off."""
+
+
+class RayConfig(_Section):
+    """The actors that sample and score; nothing here changes a result."""
+
+    actors: Annotated[int | None, Field(ge=1, json_schema_extra=OPERATIONAL)] = None
+    """How many; by default one a GPU, or what the CPUs allow."""
+    cpus_per_actor: Annotated[int | None, Field(ge=1, json_schema_extra=OPERATIONAL)] = None
+    """Threads of an actor; by default all cores on a CPU machine, 4 beside a GPU."""
+    gpus_per_actor: Annotated[float | None, Field(ge=0, json_schema_extra=OPERATIONAL)] = None
+    """GPUs of an actor; by default 1 where there are GPUs."""
+    dashboard: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = False
+    """Start Ray's dashboard, on the same address."""
+
+
+class Config(_Section):
+    """One run: everything that decides its result."""
+
+    run_dir: Annotated[str, Field(json_schema_extra=OPERATIONAL)]
+    """Where the run's artefacts go."""
+    seed: int = Field(42, ge=0)
+    """Seed of sampling and data order."""
+    iterations: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
+    """How many times generate, score, pair and train are repeated; may be raised later."""
+    languages: tuple[str, ...] = Field(min_length=1)
+    """ISO 639-1 codes, English among them if it is to be trained on."""
+    model: ModelConfig
+    prompts: PromptsConfig
+    align: AlignConfig = AlignConfig()
+    generate: GenerateConfig = GenerateConfig()
+    score: ScoreConfig = ScoreConfig()
+    pair: PairConfig = PairConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        from xlr import languages
+
+        for code in self.languages:
+            languages.name(code)
+        if len(set(self.languages)) != len(self.languages):
+            raise UserError(f"languages: a code stands twice in {list(self.languages)}; remove one")
+        if self.model.aligned is None and self.align.preferences is None:
+            raise UserError(
+                "model.aligned is not set: name the English-aligned model, or set align.preferences to English "
+                "preference pairs from which the align stage makes one"
+            )
+        if self.score.reward == "translate" and set(self.languages) == {"en"}:
+            raise UserError("score.reward: translate leaves English out, and languages has nothing else")
+        return self
+
+
+def load(source: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a configuration.
+
+    Args:
+        source: a YAML file, or a run directory (its `config.yaml`).
+        overrides: `section.key=value` strings, values in YAML.
+
+    Raises:
+        UserError: naming the file and the key.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "config.yaml"
+    if not path.is_file():
+        what = "no such run directory or file" if not path.parent.is_dir() or path.name != "config.yaml" else "missing"
+        raise UserError(f"{path}: {what}; start one with `xlr init NAME --recipe quickstart`")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no keys; start from `xlr init NAME --recipe quickstart`")
+    for override in overrides or []:
+        _override(tree, override)
+    tree.setdefault("run_dir", f"runs/{path.stem}")
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+    return _absolute(config)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"{override!r}: an override is written section.key=value, for example train.beta=0.2")
+    *sections, key = dotted.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{override!r}: {section} is a value, not a section")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: the value is not valid YAML") from error
+    tree[key] = value
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic problem as a sentence that names the dotted key and, for an unknown one, the nearest."""
+    keys = [str(part) for part in problem["loc"]]
+    dotted = ".".join(keys)
+    if problem["type"] != "extra_forbidden":
+        given = "" if problem["type"] == "missing" else f" (it is {problem['input']!r})"
+        return f"{dotted or 'the file'}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
+    section: Any = Config
+    for key in keys[:-1]:
+        section = _section_type(section.model_fields[key].annotation)
+    valid = list(section.model_fields)
+    close = difflib.get_close_matches(keys[-1], valid, 1)
+    nearest = f"did you mean {close[0]}? " if close else ""
+    return f"{dotted}: unknown key; {nearest}valid here: {', '.join(valid)}"
+
+
+def _section_type(annotation: Any) -> Any:
+    options = getattr(annotation, "__args__", (annotation,))
+    return next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+
+
+def _absolute(config: Config) -> Config:
+    """Every path absolute, so that the resolved configuration works from any folder."""
+
+    def place(path: str | None) -> str | None:
+        return path and str(Path(path.replace("{recipes}", str(RECIPES))).expanduser().absolute())
+
+    def model(name: str | None) -> str | None:
+        """A hub name stays as it is; what exists, or is written as a path, is one."""
+        if name is None or not (Path(name).exists() or name.startswith((".", "/", "~", "{"))):
+            return name
+        return place(name)
+
+    def ds_config(name: str) -> str:
+        return str(place(name)) if name.endswith(".json") else name
+
+    def trained(section: Any, **paths: Any) -> Any:
+        names = {key: ds_config(getattr(section, key)) for key in ("ds_config", "reference_ds_config")}
+        return section.model_copy(update={**names, **paths})
+
+    def prompts(section: PromptsConfig) -> PromptsConfig:
+        return section.model_copy(update={"path": place(section.path)})
+
+    held_out = config.evaluate.prompts
+    return config.model_copy(
+        update={
+            "run_dir": place(config.run_dir),
+            "model": config.model.model_copy(
+                update={"initial": model(config.model.initial), "aligned": model(config.model.aligned)}
+            ),
+            "prompts": prompts(config.prompts),
+            "align": trained(config.align, preferences=place(config.align.preferences)),
+            "train": trained(config.train),
+            "evaluate": config.evaluate.model_copy(
+                update={
+                    "prompts": held_out and prompts(held_out),
+                    "preferences": place(config.evaluate.preferences),
+                }
+            ),
+        }
+    )
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, every default spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json") | _infinite(config), sort_keys=False, allow_unicode=True)
+
+
+def _infinite(config: Config) -> dict[str, Any]:
+    # JSON mode turns infinity into null; YAML has a word for it.
+    pair = config.pair.model_dump()
+    return {"pair": pair}
+
+
+def settings(section: BaseModel, prefix: str) -> dict[str, Any]:
+    """A section's settings that decide a result, flat: `{"train.beta": 0.1, ...}`."""
+    flat: dict[str, Any] = {}
+    for key, field in type(section).model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"):
+            continue
+        value = getattr(section, key)
+        if isinstance(value, BaseModel):
+            flat |= settings(value, f"{prefix}.{key}")
+        else:
+            flat[f"{prefix}.{key}"] = str(value) if value == math.inf else value
+    return flat

@@ -1,0 +1,8 @@
+"""The one exception that means "the user can fix this"."""
+
+
+class UserError(Exception):
+    """Bad input: a message that names the file, line or key, what is wrong and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,152 @@
+"""Stage 5: how a model answers held-out prompts, and whether its implicit reward knows held-out preferences.
+
+Reads pi^t (t = 0 is the start) and the held-out sets; writes `RUN/iter{t}/eval/`: responses, scores and
+`eval.json`. Run alone with `xlr evaluate RUN --iteration t`.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xlr import scores
+from xlr.batching import token_budget_batches
+from xlr.config import GenerateConfig, settings
+from xlr.encoding import Example
+from xlr.prompts import ENGLISH, load_preferences, load_prompts, sources
+from xlr.records import Response, Score
+from xlr.responses import sample_responses
+from xlr.rewards import implicit_reward
+from xlr.scores import score_responses, scoring_instruction
+from xlr.stage import Context, require
+from xlr.store import Artifact, atomic_path, read_json, read_rows, remove, write_json, write_shards
+
+# All iterations draw with the same random numbers, so that their answers differ by the model alone.
+_SEED_ITERATION = -1
+
+
+def artifact(context: Context, iteration: int) -> Artifact:
+    """The evaluation of pi^t and what decides it."""
+    section = context.config.evaluate
+    inputs: dict[str, str | Path] = {"model": context.model(iteration), "reference": context.model(-1)}
+    if section.prompts:
+        inputs |= sources(section.prompts, context.config.languages)
+        inputs["reward policy"] = context.model(0)
+        if iteration:
+            inputs["start"] = context.run.iteration(0) / "eval"
+    if section.preferences:
+        inputs["preferences"] = section.preferences
+    own = {
+        "seed": context.config.seed,
+        "languages": list(context.config.languages),
+        "model.dtype": context.config.model.dtype,
+    }
+    return Artifact(context.run.iteration(iteration) / "eval", "evaluate", settings(section, "evaluate") | own, inputs)
+
+
+def make(context: Context, iteration: int) -> dict[str, Any]:
+    """Evaluate one model."""
+    started = time.time()
+    section = context.config.evaluate
+    context.require_model(iteration)
+    target = artifact(context, iteration)
+    facts: dict[str, Any] = {"iteration": iteration, "languages": {}}
+    answers: list[Response] = []
+    scored: list[Score] = []
+    if section.prompts:
+        if iteration:
+            require(artifact(context, 0), f"xlr evaluate {context.run.path} --iteration 0")
+        answers, scored = _answer(context, target, iteration)
+        start = read_rows(context.run.iteration(0) / "eval" / "scores", Score) if iteration else scored
+        facts["languages"] = {
+            lang: _language_facts(
+                [row for row in answers if row.lang == lang],
+                [row for row in scored if row.lang == lang],
+                {row.id: row.reward for row in start if row.lang == lang},
+            )
+            for lang in context.config.languages
+        }
+    if section.preferences:
+        facts["preferences"] = _preference_facts(context, section.preferences, iteration)
+    with atomic_path(target.folder) as folder:
+        for name, row_type, rows in (("responses", Response, answers), ("scores", Score, scored)):
+            (folder / name).mkdir(parents=True)
+            for lang in context.config.languages:
+                write_shards(folder / name, lang, row_type, [row for row in rows if row.lang == lang])
+        write_json(folder / "eval.json", facts)
+    target.finish(len(answers), facts, started)
+    remove(target.parts())
+    remove(target.parts("responses"))
+    return facts
+
+
+def _answer(context: Context, target: Artifact, iteration: int) -> tuple[list[Response], list[Score]]:
+    """One answer to each held-out prompt, and its reward log pi^0 - log pi_I: one yardstick for all iterations."""
+    section = context.config.evaluate
+    assert section.prompts is not None
+    prompts = load_prompts(section.prompts, context.config.languages)
+    how = GenerateConfig(
+        temperature=section.temperature,
+        top_p=section.top_p,
+        max_new_tokens=section.max_new_tokens,
+        batch_size=context.config.generate.batch_size,
+    )
+    wanted = [(prompt, 0) for lang in context.config.languages for prompt in prompts[lang]]
+    label = f"evaluate iteration {iteration}"
+    answers = sample_responses(
+        context, target, "responses", context.model(iteration), wanted, how, _SEED_ITERATION, f"{label}: answer"
+    )
+    filled = [row for row in answers if row.response.strip()]
+    english = {prompt.id: prompt.instruction for prompt in prompts[ENGLISH]}
+    by_key = {(prompt.lang, prompt.id): prompt for prompt, _ in wanted}
+    instructions = [scoring_instruction("crosslingual", by_key[row.lang, row.id], english[row.id]) for row in filled]
+    texts = [row.response for row in filled]
+    policy, reference = context.model(0), context.model(-1)
+    scored, _ = score_responses(context, target, policy, reference, instructions, filled, texts, f"{label}: score")
+    return answers, scored
+
+
+def _language_facts(
+    answers: Sequence[Response], scored: Sequence[Score], start_rewards: dict[str, float]
+) -> dict[str, Any]:
+    count = max(len(answers), 1)
+    gains = [row.reward - start_rewards[row.id] for row in scored if row.id in start_rewards]
+    compared = max(len(gains), 1)
+    return {
+        **scores.reward_facts(scored),
+        "rows": len(answers),
+        "complete": sum(row.finish_reason == "stop" for row in answers) / count,
+        "finish_reasons": {
+            reason: sum(row.finish_reason == reason for row in answers) for reason in ("stop", "length")
+        },
+        "empty": sum(not row.response.strip() for row in answers) / count,
+        "reward_gain": sum(gains) / compared,
+        "reward_wins": sum((gain > 0) + 0.5 * (gain == 0) for gain in gains) / compared,
+    }
+
+
+def _preference_facts(context: Context, path: str, iteration: int) -> dict[str, Any]:
+    """Accuracy and margin of the implicit reward log pi^t - log pi_I on a preference set."""
+    encoder = context.encoder
+    examples = [
+        Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
+        for _, prompt, chosen, rejected in load_preferences(path)
+    ]
+    batches = token_budget_batches([e.num_tokens for e in examples], context.config.score.batch_tokens)
+    policy, reference = context.model(iteration), context.model(-1)
+    tasks = {number: (policy, reference, [examples[i] for i in batch]) for number, batch in enumerate(batches)}
+    margins = []
+    for _, result in sorted(context.pool.map("score", tasks)):
+        for chosen, rejected in result:
+            margins.append(implicit_reward(*chosen) - implicit_reward(*rejected))
+    return {
+        "pairs": len(margins),
+        "accuracy": sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins),
+        "margin": sum(margins) / len(margins),
+    }
+
+
+def read(context: Context, iteration: int) -> dict[str, Any] | None:
+    """The evaluation of pi^t, if it is finished."""
+    file = context.run.iteration(iteration) / "eval" / "eval.json"
+    return read_json(file) if file.is_file() else None

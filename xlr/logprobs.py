@@ -1,0 +1,78 @@
+"""Log-probabilities of response tokens without ever holding all logits.
+
+Shapes: `N` predicted tokens of a batch, `S` responses of a batch, `D` hidden size, `V` vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_TOKENS = 1024
+
+
+class _ChunkedTokenLogps(torch.autograd.Function):
+    """log softmax(h W^T)[label] over chunks of tokens: peak memory is O(chunk x V), forward and backward.
+
+    The backward pass computes a chunk's logits again instead of keeping them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
+        logps_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
+        normalizer_N = torch.empty_like(logps_N)
+        for start in range(0, len(labels_N), chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            logits_CV = (hidden_ND[chunk] @ weight_VD.T).float()
+            normalizer_N[chunk] = logits_CV.logsumexp(-1)
+            label_logits_C = logits_CV.gather(-1, labels_N[chunk, None]).squeeze(-1)
+            logps_N[chunk] = label_logits_C - normalizer_N[chunk]
+        ctx.save_for_backward(hidden_ND, weight_VD, labels_N, normalizer_N)
+        ctx.chunk_tokens = chunk_tokens
+        return logps_N
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad_N,) = grad_outputs
+        hidden_ND, weight_VD, labels_N, normalizer_N = ctx.saved_tensors
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_weight_VD = torch.zeros_like(weight_VD)
+        for start in range(0, len(labels_N), ctx.chunk_tokens):
+            chunk = slice(start, start + ctx.chunk_tokens)
+            # d logp / d logits = onehot(label) - softmax(logits)
+            grad_logits_CV = (hidden_ND[chunk] @ weight_VD.T).float()
+            grad_logits_CV.sub_(normalizer_N[chunk, None]).exp_().mul_(-grad_N[chunk, None])
+            grad_logits_CV.scatter_add_(-1, labels_N[chunk, None], grad_N[chunk, None])
+            grad_logits_CV = grad_logits_CV.to(weight_VD.dtype)
+            grad_hidden_ND[chunk] = grad_logits_CV @ weight_VD
+            grad_weight_VD.addmm_(grad_logits_CV.T, hidden_ND[chunk])
+        return grad_hidden_ND, grad_weight_VD, None, None
+
+
+def token_logps(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> Tensor:
+    """Log-probability of each label under softmax(hidden @ weight^T).
+
+    Args:
+        hidden_ND: final hidden states at the positions that predict the labels.
+        weight_VD: the output embedding.
+        labels_N: token ids.
+        chunk_tokens: how many rows of logits exist at a time.
+
+    Returns:
+        float32 of shape `(N,)`, in nats; differentiable in hidden and weight.
+    """
+    return _ChunkedTokenLogps.apply(hidden_ND, weight_VD, labels_N, chunk_tokens)
+
+
+def sum_per_response(logps_N: Tensor, lengths_S: Tensor) -> Tensor:
+    """Sum consecutive runs of token log-probabilities: log p(y|x), no length normalisation.
+
+    Args:
+        logps_N: token log-probabilities, one response after the other.
+        lengths_S: tokens of each response, terminator included; they add up to `N`.
+
+    Returns:
+        `(S,)`, in nats. Source: arXiv 2503.04647, section 3 (the log-probability of a whole response).
+    """
+    owner_N = torch.repeat_interleave(torch.arange(len(lengths_S), device=logps_N.device), lengths_S)
+    return logps_N.new_zeros(len(lengths_S)).index_add(0, owner_N, logps_N)

@@ -1,0 +1,85 @@
+"""Opening a model's weights, and refusing what would poison a run."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from xlr.errors import UserError
+from xlr.packing import SHARED_PROMPT
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on GPUs and float32 on CPUs, where bfloat16 is some hundred times slower."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def load_config(model: str | Path) -> Any:
+    """A model's architecture.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{model}: not a model that can be opened ({str(error).strip().splitlines()[0]}); name a Hugging Face "
+            "folder with config.json and safetensors weights, or a hub name that this machine can reach"
+        ) from error
+
+
+def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: str) -> nn.Module:
+    """Open a causal language model from safetensors, in evaluation mode, on the CPU or under zero.Init.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(model)
+    try:
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            model,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"{model}: the weights cannot be opened with attn_implementation={attn_implementation} "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    return causal_lm.eval()
+
+
+def require_finite(causal_lm: nn.Module, model: str | Path) -> None:
+    """Refuse weights with NaN or infinity.
+
+    Raises:
+        UserError: naming the first such tensor.
+    """
+    for name, parameter in causal_lm.named_parameters():
+        if not parameter.isfinite().all():
+            refuse_damaged(model, name)
+
+
+def refuse_damaged(model: str | Path, name: str) -> NoReturn:
+    """Say which weight is not finite.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"{model}: the weight {name} holds NaN or infinity; the file is damaged, or its training diverged")
+
+
+def default_attention(attn_implementation: str) -> str:
+    """The implementation for plain use, such as generation, beside one that only knows packed batches."""
+    return "sdpa" if attn_implementation == SHARED_PROMPT else attn_implementation

@@ -1,0 +1,202 @@
+"""A batch of examples as tensors, and the one function that turns it into log-probabilities.
+
+Scoring, reference log-probabilities and training all call `response_logps`.
+
+Shapes: `T` tokens that enter the model, `R` rows, `N` predicted response tokens, `S` responses, `D` hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from xlr.encoding import Example
+from xlr.logprobs import sum_per_response, token_logps
+
+SHARED_PROMPT = "xlr_shared_prompt"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where one example lies on the packed axis: `start:prompt_end` is its prompt, then its responses' ends."""
+
+    start: int
+    prompt_end: int
+    response_ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Examples as model input.
+
+    `input_ids_RT` has one packed row (with `groups`) or a padded row a response (without).
+    `predict_N` are positions on the flattened R x T axis whose hidden state predicts `labels_N`;
+    `lengths_S` says how many labels belong to each response, in the order of the examples.
+    """
+
+    input_ids_RT: Tensor
+    position_ids_RT: Tensor
+    predict_N: Tensor
+    labels_N: Tensor
+    lengths_S: Tensor
+    groups: tuple[Group, ...] | None
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch on a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+def pack(examples: Sequence[Example]) -> PackedBatch:
+    """One row without padding: each prompt once, then its responses, each of which sees the prompt and itself."""
+    input_ids: list[int] = []
+    positions: list[int] = []
+    predict: list[int] = []
+    labels: list[int] = []
+    lengths: list[int] = []
+    groups: list[Group] = []
+    for example in examples:
+        start = len(input_ids)
+        input_ids += example.prompt
+        positions += range(len(example.prompt))
+        prompt_end = len(input_ids)
+        ends = []
+        for response in example.responses:
+            # The prompt's last token predicts the first response token; the terminator predicts nothing.
+            predict += [prompt_end - 1, *range(len(input_ids), len(input_ids) + len(response) - 1)]
+            input_ids += response[:-1]
+            positions += range(len(example.prompt), len(example.prompt) + len(response) - 1)
+            labels += response
+            lengths.append(len(response))
+            ends.append(len(input_ids))
+        groups.append(Group(start, prompt_end, tuple(ends)))
+    return PackedBatch(
+        torch.tensor([input_ids]),
+        torch.tensor([positions]),
+        torch.tensor(predict),
+        torch.tensor(labels),
+        torch.tensor(lengths),
+        tuple(groups),
+    )
+
+
+def pad(examples: Sequence[Example]) -> PackedBatch:
+    """A right-padded row a response, for attention implementations that know nothing of shared prompts.
+
+    Causal attention never looks right, so no mask is needed.
+    """
+    rows = [(example.prompt, response) for example in examples for response in example.responses]
+    width = max(len(prompt) + len(response) - 1 for prompt, response in rows)
+    input_ids_RT = torch.zeros(len(rows), width, dtype=torch.long)
+    predict: list[int] = []
+    for row, (prompt, response) in enumerate(rows):
+        tokens = (*prompt, *response[:-1])
+        input_ids_RT[row, : len(tokens)] = torch.tensor(tokens)
+        predict += range(row * width + len(prompt) - 1, row * width + len(tokens))
+    return PackedBatch(
+        input_ids_RT,
+        torch.arange(width).expand(len(rows), -1),
+        torch.tensor(predict),
+        torch.tensor([token for _, response in rows for token in response]),
+        torch.tensor([len(response) for _, response in rows]),
+        None,
+    )
+
+
+def shared_prompt_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    groups: tuple[Group, ...] | None = None,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Causal attention in which a response sees its prompt and itself, not the other responses.
+
+    Args:
+        query: `(1, heads, T, head_dim)`; key and value may have fewer heads.
+        groups: where examples lie; without it (generation, plain use) attention is causal over the whole row.
+
+    Returns:
+        `(1, T, heads, head_dim)`, as transformers' attention functions do.
+    """
+    if sliding_window is not None and key.shape[2] > sliding_window:
+        raise ValueError("sliding-window attention is longer than its window: set model.attn_implementation to sdpa")
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    if groups is None:
+        raise ValueError("xlr_shared_prompt attention needs the groups of a packed batch")
+    outputs = []
+    for group in groups:
+        # The prompt and its first response are one plain causal sequence.
+        first_end = group.response_ends[0]
+        first = slice(group.start, first_end)
+        outputs.append(_attend(query[:, :, first], key[:, :, first], value[:, :, first], scaling))
+        prompt_key, prompt_value = (
+            key[:, :, group.start : group.prompt_end],
+            value[:, :, group.start : group.prompt_end],
+        )
+        for start, end in zip(group.response_ends, group.response_ends[1:], strict=False):
+            if start == end:
+                continue  # nothing but the terminator
+            own = slice(start, end)
+            seen_key = torch.cat([prompt_key, key[:, :, own]], 2)
+            seen_value = torch.cat([prompt_value, value[:, :, own]], 2)
+            outputs.append(_attend(query[:, :, own], seen_key, seen_value, scaling))
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Causal attention of the last queries of a sequence over all its keys."""
+    if query.shape[2] == key.shape[2]:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    mask = causal_lower_right(query.shape[2], key.shape[2])
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+
+AttentionInterface.register(SHARED_PROMPT, shared_prompt_attention)
+
+
+class LogprobHead(nn.Linear):
+    """The output embedding as a module that returns log-probabilities instead of logits.
+
+    It is a module of its own so that ZeRO-3 gathers its weight once a pass, not once a chunk.
+    """
+
+    def forward(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:  # type: ignore[override]
+        """Log-probability of each label, float32 `(N,)`."""
+        return token_logps(hidden_ND, self.weight, labels_N)
+
+
+class LogprobModel(nn.Module):
+    """A causal language model that returns the log-probability of each response of a batch.
+
+    The model itself is left as it is, its parameters' names under `causal_lm.`; the head shares its weight.
+    """
+
+    def __init__(self, causal_lm: Any):
+        super().__init__()
+        self.causal_lm = causal_lm
+        weight = causal_lm.get_output_embeddings().weight
+        with torch.device("meta"):
+            self.head = LogprobHead(1, 1, bias=False)
+        self.head.weight = weight
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Log-probability of each response of the batch, float32 `(S,)`, in nats."""
+        extra = {} if batch.groups is None else {"groups": batch.groups}
+        hidden_RTD = self.causal_lm.get_decoder()(
+            input_ids=batch.input_ids_RT, position_ids=batch.position_ids_RT, use_cache=False, **extra
+        ).last_hidden_state
+        logps_N = self.head(hidden_RTD.flatten(0, 1)[batch.predict_N], batch.labels_N)
+        return sum_per_response(logps_N, batch.lengths_S)

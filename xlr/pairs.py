@@ -1,0 +1,136 @@
+"""Stage 3: preference pairs from scores, length-controlled per language.
+
+Reads the scores and the prompts; writes `RUN/iter{t}/pairs/pairs.parquet`. Run alone with
+`xlr pair RUN --iteration t`.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from xlr import scores
+from xlr.config import settings
+from xlr.errors import UserError
+from xlr.prompts import sources
+from xlr.records import Pair, Prompt, Score
+from xlr.stage import Context, require
+from xlr.store import Artifact, atomic_path, read_rows, write_rows, write_text
+
+
+def artifact(context: Context, iteration: int) -> Artifact:
+    """The pairs of one iteration and what decides them."""
+    config = context.config
+    return Artifact(
+        context.run.iteration(iteration) / "pairs",
+        "pair",
+        settings(config.pair, "pair") | {"languages": list(config.languages)},
+        {"scores": context.run.iteration(iteration) / "scores", **sources(config.prompts, config.languages)},
+    )
+
+
+def make(context: Context, iteration: int) -> dict[str, Any]:
+    """Choose one pair a prompt where its candidates allow one.
+
+    Raises:
+        UserError: no prompt gives a pair.
+    """
+    started = time.time()
+    require(scores.artifact(context, iteration), f"xlr score {context.run.path} --iteration {iteration}")
+    target = artifact(context, iteration)
+    rows = read_rows(context.run.iteration(iteration) / "scores", Score)
+    pairs: list[Pair] = []
+    facts: dict[str, Any] = {}
+    for lang in context.config.languages:
+        of_lang = [row for row in rows if row.lang == lang]
+        if not of_lang:
+            continue
+        found, facts[lang] = pair_language(context, of_lang, context.prompts[lang])
+        pairs += found
+    if not pairs:
+        raise UserError(
+            f"{target.folder}: no prompt gives a pair ({json.dumps(facts)}); sample more responses "
+            "(generate.num_samples) or raise pair.upper_bound"
+        )
+    with atomic_path(target.folder) as folder:
+        folder.mkdir()
+        write_rows(folder / "pairs.parquet", Pair, pairs)
+        if context.config.pair.export_jsonl:
+            lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
+            write_text(folder / "pairs.jsonl", "".join(lines))
+    target.finish(len(pairs), facts, started)
+    return facts
+
+
+def pair_language(
+    context: Context, rows: Sequence[Score], prompts: Sequence[Prompt]
+) -> tuple[list[Pair], dict[str, Any]]:
+    """The pairs of one language in the order of its prompts, with alpha and what was left out."""
+    from xlr.lengthcontrol import choose_pairs  # imports torch
+
+    candidates: dict[str, list[Score]] = {}
+    for row in rows:
+        candidates.setdefault(row.id, []).append(row)
+    groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
+    section = context.config.pair
+    try:
+        choice = choose_pairs(
+            [[row.reward for row in group] for _, group in groups],
+            [[row.num_chars for row in group] for _, group in groups],
+            section.length_control,
+            section.upper_bound,
+        )
+    except ValueError as error:
+        broken = next(row for row in rows if not abs(row.reward) < float("inf"))
+        raise UserError(
+            f"iteration's scores: {broken.lang} {broken.id} sample {broken.sample}: the reward is {broken.reward}; "
+            "the policy or the reference is damaged"
+        ) from error
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter({"no candidate left": len(prompts) - len(groups)})
+    indices = zip(choice.chosen_P.tolist(), choice.rejected_P.tolist(), strict=True)
+    for (prompt, group), (chosen, rejected) in zip(groups, indices, strict=True):
+        reason = _unusable(group, chosen, rejected)
+        if reason:
+            dropped[reason] += 1
+        else:
+            pairs.append(_pair(prompt, group[chosen], group[rejected], choice.alpha))
+    facts = {
+        "pairs": len(pairs),
+        "alpha": choice.alpha,
+        "length_gap": choice.length_gap,
+        "chosen_chars": _mean([len(pair.chosen[0]["content"]) for pair in pairs]),
+        "rejected_chars": _mean([len(pair.rejected[0]["content"]) for pair in pairs]),
+        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+    }
+    return pairs, facts
+
+
+def _unusable(group: Sequence[Score], chosen: int, rejected: int) -> str | None:
+    if chosen < 0:
+        return "no candidate below pair.upper_bound"
+    if len(group) == 1:
+        return "one candidate"
+    if chosen == rejected:
+        return "all candidates equal"
+    if group[chosen].response == group[rejected].response:
+        return "chosen and rejected are the same text"
+    return None
+
+
+def _pair(prompt: Prompt, chosen: Score, rejected: Score, alpha: float) -> Pair:
+    return Pair(
+        prompt.id,
+        prompt.lang,
+        [{"role": "user", "content": prompt.instruction}],
+        [{"role": "assistant", "content": chosen.response}],
+        [{"role": "assistant", "content": rejected.response}],
+        chosen.reward - alpha * chosen.num_chars,
+        rejected.reward - alpha * rejected.num_chars,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

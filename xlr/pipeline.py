@@ -1,0 +1,118 @@
+"""The stages of a run, in order, and what each needs. `xlr run` walks them; `xlr status` shows them."""
+
+import logging
+import time
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from xlr import evaluation, pairs, progress, responses, scores, training
+from xlr.config import Config, dump
+from xlr.stage import Context
+from xlr.store import Artifact, manifest_path, read_json, write_text
+
+_MODULES: dict[str, ModuleType] = {
+    "align": training,
+    "generate": responses,
+    "score": scores,
+    "pair": pairs,
+    "train": training,
+    "evaluate": evaluation,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one iteration; align and the start's evaluation belong to iteration 0."""
+
+    name: str
+    iteration: int
+
+    def __str__(self) -> str:
+        return self.name if self.name == "align" else f"{self.name} {self.iteration}"
+
+    def artifact(self, context: Context) -> Artifact:
+        """What the stage makes."""
+        return _MODULES[self.name].artifact(context, self.iteration)
+
+
+def stages(config: Config) -> list[Stage]:
+    """All stages of a run in an order they can run in."""
+    evaluates = bool(config.evaluate.prompts or config.evaluate.preferences)
+    plan = [] if config.model.aligned else [Stage("align", 0)]
+    for iteration in range(config.iterations + 1):
+        if iteration:
+            plan += [Stage(name, iteration) for name in ("generate", "score", "pair", "train")]
+        if evaluates:
+            plan.append(Stage("evaluate", iteration))
+    return plan
+
+
+def prepare(context: Context) -> None:
+    """Make the run directory, check what is already there against the configuration, and record it.
+
+    Raises:
+        UserError: the prompts are not usable, or a finished artefact was made with another configuration.
+    """
+    context.run.create()
+    _ = context.prompts
+    for stage in stages(context.config):
+        if manifest_path(stage.artifact(context).folder).is_file():
+            stage.artifact(context).manifest()
+    write_text(context.run.path / "config.yaml", dump(context.config))
+
+
+def execute(context: Context, stage: Stage) -> None:
+    """Run a stage, unless its manifest proves it done."""
+    if stage.artifact(context).manifest() is not None:
+        progress.console.print(f"{stage}: done already")
+        return
+    progress.console.print(f"{stage}")
+    log = logging.FileHandler(context.run.log(stage.name, stage.iteration), encoding="utf-8")
+    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(log)
+    begun = time.monotonic()
+    if stage.name in ("align", "train"):
+        context.close()  # training needs the memory that the workers hold
+    try:
+        facts = _MODULES[stage.name].make(context, stage.iteration)
+        logging.getLogger("xlr").info("%s finished: %s", stage, facts)
+    finally:
+        logging.getLogger().removeHandler(log)
+        log.close()
+    progress.console.print(f"{stage}: finished in {progress.duration(time.monotonic() - begun)}")
+
+
+def run_all(context: Context) -> None:
+    """Every stage of the run that is not done yet."""
+    try:
+        for stage in stages(context.config):
+            execute(context, stage)
+    finally:
+        context.close()
+
+
+def status(context: Context) -> list[dict[str, Any]]:
+    """What is known of each stage: state (done, running, interrupted, waiting), rows, seconds."""
+    busy = context.run.holder() is not None
+    found: list[dict[str, Any]] = []
+    for stage in stages(context.config):
+        folder = stage.artifact(context).folder
+        manifest = read_json(manifest_path(folder)) if manifest_path(folder).is_file() else None
+        state = "done" if manifest else "waiting"
+        if not manifest and all(row["state"] == "done" for row in found):
+            begun = (
+                any(folder.parent.glob(f"{folder.name}.*")) or context.run.log(stage.name, stage.iteration).is_file()
+            )
+            state = "running" if busy else "interrupted" if begun else "waiting"
+        parts = list(folder.parent.glob(f"{folder.name}.*/*.parquet"))
+        found.append(
+            {
+                "stage": str(stage),
+                "state": state,
+                "rows": manifest["rows"] if manifest else None,
+                "pieces": len(parts) or None,
+                "seconds": manifest["seconds"] if manifest else None,
+            }
+        )
+    return found

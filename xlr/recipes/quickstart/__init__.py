@@ -1,0 +1,1 @@
+"""The data of the quickstart, and where its model comes from."""

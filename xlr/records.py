@@ -1,0 +1,85 @@
+"""The row type on each arrow of the data flow: prompts -> responses -> scores -> pairs."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation, in the form chat templates read."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An instruction; the same `id` in every language."""
+
+    id: str
+    lang: str
+    instruction: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A sampled answer; `finish_reason` is `stop` (it ended by itself) or `length` (it was cut off)."""
+
+    id: str
+    lang: str
+    sample: int
+    response: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A response with its implicit reward, `logp_policy - logp_reference`, in nats.
+
+    `scored_text` is the text the log-probabilities are of: the response, or its translation.
+    """
+
+    id: str
+    lang: str
+    sample: int
+    response: str
+    finish_reason: str
+    scored_text: str
+    logp_policy: float
+    logp_reference: float
+    reward: float
+    num_tokens: int
+    num_chars: int
+    detected_lang: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference: message lists, as TRL and others read them."""
+
+    id: str
+    lang: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    chosen_score: float
+    rejected_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One response to sample: the prompt's token ids and the row's own seed."""
+
+    prompt: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSettings:
+    """How responses are sampled; temperature 0 is greedy, top_k 0 keeps all tokens."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]

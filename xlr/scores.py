@@ -1,0 +1,229 @@
+"""Stage 2: the implicit reward of every response, `log pi^(t-1)(y|G(x)) - log pi_ref(y|G(x))`.
+
+Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parquet`. Run alone with
+`xlr score RUN --iteration t`.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xlr import languages, responses
+from xlr.batching import token_budget_batches
+from xlr.config import settings
+from xlr.encoding import Example, load_tokenizer, require_same_tokenizer
+from xlr.prompts import ENGLISH
+from xlr.records import Prompt, Response, Score
+from xlr.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
+from xlr.stage import Context, require, resumable
+from xlr.store import Artifact, atomic_path, read_rows, remove, write_json, write_shards
+
+_PROBES = 4
+
+FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens and its terminator"
+
+
+def artifact(context: Context, iteration: int) -> Artifact:
+    """The scores of one iteration and what decides them."""
+    config = context.config
+    reference = -1 if config.score.reference == "initial" else iteration - 2
+    return Artifact(
+        context.run.iteration(iteration) / "scores",
+        "score",
+        settings(config.score, "score") | {"model.dtype": config.model.dtype},
+        {
+            "responses": context.run.iteration(iteration) / "responses",
+            "policy": context.model(iteration - 1),
+            "reference": context.model(reference),
+        },
+    )
+
+
+def make(context: Context, iteration: int) -> dict[str, Any]:
+    """Score every response that is neither empty nor too long."""
+    started = time.time()
+    run, mode = context.run, context.config.score.reward
+    require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
+    target = artifact(context, iteration)
+    policy, reference = context.require_model(iteration - 1), context.reward_reference(iteration)
+    scored_languages = [lang for lang in context.config.languages if mode != "translate" or lang != ENGLISH]
+    rows = [row for row in read_rows(run.iteration(iteration) / "responses", Response) if row.lang in scored_languages]
+    dropped: Counter[str] = Counter()
+    rows = [row for row in rows if row.response.strip() or dropped.update([f"{row.lang} empty"])]
+    texts = [row.response for row in rows]
+    if mode == "translate":
+        texts = _translate(context, target, policy, rows, iteration)
+        kept = [
+            i for i, text in enumerate(texts) if text.strip() or dropped.update([f"{rows[i].lang} empty translation"])
+        ]
+        rows, texts = [rows[i] for i in kept], [texts[i] for i in kept]
+
+    by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
+    english = {prompt.id: prompt.instruction for prompt in context.prompts[ENGLISH]}
+    instructions = [scoring_instruction(mode, by_prompt[row.lang, row.id], english[row.id]) for row in rows]
+    scores, too_long = score_responses(
+        context, target, policy, reference, instructions, rows, texts, f"score iteration {iteration}"
+    )
+    dropped.update(too_long)
+    with atomic_path(target.folder) as folder:
+        folder.mkdir()
+        for lang in scored_languages:
+            write_shards(folder, lang, Score, [score for score in scores if score.lang == lang])
+        write_json(folder / "probes.json", _probes(context, instructions, rows, scores))
+    facts = {
+        "formula": FORMULA,
+        "reward": mode,
+        "dropped": dict(sorted(dropped.items())),
+        "languages": {
+            lang: reward_facts([score for score in scores if score.lang == lang]) for lang in scored_languages
+        },
+    }
+    target.finish(len(scores), facts, started)
+    remove(target.parts())
+    remove(target.parts("translations"))
+    return facts
+
+
+def scoring_instruction(mode: str, prompt: Prompt, english: str) -> str:
+    """What a response is scored under in each reward mode."""
+    if mode == "multilingual":
+        return prompt.instruction
+    if mode == "translate":
+        return english
+    return crosslingual_instruction(english, prompt.lang, languages.name(prompt.lang))
+
+
+def score_responses(
+    context: Context,
+    target: Artifact,
+    policy: str,
+    reference: str,
+    instructions: Sequence[str],
+    rows: Sequence[Response],
+    texts: Sequence[str],
+    label: str,
+) -> tuple[list[Score], Counter[str]]:
+    """Log-probabilities of `texts` under the instructions, by both models, in token-budget batches.
+
+    Responses to the same instruction are computed together, so that it is computed once.
+
+    Returns:
+        Scores in the order of `rows`, and how many were left out as too long, by language.
+
+    Raises:
+        UserError: the models do not share a tokenizer.
+    """
+    encoder = context.encoder
+    for name in {policy, reference} - {encoder.name}:
+        require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name)
+    limit = context.config.score.max_length
+    prompt_ids = {instruction: encoder.prompt(instruction) for instruction in set(instructions)}
+    response_ids = [encoder.response(text) for text in texts]
+    members: dict[str, list[int]] = {}
+    too_long: Counter[str] = Counter()
+    for index, instruction in enumerate(instructions):
+        if len(prompt_ids[instruction]) + len(response_ids[index]) > limit:
+            too_long[f"{rows[index].lang} longer than score.max_length={limit}"] += 1
+        else:
+            members.setdefault(instruction, []).append(index)
+    groups = _groups(prompt_ids, response_ids, members, context.config.score.batch_tokens)
+    examples = [
+        Example(prompt_ids[instruction], tuple(response_ids[i] for i in indices)) for instruction, indices in groups
+    ]
+    batches = token_budget_batches([e.num_tokens for e in examples], context.config.score.batch_tokens)
+    detected = languages.detect((row.response for row in rows), context.config.languages)
+    tasks = [(policy, [examples[i] for i in batch]) for batch in batches]
+
+    def compute(missing: Mapping[int, tuple[Any, ...]]) -> Any:
+        pairs = {number: (policy, reference, examples) for number, (_, examples) in missing.items()}
+        return context.pool.map("score", pairs)
+
+    def to_rows(number: int, result: list[list[tuple[float, float]]]) -> list[Score]:
+        scores = []
+        for example, logps in zip(batches[number], result, strict=True):
+            for index, (logp_policy, logp_reference) in zip(groups[example][1], logps, strict=True):
+                row = rows[index]
+                scores.append(
+                    Score(
+                        row.id,
+                        row.lang,
+                        row.sample,
+                        row.response,
+                        row.finish_reason,
+                        texts[index],
+                        logp_policy,
+                        logp_reference,
+                        implicit_reward(logp_policy, logp_reference),
+                        len(response_ids[index]),
+                        len(row.response),
+                        detected[index],
+                    )
+                )
+        return scores
+
+    flat = resumable(target, "parts", Score, tasks, compute, to_rows, label)
+    order = {(row.lang, row.id, row.sample): index for index, row in enumerate(rows)}
+    return sorted(flat, key=lambda score: order[score.lang, score.id, score.sample]), too_long
+
+
+def _groups(
+    prompt_ids: Mapping[str, tuple[int, ...]],
+    response_ids: Sequence[tuple[int, ...]],
+    members: Mapping[str, list[int]],
+    budget: int,
+) -> list[tuple[str, list[int]]]:
+    """Responses that share a prompt, cut where a prompt with all its responses would exceed the budget."""
+    groups: list[tuple[str, list[int]]] = []
+    for instruction, indices in members.items():
+        room = budget - len(prompt_ids[instruction])
+        lengths = [len(response_ids[i]) for i in indices]
+        for batch in token_budget_batches(lengths, max(room, 1)):
+            groups.append((instruction, sorted(indices[i] for i in batch)))
+    return groups
+
+
+def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[Response], iteration: int) -> list[str]:
+    """The policy's own English translations of the responses, at temperature 0."""
+    wanted = [
+        Prompt(
+            f"{row.id} {row.sample}",
+            row.lang,
+            TRANSLATE_INSTRUCTION.format(language=languages.name(row.lang), text=row.response),
+        )
+        for row in rows
+    ]
+    greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
+    translated = responses.sample_responses(
+        context, target, "translations", policy, [(prompt, 0) for prompt in wanted], greedy, iteration, "translate"
+    )
+    return [row.response for row in translated]
+
+
+def _probes(
+    context: Context, instructions: Sequence[str], rows: Sequence[Response], scores: Sequence[Score]
+) -> list[dict[str, Any]]:
+    """A few scored sequences as token ids, against which the trainer checks its own log-probabilities."""
+    instruction_of = {(row.lang, row.id, row.sample): text for row, text in zip(rows, instructions, strict=True)}
+    shortest = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))[:_PROBES]
+    return [
+        {
+            "prompt": context.encoder.prompt(instruction_of[score.lang, score.id, score.sample]),
+            "response": context.encoder.response(score.scored_text),
+            "logp_policy": score.logp_policy,
+        }
+        for score in shortest
+    ]
+
+
+def reward_facts(scores: Sequence[Score]) -> dict[str, Any]:
+    """What is worth knowing of one language's scores."""
+    count = max(len(scores), 1)
+    mean = sum(score.reward for score in scores) / count
+    return {
+        "rows": len(scores),
+        "reward_mean": mean,
+        "reward_std": (sum((score.reward - mean) ** 2 for score in scores) / count) ** 0.5,
+        "chars_mean": sum(score.num_chars for score in scores) / count,
+        "in_language": sum(score.detected_lang == score.lang for score in scores) / count,
+    }

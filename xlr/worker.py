@@ -1,0 +1,181 @@
+"""What runs beside one set of weights: sampling with transformers, and log-probabilities of two models.
+
+A worker knows token ids only; text, files and Ray are other modules' business.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlr import models
+from xlr.encoding import Example
+from xlr.errors import UserError
+from xlr.packing import SHARED_PROMPT, LogprobModel, pack, pad
+from xlr.records import SampleRequest, SampleSettings
+from xlr.sampling import draw
+
+_MODELS_KEPT = 2  # policy and reference
+
+
+class Worker:
+    """Holds up to two models and computes with them.
+
+    Args:
+        threads: CPU threads, or None to leave torch's own choice.
+        dtype: `auto`, `float32` or `bfloat16`.
+        attn_implementation: as in the configuration.
+    """
+
+    def __init__(self, threads: int | None, dtype: str, attn_implementation: str):
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = models.resolve_dtype(dtype, self.device)
+        self.attn_implementation = attn_implementation
+        self._models: dict[str, Any] = {}
+        self._probed: set[str] = set()
+
+    def _model(self, name: str, attn_implementation: str) -> Any:
+        causal_lm = self._models.pop(name, None)
+        if causal_lm is None:
+            while len(self._models) >= _MODELS_KEPT:
+                self._models.pop(next(iter(self._models)))
+            causal_lm = models.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
+            models.require_finite(causal_lm, name)
+        self._models[name] = causal_lm  # the most recently used one stands last
+        causal_lm.set_attn_implementation(attn_implementation)
+        return causal_lm
+
+    @torch.inference_mode()
+    def sample(
+        self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
+    ) -> list[tuple[list[int], str]]:
+        """Sample one response a request: `(token ids without what ended it, finish_reason)`."""
+        from transformers import LogitsProcessorList
+
+        causal_lm = self._model(model, models.default_attention(self.attn_implementation))
+        width = max(len(request.prompt) for request in requests)
+        input_ids_BT = torch.zeros(len(requests), width, dtype=torch.long)
+        attention_mask_BT = torch.zeros_like(input_ids_BT)
+        for row, request in enumerate(requests):  # left padding: all answers begin at the same column
+            input_ids_BT[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
+            attention_mask_BT[row, width - len(request.prompt) :] = 1
+        processors = LogitsProcessorList()
+        if settings.temperature > 0:
+            processors.append(_SeededSampling(requests, settings, width, self.device))
+        output_BT = causal_lm.generate(
+            input_ids_BT.to(self.device),
+            attention_mask=attention_mask_BT.to(self.device),
+            generation_config=_plain_generation(settings),
+            logits_processor=processors,
+        )
+        return [_until_stop(tokens, settings.stop_ids) for tokens in output_BT[:, width:].tolist()]
+
+    def score(self, policy: str, reference: str, examples: Sequence[Example]) -> list[list[tuple[float, float]]]:
+        """`(log p under policy, log p under reference)` of every response of every example, in nats."""
+        policy_logps_S = self.logps(policy, examples).tolist()
+        reference_logps_S = self.logps(reference, examples).tolist()
+        both = iter(zip(policy_logps_S, reference_logps_S, strict=True))
+        return [[next(both) for _ in example.responses] for example in examples]
+
+    @torch.inference_mode()
+    def logps(self, model: str, examples: Sequence[Example]) -> Tensor:
+        """Log-probabilities of the examples' responses, float32 `(S,)` on the CPU."""
+        causal_lm = self._model(model, self.attn_implementation)
+        if model not in self._probed:
+            require_sound_logps(causal_lm, self.attn_implementation, model)
+            self._probed.add(model)
+        return batch_logps(LogprobModel(causal_lm), examples, self.attn_implementation, self.device).cpu()
+
+
+def batch_logps(
+    model: torch.nn.Module, examples: Sequence[Example], attn_implementation: str, device: torch.device
+) -> Tensor:
+    """`(S,)` log-probabilities, on batches of the form that the attention implementation reads."""
+    layout = pack if attn_implementation == SHARED_PROMPT else pad
+    return model(layout(examples).to(device))
+
+
+def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:
+    """Check on two probe sequences that batched log-probabilities are the model's own.
+
+    Each probe's value inside a batch is held against a plain forward pass over that sequence alone with the
+    model's whole head: it must not depend on the batch, nor on what the fast path leaves out (soft-capped or
+    scaled logits, sliding windows).
+
+    Raises:
+        UserError: they differ.
+    """
+    device, size = causal_lm.device, causal_lm.config.vocab_size
+    tokens = [(7 * i + 3) % size for i in range(64)]
+    probes = [
+        Example(tuple(tokens[:20]), (tuple(tokens[20:40]), tuple(tokens[30:36]))),
+        Example(tuple(tokens[5:9]), (tuple(tokens[10:25]),)),
+    ]
+    batched_S = batch_logps(LogprobModel(causal_lm), probes, attn_implementation, device)
+    causal_lm.set_attn_implementation(models.default_attention(attn_implementation))
+    plain = []
+    for prompt, response in [(probe.prompt, response) for probe in probes for response in probe.responses]:
+        ids_1T = torch.tensor([[*prompt, *response]], device=device)
+        logps_TV = causal_lm(input_ids=ids_1T).logits[0].float().log_softmax(-1)
+        targets_T = ids_1T[0, len(prompt) :, None]
+        plain.append(logps_TV[len(prompt) - 1 : -1].gather(-1, targets_T).sum())
+    causal_lm.set_attn_implementation(attn_implementation)
+    error = ((batched_S - torch.stack(plain)).abs() / torch.stack(plain).abs()).max().item()
+    allowed = 1e-4 if causal_lm.dtype == torch.float32 else 2e-2
+    if not error <= allowed:
+        raise UserError(
+            f"{name}: log-probabilities with attn_implementation={attn_implementation} differ from the model's own by "
+            f"{error:.2g} (allowed {allowed:g}); this architecture ({causal_lm.config.model_type}) needs another "
+            "model.attn_implementation, such as eager, or is not supported"
+        )
+
+
+class _SeededSampling:
+    """A logits processor that leaves one token a step, drawn with the row's own random numbers."""
+
+    def __init__(self, requests: Sequence[SampleRequest], settings: SampleSettings, width: int, device: torch.device):
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        self._width = width
+        self._warpers: list[Any] = [TemperatureLogitsWarper(settings.temperature)]
+        if settings.top_k:
+            self._warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(settings.top_p))
+        # Drawn on the CPU, so that a row's numbers do not depend on the device.
+        self._uniforms_BT = torch.stack(
+            [
+                torch.rand(
+                    settings.max_new_tokens,
+                    dtype=torch.float64,
+                    generator=torch.Generator().manual_seed(request.seed),
+                )
+                for request in requests
+            ]
+        ).to(device)
+
+    def __call__(self, input_ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        for warper in self._warpers:
+            logits_BV = warper(input_ids_BT, logits_BV)
+        tokens_B = draw(logits_BV, self._uniforms_BT[:, input_ids_BT.shape[1] - self._width])
+        return torch.full_like(logits_BV, float("-inf")).scatter_(-1, tokens_B[:, None], 0.0)
+
+
+def _plain_generation(settings: SampleSettings) -> Any:
+    """Greedy generation without anything a model's own generation config might add (penalties, top-k)."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=list(settings.stop_ids),
+        pad_token_id=settings.stop_ids[0],
+    )
+
+
+def _until_stop(tokens: list[int], stop_ids: tuple[int, ...]) -> tuple[list[int], str]:
+    end = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
+    return (tokens, "length") if end is None else (tokens[:end], "stop")
