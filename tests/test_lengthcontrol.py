@@ -41,7 +41,8 @@ def outcome(*args, **options):
 
 
 COARSE = st.integers(-8, 8).map(lambda i: i / 4)  # many ties, also with a bound
-REWARD = st.one_of(COARSE, st.floats(-50, 50))
+FINE = st.integers(-3000, 3000).map(lambda i: i / 1000)  # ties on the grid of alphas, but for rounding
+REWARD = st.one_of(COARSE, FINE, st.floats(-50, 50))
 LENGTH = st.one_of(st.integers(0, 5), st.integers(0, 400))
 
 
@@ -59,7 +60,7 @@ def test_choice_equals_brute_force(drawn):
 
 
 @settings(max_examples=40, deadline=None)
-@given(candidates(), st.one_of(COARSE, st.floats(-60, 60)))
+@given(candidates(), st.one_of(COARSE, FINE, st.floats(-60, 60)))
 def test_choice_with_an_upper_bound_equals_brute_force(drawn, upper_bound):
     assert outcome(*drawn, upper_bound=upper_bound) == oracle(*drawn, upper_bound=upper_bound)
 
@@ -87,6 +88,16 @@ def test_many_prompts_where_longer_is_better_equal_brute_force():
     assert actual == oracle(rewards, lengths)
     assert actual[0] > 0
     assert actual[3] < outcome(rewards, lengths, length_control=False)[3]
+
+
+def test_near_ties_that_float64_rounding_decides_equal_brute_force():
+    # Rewards in thousandths and short lengths: on the grid of alphas, penalised rewards meet all the time.
+    generator = random.Random(0)
+    for _ in range(25):
+        lengths = [[generator.randrange(1, 8) for _ in range(4)] for _ in range(3)]
+        rewards = [[generator.randrange(-2000, 2000) / 1000 for _ in row] for row in lengths]
+        bound = generator.randrange(-1000, 2000) / 1000
+        assert outcome(rewards, lengths, upper_bound=bound) == oracle(rewards, lengths, upper_bound=bound)
 
 
 def test_alpha_is_the_first_that_closes_the_gap():

@@ -195,13 +195,17 @@ def test_gradients_equal_those_of_the_float64_model(tied):
 
 
 @TIED
-def test_the_wrapped_model_keeps_its_parameters_and_their_sharing(tied):
-    model, double = models(tied)
-    assert list(model.state_dict()) == [f"causal_lm.{name}" for name in double.state_dict()]
-    for name, parameter in double.named_parameters():
-        assert torch.equal(model.get_parameter(f"causal_lm.{name}").double(), parameter)
-    head, embedding = model.causal_lm.get_output_embeddings(), model.causal_lm.get_input_embeddings()
-    assert (head.weight is embedding.weight) == tied
+def test_the_wrapped_model_is_left_as_it_is_and_shares_its_weights(tied):
+    causal_lm = tiny.make_model(VOCAB, tied=tied)
+    names, tokens = list(dict(causal_lm.named_parameters())), torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        logits_RTV = causal_lm(tokens).logits
+        model = LogprobModel(causal_lm)
+        assert torch.equal(causal_lm(tokens).logits, logits_RTV)
+    assert [name for name, _ in model.named_parameters()] == [f"causal_lm.{name}" for name in names]
+    embedding = causal_lm.get_input_embeddings()
+    assert model.head.weight is causal_lm.get_output_embeddings().weight
+    assert (model.head.weight is embedding.weight) == tied
 
 
 @moderate

@@ -79,7 +79,9 @@ def make_model(
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def save(folder: Path, seed: int, family: str = "qwen", tied: bool = True, start: LlamaForCausalLM | None = None) -> Path:
+def save(
+    folder: Path, seed: int, family: str = "qwen", tied: bool = True, start: LlamaForCausalLM | None = None
+) -> Path:
     """A model folder; with `start`, its weights plus a little noise (an "aligned" sibling)."""
     tokenizer = make_tokenizer(family)
     model = make_model(len(tokenizer), seed, tied)

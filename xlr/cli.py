@@ -40,8 +40,11 @@ def _run_stage(name: str, source: str, overrides: list[str] | None, iteration: i
     if stage not in pipeline.stages(context.config):
         have = ", ".join(map(str, pipeline.stages(context.config)))
         raise UserError(f"{stage}: not a stage of this run, which has {have}")
-    if launch.ranks() is not None and name in ("align", "train"):
-        pipeline.execute(context, stage)  # one of several ranks: whoever started them prepared the run
+    ranks = launch.ranks()
+    if ranks is not None and name in ("align", "train"):
+        from xlr import training
+
+        training.join(context, iteration, ranks)  # whoever started the ranks prepared the run
         return
     context.run.create()
     with context.run.lock():

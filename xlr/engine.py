@@ -3,10 +3,12 @@
 Every function here that touches weights is a collective: all ranks call it.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -39,14 +41,15 @@ def init_distributed(ranks: Ranks) -> torch.device:
     device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        timeout=_TIMEOUT,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        verbose=False,
-    )
+    with contextlib.redirect_stdout(sys.stderr):
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            timeout=_TIMEOUT,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            verbose=False,
+        )
     return device
 
 

@@ -31,10 +31,15 @@ class Ranks:
 
 
 def ranks(environment: Mapping[str, str] = os.environ) -> Ranks | None:
-    """This process's ranks, from a launcher (torchrun, deepspeed, xlr itself) or from srun; None outside one."""
-    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
-        if all(name in environment for name in names):
-            return Ranks(*(int(environment[name]) for name in names))
+    """This process's ranks, from a launcher (torchrun, deepspeed, xlr itself) or from srun; None outside one.
+
+    Only a job step of several tasks counts: batch scripts and interactive shells have SLURM_PROCID too.
+    """
+    launcher, step = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    if all(name in environment for name in launcher):
+        return Ranks(*(int(environment[name]) for name in launcher))
+    if all(name in environment for name in step) and int(environment["SLURM_STEP_NUM_TASKS"]) > 1:
+        return Ranks(*(int(environment[name]) for name in step))
     return None
 
 

@@ -79,6 +79,7 @@ class MetricsLog:
     def __init__(self, folder: Path, steps_done: int):
         from torch.utils.tensorboard import SummaryWriter
 
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps_done] if path.is_file() else []
         self._file = path.open("w", encoding="utf-8")

@@ -8,6 +8,8 @@ from typing import Any
 
 from xlr import evaluation, pairs, progress, responses, scores, training
 from xlr.config import Config, dump
+from xlr.encoding import load_tokenizer, require_same_tokenizer
+from xlr.prompts import load_preferences, load_prompts
 from xlr.stage import Context
 from xlr.store import Artifact, manifest_path, read_json, write_text
 
@@ -62,6 +64,24 @@ def prepare(context: Context) -> None:
     write_text(context.run.path / "config.yaml", dump(context.config))
 
 
+def check(context: Context) -> None:
+    """Find bad input of later stages now, and not after hours of computing.
+
+    Raises:
+        UserError: naming it.
+    """
+    config = context.config
+    _ = context.encoder
+    if config.model.aligned:
+        aligned, initial = config.model.aligned, config.model.initial
+        require_same_tokenizer(load_tokenizer(aligned), load_tokenizer(initial), aligned, initial)
+    if config.evaluate.prompts:
+        load_prompts(config.evaluate.prompts, config.languages)
+    for preferences in (config.align.preferences, config.evaluate.preferences):
+        if preferences:
+            load_preferences(preferences)
+
+
 def execute(context: Context, stage: Stage) -> None:
     """Run a stage, unless its manifest proves it done."""
     if stage.artifact(context).manifest() is not None:
@@ -86,6 +106,8 @@ def execute(context: Context, stage: Stage) -> None:
 def run_all(context: Context) -> None:
     """Every stage of the run that is not done yet."""
     try:
+        if any(stage.artifact(context).manifest() is None for stage in stages(context.config)):
+            check(context)
         for stage in stages(context.config):
             execute(context, stage)
     finally:

@@ -36,6 +36,7 @@ _EDGE_BYTES = 1 << 20
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, flushed and renamed to it on success, removed on failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     remove(temporary)
     try:
         yield temporary
@@ -292,9 +293,7 @@ class RunDir:
 
     def iteration(self, number: int) -> Path:
         """The folder of one iteration."""
-        folder = self.path / f"iter{number}"
-        folder.mkdir(exist_ok=True)
-        return folder
+        return self.path / f"iter{number}"
 
     def log(self, stage: str, iteration: int) -> Path:
         """The log file of one stage."""

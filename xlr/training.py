@@ -5,6 +5,8 @@ Reads the pairs and the model the iteration starts from; writes `RUN/iter{t}/mod
 align stage (`xlr align RUN`) is the same on English preferences, from pi_I to pi^0. The loop is in `trainer`.
 """
 
+import contextlib
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from xlr import launch, pairs
 from xlr.config import TrainConfig, settings
 from xlr.encoding import Example, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
+from xlr.launch import Ranks
 from xlr.prompts import ENGLISH, load_preferences
 from xlr.records import Pair
 from xlr.stage import Context, require
@@ -100,28 +103,30 @@ def load_pairs(context: Context, iteration: int) -> tuple[list[TrainingPair], Co
 
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
-    """Train in the processes that a launcher started, of which this is one, or start them here.
+    """Train in processes of this machine, one a GPU.
 
     Raises:
         UserError: bad input.
         RuntimeError: a process failed.
     """
-    target = artifact(context, iteration)
-    ranks = launch.ranks()
-    if ranks is None:
-        context.require_model(iteration - 1)
-        start, reference = start_model(context, iteration), reference_model(context, iteration)
-        require_same_tokenizer(load_tokenizer(start), load_tokenizer(reference), start, reference)
-        load_pairs(context, iteration)  # bad input shows here, before processes start
-        command = ["align"] if iteration == ALIGN else ["train", "--iteration", str(iteration)]
-        processes = section(context, iteration).processes or _devices()
-        log = context.run.log(command[0], iteration)
-        launch.spawn([command[0], str(context.run.path), *command[1:]], processes, log)
-    else:
+    context.require_model(iteration - 1)
+    start, reference = start_model(context, iteration), reference_model(context, iteration)
+    require_same_tokenizer(load_tokenizer(start), load_tokenizer(reference), start, reference)
+    load_pairs(context, iteration)  # bad input shows here, before processes start
+    command = ["align"] if iteration == ALIGN else ["train", "--iteration", str(iteration)]
+    processes = section(context, iteration).processes or _devices()
+    log = context.run.log(command[0], iteration)
+    launch.spawn([command[0], str(context.run.path), *command[1:]], processes, log)
+    return dict(read_json(manifest_path(artifact(context, iteration).folder))["facts"])
+
+
+def join(context: Context, iteration: int, ranks: Ranks) -> None:
+    """Train as one of the ranks that a launcher or srun started."""
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed speaks on standard output, which is for the user
         from xlr import trainer
 
+    if artifact(context, iteration).manifest() is None:
         trainer.train(context, iteration, ranks)
-    return dict(read_json(manifest_path(target.folder))["facts"])
 
 
 def _devices() -> int:

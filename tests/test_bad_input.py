@@ -1,0 +1,176 @@
+"""Bad input ends with exit code 2, one message that says what to do, no traceback, and nothing half-written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import tiny
+from tests.conftest import Cli
+from xlr.config import RECIPES
+
+Tree = dict[str, Any]
+Break = Callable[[Tree, Path], None]
+
+
+def own_prompts(tree: Tree, folder: Path) -> Path:
+    target = folder / "prompts"
+    shutil.copytree(RECIPES / "quickstart" / "prompts", target)
+    tree["prompts"] = {"path": str(target)}
+    return target
+
+
+def own_model(tree: Tree, folder: Path, which: str) -> Path:
+    target = folder / f"{which}-copy"
+    shutil.copytree(tree["model"][which], target)
+    tree["model"] = tree["model"] | {which: str(target)}
+    return target
+
+
+def broken_line(tree: Tree, folder: Path) -> None:
+    file = own_prompts(tree, folder) / "es.jsonl"
+    file.write_text(file.read_text(encoding="utf-8") + '{"instruction_id": "q99", "instr', encoding="utf-8")
+
+
+def duplicated_id(tree: Tree, folder: Path) -> None:
+    file = own_prompts(tree, folder) / "es.jsonl"
+    first = file.read_text(encoding="utf-8").splitlines(True)[0]
+    file.write_text(file.read_text(encoding="utf-8") + first, encoding="utf-8")
+
+
+def id_that_english_lacks(tree: Tree, folder: Path) -> None:
+    file = own_prompts(tree, folder) / "en.jsonl"
+    file.write_text("".join(file.read_text(encoding="utf-8").splitlines(True)[1:]), encoding="utf-8")
+
+
+def empty_instruction(tree: Tree, folder: Path) -> None:
+    file = own_prompts(tree, folder) / "es.jsonl"
+    row = json.dumps({"instruction_id": "q01", "instruction": " "})
+    file.write_text(row + "\n" + "".join(file.read_text(encoding="utf-8").splitlines(True)[1:]), encoding="utf-8")
+
+
+def unknown_language(tree: Tree, folder: Path) -> None:
+    tree["languages"] = ["en", "klingon"]
+
+
+def no_english(tree: Tree, folder: Path) -> None:
+    (own_prompts(tree, folder) / "en.jsonl").unlink()
+
+
+def no_chat_template(tree: Tree, folder: Path) -> None:
+    (own_model(tree, folder, "aligned") / "chat_template.jinja").unlink()
+
+
+def other_tokenizer(tree: Tree, folder: Path) -> None:
+    tree["model"] = tree["model"] | {"initial": str(tiny.save(folder / "other", seed=1, family="llama3"))}
+
+
+def weights_with_nan(tree: Tree, folder: Path) -> None:
+    file = own_model(tree, folder, "aligned") / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 3] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def no_weights(tree: Tree, folder: Path) -> None:
+    (own_model(tree, folder, "aligned") / "model.safetensors").unlink()
+
+
+def truncated_weights(tree: Tree, folder: Path) -> None:
+    file = own_model(tree, folder, "aligned") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def model_that_is_not_there(tree: Tree, folder: Path) -> None:
+    tree["model"] = tree["model"] | {"aligned": str(folder / "nowhere")}
+
+
+def unwritable_run_directory(tree: Tree, folder: Path) -> None:
+    (folder / "file").write_text("")
+    tree["run_dir"] = str(folder / "file" / "run")
+
+
+CASES: list[tuple[Break, str]] = [
+    (broken_line, "es.jsonl:25: not valid JSON"),
+    (duplicated_id, "es.jsonl:25: the id 'q01' stands twice"),
+    (id_that_english_lacks, "es has the id 'q01', which English lacks"),
+    (empty_instruction, "es.jsonl:1: the instruction 'q01' is empty"),
+    (unknown_language, "'klingon' is not a known ISO 639-1 language code"),
+    (no_english, "has no en.jsonl or en.json"),
+    (no_chat_template, "has no chat template; add a chat_template.jinja"),
+    (other_tokenizer, "do not share a tokenizer"),
+    (weights_with_nan, "model.layers.1.mlp.up_proj.weight holds NaN or infinity"),
+    (no_weights, "aligned-copy: the weights cannot be opened"),
+    (truncated_weights, "aligned-copy: the weights cannot be opened"),
+    (model_that_is_not_there, "nowhere: no tokenizer can be opened"),
+    (unwritable_run_directory, "cannot be written"),
+]
+
+
+def assert_refused(result: Any, message: str) -> None:
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("spoil", "message"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_bad_input_is_refused_with_its_place_and_remedy(
+    spoil: Break, message: str, cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
+) -> None:
+    spoil(tiny_tree, tmp_path)
+    result = cli("run", write_config(tiny_tree))
+    assert_refused(result, message)
+    assert not list((tmp_path / "run").glob("iter*/*.manifest.json"))
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+
+
+def test_weights_with_nan_are_refused_by_the_trainer_too(
+    cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
+) -> None:
+    weights_with_nan(tiny_tree, tmp_path)
+    damaged = tiny_tree["model"]["aligned"]
+    tiny_tree["model"] = {"initial": damaged}
+    preferences = str(RECIPES / "quickstart" / "preferences.jsonl")
+    tiny_tree["align"] = tiny_tree["train"] | {"preferences": preferences, "processes": 2}
+    assert_refused(cli("align", write_config(tiny_tree)), "up_proj.weight holds NaN or infinity")
+    assert not (tmp_path / "run" / "iter0" / "model").exists()
+
+
+def test_a_run_directory_of_another_configuration_is_refused(
+    cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path]
+) -> None:
+    source = write_config(tiny_tree)
+    assert cli("generate", source).returncode == 0
+    assert_refused(cli("generate", source, "generate.temperature=0.8"), "generate.temperature was 0.9 and is now 0.8")
+    assert_refused(cli("run", source, "seed=7"), "seed was 42 and is now 7")
+
+
+def test_a_stage_before_its_input_names_the_command_to_run(
+    cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
+) -> None:
+    source = write_config(tiny_tree)
+    assert_refused(cli("score", source), f"run `xlr generate {tmp_path / 'run'} --iteration 1` first")
+    assert_refused(cli("pair", source), f"run `xlr score {tmp_path / 'run'} --iteration 1` first")
+    assert_refused(cli("train", source), f"run `xlr pair {tmp_path / 'run'} --iteration 1` first")
+    assert_refused(cli("train", source, "--iteration", 9), "not a stage of this run")
+
+
+def test_init_starts_a_recipe_and_never_overwrites(cli: Cli, tmp_path: Path) -> None:
+    assert cli("init", "mine", "--recipe", "llama3-8b", cwd=tmp_path).returncode == 0
+    assert cli("config", "mine.yaml", cwd=tmp_path).returncode == 0
+    assert_refused(cli("init", "mine", cwd=tmp_path), "exists already")
+    assert_refused(cli("init", "other", "--recipe", "nothing", cwd=tmp_path), "quickstart")
+    assert_refused(cli("run", "absent.yaml", cwd=tmp_path), "xlr init")
+
+
+def test_a_cluster_that_does_not_answer_is_named(
+    cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path]
+) -> None:
+    result = cli("generate", write_config(tiny_tree), RAY_ADDRESS="127.0.0.1:1")
+    assert_refused(result, "RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there")

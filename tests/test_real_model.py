@@ -1,0 +1,101 @@
+"""SmolLM2-135M on real prompts: log-probabilities against float64, and one whole iteration."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import Cli
+from xlr.config import PromptsConfig
+from xlr.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.packing import SHARED_PROMPT, LogprobModel, pack, pad
+from xlr.prompts import load_prompts
+from xlr.records import Pair, Score
+from xlr.store import read_json, read_rows
+
+MAX_PROMPT_CHARACTERS = 300
+
+
+def test_logps_on_real_prompts_equal_a_float64_loop(smollm2: Path, shared_data: Path) -> None:
+    prompts = load_prompts(PromptsConfig(path=str(shared_data / "ultrafeedback_parallel"), limit=40), ["es", "ru"])
+    encoder = ChatEncoder(load_tokenizer(smollm2), "smollm2")
+    short = [
+        (english.instruction, prompt.instruction)
+        for lang in ("es", "ru")
+        for english, prompt in zip(prompts["en"], prompts[lang], strict=True)
+        if len(english.instruction) < MAX_PROMPT_CHARACTERS
+    ][:3]
+    # Any real text will do as a response: the instruction in its own language, whole and cut.
+    examples = [
+        Example(encoder.prompt(english), (encoder.response(text), encoder.response(text[: len(text) // 2])))
+        for english, text in short
+    ]
+    exact = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float64)
+    expected = []
+    with torch.no_grad():
+        for prompt, response in [(e.prompt, r) for e in examples for r in e.responses]:
+            logits_TV = exact(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
+            total = 0.0
+            for i, token in enumerate(response):
+                row = logits_TV[len(prompt) - 1 + i]
+                total += (row[token] - row.max()).item() - math.log((row - row.max()).exp().sum().item())
+            expected.append(total)
+    del exact
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    with torch.no_grad():
+        for attention, layout in ((SHARED_PROMPT, pack), ("sdpa", pad)):
+            model.set_attn_implementation(attention)
+            together = LogprobModel(model)(layout(examples)).tolist()
+            assert together == pytest.approx(expected, rel=1e-4)
+            alone = LogprobModel(model)(layout(examples[1:2])).tolist()
+            assert alone == pytest.approx(together[2:4], rel=1e-5)
+
+
+def test_one_iteration_on_real_prompts(
+    cli: Cli, smollm2: Path, shared_data: Path, write_config: Callable[[dict[str, Any]], Path], tmp_path: Path
+) -> None:
+    """generate -> score -> pair -> train, 6 real prompts in Spanish and Russian; pi_I is a nudged copy of pi^0."""
+    start = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in start.model.layers[-1].parameters():
+            parameter.add_(1e-3 * torch.randn(parameter.shape, generator=generator))
+    start.save_pretrained(tmp_path / "initial")
+    load_tokenizer(smollm2).save_pretrained(tmp_path / "initial")
+    del start
+    source = write_config(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "iterations": 1,
+            "languages": ["es", "ru"],
+            "model": {"initial": str(tmp_path / "initial"), "aligned": str(smollm2)},
+            "prompts": {"path": str(shared_data / "ultrafeedback_parallel"), "limit": 6},
+            "generate": {"num_samples": 2, "max_new_tokens": 24, "batch_size": 24},
+            "score": {"batch_tokens": 1024},
+            "train": {
+                "global_batch_size": 8,
+                "micro_batch_tokens": 512,
+                "max_steps": 1,
+                "max_length": 512,
+                "ds_config": "zero3_cpu",
+                "reference_ds_config": "reference_cpu",
+            },
+        }
+    )
+    result = cli("run", source)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "run" / "iter1"
+    scores = read_rows(folder / "scores", Score)
+    assert {(row.lang, row.sample) for row in scores} == {(lang, sample) for lang in ("es", "ru") for sample in (0, 1)}
+    assert all(math.isfinite(row.reward) for row in scores)
+    assert 0 < len(read_rows(folder / "pairs", Pair)) <= 12
+    (step,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert step["loss"] - step["nll_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert read_json(folder / "model.manifest.json")["facts"]["steps"] == 1
+    trained = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    assert trained.config.tie_word_embeddings

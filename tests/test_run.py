@@ -1,0 +1,201 @@
+"""Whole runs with tiny models through the command line: complete, repeatable, and unharmed by kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cli
+from xlr.records import Pair, Response, Score
+from xlr.store import read_json, read_rows
+
+ARTEFACTS = ("iter0/eval", "iter1/responses", "iter1/scores", "iter1/pairs", "iter1/model", "iter1/eval")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of one iteration, and its configuration."""
+    import yaml
+
+    from tests.conftest import tiny_tree
+
+    folder = tmp_path_factory.mktemp("finished")
+    tree = tiny_tree.__wrapped__(tiny_models, folder)  # type: ignore[attr-defined]
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    command = [sys.executable, "-m", "xlr", "run", str(folder / "run.yaml"), "pair.export_jsonl=true"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    return folder, tree | {"pair": {"export_jsonl": True}}
+
+
+def digests(run: Path) -> dict[str, str]:
+    return {name: read_json(run / f"{name}.manifest.json")["digest"] for name in ARTEFACTS}
+
+
+def test_every_arrow_holds_what_it_should(finished: tuple[Path, dict[str, Any]]) -> None:
+    run = finished[0] / "run"
+    responses = read_rows(run / "iter1" / "responses", Response)
+    assert len(responses) == 2 * 4 * 3
+    assert len({(row.lang, row.id, row.sample) for row in responses}) == len(responses)
+    assert {row.finish_reason for row in responses} <= {"stop", "length"}
+    scores = read_rows(run / "iter1" / "scores", Score)
+    assert all(row.reward == row.logp_policy - row.logp_reference for row in scores)
+    assert all(row.num_chars == len(row.response) for row in scores)
+    pairs = read_rows(run / "iter1" / "pairs", Pair)
+    assert pairs
+    for pair in pairs:
+        assert pair.chosen_score > pair.rejected_score
+        assert [turn["role"] for turn in (*pair.prompt, *pair.chosen, *pair.rejected)] == ["user", *["assistant"] * 2]
+    lines = (run / "iter1" / "pairs" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [pair.id for pair in pairs]
+
+
+def test_the_report_and_the_status_show_the_run(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+    run = finished[0] / "run"
+    report = read_json(run / "report.json")
+    for iteration in ("0", "1"):
+        evaluation = report["iterations"][iteration]["evaluation"]
+        assert set(evaluation["languages"]) == {"en", "es"}
+        assert evaluation["preferences"]["pairs"] == 16
+    assert report["iterations"]["0"]["evaluation"]["languages"]["en"]["reward_wins"] == 0.5
+    result = cli("status", run, COLUMNS="120")
+    assert result.returncode == 0
+    assert result.stdout.count("done") == 6
+    manifest = read_json(run / "iter1" / "scores.manifest.json")
+    assert {"formula", "languages", "dropped"} <= set(manifest["facts"])
+    assert {"torch", "ray", "xlr"} <= set(manifest["versions"])
+
+
+def test_a_second_run_does_nothing_and_takes_seconds(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+    run = finished[0] / "run"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
+    begun = time.monotonic()
+    result = cli("run", run)
+    assert result.returncode == 0
+    assert result.stdout.count("done already") == 6
+    assert time.monotonic() - begun < 30
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
+
+
+def test_the_same_seed_gives_the_same_run_from_another_folder_and_locale(
+    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+) -> None:
+    """One actor or two, stage by stage or all at once, in a C locale: the same artefacts, to the byte."""
+    source, target = finished[0] / "run.yaml", f"run_dir={tmp_path / 'other'}"
+    two = ["pair.export_jsonl=true", "ray.actors=2", "ray.cpus_per_actor=1", target]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = cli("generate", source, *two, cwd=tmp_path, **plain)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "other"
+    for stage in ("score", "pair", "train"):
+        result = cli(stage, run, cwd=tmp_path, **plain)
+        assert result.returncode == 0, result.stderr
+    for iteration in (0, 1):
+        assert cli("evaluate", run, "--iteration", iteration).returncode == 0
+    assert digests(run) == digests(finished[0] / "run")
+
+
+@pytest.mark.parametrize("reward", ["multilingual", "translate"])
+def test_the_other_reward_modes_run(
+    reward: str, finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+) -> None:
+    target = [f"run_dir={tmp_path / 'mode'}", f"score.reward={reward}"]
+    for stage in ("generate", "score", "pair"):
+        result = cli(stage, finished[0] / "run.yaml", *target)
+        assert result.returncode == 0, result.stderr
+    scores = read_rows(tmp_path / "mode" / "iter1" / "scores", Score)
+    if reward == "translate":
+        assert {row.lang for row in scores} == {"es"}
+        assert any(row.scored_text != row.response for row in scores)
+    else:
+        assert {row.lang for row in scores} == {"en", "es"}
+        by_key = {
+            (row.lang, row.id, row.sample): row for row in read_rows(finished[0] / "run" / "iter1" / "scores", Score)
+        }
+        english = [row for row in scores if row.lang == "en"]
+        assert all(by_key[row.lang, row.id, row.sample].reward == pytest.approx(row.reward) for row in english)
+
+
+def test_kill_9_at_any_moment_changes_nothing(finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path) -> None:
+    """Killed after each artefact appears and in between, then started again until it is done."""
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "xlr", "run", str(finished[0] / "run.yaml")]
+    command += ["pair.export_jsonl=true", f"run_dir={run}", "train.save_steps=1"]
+    moments = ["iter0/eval.responses", "iter1/responses.parts/000001.parquet", "iter1/scores.parts", "iter1/model.*"]
+    seen: dict[Path, int] = {}
+    for moment in moments:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 180
+        while process.poll() is None and not list(run.glob(moment)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        for path, modified in seen.items():
+            assert path.stat().st_mtime_ns == modified, f"{path} was made twice"
+        seen = {path: path.stat().st_mtime_ns for path in run.rglob("*.manifest.json")}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert digests(run) == digests(finished[0] / "run")
+    assert not list(run.rglob("*.tmp")) + list(run.rglob("*.parts"))
+
+
+def test_an_actor_that_is_killed_is_replaced(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """kill -9 of the worker process while it samples: Ray restarts it and the rows are the same."""
+    command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml")]
+    command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "run" / "iter1" / "responses.parts"
+    deadline = time.monotonic() + 120
+    while not list(parts.glob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(worker_of(process.pid), signal.SIGKILL)
+    assert process.wait(timeout=300) == 0, process.stderr and process.stderr.read()
+    expected = read_rows(finished[0] / "run" / "iter1" / "responses", Response)
+    assert read_rows(tmp_path / "run" / "iter1" / "responses", Response) == expected
+
+
+def worker_of(pid: int) -> int:
+    """The Ray worker among a process's descendants."""
+    import psutil
+
+    return next(
+        child.pid for child in psutil.Process(pid).children(recursive=True) if child.name().startswith("ray::Worker")
+    )
+
+
+def test_two_xlr_on_one_run_directory_are_refused(
+    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml"), f"run_dir={tmp_path / 'run'}"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    lock = tmp_path / "run" / ".lock"
+    while not (lock.is_file() and lock.read_text()):
+        time.sleep(0.01)
+    second = cli(*command[3:])
+    assert second.returncode == 2
+    assert f"in use by another xlr (process {first.pid}" in second.stderr
+    assert first.wait(timeout=300) == 0
+
+
+def test_raising_the_iterations_continues_and_changing_a_setting_is_refused(
+    finished: tuple[Path, dict[str, Any]], cli: Cli
+) -> None:
+    run = finished[0] / "run"
+    refused = cli("run", run, "generate.temperature=0.5")
+    assert refused.returncode == 2
+    assert "generate.temperature was 0.9 and is now 0.5" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert read_json(run / "iter1" / "responses.manifest.json")["settings"]["generate.temperature"] == 0.9
+    longer = cli("generate", run, "iterations=2", "--iteration", 2)
+    assert longer.returncode == 2
+    assert "not finished" not in longer.stderr or "xlr train" in longer.stderr
+
+
+Write = Callable[[dict[str, Any]], Path]

@@ -1,0 +1,81 @@
+"""The house: imports point one way, heavy dependencies have one home, the command line starts fast."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "xlr"
+
+# From the bottom to the top: a module imports from its own layer's left and from lower layers only.
+LAYERS = [
+    ["errors", "records", "languages", "config", "shipped", "launch", "progress"],
+    ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "sampling"],
+    ["store", "prompts", "encoding", "metrics", "packing", "models", "worker", "raypool", "stage", "engine"],
+    ["responses", "scores", "pairs", "training", "evaluation", "trainer"],
+    ["pipeline", "report"],
+    ["cli"],
+    ["__main__"],
+]
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+PURE = ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "sampling"]
+HOMES = {"deepspeed": {"engine"}, "ray": {"raypool"}, "lingua": {"languages"}}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = {path.stem: imports(path) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set(MODULES) == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_down(name: str) -> None:
+    ours = {found.split(".")[1] for found in MODULES[name] if found.startswith("xlr.")} & set(LAYER_OF)
+    upward = {other for other in ours if LAYER_OF[other] > LAYER_OF[name]}
+    if name == "training":
+        upward -= {"trainer"}  # the rank's own loop, imported when this process is a rank
+    assert not upward
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_mathematics_imports_torch_and_the_standard_library_only(name: str) -> None:
+    outside = {found.split(".")[0] for found in MODULES[name]} - set(sys.stdlib_module_names)
+    assert outside <= {"torch"}
+
+
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_a_heavy_dependency_has_one_home(library: str) -> None:
+    users = {name for name, found in MODULES.items() if library in {module.split(".")[0] for module in found}}
+    assert users == HOMES[library]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; import xlr, xlr.cli; "
+        "print(sorted({'torch', 'ray', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_help_comes_within_half_a_second() -> None:
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "xlr", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.5

@@ -1,0 +1,189 @@
+"""The trainer under real DeepSpeed ZeRO-3: equal to plain torch, whatever the ranks and the micro-batches."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, get_scheduler
+
+from tests.conftest import Cli
+from xlr import config, trainer
+from xlr.encoding import ChatEncoder, load_tokenizer
+from xlr.prompts import load_preferences
+
+STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "preferences.jsonl"
+    lines = (config.RECIPES / "quickstart" / "preferences.jsonl").read_text(encoding="utf-8").splitlines(True)
+    path.write_text("".join(lines[: STEPS * BATCH]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def align_config(tiny_tree: dict[str, Any], preferences: Path, write_config: Callable[[dict[str, Any]], Path]) -> Path:
+    """The align stage is the trainer without the stages before it."""
+    model = {"initial": tiny_tree["model"]["initial"]}
+    align = tiny_tree["train"] | {"preferences": str(preferences), "learning_rate": RATE}
+    return write_config(tiny_tree | {"model": model, "align": align})
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "iter0" / "model" / "model.safetensors")
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "iter0" / "metrics.jsonl").read_text().splitlines()]
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+
+
+def response_logp(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]) -> Tensor:
+    logps_TV = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+    return sum(logps_TV[len(prompt) - 1 + i, token] for i, token in enumerate(response))  # type: ignore[return-value]
+
+
+def plain_torch_training(initial: Path, preferences: Path) -> tuple[dict[str, Tensor], list[float]]:
+    """The same training with nothing of ours but the encoder: one process, one sequence at a time."""
+    encoder = ChatEncoder(load_tokenizer(initial), "initial")
+    data = [
+        (encoder.prompt_of(prompt), encoder.response(chosen), encoder.response(rejected))
+        for _, prompt, chosen, rejected in load_preferences(str(preferences))
+    ]
+    policy = AutoModelForCausalLM.from_pretrained(initial, attn_implementation="eager").train()
+    reference = AutoModelForCausalLM.from_pretrained(initial, attn_implementation="eager").eval()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    schedule = get_scheduler("cosine", optimizer, math.ceil(0.1 * STEPS), STEPS)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(42 * 1000)).tolist()
+    losses = []
+    for step in range(STEPS):
+        total = torch.zeros(())
+        for index in order[step * BATCH : (step + 1) * BATCH]:
+            prompt, chosen, rejected = data[index]
+            with torch.no_grad():
+                reference_margin = response_logp(reference, prompt, chosen) - response_logp(reference, prompt, rejected)
+            chosen_logp = response_logp(policy, prompt, chosen)
+            margin = chosen_logp - response_logp(policy, prompt, rejected) - reference_margin
+            total = total + torch.log(1 + torch.exp(-BETA * margin)) - chosen_logp / len(chosen)
+        optimizer.zero_grad()
+        (total / BATCH).backward()
+        losses.append(total.item() / BATCH)
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP)
+        optimizer.step()
+        schedule.step()
+    named = {name: parameter.detach() for name, parameter in policy.named_parameters()}
+    return named, losses
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_zero3_training_equals_plain_torch(
+    processes: int, cli: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    initial_before = (tiny_models["initial"] / "model.safetensors").read_bytes()
+    result = cli("align", align_config, f"align.processes={processes}")
+    assert result.returncode == 0, result.stderr
+    expected, losses = plain_torch_training(tiny_models["initial"], preferences)
+    assert largest_difference(weights(tmp_path / "run"), expected) < 1e-6
+    logged = metrics(tmp_path / "run")
+    assert [row["loss"] for row in logged] == pytest.approx(losses, rel=1e-4)
+    assert logged[0]["loss"] - logged[0]["nll_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert logged[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert (tiny_models["initial"] / "model.safetensors").read_bytes() == initial_before
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["align.micro_batch_tokens=1"],
+        ["align.micro_batch_tokens=100000"],
+        ["align.micro_batch_tokens=1", "align.processes=2"],
+        ["model.attn_implementation=sdpa"],
+        ["align.gradient_checkpointing=true"],
+        ["align.ds_config=zero3", "align.reference_ds_config=reference"],
+    ],
+)
+def test_how_the_work_is_cut_does_not_change_the_loss(
+    overrides: list[str], cli: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    result = cli("align", align_config, *overrides)
+    assert result.returncode == 0, result.stderr
+    expected, losses = plain_torch_training(tiny_models["initial"], preferences)
+    assert [row["loss"] for row in metrics(tmp_path / "run")] == pytest.approx(losses, rel=1e-5)
+    assert largest_difference(weights(tmp_path / "run"), expected) < 1e-5
+
+
+def test_the_exported_folder_opens_in_transformers(
+    cli: Cli, align_config: Path, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    assert cli("align", align_config, "align.max_steps=1").returncode == 0
+    folder = tmp_path / "run" / "iter0" / "model"
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.generation_config.eos_token_id is not None
+    assert load_tokenizer(folder).chat_template == load_tokenizer(tiny_models["initial"]).chat_template
+
+
+def test_a_killed_training_continues_to_the_same_weights(cli: Cli, align_config: Path, tmp_path: Path) -> None:
+    many = ["align.num_train_epochs=12", "align.save_steps=2", "align.processes=2"]
+    assert cli("align", align_config, *many).returncode == 0
+    undisturbed = weights(tmp_path / "run")
+
+    arguments = [str(align_config), *many, f"run_dir={tmp_path / 'again'}"]
+    process = subprocess.Popen([sys.executable, "-m", "xlr", "align", *arguments], stdout=subprocess.DEVNULL)
+    checkpoints = tmp_path / "again" / "iter0" / "model.checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    left = sorted(path.name for path in checkpoints.glob("step-*"))
+    assert left, "killed before the first checkpoint"
+
+    result = cli("align", *arguments)
+    assert result.returncode == 0, result.stderr
+    resumed = weights(tmp_path / "again")
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+    steps = [row["step"] for row in metrics(tmp_path / "again")]
+    assert steps == list(range(1, 12 * STEPS + 1))
+    assert not checkpoints.exists()
+
+
+def test_the_plan_s_steps_depend_on_seed_and_epoch_alone() -> None:
+    settings = config.TrainConfig(global_batch_size=4, num_train_epochs=2, micro_batch_tokens=50)
+    lengths = [10 + i for i in range(10)]
+
+    def steps(world_size: int) -> list[list[int]]:
+        plan = trainer.plan_steps(lengths, settings, 42, world_size)
+        return [sorted(i for micro in step for batch in micro for i in batch) for step in plan]
+
+    assert steps(1) == steps(2) == steps(3)
+    for epoch in (steps(1)[:3], steps(1)[3:]):
+        assert sorted(i for step in epoch for i in step) == list(range(10))
+    assert steps(1)[:3] != steps(1)[3:]
+
+
+def test_a_deepspeed_file_that_contradicts_the_configuration_is_refused(
+    cli: Cli, align_config: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": 0.5, "bf16": {"enabled": "auto"}}')
+    result = cli("align", align_config, f"align.ds_config={broken}")
+    assert result.returncode == 2
+    assert "gradient_clipping is 0.5, the configuration says 1.0" in result.stderr
+    assert "Traceback" not in result.stderr
