@@ -50,6 +50,7 @@ setup(
             "pytest>=9",
             "pytest-timeout>=2.4,<3",
             "ruff>=0.14",
+            "setuptools>=77",
             "types-PyYAML",
         ],
     },

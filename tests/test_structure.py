@@ -1,9 +1,12 @@
 """The house: imports point one way, heavy dependencies have one home, the command line starts fast."""
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,26 @@ def test_help_comes_within_half_a_second() -> None:
         subprocess.run([sys.executable, "-m", "xlr", "--help"], capture_output=True, check=True)
         seconds.append(time.perf_counter() - begun)
     assert min(seconds) < 0.5
+
+
+def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
+    """The wheel holds the recipes, the DeepSpeed files and the Ray entry points, and finds them without a checkout."""
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".venv", ".git", "models", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(PACKAGE.parent, source, ignore=ignore)
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "import xlr; from xlr import config; from xlr.shipped import shipped; print(xlr.__file__); "
+        "print(shipped('ds_configs', 'zero3.json'), shipped('ray_jobs', 'score.py')); "
+        "run = config.load(config.RECIPES / 'quickstart.yaml'); "
+        "from xlr.prompts import load_prompts; print(len(load_prompts(run.prompts, run.languages)['fr']))"
+    )
+    command = [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.count(str(tmp_path / "site")) == 3
+    assert result.stdout.split()[-1] == "24"

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, get_scheduler
 
 from tests.conftest import Cli
 from xlr import config, trainer
-from xlr.encoding import ChatEncoder, load_tokenizer
+from xlr.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.errors import UserError
 from xlr.prompts import load_preferences
 
 STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
@@ -95,7 +96,6 @@ def plain_torch_training(initial: Path, preferences: Path) -> tuple[dict[str, Te
 def test_zero3_training_equals_plain_torch(
     processes: int, cli: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    initial_before = (tiny_models["initial"] / "model.safetensors").read_bytes()
     result = cli("align", align_config, f"align.processes={processes}")
     assert result.returncode == 0, result.stderr
     expected, losses = plain_torch_training(tiny_models["initial"], preferences)
@@ -104,7 +104,6 @@ def test_zero3_training_equals_plain_torch(
     assert [row["loss"] for row in logged] == pytest.approx(losses, rel=1e-4)
     assert logged[0]["loss"] - logged[0]["nll_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert logged[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
-    assert (tiny_models["initial"] / "model.safetensors").read_bytes() == initial_before
 
 
 @pytest.mark.parametrize(
@@ -187,3 +186,62 @@ def test_a_deepspeed_file_that_contradicts_the_configuration_is_refused(
     assert result.returncode == 2
     assert "gradient_clipping is 0.5, the configuration says 1.0" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_reference_stays_frozen_and_the_gates_catch_what_they_should(
+    tiny_models: dict[str, Path], preferences: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, one rank: bit-equal reference weights, and each startup gate made to fail."""
+    import socket
+
+    from xlr import engine
+    from xlr.launch import Ranks
+    from xlr.packing import SHARED_PROMPT
+    from xlr.training import TrainingPair
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    ranks = Ranks(0, 1, 0)
+    settings = config.TrainConfig(
+        learning_rate=1e-3, warmup_ratio=0, ds_config="zero3_cpu", reference_ds_config="reference_cpu"
+    )
+    encoder = ChatEncoder(load_tokenizer(tiny_models["initial"]), "initial")
+    pairs = [
+        TrainingPair(key, "en", Example(encoder.prompt_of(prompt), (encoder.response(good), encoder.response(bad))))
+        for key, prompt, good, bad in load_preferences(str(preferences))
+    ]
+    device = engine.init_distributed(ranks)
+    try:
+        aligned, initial = str(tiny_models["aligned"]), str(tiny_models["initial"])
+        policy = engine.open_policy(aligned, settings, torch.float32, SHARED_PROMPT, 3)
+        reference = engine.open_reference(initial, settings, torch.float32, SHARED_PROMPT)
+
+        def copy(of: Any) -> dict[str, Tensor]:
+            return {name: parameter.detach().clone() for name, parameter in engine.gathered(of)}
+
+        policy_before, reference_before = copy(policy), copy(reference)
+        training = trainer._Trainer(settings, policy, reference, device, SHARED_PROMPT, ranks, pairs)
+        values = training.step([[list(range(len(pairs)))]])
+        reference_after = copy(reference)
+        assert all(torch.equal(reference_before[name], reference_after[name]) for name in reference_before)
+        assert largest_difference(policy_before, copy(policy)) > 0
+        assert {"lang/en/rewards/accuracies", "perf/mfu", "kl", "grad_norm"} <= set(values)
+
+        with pytest.raises(UserError, match="not ln 2"):  # the policy is not the reference here
+            trainer._require_ln2(values, settings, same_models=True)
+        example = pairs[0].example
+        probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
+        logp = training._logps(policy, [example])[0].item()
+        training.check_probes([probe | {"logp_policy": logp}])
+        with pytest.raises(UserError, match="trainer and scorer disagree"):
+            training.check_probes([probe | {"logp_policy": 1.01 * logp}])
+
+        with torch.no_grad():
+            for parameter in policy.module.parameters():
+                parameter.fill_(torch.nan)
+        with pytest.raises(FloatingPointError, match=r"the loss is nan at the step with the pairs p01"):
+            training.step([[[0, 1]]])
+    finally:
+        engine.close_distributed()

@@ -5,6 +5,7 @@ continues the prompt's tokens. A response always ends with the terminator: the t
 puts after an assistant's turn.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +80,10 @@ class ChatEncoder:
         return frozenset(added | set(self.tokenizer.all_special_ids))
 
     @cached_property
+    def _special_texts(self) -> list[str]:
+        return list(self.tokenizer.convert_ids_to_tokens(sorted(self._special_ids)))
+
+    @cached_property
     def _bos_id(self) -> int | None:
         """The BOS token, if the tokenizer puts one before plain text."""
         bos, ids = self.tokenizer.bos_token_id, self.tokenizer("a")["input_ids"]
@@ -104,15 +109,30 @@ class ChatEncoder:
 
     def prompt_of(self, messages: list[Message]) -> tuple[int, ...]:
         """Token ids of a conversation up to where the assistant's answer begins, with exactly one BOS."""
-        ids = self._tokenize(self._render(messages, True))
+        spelled = any(token in message["content"] for message in messages for token in self._special_texts)
+        ids = self._tokenize_apart(messages) if spelled else self._tokenize(self._render(messages, True))
         if self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids = [self._bos_id, *ids]
         return tuple(ids)
 
+    def _tokenize_apart(self, messages: list[Message]) -> list[int]:
+        """Template and contents tokenised apart, so that a special token spelled out by a user stays text."""
+        marks = {f"\ue000{number}\ue001": message["content"] for number, message in enumerate(messages)}
+        marked: list[Message] = [
+            {"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)
+        ]
+        ids: list[int] = []
+        for piece in re.split("(\ue000[0-9]+\ue001)", self._render(marked, True)):
+            ids += self._tokenize_content(marks[piece]) if piece in marks else self._tokenize(piece)
+        return ids
+
+    def _tokenize_content(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
     def response(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer and its terminator. Special tokens spelled out in the text stay text."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return (*ids, self.terminator_id)
+        return (*self._tokenize_content(text), self.terminator_id)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of a sampled response, without terminator and other special tokens."""

@@ -125,13 +125,13 @@ def shared_prompt_attention(
 
     Args:
         query: `(1, heads, T, head_dim)`; key and value may have fewer heads.
-        groups: where examples lie; without it (generation, plain use) attention is causal over the whole row.
+        groups: where examples lie on the row; for plain rows there are transformers' own implementations.
 
     Returns:
         `(1, T, heads, head_dim)`, as transformers' attention functions do.
     """
     if sliding_window is not None and key.shape[2] > sliding_window:
-        raise ValueError("sliding-window attention is longer than its window: set model.attn_implementation to sdpa")
+        raise ValueError("a batch is longer than the model's sliding window: set model.attn_implementation to sdpa")
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     if groups is None:

@@ -91,6 +91,7 @@ def execute(context: Context, stage: Stage) -> None:
     log = logging.FileHandler(context.run.log(stage.name, stage.iteration), encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(log)
+    logging.getLogger("xlr").setLevel(logging.INFO)
     begun = time.monotonic()
     if stage.name in ("align", "train"):
         context.close()  # training needs the memory that the workers hold

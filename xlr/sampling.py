@@ -15,8 +15,7 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:
         `(B,)` token ids; a token of probability 0 is never drawn.
     """
     cumulative_BV = torch.softmax(logits_BV.double(), -1).cumsum(-1)
-    targets_B1 = (uniforms_B * cumulative_BV[:, -1])[:, None]
-    tokens_B = torch.searchsorted(cumulative_BV, targets_B1, right=True).squeeze(-1)
-    # u * total may round up to total; then the last token that has any probability is meant.
+    tokens_B = torch.searchsorted(cumulative_BV, uniforms_B[:, None], right=True).squeeze(-1)
+    # The sum may round to less than 1; a number beyond it means the last token that has any probability.
     last_B = (cumulative_BV < cumulative_BV[:, -1:]).sum(-1)
     return torch.minimum(tokens_B, last_B)
