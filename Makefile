@@ -10,28 +10,32 @@ MODEL := models/smollm2-135m-instruct
 
 .PHONY: quickstart test setup model check clean
 
-quickstart: setup model
+quickstart: model
 	$(BIN)/xlr run xlr/recipes/quickstart.yaml run_dir=$(RUN)
 
-test: setup model
+test: .venv/.tests model
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: setup
+check: .venv/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-setup: .venv/.installed
+setup: .venv/.tests
 
 .venv/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart]"
+	touch $@
+
+.venv/.tests: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart,test]"
 	touch $@
 
 model: $(MODEL)/model.safetensors
 
-$(MODEL)/model.safetensors: | setup
+$(MODEL)/model.safetensors: | .venv/.installed
 	$(BIN)/python -m xlr.recipes.quickstart.fetch_model $(MODEL)
 
 clean:

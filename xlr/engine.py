@@ -41,6 +41,8 @@ def init_distributed(ranks: Ranks) -> torch.device:
     device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Shared-memory collectives between CPU ranks would be compiled first, for half a minute and with a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with contextlib.redirect_stdout(sys.stderr):
         deepspeed.init_distributed(
             dist_backend="nccl" if device.type == "cuda" else "gloo",

@@ -14,8 +14,13 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     Returns:
         `(B,)` token ids; a token of probability 0 is never drawn.
     """
-    cumulative_BV = torch.softmax(logits_BV.double(), -1).cumsum(-1)
-    tokens_B = torch.searchsorted(cumulative_BV, uniforms_B[:, None], right=True).squeeze(-1)
+    probabilities_BV = torch.softmax(logits_BV, -1)
+    cumulative_BV = probabilities_BV.cumsum(-1)
+    uniforms_B = uniforms_B.to(cumulative_BV)
+    tokens_B = torch.searchsorted(cumulative_BV, uniforms_B[:, None].contiguous(), right=True).squeeze(-1)
     # The sum may round to less than 1; a number beyond it means the last token that has any probability.
-    last_B = (cumulative_BV < cumulative_BV[:, -1:]).sum(-1)
-    return torch.minimum(tokens_B, last_B)
+    beyond_B = uniforms_B >= cumulative_BV[:, -1]
+    if beyond_B.any():
+        positions_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
+        tokens_B[beyond_B] = ((probabilities_BV[beyond_B] > 0) * positions_V).amax(-1)
+    return tokens_B

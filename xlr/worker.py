@@ -56,22 +56,43 @@ class Worker:
         from transformers import LogitsProcessorList
 
         causal_lm = self._model(model, models.default_attention(self.attn_implementation))
-        width = max(len(request.prompt) for request in requests)
-        input_ids_BT = torch.zeros(len(requests), width, dtype=torch.long)
-        attention_mask_BT = torch.zeros_like(input_ids_BT)
-        for row, request in enumerate(requests):  # left padding: all answers begin at the same column
-            input_ids_BT[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
-            attention_mask_BT[row, width - len(request.prompt) :] = 1
+        prompts = list(dict.fromkeys(request.prompt for request in requests))
+        prompt_of_row = torch.tensor([prompts.index(request.prompt) for request in requests])
+        width = max(map(len, prompts))
+        input_ids_PT = torch.zeros(len(prompts), width, dtype=torch.long)
+        attention_mask_PT = torch.zeros_like(input_ids_PT)
+        for row, prompt in enumerate(prompts):  # left padding: all answers begin at the same column
+            input_ids_PT[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention_mask_PT[row, width - len(prompt) :] = 1
+        # A prompt is computed once for all its samples: its keys and values are repeated, not its arithmetic.
+        cache = self._prefill(causal_lm, input_ids_PT[:, :-1], attention_mask_PT[:, :-1])
+        cache.batch_select_indices(prompt_of_row.to(self.device))
         processors = LogitsProcessorList()
         if settings.temperature > 0:
             processors.append(_SeededSampling(requests, settings, width, self.device))
         output_BT = causal_lm.generate(
-            input_ids_BT.to(self.device),
-            attention_mask=attention_mask_BT.to(self.device),
+            input_ids_PT[prompt_of_row].to(self.device),
+            attention_mask=attention_mask_PT[prompt_of_row].to(self.device),
+            past_key_values=cache,
             generation_config=_plain_generation(settings),
             logits_processor=processors,
         )
         return [_until_stop(tokens, settings.stop_ids) for tokens in output_BT[:, width:].tolist()]
+
+    def _prefill(self, causal_lm: Any, input_ids_PT: Tensor, attention_mask_PT: Tensor) -> Any:
+        """The cache after all but the last token of each left-padded prompt."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=causal_lm.config)
+        if input_ids_PT.shape[1]:
+            causal_lm.get_decoder()(
+                input_ids=input_ids_PT.to(self.device),
+                attention_mask=attention_mask_PT.to(self.device),
+                position_ids=(attention_mask_PT.cumsum(-1) - 1).clamp_min(0).to(self.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return cache
 
     def score(self, policy: str, reference: str, examples: Sequence[Example]) -> list[list[tuple[float, float]]]:
         """`(log p under policy, log p under reference)` of every response of every example, in nats."""
@@ -134,13 +155,14 @@ def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> 
 
 
 class _SeededSampling:
-    """A logits processor that leaves one token a step, drawn with the row's own random numbers."""
+    """A logits processor that puts the token drawn with the row's own random numbers above all others."""
 
     def __init__(self, requests: Sequence[SampleRequest], settings: SampleSettings, width: int, device: torch.device):
-        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+        from transformers import TopKLogitsWarper, TopPLogitsWarper
 
         self._width = width
-        self._warpers: list[Any] = [TemperatureLogitsWarper(settings.temperature)]
+        self._temperature = settings.temperature
+        self._warpers: list[Any] = []
         if settings.top_k:
             self._warpers.append(TopKLogitsWarper(settings.top_k))
         if settings.top_p < 1:
@@ -158,10 +180,11 @@ class _SeededSampling:
         ).to(device)
 
     def __call__(self, input_ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        logits_BV = logits_BV.div_(self._temperature)
         for warper in self._warpers:
             logits_BV = warper(input_ids_BT, logits_BV)
         tokens_B = draw(logits_BV, self._uniforms_BT[:, input_ids_BT.shape[1] - self._width])
-        return torch.full_like(logits_BV, float("-inf")).scatter_(-1, tokens_B[:, None], 0.0)
+        return logits_BV.scatter_(-1, tokens_B[:, None], float("inf"))
 
 
 def _plain_generation(settings: SampleSettings) -> Any:
