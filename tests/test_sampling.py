@@ -38,8 +38,8 @@ def test_draw_equals_a_loop_over_cumulative_sums(rows):
     for token, row, uniform in zip(tokens, padded, uniforms, strict=True):
         below, accepted = 0.0, []
         for candidate, probability in enumerate(probabilities(row)):
-            # At a border, two ways of adding up may round apart: either side of it is right.
-            if probability > 0 and below - 1e-12 <= uniform < below + probability + 1e-12:
+            # At a border, float32 and float64 may round apart: either side of it is right.
+            if probability > 0 and below - 1e-6 <= uniform < below + probability + 1e-6:
                 accepted.append(candidate)
             below += probability
         assert token in accepted

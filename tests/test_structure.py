@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "xlr"
 
 # From the bottom to the top: a module imports from its own layer's left and from lower layers only.
 LAYERS = [
-    ["errors", "records", "languages", "config", "shipped", "launch", "progress"],
+    ["errors", "records", "languages", "config", "shipped", "launch", "progress", "dsconfig"],
     ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "sampling"],
     ["store", "prompts", "encoding", "metrics", "packing", "models", "worker", "raypool", "stage", "engine"],
     ["responses", "scores", "pairs", "training", "evaluation", "trainer"],

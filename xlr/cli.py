@@ -130,7 +130,7 @@ def config(
     from xlr import config as configuration
 
     if schema:
-        print(json.dumps(configuration.Config.model_json_schema(), indent=2))
+        print(json.dumps(configuration.Config.model_json_schema(), indent=2, allow_nan=False))
     elif source is None:
         raise UserError("xlr config: name a run directory or a configuration file, or pass --schema")
     else:

@@ -5,7 +5,6 @@ Relative paths are relative to the folder the command runs in; a resolved config
 """
 
 import difflib
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from xlr.errors import UserError
 
+SHARED_PROMPT = "xlr_shared_prompt"
+
 RECIPES = Path(__file__).parent / "recipes"
 
 # A setting that changes how fast a stage runs or what it shows, never what it computes.
@@ -21,7 +22,7 @@ OPERATIONAL = {"operational": True}
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -33,7 +34,7 @@ class ModelConfig(_Section):
     """pi^0, the same model aligned on English preferences; without it the align stage makes it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of weights and arithmetic; auto is bfloat16 on GPUs and float32 on CPUs."""
-    attn_implementation: str = "xlr_shared_prompt"
+    attn_implementation: str = SHARED_PROMPT
     """xlr_shared_prompt (packed, a prompt computed once for all its responses) or any name transformers knows
     (sdpa, flash_attention_2, ...), which is fed right-padded rows."""
 
@@ -83,8 +84,8 @@ class PairConfig(_Section):
 
     length_control: bool = True
     """Penalise length so that chosen and rejected are equally long on average, per language."""
-    upper_bound: float = math.inf
-    """Responses whose penalised reward reaches this are never chosen."""
+    upper_bound: float | None = None
+    """Responses whose penalised reward reaches this are never chosen; no bound by default."""
     export_jsonl: bool = False
     """Also write pairs.jsonl beside the Parquet file."""
 
@@ -232,8 +233,8 @@ def load(source: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"{path}: {what}; start one with `xlr init NAME --recipe quickstart`")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no keys; start from `xlr init NAME --recipe quickstart`")
     for override in overrides or []:
@@ -289,7 +290,7 @@ def _absolute(config: Config) -> Config:
     def place(path: str | None) -> str | None:
         return path and str(Path(path.replace("{recipes}", str(RECIPES))).expanduser().absolute())
 
-    def model(name: str | None) -> str | None:
+    def hub(name: str | None) -> str | None:
         """A hub name stays as it is; what exists, or is written as a path, is one."""
         if name is None or not (Path(name).exists() or name.startswith((".", "/", "~", "{"))):
             return name
@@ -303,14 +304,14 @@ def _absolute(config: Config) -> Config:
         return section.model_copy(update={**names, **paths})
 
     def prompts(section: PromptsConfig) -> PromptsConfig:
-        return section.model_copy(update={"path": place(section.path)})
+        return section.model_copy(update={"path": hub(section.path)})
 
     held_out = config.evaluate.prompts
     return config.model_copy(
         update={
             "run_dir": place(config.run_dir),
             "model": config.model.model_copy(
-                update={"initial": model(config.model.initial), "aligned": model(config.model.aligned)}
+                update={"initial": hub(config.model.initial), "aligned": hub(config.model.aligned)}
             ),
             "prompts": prompts(config.prompts),
             "align": trained(config.align, preferences=place(config.align.preferences)),
@@ -327,13 +328,7 @@ def _absolute(config: Config) -> Config:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, every default spelled out."""
-    return yaml.safe_dump(config.model_dump(mode="json") | _infinite(config), sort_keys=False, allow_unicode=True)
-
-
-def _infinite(config: Config) -> dict[str, Any]:
-    # JSON mode turns infinity into null; YAML has a word for it.
-    pair = config.pair.model_dump()
-    return {"pair": pair}
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def settings(section: BaseModel, prefix: str) -> dict[str, Any]:
@@ -346,5 +341,5 @@ def settings(section: BaseModel, prefix: str) -> dict[str, Any]:
         if isinstance(value, BaseModel):
             flat |= settings(value, f"{prefix}.{key}")
         else:
-            flat[f"{prefix}.{key}"] = str(value) if value == math.inf else value
+            flat[f"{prefix}.{key}"] = value
     return flat

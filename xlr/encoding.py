@@ -6,11 +6,15 @@ puts after an assistant's turn.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
+from xlr.config import SHARED_PROMPT
 from xlr.errors import UserError
 from xlr.records import Message
 
@@ -28,6 +32,14 @@ class Example:
     def num_tokens(self) -> int:
         """Tokens that enter the model: the prompt once, every response without its terminator."""
         return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
+
+
+def batch_shape(examples: Sequence[Example], attn_implementation: str) -> tuple[list[int], list[int] | None]:
+    """What examples cost in a batch, as `batching` counts it: `(lengths, rows)`, rows None where they are packed."""
+    if attn_implementation == SHARED_PROMPT:
+        return [example.num_tokens for example in examples], None
+    widths = [len(example.prompt) + max(map(len, example.responses)) - 1 for example in examples]
+    return widths, [len(example.responses) for example in examples]
 
 
 class ChatEncoder:
@@ -50,7 +62,16 @@ class ChatEncoder:
         self._check_bos()
 
     def _render(self, messages: list[Message], generation_prompt: bool) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"{self.name}: the chat template does not accept a conversation of {roles} ({error})"
+            ) from error
+        return text
 
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

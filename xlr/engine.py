@@ -4,7 +4,6 @@ Every function here that touches weights is a collective: all ranks call it.
 """
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -24,10 +23,10 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from xlr import models
 from xlr.config import TrainConfig
+from xlr.dsconfig import policy_config, reference_config
 from xlr.errors import UserError
 from xlr.launch import Ranks
 from xlr.packing import LogprobModel
-from xlr.shipped import shipped
 from xlr.store import atomic_path, remove, write_json
 
 SHARD_BYTES = 4_500_000_000
@@ -36,9 +35,22 @@ _TIMEOUT = timedelta(hours=1)
 
 
 def init_distributed(ranks: Ranks) -> torch.device:
-    """Join the process group: NCCL on GPUs, gloo on CPUs."""
+    """Join the process group: NCCL on GPUs, gloo on CPUs.
+
+    Raises:
+        UserError: nobody said where the first rank listens.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+        raise UserError(
+            f"rank {ranks.rank} of {ranks.world_size}: MASTER_ADDR and MASTER_PORT are not set; the job script sets "
+            "them to the first node's name and a free port"
+        )
+    # DeepSpeed reads them from the environment, where srun has other names for them.
+    names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world_size, "LOCAL_RANK": ranks.local_rank}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    gpus = torch.cuda.device_count()  # one, where Slurm shows each task its own GPU alone
+    device = torch.device("cuda", ranks.local_rank % gpus) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Shared-memory collectives between CPU ranks would be compiled first, for half a minute and with a compiler.
@@ -60,74 +72,13 @@ def close_distributed() -> None:
     dist.destroy_process_group()
 
 
-def ds_config(name: str, owned: dict[str, Any]) -> dict[str, Any]:
-    """A DeepSpeed JSON with the configuration's own numbers filled in.
-
-    The JSON owns the ZeRO topology; batch size, learning rate, clipping and precision belong to the
-    configuration. A key of theirs in the JSON may be "auto" or the same value.
-
-    Args:
-        name: a file, or the name of a shipped one.
-        owned: dotted key -> the configuration's value.
-
-    Raises:
-        UserError: the file cannot be read, or contradicts the configuration.
-    """
-    path = Path(name) if name.endswith(".json") else shipped("ds_configs", f"{name}.json")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a DeepSpeed JSON file ({error})") from error
-    for dotted, value in owned.items():
-        *sections, key = dotted.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        if node.get(key, "auto") not in ("auto", value):
-            raise UserError(
-                f"{path}: {dotted} is {node[key]!r}, the configuration says {value!r}; "
-                'remove it from the JSON or write "auto"'
-            )
-        node[key] = value
-    # Micro-batches hold as many pairs as fit a token budget, so xlr counts pairs and sets the boundaries itself.
-    tree |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
-    tree.pop("train_batch_size", None)
-    return tree
-
-
-def policy_config(train: TrainConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The policy engine's DeepSpeed configuration."""
-    tree = ds_config(
-        train.ds_config,
-        _precision(dtype)
-        | {
-            "train_batch_size": train.global_batch_size,
-            "gradient_clipping": train.max_grad_norm,
-            "optimizer.type": "AdamW",
-            "optimizer.params.lr": train.learning_rate,
-            "optimizer.params.betas": [train.adam_beta1, train.adam_beta2],
-            "optimizer.params.eps": train.adam_epsilon,
-            "optimizer.params.weight_decay": train.weight_decay,
-        },
-    )
-    # torch's fused AdamW needs no compiler; an offloaded optimizer needs DeepSpeed's own, compiled at first use.
-    offloaded = tree.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
-    if not offloaded:
-        tree["optimizer"]["params"] |= {"torch_adam": True, "fused": True}
-    return tree
-
-
-def _precision(dtype: torch.dtype) -> dict[str, Any]:
-    return {"bf16.enabled": dtype == torch.bfloat16}
-
-
 def open_policy(model: str, train: TrainConfig, dtype: torch.dtype, attn_implementation: str, total_steps: int) -> Any:
     """The policy under ZeRO with AdamW and its learning-rate schedule.
 
     Raises:
         UserError: the model or the DeepSpeed JSON is not usable.
     """
-    tree = policy_config(train, dtype)
+    tree = policy_config(train, dtype == torch.bfloat16)
     causal_lm = _load_sharded(model, tree, dtype, attn_implementation)
     if train.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -146,7 +97,7 @@ def open_policy(model: str, train: TrainConfig, dtype: torch.dtype, attn_impleme
 
 def open_reference(model: str, train: TrainConfig, dtype: torch.dtype, attn_implementation: str) -> Any:
     """The frozen reference, partitioned over the same ranks, without gradients or optimizer."""
-    tree = ds_config(train.reference_ds_config, _precision(dtype))
+    tree = reference_config(train, dtype == torch.bfloat16)
     causal_lm = _load_sharded(model, tree, dtype, attn_implementation).requires_grad_(False)
     engine, *_ = deepspeed.initialize(model=LogprobModel(causal_lm), config=tree)
     engine.eval()
@@ -158,16 +109,21 @@ def _load_sharded(model: str, tree: dict[str, Any], dtype: torch.dtype, attn_imp
     zero3 = HfDeepSpeedConfig(tree)  # transformers finds it through a weak reference while this name lives
     causal_lm = models.load_causal_lm(model, dtype, attn_implementation)
     del zero3
-    damaged = [
-        name
-        for name, parameter in causal_lm.named_parameters()
-        if not getattr(parameter, "ds_tensor", parameter).isfinite().all()
-    ]
+    damaged = [name for name, parameter in causal_lm.named_parameters() if not _own_part(parameter).isfinite().all()]
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, damaged[:1])
     if any(found):
         models.refuse_damaged(model, next(names for names in found if names)[0])
     return causal_lm
+
+
+def _own_part(parameter: Any) -> torch.Tensor:
+    """The values of a parameter that this rank holds, without the padding of the last ranks' partitions."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    size = parameter.ds_tensor.numel()
+    own = min(max(parameter.ds_numel - dist.get_rank() * size, 0), size)
+    return parameter.ds_tensor.flatten()[:own]
 
 
 def gathered(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -178,13 +134,13 @@ def gathered(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
-    """Write `step-{step}` whole or not at all, then remove the older ones.
+    """Write `step-{step}-ranks-{world size}` whole or not at all, then remove the older ones.
 
     Args:
         keep: how many of the newest stay.
     """
-    target = folder / f"step-{step:08d}"
-    temporary = folder / f".step-{step:08d}.tmp"
+    target = folder / f"step-{step:08d}-ranks-{dist.get_world_size()}"
+    temporary = folder / f".{target.name}.tmp"
     if dist.get_rank() == 0:
         remove(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,13 +168,25 @@ def load_checkpoint(engine: Any, folder: Path) -> int:
 
     Returns:
         The number of optimizer steps it has behind it; 0 where there is none.
+
+    Raises:
+        UserError: it was written by another number of ranks, or is damaged.
     """
     found: list[Any] = [checkpoints(folder)[-1:] if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     if not found[0]:
         return 0
-    engine.load_checkpoint(str(found[0][0]), tag=_STATE)
-    return int(found[0][0].name.removeprefix("step-"))
+    checkpoint = found[0][0]
+    _, step, _, ranks = checkpoint.name.split("-")
+    if int(ranks) != dist.get_world_size():
+        raise UserError(
+            f"{checkpoint}: written by {ranks} ranks, and now there are {dist.get_world_size()}; start as many "
+            "(train.processes), or delete the folder to train this iteration from its beginning"
+        )
+    path, _ = engine.load_checkpoint(str(checkpoint), tag=_STATE)
+    if path is None:
+        raise UserError(f"{checkpoint}: cannot be read; delete the folder to train this iteration from its beginning")
+    return int(step)
 
 
 def export(engine: Any, source: str, target: Path) -> None:

@@ -5,6 +5,7 @@ Reads pi^t (t = 0 is the start) and the held-out sets; writes `RUN/iter{t}/eval/
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from xlr import scores
 from xlr.batching import token_budget_batches
 from xlr.config import GenerateConfig, settings
-from xlr.encoding import Example
+from xlr.encoding import Example, batch_shape
 from xlr.prompts import ENGLISH, load_preferences, load_prompts, sources
 from xlr.records import Response, Score
 from xlr.responses import sample_responses
@@ -40,6 +41,10 @@ def artifact(context: Context, iteration: int) -> Artifact:
         "seed": context.config.seed,
         "languages": list(context.config.languages),
         "model.dtype": context.config.model.dtype,
+        # How the work is cut into pieces.
+        "generate.batch_size": context.config.generate.batch_size,
+        "score.batch_tokens": context.config.score.batch_tokens,
+        "score.max_length": context.config.score.max_length,
     }
     return Artifact(context.run.iteration(iteration) / "eval", "evaluate", settings(section, "evaluate") | own, inputs)
 
@@ -50,13 +55,14 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     section = context.config.evaluate
     context.require_model(iteration)
     target = artifact(context, iteration)
-    facts: dict[str, Any] = {"iteration": iteration, "languages": {}}
+    facts: dict[str, Any] = {"iteration": iteration, "languages": {}, "dropped": {}}
     answers: list[Response] = []
     scored: list[Score] = []
     if section.prompts:
         if iteration:
             require(artifact(context, 0), f"xlr evaluate {context.run.path} --iteration 0")
-        answers, scored = _answer(context, target, iteration)
+        answers, scored, too_long = _answer(context, target, iteration)
+        facts["dropped"] = dict(too_long)
         start = read_rows(context.run.iteration(0) / "eval" / "scores", Score) if iteration else scored
         facts["languages"] = {
             lang: _language_facts(
@@ -80,7 +86,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     return facts
 
 
-def _answer(context: Context, target: Artifact, iteration: int) -> tuple[list[Response], list[Score]]:
+def _answer(context: Context, target: Artifact, iteration: int) -> tuple[list[Response], list[Score], Counter[str]]:
     """One answer to each held-out prompt, and its reward log pi^0 - log pi_I: one yardstick for all iterations."""
     section = context.config.evaluate
     assert section.prompts is not None
@@ -102,8 +108,10 @@ def _answer(context: Context, target: Artifact, iteration: int) -> tuple[list[Re
     instructions = [scoring_instruction("crosslingual", by_key[row.lang, row.id], english[row.id]) for row in filled]
     texts = [row.response for row in filled]
     policy, reference = context.model(0), context.model(-1)
-    scored, _ = score_responses(context, target, policy, reference, instructions, filled, texts, f"{label}: score")
-    return answers, scored
+    scored, too_long = score_responses(
+        context, target, policy, reference, instructions, filled, texts, f"{label}: score"
+    )
+    return answers, scored, too_long
 
 
 def _language_facts(
@@ -115,6 +123,7 @@ def _language_facts(
     return {
         **scores.reward_facts(scored),
         "rows": len(answers),
+        "in_language": sum(row.detected_lang == row.lang for row in scored) / count,
         "complete": sum(row.finish_reason == "stop" for row in answers) / count,
         "finish_reasons": {
             reason: sum(row.finish_reason == reason for row in answers) for reason in ("stop", "length")
@@ -132,7 +141,8 @@ def _preference_facts(context: Context, path: str, iteration: int) -> dict[str, 
         Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
         for _, prompt, chosen, rejected in load_preferences(path)
     ]
-    batches = token_budget_batches([e.num_tokens for e in examples], context.config.score.batch_tokens)
+    lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
+    batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
     policy, reference = context.model(iteration), context.model(-1)
     tasks = {number: (policy, reference, [examples[i] for i in batch]) for number, batch in enumerate(batches)}
     margins = []

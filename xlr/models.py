@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from xlr.config import SHARED_PROMPT
 from xlr.errors import UserError
-from xlr.packing import SHARED_PROMPT
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -34,7 +35,7 @@ def load_config(model: str | Path) -> Any:
         ) from error
 
 
-def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: str) -> nn.Module:
+def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: str) -> Any:
     """Open a causal language model from safetensors, in evaluation mode, on the CPU or under zero.Init.
 
     Raises:
@@ -44,19 +45,24 @@ def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: s
 
     config = load_config(model)
     try:
-        causal_lm = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             model,
             config=config,
             dtype=dtype,
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{model}: the weights cannot be opened with attn_implementation={attn_implementation} "
             f"({str(error).strip().splitlines()[0]})"
         ) from error
+    causal_lm, loaded = opened
+    if loaded["missing_keys"] or loaded["mismatched_keys"]:
+        names = ", ".join(map(str, sorted({*loaded["missing_keys"], *loaded["mismatched_keys"]}, key=str)[:3]))
+        raise UserError(f"{model}: weights are missing or of another shape than config.json says: {names}, ...")
     return causal_lm.eval()
 
 

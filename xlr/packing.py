@@ -15,10 +15,10 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from xlr.config import SHARED_PROMPT
 from xlr.encoding import Example
+from xlr.errors import UserError
 from xlr.logprobs import sum_per_response, token_logps
-
-SHARED_PROMPT = "xlr_shared_prompt"
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def shared_prompt_attention(
     scaling: float | None = None,
     groups: tuple[Group, ...] | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Causal attention in which a response sees its prompt and itself, not the other responses.
@@ -130,12 +131,17 @@ def shared_prompt_attention(
     Returns:
         `(1, T, heads, head_dim)`, as transformers' attention functions do.
     """
-    if sliding_window is not None and key.shape[2] > sliding_window:
-        raise ValueError("a batch is longer than the model's sliding window: set model.attn_implementation to sdpa")
-    repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    if softcap is not None:
+        raise UserError("xlr_shared_prompt attention has no soft cap: set model.attn_implementation to eager")
     if groups is None:
         raise ValueError("xlr_shared_prompt attention needs the groups of a packed batch")
+    if sliding_window is not None and max(map(_longest, groups)) > sliding_window:
+        raise UserError(
+            f"a sequence is longer than the model's sliding window of {sliding_window} tokens, which "
+            "xlr_shared_prompt attention does not have: set model.attn_implementation to sdpa"
+        )
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     outputs = []
     for group in groups:
         # The prompt and its first response are one plain causal sequence.
@@ -154,6 +160,16 @@ def shared_prompt_attention(
             seen_value = torch.cat([prompt_value, value[:, :, own]], 2)
             outputs.append(_attend(query[:, :, own], seen_key, seen_value, scaling))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def _longest(group: Group) -> int:
+    """Tokens of a group's longest sequence: the prompt and one response."""
+    starts = (group.prompt_end, *group.response_ends)
+    return (
+        group.prompt_end
+        - group.start
+        + max(end - start for start, end in zip(starts, group.response_ends, strict=False))
+    )
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -187,6 +203,7 @@ class LogprobModel(nn.Module):
     def __init__(self, causal_lm: Any):
         super().__init__()
         self.causal_lm = causal_lm
+        _require_plain_head(causal_lm)
         weight = causal_lm.get_output_embeddings().weight
         with torch.device("meta"):
             self.head = LogprobHead(1, 1, bias=False)
@@ -200,3 +217,20 @@ class LogprobModel(nn.Module):
         ).last_hidden_state
         logps_N = self.head(hidden_RTD.flatten(0, 1)[batch.predict_N], batch.labels_N)
         return sum_per_response(logps_N, batch.lengths_S)
+
+
+def _require_plain_head(causal_lm: Any) -> None:
+    """Refuse a model whose logits are more than hidden @ weight^T.
+
+    Raises:
+        UserError: naming what it adds.
+    """
+    added = [
+        name
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+        if getattr(causal_lm.config, name, None) not in (None, 1, 1.0)
+    ]
+    if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
+        added.append("a bias of the output embedding")
+    if added:
+        raise UserError(f"models of type {causal_lm.config.model_type} with {', '.join(added)} are not supported")

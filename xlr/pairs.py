@@ -5,6 +5,7 @@ Reads the scores and the prompts; writes `RUN/iter{t}/pairs/pairs.parquet`. Run 
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def pair_language(
             [[row.reward for row in group] for _, group in groups],
             [[row.num_chars for row in group] for _, group in groups],
             section.length_control,
-            section.upper_bound,
+            math.inf if section.upper_bound is None else section.upper_bound,
         )
     except ValueError as error:
         broken = next(row for row in rows if not abs(row.reward) < float("inf"))

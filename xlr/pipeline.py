@@ -8,6 +8,7 @@ from typing import Any
 
 from xlr import evaluation, pairs, progress, responses, scores, training
 from xlr.config import Config, dump
+from xlr.dsconfig import policy_config, reference_config
 from xlr.encoding import load_tokenizer, require_same_tokenizer
 from xlr.prompts import load_preferences, load_prompts
 from xlr.stage import Context
@@ -51,16 +52,17 @@ def stages(config: Config) -> list[Stage]:
 
 
 def prepare(context: Context) -> None:
-    """Make the run directory, check what is already there against the configuration, and record it.
+    """With the run directory locked: tidy it, check what is already there against the configuration, and record it.
 
     Raises:
         UserError: the prompts are not usable, or a finished artefact was made with another configuration.
     """
-    context.run.create()
     _ = context.prompts
+    context.run.sweep()
     for stage in stages(context.config):
-        if manifest_path(stage.artifact(context).folder).is_file():
-            stage.artifact(context).manifest()
+        artifact = stage.artifact(context)
+        if artifact.manifest() is not None:
+            artifact.remove_pieces()
     write_text(context.run.path / "config.yaml", dump(context.config))
 
 
@@ -75,6 +77,9 @@ def check(context: Context) -> None:
     if config.model.aligned:
         aligned, initial = config.model.aligned, config.model.initial
         require_same_tokenizer(load_tokenizer(aligned), load_tokenizer(initial), aligned, initial)
+    for train in (config.align, config.train):
+        policy_config(train, config.model.dtype == "bfloat16")
+        reference_config(train, config.model.dtype == "bfloat16")
     if config.evaluate.prompts:
         load_prompts(config.evaluate.prompts, config.languages)
     for preferences in (config.align.preferences, config.evaluate.preferences):

@@ -107,6 +107,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"{path}:{number}", _object(line, f"{path}:{number}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
@@ -126,8 +128,8 @@ def _object(text: str, place: str) -> dict[str, Any]:
 def _read_json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds a {type(rows).__name__}, not a list of objects")
     for number, row in enumerate(rows):
@@ -149,9 +151,14 @@ def load_preferences(path: str) -> list[tuple[str, list[Message], str, str]]:
     if not file.is_file():
         raise UserError(f"{path}: no such file; preferences are a JSONL or Parquet file with prompt, chosen, rejected")
     if file.suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [(f"{path} row {number}", row) for number, row in enumerate(pq.read_table(file).to_pylist())]
+        try:
+            table = pq.read_table(file)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+        rows = [(f"{path} row {number}", row) for number, row in enumerate(table.to_pylist())]
     else:
         rows = list(read_jsonl(file))
     preferences = []

@@ -6,7 +6,7 @@ Ray restarts an actor that dies and runs its task again; results come back as th
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from xlr.config import ModelConfig, RayConfig
@@ -15,6 +15,41 @@ from xlr.launch import ALLOCATOR
 
 _RESTARTS = 3
 _CPUS_BESIDE_A_GPU = 4
+
+
+def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[int, float, int]:
+    """How many actors fit a cluster, and what each gets.
+
+    Args:
+        nodes: CPUs and GPUs of each node.
+
+    Returns:
+        CPUs an actor, GPUs an actor, actors.
+
+    Raises:
+        UserError: the configuration asks for more than there is.
+    """
+    gpus_each = settings.gpus_per_actor
+    if gpus_each is None:
+        gpus_each = 1.0 if any(gpus for _, gpus in nodes) else 0.0
+    if gpus_each:
+        # A fraction of a GPU never spans two.
+        slots = [int(gpus / gpus_each) if gpus_each >= 1 else gpus * int(1 / gpus_each) for _, gpus in nodes]
+        fair = min((cpus // slot for (cpus, _), slot in zip(nodes, slots, strict=True) if slot), default=1)
+        cpus_each = settings.cpus_per_actor or max(1, min(_CPUS_BESIDE_A_GPU, fair))
+    else:
+        wanted = -(-(settings.actors or 1) // len(nodes))  # actors a node
+        cpus_each = settings.cpus_per_actor or max(1, max(cpus for cpus, _ in nodes) // wanted)
+        slots = [cpus for cpus, _ in nodes]
+    most = sum(min(slot, cpus // cpus_each) for (cpus, _), slot in zip(nodes, slots, strict=True))
+    count = settings.actors or max(most, 1)
+    if count > most:
+        cpus, gpus = (sum(column) for column in zip(*nodes, strict=True))
+        raise UserError(
+            f"ray.actors: {count} actors of {cpus_each} CPUs and {gpus_each:g} GPUs do not fit a cluster of {cpus} "
+            f"CPUs and {gpus} GPUs, which holds {most}; lower ray.actors, ray.cpus_per_actor or ray.gpus_per_actor"
+        )
+    return cpus_each, gpus_each, count
 
 
 class Pool:
@@ -30,55 +65,34 @@ class Pool:
         self._actors: list[Any] = []
 
     def _start(self) -> None:
+        address = os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)  # for the workers, which inherit it
-        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        local: dict[str, Any] = {}
+        if not address:  # a cluster has a token already, and Ray knows where users keep it
+            os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            local = {"_node_ip_address": "127.0.0.1", "include_dashboard": self._settings.dashboard}
         import ray
 
-        address = os.environ.get("RAY_ADDRESS")
-        local: dict[str, Any] = {}
-        if not address:
-            local = {"_node_ip_address": "127.0.0.1", "include_dashboard": self._settings.dashboard}
         try:
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                **local,
-            )
-        except ConnectionError as error:
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
+            if not address:
+                raise
             raise UserError(
-                f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset RAY_ADDRESS "
-                "to use this machine"
+                f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).strip().splitlines()[0]}); "
+                "start one, give its token in RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from error
         self._actors = self._create_actors(ray)
 
     def _create_actors(self, ray: Any) -> list[Any]:
-        there = ray.cluster_resources()
-        cpus, gpus = int(there.get("CPU", 1)), there.get("GPU", 0)
-        gpus_each = self._settings.gpus_per_actor
-        if gpus_each is None:
-            gpus_each = 1.0 if gpus else 0.0
-        largest_node = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
-        cpus_each = self._settings.cpus_per_actor or (
-            min(_CPUS_BESIDE_A_GPU, largest_node) if gpus_each else largest_node
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus_each, gpus_each, count = plan_actors(
+            [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes], self._settings
         )
-        most = int(gpus / gpus_each) if gpus_each else max(1, cpus // cpus_each)
-        count = self._settings.actors or most
-        if gpus_each and count > most:
-            raise UserError(
-                f"ray.actors: {count} actors of {gpus_each:g} GPUs do not fit {gpus:g} GPUs; "
-                "lower ray.actors or ray.gpus_per_actor"
-            )
-        if count * cpus_each > cpus:
-            raise UserError(
-                f"ray.actors: {count} actors of {cpus_each} CPUs do not fit {cpus} CPUs; "
-                "lower ray.actors or ray.cpus_per_actor"
-            )
         from xlr.worker import Worker
 
         remote = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(
@@ -122,5 +136,7 @@ class Pool:
         if self._actors:
             import ray
 
+            for actor in self._actors:
+                ray.kill(actor)
             self._actors = []
             ray.shutdown()

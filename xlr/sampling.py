@@ -14,13 +14,9 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     Returns:
         `(B,)` token ids; a token of probability 0 is never drawn.
     """
-    probabilities_BV = torch.softmax(logits_BV, -1)
-    cumulative_BV = probabilities_BV.cumsum(-1)
-    uniforms_B = uniforms_B.to(cumulative_BV)
-    tokens_B = torch.searchsorted(cumulative_BV, uniforms_B[:, None].contiguous(), right=True).squeeze(-1)
-    # The sum may round to less than 1; a number beyond it means the last token that has any probability.
-    beyond_B = uniforms_B >= cumulative_BV[:, -1]
-    if beyond_B.any():
-        positions_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
-        tokens_B[beyond_B] = ((probabilities_BV[beyond_B] > 0) * positions_V).amax(-1)
-    return tokens_B
+    cumulative_BV = torch.softmax(logits_BV, -1).cumsum(-1)
+    total_B = cumulative_BV[:, -1]
+    targets_B = (uniforms_B * total_B.double()).to(total_B)
+    # Rounding may lift a target to the total, beyond every token.
+    targets_B = torch.minimum(targets_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+    return torch.searchsorted(cumulative_BV, targets_B[:, None], right=True).squeeze(-1)

@@ -12,7 +12,7 @@ from typing import Any
 from xlr import languages, responses
 from xlr.batching import token_budget_batches
 from xlr.config import settings
-from xlr.encoding import Example, load_tokenizer, require_same_tokenizer
+from xlr.encoding import Example, batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.prompts import ENGLISH
 from xlr.records import Prompt, Response, Score
 from xlr.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
@@ -131,7 +131,8 @@ def score_responses(
     examples = [
         Example(prompt_ids[instruction], tuple(response_ids[i] for i in indices)) for instruction, indices in groups
     ]
-    batches = token_budget_batches([e.num_tokens for e in examples], context.config.score.batch_tokens)
+    lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
+    batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
     detected = languages.detect((row.response for row in rows), context.config.languages)
     tasks = [(policy, [examples[i] for i in batch]) for batch in batches]
 
@@ -205,14 +206,15 @@ def _probes(
 ) -> list[dict[str, Any]]:
     """A few scored sequences as token ids, against which the trainer checks its own log-probabilities."""
     instruction_of = {(row.lang, row.id, row.sample): text for row, text in zip(rows, instructions, strict=True)}
-    shortest = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))[:_PROBES]
+    by_length = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))
+    middle = max(0, (len(by_length) - _PROBES) // 2)
     return [
         {
             "prompt": context.encoder.prompt(instruction_of[score.lang, score.id, score.sample]),
             "response": context.encoder.response(score.scored_text),
             "logp_policy": score.logp_policy,
         }
-        for score in shortest
+        for score in by_length[middle : middle + _PROBES]
     ]
 
 

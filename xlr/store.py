@@ -191,21 +191,21 @@ class Artifact:
         if not path.is_file():
             return None
         manifest = read_json(path)
-        self._require_same("settings", manifest["settings"], json.loads(json.dumps(self.settings)))
+        self._require_same("settings", manifest["settings"], json.loads(json.dumps(self.settings)), path)
         whole = all(
             (self.folder / name).is_file() and (self.folder / name).stat().st_size == size
             for name, (size, _) in manifest["files"].items()
         )
         if not whole:
             return None
-        self._require_same("inputs", manifest["inputs"], self._input_digests)
+        self._require_same("inputs", manifest["inputs"], self._input_digests, path)
         return manifest
 
     @cached_property
     def _input_digests(self) -> dict[str, str]:
         return {name: fingerprint(path) for name, path in self.inputs.items()}
 
-    def _require_same(self, what: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    def _require_same(self, what: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any], record: Path) -> None:
         for key in sorted({*recorded, *wanted}):
             if recorded.get(key) == wanted.get(key):
                 continue
@@ -215,7 +215,7 @@ class Artifact:
                 change = f"{key} was {recorded.get(key)!r} and is now {wanted.get(key)!r}"
             raise UserError(
                 f"{self.folder}: made with another configuration: {change}. Set it back, use another run_dir, "
-                f"or delete {self.folder} and {manifest_path(self.folder).name} and all that was made from them"
+                f"or delete {record} to make it again"
             )
 
     def finish(self, rows: int, facts: dict[str, Any], started: float) -> None:
@@ -241,6 +241,12 @@ class Artifact:
             },
         )
 
+    def remove_pieces(self) -> None:
+        """Remove what an interrupted process left beside the finished artefact."""
+        for piece in self.folder.parent.glob(f"{self.folder.name}.*"):
+            if piece.is_dir():
+                remove(piece)
+
     def parts(self, name: str = "parts") -> Path:
         """The folder of finished pieces of an unfinished artefact.
 
@@ -253,7 +259,7 @@ class Artifact:
         if plan.is_file():
             recorded = read_json(plan)
             for what in wanted:
-                self._require_same(what, recorded[what], wanted[what])
+                self._require_same(what, recorded[what], wanted[what], folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(plan, wanted)
@@ -294,6 +300,11 @@ class RunDir:
     def iteration(self, number: int) -> Path:
         """The folder of one iteration."""
         return self.path / f"iter{number}"
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written; nobody else may be writing."""
+        for leftover in self.path.glob("iter*/**/.*.tmp"):
+            remove(leftover)
 
     def log(self, stage: str, iteration: int) -> Path:
         """The log file of one stage."""

@@ -8,11 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from xlr import models
+from xlr.config import SHARED_PROMPT
 from xlr.encoding import Example
 from xlr.errors import UserError
-from xlr.packing import SHARED_PROMPT, LogprobModel, pack, pad
+from xlr.packing import LogprobModel, pack, pad
 from xlr.records import SampleRequest, SampleSettings
 from xlr.sampling import draw
 
@@ -44,6 +52,7 @@ class Worker:
                 self._models.pop(next(iter(self._models)))
             causal_lm = models.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
             models.require_finite(causal_lm, name)
+            causal_lm.generation_config = GenerationConfig()  # its penalties and limits are not the method's
         self._models[name] = causal_lm  # the most recently used one stands last
         causal_lm.set_attn_implementation(attn_implementation)
         return causal_lm
@@ -53,8 +62,6 @@ class Worker:
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
     ) -> list[tuple[list[int], str]]:
         """Sample one response a request: `(token ids without what ended it, finish_reason)`."""
-        from transformers import LogitsProcessorList
-
         causal_lm = self._model(model, models.default_attention(self.attn_implementation))
         prompts = list(dict.fromkeys(request.prompt for request in requests))
         prompt_of_row = torch.tensor([prompts.index(request.prompt) for request in requests])
@@ -81,8 +88,6 @@ class Worker:
 
     def _prefill(self, causal_lm: Any, input_ids_PT: Tensor, attention_mask_PT: Tensor) -> Any:
         """The cache after all but the last token of each left-padded prompt."""
-        from transformers import DynamicCache
-
         cache = DynamicCache(config=causal_lm.config)
         if input_ids_PT.shape[1]:
             causal_lm.get_decoder()(
@@ -158,8 +163,6 @@ class _SeededSampling:
     """A logits processor that puts the token drawn with the row's own random numbers above all others."""
 
     def __init__(self, requests: Sequence[SampleRequest], settings: SampleSettings, width: int, device: torch.device):
-        from transformers import TopKLogitsWarper, TopPLogitsWarper
-
         self._width = width
         self._temperature = settings.temperature
         self._warpers: list[Any] = []
@@ -187,13 +190,12 @@ class _SeededSampling:
         return logits_BV.scatter_(-1, tokens_B[:, None], float("inf"))
 
 
-def _plain_generation(settings: SampleSettings) -> Any:
-    """Greedy generation without anything a model's own generation config might add (penalties, top-k)."""
-    from transformers import GenerationConfig
-
+def _plain_generation(settings: SampleSettings) -> GenerationConfig:
+    """Greedy: the token that a processor put first, or the likeliest."""
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=settings.max_new_tokens,
+        use_cache=True,
         eos_token_id=list(settings.stop_ids),
         pad_token_id=settings.stop_ids[0],
     )

@@ -1,0 +1,41 @@
+"""How many actors fit a cluster."""
+
+import pytest
+
+from xlr.config import RayConfig
+from xlr.errors import UserError
+from xlr.raypool import plan_actors
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "expected"),
+    [
+        ([(2, 0)], {}, (2, 0.0, 1)),
+        ([(2, 0)], {"actors": 2}, (1, 0.0, 2)),
+        ([(16, 0), (16, 0)], {}, (16, 0.0, 2)),
+        ([(16, 0)], {"cpus_per_actor": 4}, (4, 0.0, 4)),
+        ([(96, 8), (96, 8)], {}, (4, 1.0, 16)),
+        ([(16, 8)], {}, (2, 1.0, 8)),
+        ([(96, 8)], {"gpus_per_actor": 2}, (4, 2.0, 4)),
+        ([(96, 8)], {"gpus_per_actor": 0.3}, (4, 0.3, 24)),
+        ([(8, 0), (96, 4)], {}, (4, 1.0, 4)),
+    ],
+)
+def test_actors_fill_what_there_is(
+    nodes: list[tuple[int, int]], settings: dict[str, float], expected: tuple[int, float, int]
+) -> None:
+    assert plan_actors(nodes, RayConfig.model_validate(settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings"),
+    [
+        ([(2, 0)], {"actors": 3}),
+        ([(64, 4)], {"actors": 5}),
+        ([(4, 4)], {"cpus_per_actor": 8}),
+        ([(8, 0)], {"gpus_per_actor": 1}),
+    ],
+)
+def test_what_does_not_fit_is_refused(nodes: list[tuple[int, int]], settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"ray\.actors: \d+ actors of .* do not fit"):
+        plan_actors(nodes, RayConfig.model_validate(settings))
