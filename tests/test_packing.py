@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from xlr.encoding import ChatEncoder, Example
+from xlr.errors import UserError
 from xlr.packing import SHARED_PROMPT, LogprobModel, pack, pad, shared_prompt_attention
 
 VOCAB = 50
@@ -265,7 +266,7 @@ def test_attention_without_groups_is_refused():
 
 def test_a_sliding_window_shorter_than_the_batch_is_refused():
     states, groups = torch.zeros(1, 2, 4, 8), pack([Example((1, 2), ((3, 4, 9),))]).groups
-    with pytest.raises(ValueError, match="sliding-window"):
+    with pytest.raises(UserError, match="sliding window of 3"):
         shared_prompt_attention(torch.nn.Identity(), states, states, states, None, groups=groups, sliding_window=3)
     output, _ = shared_prompt_attention(
         torch.nn.Identity(), states, states, states, None, groups=groups, sliding_window=4

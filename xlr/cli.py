@@ -1,5 +1,6 @@
 """The `xlr` command. Imports what a command needs when it runs: `xlr --help` loads no torch."""
 
+import io
 import json
 import os
 import sys
@@ -162,6 +163,9 @@ def main() -> None:
     """Entry point: bad input ends with one message and exit code 2, a failure of ours with a traceback."""
     from xlr.launch import ERROR_FILE
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a report in a C locale is better with ? than not at all
     try:
         app()
     except UserError as error:

@@ -15,6 +15,7 @@ from xlr.errors import UserError
 ERROR_FILE = "XLR_ERROR_FILE"
 _PR_SET_PDEATHSIG = 1
 
+# What processes that compute are started with, unless the user sets it otherwise.
 # glibc gives large blocks back to the system at once and gets them again page by page; a training step on CPUs
 # spent a third of its time there. Keeping them costs memory that the next step needs anyway.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
@@ -72,6 +73,7 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+                    "PYTHONUTF8": "1",  # torch reads sources of its own in the locale's encoding, and fails in C
                     ERROR_FILE: str(error_file),
                 }
             )

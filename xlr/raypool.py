@@ -73,7 +73,7 @@ class Pool:
         local: dict[str, Any] = {}
         if not address:  # a cluster has a token already, and Ray knows where users keep it
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # one a process: Ray remembers the first
             local = {"_node_ip_address": "127.0.0.1", "include_dashboard": self._settings.dashboard}
         import ray
 
