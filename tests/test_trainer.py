@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, get_scheduler
 
+from tests import tiny
 from tests.conftest import Cli
 from xlr import config, trainer
 from xlr.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.errors import UserError
 from xlr.prompts import load_preferences
+from xlr.shipped import shipped
 
 STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
 
@@ -125,6 +127,38 @@ def test_how_the_work_is_cut_does_not_change_the_loss(
     expected, losses = plain_torch_training(tiny_models["initial"], preferences)
     assert [row["loss"] for row in metrics(tmp_path / "run")] == pytest.approx(losses, rel=1e-5)
     assert largest_difference(weights(tmp_path / "run"), expected) < 1e-5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_are_gathered_and_released_at_every_use_train_the_same(
+    tied: bool, cli: Cli, align_config: Path, preferences: Path, tmp_path: Path
+) -> None:
+    """As on many GPUs: nothing stays gathered, every weight is cut over both ranks, activations are recomputed."""
+    initial = tiny.save(tmp_path / "model", seed=3, tied=tied)
+    names = []
+    for name in ("zero3", "reference"):
+        tree = json.loads(shipped("ds_configs", f"{name}.json").read_text(encoding="utf-8"))
+        tree["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+        (tmp_path / f"{name}.json").write_text(json.dumps(tree))
+        names.append(tmp_path / f"{name}.json")
+    settings = [f"model.initial={initial}", "align.processes=2", "align.gradient_checkpointing=true"]
+    settings += [f"align.ds_config={names[0]}", f"align.reference_ds_config={names[1]}"]
+    result = cli("align", align_config, *settings)
+    assert result.returncode == 0, result.stderr
+    expected, losses = plain_torch_training(initial, preferences)
+    assert [row["loss"] for row in metrics(tmp_path / "run")] == pytest.approx(losses, rel=1e-5)
+    assert largest_difference(weights(tmp_path / "run"), expected) < 1e-6
+
+
+def test_another_launcher_may_start_the_ranks(align_config: Path, preferences: Path, cli: Cli, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "xlr", "align", str(align_config)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    other = tmp_path / "other"
+    assert cli("align", align_config, "align.processes=2", f"run_dir={other}").returncode == 0
+    one, two = weights(tmp_path / "run"), weights(other)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_the_exported_folder_opens_in_transformers(

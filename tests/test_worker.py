@@ -97,3 +97,15 @@ def test_an_architecture_that_the_fast_path_gets_wrong_is_refused() -> None:
     model.lm_head.forward = lambda hidden: torch.tanh(plain(hidden))  # a soft cap that only the model itself applies
     with pytest.raises(UserError, match="differ from the model's own"):
         require_sound_logps(model, SHARED_PROMPT, "capped")
+
+
+def test_a_model_s_own_generation_settings_do_not_leak_into_the_samples(
+    worker: Worker, encoder: ChatEncoder, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["aligned"])
+    model.config.use_cache = False
+    model.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=1, use_cache=False, max_length=30)
+    model.save_pretrained(tmp_path)
+    for how in (settings(encoder), settings(encoder, temperature=0.0)):
+        own = worker.sample(str(tmp_path), requests(encoder), how)
+        assert own == worker.sample(str(tiny_models["aligned"]), requests(encoder), how)

@@ -1,5 +1,6 @@
 """The `xlr` command. Imports what a command needs when it runs: `xlr --help` loads no torch."""
 
+import contextlib
 import io
 import json
 import os
@@ -45,7 +46,12 @@ def _run_stage(name: str, source: str, overrides: list[str] | None, iteration: i
     if ranks is not None and name in ("align", "train"):
         from xlr import training
 
-        training.join(context, iteration, ranks)  # whoever started the ranks prepared the run
+        # Ranks of our own launcher work under its lock; others' first rank takes it.
+        alone = ranks.rank == 0 and launch.ERROR_FILE not in os.environ
+        if alone:
+            context.run.create()
+        with context.run.lock() if alone else contextlib.nullcontext():
+            training.join(context, iteration, ranks)
         return
     context.run.create()
     with context.run.lock():
