@@ -94,7 +94,7 @@ def step(label: str, total: int, unit: str, already: int = 0, quiet: bool = Fals
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=console, transient=True, redirect_stderr=False) as progress:
             bar = _Bar(label, total, unit, already, progress)
             yield bar
         bar.close()

@@ -163,7 +163,7 @@ def score_responses(
                 )
         return scores
 
-    flat = resumable(target, "parts", Score, tasks, compute, to_rows, label)
+    flat = resumable(target, "parts", Score, tasks, compute, to_rows, label, "prompts")
     order = {(row.lang, row.id, row.sample): index for index, row in enumerate(rows)}
     return sorted(flat, key=lambda score: order[score.lang, score.id, score.sample]), too_long
 

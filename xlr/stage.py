@@ -95,6 +95,7 @@ def resumable(
     compute: Callable[[Mapping[int, tuple[Any, ...]]], Any],
     to_rows: Callable[[int, Any], list[Row]],
     label: str,
+    unit: str,
 ) -> list[Row]:
     """Compute the rows of all tasks, each kept in a file as soon as it is finished.
 
@@ -104,6 +105,7 @@ def resumable(
         tasks: the arguments of each task, planned once.
         compute: yields `(task number, result)` for the tasks that are still missing.
         to_rows: turns a task's result into rows.
+        label, unit: how the progress is shown; a task counts as many units as its second argument is long.
 
     Returns:
         The rows of all tasks, in the order of the plan whatever order they finished in.
@@ -113,7 +115,7 @@ def resumable(
     missing = {number: task for number, task in enumerate(tasks) if not files[number].is_file()}
     sizes = [len(task[1]) for task in tasks]
     done = sum(size for number, size in enumerate(sizes) if number not in missing)
-    with progress.step(label, sum(sizes), "rows", done) as step:
+    with progress.step(label, sum(sizes), unit, done) as step:
         for number, result in compute(missing):
             write_rows(files[number], row_type, to_rows(number, result))
             step.advance(sizes[number])
