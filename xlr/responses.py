@@ -115,7 +115,7 @@ def sample_responses(
     def compute(missing: Mapping[int, tuple[Any, ...]]) -> Any:
         return context.pool.map("sample", missing)
 
-    rows = resumable(target, parts, Response, tasks, compute, to_rows, label, "responses")
+    rows = resumable(target, parts, Response, tasks, list(map(len, batches)), compute, to_rows, label, "responses")
     place = dict(zip((i for batch in batches for i in batch), rows, strict=True))
     return [place[index] for index in range(len(wanted))]
 

@@ -134,11 +134,10 @@ def score_responses(
     lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
     batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
     detected = languages.detect((row.response for row in rows), context.config.languages)
-    tasks = [(policy, [examples[i] for i in batch]) for batch in batches]
+    tasks = [(policy, reference, [examples[i] for i in batch]) for batch in batches]
 
     def compute(missing: Mapping[int, tuple[Any, ...]]) -> Any:
-        pairs = {number: (policy, reference, examples) for number, (_, examples) in missing.items()}
-        return context.pool.map("score", pairs)
+        return context.pool.map("score", missing)
 
     def to_rows(number: int, result: list[list[tuple[float, float]]]) -> list[Score]:
         scores = []
@@ -163,7 +162,7 @@ def score_responses(
                 )
         return scores
 
-    flat = resumable(target, "parts", Score, tasks, compute, to_rows, label, "prompts")
+    flat = resumable(target, "parts", Score, tasks, list(map(len, batches)), compute, to_rows, label, "prompts")
     order = {(row.lang, row.id, row.sample): index for index, row in enumerate(rows)}
     return sorted(flat, key=lambda score: order[score.lang, score.id, score.sample]), too_long
 

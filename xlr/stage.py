@@ -92,6 +92,7 @@ def resumable(
     parts: str,
     row_type: type[Row],
     tasks: Sequence[tuple[Any, ...]],
+    sizes: Sequence[int],
     compute: Callable[[Mapping[int, tuple[Any, ...]]], Any],
     to_rows: Callable[[int, Any], list[Row]],
     label: str,
@@ -105,7 +106,8 @@ def resumable(
         tasks: the arguments of each task, planned once.
         compute: yields `(task number, result)` for the tasks that are still missing.
         to_rows: turns a task's result into rows.
-        label, unit: how the progress is shown; a task counts as many units as its second argument is long.
+        sizes: how many units of progress each task is.
+        label, unit: how the progress is shown.
 
     Returns:
         The rows of all tasks, in the order of the plan whatever order they finished in.
@@ -113,7 +115,6 @@ def resumable(
     folder = artifact.parts(parts)
     files = [folder / f"{number:06d}.parquet" for number in range(len(tasks))]
     missing = {number: task for number, task in enumerate(tasks) if not files[number].is_file()}
-    sizes = [len(task[1]) for task in tasks]
     done = sum(size for number, size in enumerate(sizes) if number not in missing)
     with progress.step(label, sum(sizes), unit, done) as step:
         for number, result in compute(missing):
