@@ -202,7 +202,7 @@ def test_the_plan_s_steps_depend_on_seed_and_epoch_alone() -> None:
     lengths = [10 + i for i in range(10)]
 
     def steps(world_size: int) -> list[list[int]]:
-        plan = trainer.plan_steps(lengths, settings, 42, world_size)
+        plan = trainer.plan_steps(lengths, None, settings, 42, world_size)
         return [sorted(i for micro in step for batch in micro for i in batch) for step in plan]
 
     assert steps(1) == steps(2) == steps(3)
@@ -231,7 +231,7 @@ def test_the_reference_stays_frozen_and_the_gates_catch_what_they_should(
     from xlr import engine
     from xlr.launch import Ranks
     from xlr.packing import SHARED_PROMPT
-    from xlr.training import TrainingPair
+    from xlr.trainingpairs import TrainingPair
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

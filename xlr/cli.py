@@ -100,6 +100,12 @@ def pair(source: Source, overrides: Overrides = None, iteration: Iteration = 1) 
 
 
 @app.command()
+def reference(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
+    """Before training with reference_mode cached: the reference's log-probabilities of all pairs."""
+    _run_stage("reference", source, overrides, iteration)
+
+
+@app.command()
 def train(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
     """Stage 4: fine-tune on the pairs; starts its own processes unless a launcher or srun did."""
     _run_stage("train", source, overrides, iteration)
@@ -166,14 +172,21 @@ def init(
 
 
 def main() -> None:
-    """Entry point: bad input ends with one message and exit code 2, a failure of ours with a traceback."""
+    """Entry point: bad input ends with one message and exit code 2, SIGTERM and SIGUSR1 with exit code 75 after
+    saving, a failure of ours with a traceback and exit code 1."""
     from xlr.launch import ERROR_FILE
+    from xlr.preemption import EXIT_CODE, Preempted, end_on_signals
+
+    end_on_signals()
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a report in a C locale is better with ? than not at all
     try:
         app()
+    except Preempted as ended:
+        print(ended, file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except UserError as error:
         if ERROR_FILE in os.environ:
             Path(os.environ[ERROR_FILE]).write_text(str(error), encoding="utf-8")

@@ -35,8 +35,8 @@ class ModelConfig(_Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of weights and arithmetic; auto is bfloat16 on GPUs and float32 on CPUs."""
     attn_implementation: str = SHARED_PROMPT
-    """xlr_shared_prompt (packed, a prompt computed once for all its responses) or any name transformers knows
-    (sdpa, flash_attention_2, ...), which is fed right-padded rows."""
+    """xlr_shared_prompt (packed, a prompt computed once for all its responses), a flash attention of transformers'
+    (flash_attention_2, ...: packed sequences), or another name it knows (sdpa, eager: right-padded rows)."""
 
 
 class PromptsConfig(_Section):
@@ -90,6 +90,9 @@ class PairConfig(_Section):
     """Also write pairs.jsonl beside the Parquet file."""
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class TrainConfig(_Section):
     """Stage 4: full fine-tuning with DPO and NLL."""
 
@@ -103,6 +106,9 @@ class TrainConfig(_Section):
     """Weight of the chosen response's negative log-likelihood a token."""
     reference: Literal["start", "initial"] = "start"
     """The DPO reference: the model the iteration starts from, or pi_I."""
+    reference_mode: Literal["frozen", "cached"] = "frozen"
+    """frozen holds the reference beside the policy; cached lets the Ray scorers compute its log-probabilities of all
+    pairs before training, which then needs neither its memory nor its time."""
     learning_rate: float = Field(5e-7, gt=0)
     """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
@@ -138,7 +144,18 @@ class TrainConfig(_Section):
     processes: Annotated[int | None, Field(ge=1, json_schema_extra=OPERATIONAL)] = None
     """Training processes on this machine: one a GPU by default, one on CPUs."""
     save_steps: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 50
-    """Steps between checkpoints; 0 writes none."""
+    """Steps between checkpoints; 0 writes none, except on SIGTERM and SIGUSR1."""
+    save_minutes: Annotated[float, Field(ge=0, json_schema_extra=OPERATIONAL)] = 30
+    """Minutes after which a checkpoint is written at the latest; 0 for no such limit."""
+    save_total_limit: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Checkpoints that are kept; the oldest goes after a new one is whole."""
+    eval_pairs: int = Field(0, ge=0)
+    """Pairs of each language that are kept out of training and measured instead."""
+    eval_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 50
+    """Steps between measurements of the held-out pairs."""
+    report_to: Annotated[tuple[Tracker, ...], Field(json_schema_extra=OPERATIONAL)] = ("tensorboard",)
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, each with its own environment
+    variables."""
 
 
 class AlignConfig(TrainConfig):

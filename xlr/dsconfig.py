@@ -8,20 +8,88 @@ from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.shipped import shipped
 
+# DeepSpeed's own schedulers, and the configuration's name for the same curve.
+_SCHEDULERS = {
+    "WarmupLR": "constant_with_warmup",
+    "WarmupDecayLR": "linear",
+    "WarmupCosineLR": "cosine",
+}
 
-def ds_config(name: str, owned: dict[str, Any]) -> dict[str, Any]:
-    """A DeepSpeed JSON with the configuration's own numbers filled in.
 
-    The JSON owns the ZeRO topology; batch size, learning rate, clipping and precision belong to the
+def policy_config(train: TrainConfig, bf16: bool, hidden_size: int) -> dict[str, Any]:
+    """The policy engine's DeepSpeed configuration, with "auto" filled in as the Hugging Face integration does.
+
+    The JSON owns the ZeRO topology; batch size, learning rate, schedule, clipping and precision belong to the
     configuration. A key of theirs in the JSON may be "auto" or the same value.
 
     Args:
-        name: a file, or the name of a shipped one.
-        owned: dotted key -> the configuration's value.
+        hidden_size: of the model, from which the integration derives bucket sizes.
 
     Raises:
-        UserError: the file cannot be read, or contradicts the configuration.
+        UserError: the JSON is not usable, or contradicts the configuration.
     """
+    path, tree = _read(train.ds_config)
+    if tree["zero_optimization"].get("stage") not in (2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 2 or 3, for full fine-tuning of a partitioned model")
+    _drop_scheduler(tree, train, path)
+    owned = {
+        "bf16.enabled": bf16,
+        "fp16.enabled": False,
+        "train_batch_size": train.global_batch_size,
+        "gradient_clipping": train.max_grad_norm,
+        "optimizer.type": "AdamW",
+        "optimizer.params.lr": train.learning_rate,
+        "optimizer.params.betas": [train.adam_beta1, train.adam_beta2],
+        "optimizer.params.eps": train.adam_epsilon,
+        "optimizer.params.weight_decay": train.weight_decay,
+    }
+    _fill_in(tree, path, owned, hidden_size)
+    # torch's fused AdamW needs no compiler; an offloaded optimizer needs DeepSpeed's own, compiled at first use.
+    offloaded = tree["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+    if not offloaded:
+        tree["optimizer"]["params"] |= {"torch_adam": True, "fused": True}
+    return tree
+
+
+def reference_config(train: TrainConfig, bf16: bool, hidden_size: int) -> dict[str, Any]:
+    """The frozen reference's DeepSpeed configuration; as `policy_config`, without what only training needs."""
+    path, tree = _read(train.reference_ds_config)
+    if tree["zero_optimization"].get("stage") not in (0, 3):
+        raise UserError(
+            f"{path}: zero_optimization.stage must be 3 for a frozen reference, or 0 for a copy on each GPU"
+        )
+    for section in ("optimizer", "scheduler", "gradient_clipping", "train_batch_size"):
+        tree.pop(section, None)
+    _fill_in(tree, path, {"bf16.enabled": bf16, "fp16.enabled": False}, hidden_size)
+    return tree
+
+
+def _fill_in(tree: dict[str, Any], path: Path, owned: dict[str, Any], hidden_size: int) -> None:
+    zero = tree["zero_optimization"]
+    derived = {
+        "reduce_bucket_size": hidden_size**2,
+        "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+    }
+    zero |= {key: value for key, value in derived.items() if zero.get(key) == "auto"}
+    for dotted, value in owned.items():
+        _fill(tree, dotted, value, path)
+    # Micro-batches hold as many pairs as fit a token budget, so xlr counts pairs and sets the boundaries itself.
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        if tree.get(key, "auto") != "auto":
+            raise UserError(
+                f"{path}: {key} is {tree[key]!r}, but micro-batches are filled up to train.micro_batch_tokens and "
+                'accumulated to train.global_batch_size; remove it from the JSON or write "auto"'
+            )
+    tree |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
+    tree.pop("train_batch_size", None)
+    unknown = [dotted for dotted, value in _leaves(tree) if value == "auto"]
+    if unknown:
+        raise UserError(f'{path}: {unknown[0]} is "auto", and nothing in the configuration says what it should be')
+
+
+def _read(name: str) -> tuple[Path, dict[str, Any]]:
+    """A file, or a shipped one by name."""
     path = Path(name) if name.endswith(".json") else shipped("ds_configs", f"{name}.json")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -29,45 +97,36 @@ def ds_config(name: str, owned: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path}: not a DeepSpeed JSON file ({error})") from error
     if not isinstance(tree, dict) or not isinstance(tree.get("zero_optimization"), dict):
         raise UserError(f"{path}: not a DeepSpeed JSON file: it has no zero_optimization section")
-    for dotted, value in owned.items():
-        *sections, key = dotted.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        if node.get(key, "auto") not in ("auto", value):
-            raise UserError(
-                f"{path}: {dotted} is {node[key]!r}, the configuration says {value!r}; "
-                'remove it from the JSON or write "auto"'
-            )
-        node[key] = value
-    # Micro-batches hold as many pairs as fit a token budget, so xlr counts pairs and sets the boundaries itself.
-    tree |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
-    tree.pop("train_batch_size", None)
-    return tree
+    return path, tree
 
 
-def policy_config(train: TrainConfig, bf16: bool) -> dict[str, Any]:
-    """The policy engine's DeepSpeed configuration."""
-    tree = ds_config(
-        train.ds_config,
-        {
-            "bf16.enabled": bf16,
-            "train_batch_size": train.global_batch_size,
-            "gradient_clipping": train.max_grad_norm,
-            "optimizer.type": "AdamW",
-            "optimizer.params.lr": train.learning_rate,
-            "optimizer.params.betas": [train.adam_beta1, train.adam_beta2],
-            "optimizer.params.eps": train.adam_epsilon,
-            "optimizer.params.weight_decay": train.weight_decay,
-        },
-    )
-    # torch's fused AdamW needs no compiler; an offloaded optimizer needs DeepSpeed's own, compiled at first use.
-    offloaded = tree.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
-    if not offloaded:
-        tree["optimizer"]["params"] |= {"torch_adam": True, "fused": True}
-    return tree
+def _fill(tree: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
+    *sections, key = dotted.split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise UserError(f"{path}: {section} is {node!r}; it should be a section with {key}")
+    if node.get(key, "auto") not in ("auto", value):
+        raise UserError(
+            f"{path}: {dotted} is {node[key]!r}, the configuration says {value!r}; "
+            'remove it from the JSON or write "auto"'
+        )
+    node[key] = value
 
 
-def reference_config(train: TrainConfig, bf16: bool) -> dict[str, Any]:
-    """The frozen reference's DeepSpeed configuration."""
-    return ds_config(train.reference_ds_config, {"bf16.enabled": bf16})
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _drop_scheduler(tree: dict[str, Any], train: TrainConfig, path: Path) -> None:
+    """transformers' schedule of the configuration is used; the JSON may only name the same one."""
+    scheduler = tree.pop("scheduler", None)
+    if scheduler is not None and _SCHEDULERS.get(scheduler.get("type")) != train.lr_scheduler_type:
+        raise UserError(
+            f"{path}: scheduler.type is {scheduler.get('type')!r}, the configuration says "
+            f"lr_scheduler_type={train.lr_scheduler_type}; remove the section from the JSON"
+        )

@@ -8,6 +8,7 @@ puts after an assistant's turn.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,27 @@ class Example:
         return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
 
 
+class Layout(Enum):
+    """How examples lie in a batch."""
+
+    SHARED = "one row, a prompt once for all its responses"
+    SEQUENCES = "one row, whole sequences"
+    PADDED = "a right-padded row a response"
+
+
+def layout(attn_implementation: str) -> Layout:
+    """The layout that an attention implementation reads."""
+    if attn_implementation == SHARED_PROMPT:
+        return Layout.SHARED
+    return Layout.SEQUENCES if "flash" in attn_implementation else Layout.PADDED
+
+
 def batch_shape(examples: Sequence[Example], attn_implementation: str) -> tuple[list[int], list[int] | None]:
     """What examples cost in a batch, as `batching` counts it: `(lengths, rows)`, rows None where they are packed."""
-    if attn_implementation == SHARED_PROMPT:
+    if layout(attn_implementation) is Layout.SHARED:
         return [example.num_tokens for example in examples], None
+    if layout(attn_implementation) is Layout.SEQUENCES:
+        return [example.num_tokens + (len(example.responses) - 1) * len(example.prompt) for example in examples], None
     widths = [len(example.prompt) + max(map(len, example.responses)) - 1 for example in examples]
     return widths, [len(example.responses) for example in examples]
 

@@ -8,7 +8,9 @@ import logging
 import math
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import get_scheduler
@@ -31,6 +35,7 @@ from xlr.store import atomic_path, remove, write_json
 
 SHARD_BYTES = 4_500_000_000
 _STATE = "state"
+_UNIVERSAL = "universal"
 _TIMEOUT = timedelta(hours=1)
 
 
@@ -72,13 +77,21 @@ def close_distributed() -> None:
     dist.destroy_process_group()
 
 
-def open_policy(model: str, train: TrainConfig, dtype: torch.dtype, attn_implementation: str, total_steps: int) -> Any:
-    """The policy under ZeRO with AdamW and its learning-rate schedule.
+def open_policy(
+    model: str,
+    train: TrainConfig,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    total_steps: int,
+    checkpoint: "Checkpoint | None" = None,
+) -> Any:
+    """The policy under ZeRO with AdamW and its learning-rate schedule, as a checkpoint left it.
 
     Raises:
-        UserError: the model or the DeepSpeed JSON is not usable.
+        UserError: the model, the DeepSpeed JSON or the checkpoint is not usable.
     """
-    tree = policy_config(train, dtype == torch.bfloat16)
+    tree = policy_config(train, dtype == torch.bfloat16, _hidden_size(model))
+    tree["checkpoint"] = {"load_universal": checkpoint is not None and checkpoint.universal}
     causal_lm = _load_sharded(model, tree, dtype, attn_implementation)
     if train.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -92,16 +105,41 @@ def open_policy(model: str, train: TrainConfig, dtype: torch.dtype, attn_impleme
     engine, *_ = deepspeed.initialize(
         model=wrapped, model_parameters=wrapped.parameters(), config=tree, lr_scheduler=schedule
     )
+    if checkpoint is not None:
+        path, _ = engine.load_checkpoint(str(checkpoint.folder), tag=_STATE)
+        if path is None:
+            raise UserError(
+                f"{checkpoint.folder}: cannot be read; delete the folder to go on from the one before it, or to train "
+                "this iteration from its beginning"
+            )
     return engine
 
 
 def open_reference(model: str, train: TrainConfig, dtype: torch.dtype, attn_implementation: str) -> Any:
     """The frozen reference, partitioned over the same ranks, without gradients or optimizer."""
-    tree = reference_config(train, dtype == torch.bfloat16)
+    tree = reference_config(train, dtype == torch.bfloat16, _hidden_size(model))
     causal_lm = _load_sharded(model, tree, dtype, attn_implementation).requires_grad_(False)
     engine, *_ = deepspeed.initialize(model=LogprobModel(causal_lm), config=tree)
     engine.eval()
     return engine
+
+
+def _hidden_size(model: str) -> int:
+    return int(models.load_config(model).get_text_config().hidden_size)
+
+
+@contextlib.contextmanager
+def one_reduction(engine: Any) -> Iterator[None]:
+    """Inside, backward passes leave gradients where they are; at the end they are reduced at once.
+
+    On a single rank that saves copying all gradients at every micro-batch and costs no memory, as nothing is
+    partitioned. On several it would keep whole gradients on each, so there every micro-batch reduces.
+    """
+    if dist.get_world_size() == 1:
+        with engine.coalesce_grad_reduction():
+            yield
+    else:
+        yield
 
 
 def _load_sharded(model: str, tree: dict[str, Any], dtype: torch.dtype, attn_implementation: str) -> Any:
@@ -133,6 +171,15 @@ def gathered(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: `step` optimizer steps are behind it."""
+
+    folder: Path
+    step: int
+    universal: bool
+
+
 def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
     """Write `step-{step}-ranks-{world size}` whole or not at all, then remove the older ones.
 
@@ -153,47 +200,74 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
     if dist.get_rank() == 0:
         remove(target)
         os.replace(temporary, target)
-        for old in checkpoints(folder)[:-keep]:
+        for old in _complete(folder)[:-keep]:
             remove(old)
+        remove(folder / _UNIVERSAL)
     dist.barrier()
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def _complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(folder.glob("step-*"))
 
 
-def load_checkpoint(engine: Any, folder: Path) -> int:
-    """Continue from the newest complete checkpoint.
+def find_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint, in a form that this number of ranks can read.
 
-    Returns:
-        The number of optimizer steps it has behind it; 0 where there is none.
+    One of another number of ranks is converted to DeepSpeed's universal form first, beside it.
 
     Raises:
-        UserError: it was written by another number of ranks, or is damaged.
+        UserError: it cannot be converted.
     """
-    found: list[Any] = [checkpoints(folder)[-1:] if dist.get_rank() == 0 else None]
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0 and _complete(folder):
+        newest = _complete(folder)[-1]
+        _, step, _, ranks = newest.name.split("-")
+        universal = int(ranks) != dist.get_world_size()
+        try:
+            place = _to_universal(newest, folder / _UNIVERSAL) if universal else newest
+            found[0] = Checkpoint(place, int(step), universal)
+        except UserError as error:
+            found[1] = error
     dist.broadcast_object_list(found, src=0)
-    if not found[0]:
-        return 0
-    checkpoint = found[0][0]
-    _, step, _, ranks = checkpoint.name.split("-")
-    if int(ranks) != dist.get_world_size():
-        raise UserError(
-            f"{checkpoint}: written by {ranks} ranks, and now there are {dist.get_world_size()}; start as many "
-            "(train.processes), or delete the folder to train this iteration from its beginning"
-        )
-    path, _ = engine.load_checkpoint(str(checkpoint), tag=_STATE)
-    if path is None:
-        raise UserError(f"{checkpoint}: cannot be read; delete the folder to train this iteration from its beginning")
-    return int(step)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
-def export(engine: Any, source: str, target: Path) -> None:
+def _to_universal(checkpoint: Path, folder: Path) -> Path:
+    """One file a parameter and optimizer state instead of one a rank."""
+    target = folder / checkpoint.name
+    if target.is_dir():
+        return target
+    with atomic_path(target) as temporary, contextlib.redirect_stdout(sys.stderr):
+        (temporary / _STATE).mkdir(parents=True)
+        try:
+            ds_to_universal.main(
+                Namespace(
+                    input_folder=str(checkpoint / _STATE),
+                    output_folder=str(temporary / _STATE),
+                    num_extract_workers=1,
+                    num_merge_workers=1,
+                    keep_temp_folder=False,
+                    strict=True,
+                    inject_missing_state=True,
+                )
+            )
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"{checkpoint}: was written by another number of ranks, and converting it for {dist.get_world_size()} "
+                f"failed ({error}); start as many as its name says (train.processes)"
+            ) from error
+    return target
+
+
+def export(engine: Any, source: str, target: Path, card: str) -> None:
     """Write a Hugging Face folder: sharded safetensors, configuration, tokenizer; rank 0 holds one shard at most.
 
     Args:
         source: the model that training started from, for everything but the weights.
+        card: the folder's README.md.
     """
     sizes = {
         name: getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
@@ -218,6 +292,31 @@ def export(engine: Any, source: str, target: Path) -> None:
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": shard_of}
             write_json(folder / "model.safetensors.index.json", index)
         _copy_configuration(engine.module.causal_lm, source, folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        _require_whole(engine, folder, shard_of)
+
+
+def _require_whole(engine: Any, folder: Path, shard_of: dict[str, str]) -> None:
+    """Read back what was written: every tensor is there, with its shape and type, and finite.
+
+    Raises:
+        OSError: it is not; the disk or the file system has lost something.
+    """
+    expected = {
+        name: (tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype)
+        for name, parameter in engine.module.causal_lm.named_parameters()
+    }
+    found = {}
+    for file in dict.fromkeys(shard_of.values()):
+        with safe_open(folder / file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - not a mapping
+                tensor = shard.get_tensor(name)
+                if not tensor.isfinite().all():
+                    models.refuse_damaged(str(folder), name)
+                found[name] = (tuple(tensor.shape), tensor.dtype)
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise OSError(f"{folder}: {len(wrong)} tensors are not as they were written, for example {wrong[0]}")
 
 
 def _shards(sizes: dict[str, int]) -> dict[str, str]:

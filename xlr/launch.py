@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from xlr import preemption
 from xlr.errors import UserError
+from xlr.preemption import Preempted
 
 ERROR_FILE = "XLR_ERROR_FILE"
 _PR_SET_PDEATHSIG = 1
@@ -48,10 +50,11 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
     """Run `xlr ARGUMENTS` as several ranks on this machine and wait.
 
     Rank 0 writes to this process's output; all errors go to the log. If one rank fails the others are ended, and
-    all end with this process, however it ends.
+    all end with this process, however it ends. Signals that ask for an end are passed on to the ranks.
 
     Raises:
         UserError: a rank met bad input.
+        Preempted: the ranks saved and ended on request.
         RuntimeError: a rank failed; with the end of the log.
     """
     error_file = log.with_suffix(".error")
@@ -87,7 +90,10 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
                     preexec_fn=_die_with_parent,
                 )
             )
-        codes = _wait(children)
+        with preemption.passed_on(children):
+            codes = _wait(children)
+    if set(codes) == {preemption.EXIT_CODE}:
+        raise Preempted("training ended on request; what was done is saved: start again to go on")
     if error_file.is_file():
         message = error_file.read_text(encoding="utf-8")
         error_file.unlink()
@@ -113,7 +119,7 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> list[int]:
                 continue
             children[ended].returncode = os.waitstatus_to_exitcode(status)
             running.discard(ended)
-            if children[ended].returncode:
+            if children[ended].returncode not in (0, preemption.EXIT_CODE):
                 break
     finally:
         for child in children:

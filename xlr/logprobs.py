@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = 1024
+CHUNK_TOKENS = 512
 
 
 class _ChunkedTokenLogps(torch.autograd.Function):

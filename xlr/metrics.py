@@ -1,9 +1,8 @@
-"""Training metrics: summed over pairs and ranks, per language too, to metrics.jsonl and TensorBoard."""
+"""Training metrics: summed over pairs and ranks, per language too."""
 
-import json
+import resource
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -43,57 +42,40 @@ def peak_flops(device: torch.device) -> float:
 
 
 class Metrics:
-    """Sums over the pairs of one optimizer step, over all pairs and for each language."""
+    """Sums over pairs, over all of them and for each language.
 
-    def __init__(self, languages: Sequence[str]):
+    They stay on the device: a micro-batch adds to them without waiting for it. `reduce` waits, once a step.
+    """
+
+    def __init__(self, languages: Sequence[str], device: torch.device):
         self._groups = {lang: row for row, lang in enumerate(["", *languages])}
         # Rows: all pairs, then each language. Columns: the names, pairs, tokens.
-        self._sums = torch.zeros(len(self._groups), len(_NAMES) + 2, dtype=torch.float64)
+        self._sums_GM = torch.zeros(len(self._groups), len(_NAMES) + 2, dtype=torch.float64, device=device)
 
     def add(self, langs: Sequence[str], values: Mapping[str, Tensor], tokens: int) -> None:
         """Add a micro-batch: each value has one number a pair."""
-        columns_BM = torch.stack([values[name] for name in _NAMES], 1).double().cpu()
-        for lang, row_M in zip(langs, columns_BM, strict=True):
-            for group in (0, self._groups[lang]):
-                self._sums[group, :-2] += row_M
-                self._sums[group, -2] += 1
-        self._sums[0, -1] += tokens
+        values_BM = torch.stack([values[name].double() for name in _NAMES], 1)
+        counted_BM = torch.cat([values_BM, values_BM.new_tensor([[1.0, 0.0]]).expand(len(langs), -1)], 1)
+        groups_B = torch.tensor([self._groups[lang] for lang in langs], device=counted_BM.device)
+        self._sums_GM.index_add_(0, groups_B, counted_BM)
+        self._sums_GM[0] += counted_BM.sum(0)
+        self._sums_GM[0, -1] += tokens
 
-    def reduce(self, device: torch.device) -> dict[str, float]:
+    def reduce(self) -> dict[str, float]:
         """Means over the pairs of all ranks: a collective of one small tensor."""
-        sums = self._sums.to(device)
-        dist.all_reduce(sums)
-        sums = sums.cpu()
-        values = {"num_tokens": float(sums[0, -1])}
+        dist.all_reduce(self._sums_GM)
+        sums_GM = self._sums_GM.cpu()
+        values = {"num_tokens": float(sums_GM[0, -1])}
         for lang, group in self._groups.items():
-            if sums[group, -2] > 0:
+            if sums_GM[group, -2] > 0:
                 prefix = f"lang/{lang}/" if lang else ""
-                means = (sums[group, :-2] / sums[group, -2]).tolist()
-                values |= {prefix + name: mean for name, mean in zip(_NAMES, means, strict=True)}
+                means_M = (sums_GM[group, :-2] / sums_GM[group, -2]).tolist()
+                values |= {prefix + name: mean for name, mean in zip(_NAMES, means_M, strict=True)}
         return values
 
 
-class MetricsLog:
-    """Writes one line a step; lines that a resumed run will write again are dropped first."""
-
-    def __init__(self, folder: Path, steps_done: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps_done] if path.is_file() else []
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(lines)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the metrics of one optimizer step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush everything."""
-        self._file.close()
-        self._tensorboard.close()
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory this process has had so far: of the GPU's, or on CPUs of the machine's. 10^9 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

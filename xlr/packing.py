@@ -7,6 +7,7 @@ Shapes: `T` tokens that enter the model, `R` rows, `N` predicted response tokens
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from xlr.config import SHARED_PROMPT
-from xlr.encoding import Example
+from xlr.encoding import Example, Layout, layout
 from xlr.errors import UserError
 from xlr.logprobs import sum_per_response, token_logps
 
@@ -34,7 +35,8 @@ class Group:
 class PackedBatch:
     """Examples as model input.
 
-    `input_ids_RT` has one packed row (with `groups`) or a padded row a response (without).
+    `input_ids_RT` is one packed row (with `groups`: prompts shared; with `sequence_lengths_S`: plain sequences one
+    after the other), or a padded row a response (with neither).
     `predict_N` are positions on the flattened R x T axis whose hidden state predicts `labels_N`;
     `lengths_S` says how many labels belong to each response, in the order of the examples.
     """
@@ -44,7 +46,8 @@ class PackedBatch:
     predict_N: Tensor
     labels_N: Tensor
     lengths_S: Tensor
-    groups: tuple[Group, ...] | None
+    groups: tuple[Group, ...] | None = None
+    sequence_lengths_S: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on a device."""
@@ -87,6 +90,28 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
     )
 
 
+def concatenate(examples: Sequence[Example]) -> PackedBatch:
+    """One row without padding of whole sequences, each with its prompt: what flash attention's variable-length
+    kernels read. Positions start again with every sequence."""
+    rows = [(example.prompt, response) for example in examples for response in example.responses]
+    input_ids: list[int] = []
+    positions: list[int] = []
+    predict: list[int] = []
+    for prompt, response in rows:
+        tokens = (*prompt, *response[:-1])
+        predict += range(len(input_ids) + len(prompt) - 1, len(input_ids) + len(tokens))
+        positions += range(len(tokens))
+        input_ids += tokens
+    return PackedBatch(
+        torch.tensor([input_ids]),
+        torch.tensor([positions]),
+        torch.tensor(predict),
+        torch.tensor([token for _, response in rows for token in response]),
+        torch.tensor([len(response) for _, response in rows]),
+        sequence_lengths_S=tuple(len(prompt) + len(response) - 1 for prompt, response in rows),
+    )
+
+
 def pad(examples: Sequence[Example]) -> PackedBatch:
     """A right-padded row a response, for attention implementations that know nothing of shared prompts.
 
@@ -106,8 +131,15 @@ def pad(examples: Sequence[Example]) -> PackedBatch:
         torch.tensor(predict),
         torch.tensor([token for _, response in rows for token in response]),
         torch.tensor([len(response) for _, response in rows]),
-        None,
     )
+
+
+_LAYOUTS = {Layout.SHARED: pack, Layout.SEQUENCES: concatenate, Layout.PADDED: pad}
+
+
+def batch(examples: Sequence[Example], attn_implementation: str) -> PackedBatch:
+    """Examples in the form that an attention implementation reads."""
+    return _LAYOUTS[layout(attn_implementation)](examples)
 
 
 def shared_prompt_attention(
@@ -140,44 +172,41 @@ def shared_prompt_attention(
             f"a sequence is longer than the model's sliding window of {sliding_window} tokens, which "
             "xlr_shared_prompt attention does not have: set model.attn_implementation to sdpa"
         )
-    repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    # Cut at once, so that the backward pass joins the pieces instead of adding up tensors full of zeros.
+    pieces = [tensor.split(_piece_lengths(groups), 2) for tensor in (query, key, value)]
+    each = iter(zip(*pieces, strict=True))
     outputs = []
     for group in groups:
         # The prompt and its first response are one plain causal sequence.
-        first_end = group.response_ends[0]
-        first = slice(group.start, first_end)
-        outputs.append(_attend(query[:, :, first], key[:, :, first], value[:, :, first], scaling))
-        prompt_key, prompt_value = (
-            key[:, :, group.start : group.prompt_end],
-            value[:, :, group.start : group.prompt_end],
-        )
-        for start, end in zip(group.response_ends, group.response_ends[1:], strict=False):
-            if start == end:
-                continue  # nothing but the terminator
-            own = slice(start, end)
-            seen_key = torch.cat([prompt_key, key[:, :, own]], 2)
-            seen_value = torch.cat([prompt_value, value[:, :, own]], 2)
-            outputs.append(_attend(query[:, :, own], seen_key, seen_value, scaling))
+        first_query, first_key, first_value = next(each)
+        outputs.append(_attend(first_query, first_key, first_value, scaling))
+        prompt = slice(group.prompt_end - group.start)
+        prompt_key, prompt_value = first_key[:, :, prompt], first_value[:, :, prompt]
+        for _ in group.response_ends[1:]:
+            own_query, own_key, own_value = next(each)
+            if own_query.shape[2]:  # else nothing but the terminator
+                seen_key, seen_value = torch.cat([prompt_key, own_key], 2), torch.cat([prompt_value, own_value], 2)
+                outputs.append(_attend(own_query, seen_key, seen_value, scaling))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def _piece_lengths(groups: Sequence[Group]) -> list[int]:
+    """Tokens of the row's pieces: each group's prompt with its first response, then its other responses."""
+    return [end - start for group in groups for start, end in pairwise((group.start, *group.response_ends))]
 
 
 def _longest(group: Group) -> int:
     """Tokens of a group's longest sequence: the prompt and one response."""
-    starts = (group.prompt_end, *group.response_ends)
-    return (
-        group.prompt_end
-        - group.start
-        + max(end - start for start, end in zip(starts, group.response_ends, strict=False))
-    )
+    responses = pairwise((group.prompt_end, *group.response_ends))
+    return group.prompt_end - group.start + max(end - start for start, end in responses)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Causal attention of the last queries of a sequence over all its keys."""
     if query.shape[2] == key.shape[2]:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
     mask = causal_lower_right(query.shape[2], key.shape[2])
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
 
 
 AttentionInterface.register(SHARED_PROMPT, shared_prompt_attention)
@@ -211,12 +240,32 @@ class LogprobModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Log-probability of each response of the batch, float32 `(S,)`, in nats."""
-        extra = {} if batch.groups is None else {"groups": batch.groups}
         hidden_RTD = self.causal_lm.get_decoder()(
-            input_ids=batch.input_ids_RT, position_ids=batch.position_ids_RT, use_cache=False, **extra
+            input_ids=batch.input_ids_RT,
+            position_ids=batch.position_ids_RT,
+            use_cache=False,
+            **_attention_arguments(batch),
         ).last_hidden_state
         logps_N = self.head(hidden_RTD.flatten(0, 1)[batch.predict_N], batch.labels_N)
         return sum_per_response(logps_N, batch.lengths_S)
+
+
+def _attention_arguments(batch: PackedBatch) -> dict[str, Any]:
+    """What the attention functions are told beside the tokens."""
+    if batch.groups is not None:
+        return {"groups": batch.groups}
+    if batch.sequence_lengths_S is None:
+        return {}
+    # transformers would work these out from the positions, once a layer and with a synchronisation each.
+    ends = torch.tensor((0, *batch.sequence_lengths_S), device=batch.input_ids_RT.device)
+    cu_seq_lens = ends.cumsum(0, dtype=torch.int32)
+    longest = max(batch.sequence_lengths_S)
+    return {
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def _require_plain_head(causal_lm: Any) -> None:

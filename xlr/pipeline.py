@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from xlr import evaluation, pairs, progress, responses, scores, training
-from xlr.config import Config, dump
+from xlr import evaluation, pairs, progress, reference, responses, scores, training
+from xlr.config import Config, TrainConfig, dump
 from xlr.dsconfig import policy_config, reference_config
 from xlr.encoding import load_tokenizer, require_same_tokenizer
 from xlr.prompts import load_preferences, load_prompts
@@ -19,6 +19,7 @@ _MODULES: dict[str, ModuleType] = {
     "generate": responses,
     "score": scores,
     "pair": pairs,
+    "reference": reference,
     "train": training,
     "evaluate": evaluation,
 }
@@ -42,13 +43,19 @@ class Stage:
 def stages(config: Config) -> list[Stage]:
     """All stages of a run in an order they can run in."""
     evaluates = bool(config.evaluate.prompts or config.evaluate.preferences)
-    plan = [] if config.model.aligned else [Stage("align", 0)]
+    plan = [] if config.model.aligned else _training(config.align, "align", 0)
     for iteration in range(config.iterations + 1):
         if iteration:
-            plan += [Stage(name, iteration) for name in ("generate", "score", "pair", "train")]
+            plan += [Stage(name, iteration) for name in ("generate", "score", "pair")]
+            plan += _training(config.train, "train", iteration)
         if evaluates:
             plan.append(Stage("evaluate", iteration))
     return plan
+
+
+def _training(train: TrainConfig, name: str, iteration: int) -> list[Stage]:
+    before = [Stage("reference", iteration)] if train.reference_mode == "cached" else []
+    return [*before, Stage(name, iteration)]
 
 
 def prepare(context: Context) -> None:
@@ -72,14 +79,17 @@ def check(context: Context) -> None:
     Raises:
         UserError: naming it.
     """
+    from xlr.models import load_config  # imports torch
+
     config = context.config
     _ = context.encoder
     if config.model.aligned:
         aligned, initial = config.model.aligned, config.model.initial
         require_same_tokenizer(load_tokenizer(aligned), load_tokenizer(initial), aligned, initial)
+    hidden_size = load_config(config.model.initial).get_text_config().hidden_size
     for train in (config.align, config.train):
-        policy_config(train, config.model.dtype == "bfloat16")
-        reference_config(train, config.model.dtype == "bfloat16")
+        policy_config(train, config.model.dtype == "bfloat16", hidden_size)
+        reference_config(train, config.model.dtype == "bfloat16", hidden_size)
     if config.evaluate.prompts:
         load_prompts(config.evaluate.prompts, config.languages)
     for preferences in (config.align.preferences, config.evaluate.preferences):

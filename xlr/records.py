@@ -67,6 +67,17 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceLogps:
+    """The frozen reference's log-probabilities of a training pair, in nats; `key` says of which weights and tokens."""
+
+    id: str
+    lang: str
+    key: str
+    chosen_logp: float
+    rejected_logp: float
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
     """One response to sample: the prompt's token ids and the row's own seed."""
 

@@ -17,10 +17,9 @@ from transformers import (
 )
 
 from xlr import models
-from xlr.config import SHARED_PROMPT
 from xlr.encoding import Example
 from xlr.errors import UserError
-from xlr.packing import LogprobModel, pack, pad
+from xlr.packing import LogprobModel, batch
 from xlr.records import SampleRequest, SampleSettings
 from xlr.sampling import draw
 
@@ -106,6 +105,10 @@ class Worker:
         both = iter(zip(policy_logps_S, reference_logps_S, strict=True))
         return [[next(both) for _ in example.responses] for example in examples]
 
+    def reference_logps(self, model: str, examples: Sequence[Example]) -> tuple[str, list[float]]:
+        """The precision computed in, and the log-probability of each response, in nats."""
+        return str(self.dtype), self.logps(model, examples).tolist()
+
     @torch.inference_mode()
     def logps(self, model: str, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities of the examples' responses, float32 `(S,)` on the CPU."""
@@ -120,8 +123,7 @@ def batch_logps(
     model: torch.nn.Module, examples: Sequence[Example], attn_implementation: str, device: torch.device
 ) -> Tensor:
     """`(S,)` log-probabilities, on batches of the form that the attention implementation reads."""
-    layout = pack if attn_implementation == SHARED_PROMPT else pad
-    return model(layout(examples).to(device))
+    return model(batch(examples, attn_implementation).to(device))
 
 
 def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:

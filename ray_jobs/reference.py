@@ -1,0 +1,9 @@
+"""Compute the reference's log-probabilities on the Ray cluster that RAY_ADDRESS names:
+`python ray_jobs/reference.py RUN --iteration 1`."""
+
+import sys
+
+from xlr.cli import main
+
+sys.argv[1:1] = ["reference"]
+main()

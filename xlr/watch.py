@@ -1,0 +1,73 @@
+"""Warnings while training: what goes wrong slowly, seen in the metrics."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import sqrt
+from statistics import fmean, pvariance
+
+WINDOW = 10  # steps of one window
+_WINDOWS = 3
+_LARGEST_ACCURACY_DROP = 0.15
+_STANDARD_ERRORS = 2.0
+# English accuracies, and how many values of them are averaged before they are compared.
+_ENGLISH = {"lang/en/rewards/accuracies": WINDOW, "eval_lang/en/rewards/accuracies": 1}
+
+
+class Watch:
+    """Reads the metrics of every step and says, once each, what its user should look at."""
+
+    def __init__(self) -> None:
+        self._chosen: list[float] = []
+        self._english: dict[str, list[float]] = {name: [] for name in _ENGLISH}
+        self.warnings: list[str] = []
+
+    def see(self, step: int, values: Mapping[str, float], beta: float) -> list[str]:
+        """Look at one step's metrics.
+
+        Returns:
+            New warnings, each a sentence with its remedy.
+        """
+        new = []
+        # Against the reference, because the plain value differs from batch to batch with the responses' lengths.
+        self._chosen.append(values["rewards/chosen"] / beta)
+        below = -fmean(self._chosen[-WINDOW:])
+        if below > 0 and falls_steadily(self._chosen):
+            new.append(
+                f"logps/chosen has been falling for {WINDOW * _WINDOWS} steps, now {below:.1f} nats a response below "
+                "the reference: the model unlearns what it should prefer; raise nll_weight or "
+                "lower learning_rate"
+            )
+            self._chosen.clear()
+        for name, window in _ENGLISH.items():
+            if name not in values:
+                continue
+            self._english[name].append(values[name])
+            if drop := accuracy_drop(self._english[name], window):
+                new.append(
+                    f"{name} is {drop:.2f} below its best: the other languages may be learnt at the expense of "
+                    "English; lower learning_rate or stop earlier"
+                )
+                self._english[name].clear()
+        self.warnings += [f"step {step}: {warning}" for warning in new]
+        return new
+
+
+def falls_steadily(values: Sequence[float]) -> bool:
+    """Whether the means of the last three windows fall, by more than their noise.
+
+    Between first and last window the means must differ by two standard errors.
+    """
+    if len(values) < WINDOW * _WINDOWS:
+        return False
+    windows = [values[len(values) - WINDOW * (i + 1) : len(values) - WINDOW * i] for i in reversed(range(_WINDOWS))]
+    means = [fmean(window) for window in windows]
+    noise = sqrt((pvariance(windows[0]) + pvariance(windows[-1])) / WINDOW)
+    falling = all(later < earlier for earlier, later in pairwise(means))
+    return falling and means[0] - means[-1] > _STANDARD_ERRORS * noise
+
+
+def accuracy_drop(values: Sequence[float], window: int) -> float:
+    """By how much the mean of the last `window` values is below the best earlier one; 0 where that is little."""
+    means = [fmean(values[end - window : end]) for end in range(window, len(values) + 1)]
+    drop = max(means) - means[-1] if means else 0.0
+    return drop if drop > _LARGEST_ACCURACY_DROP else 0.0
