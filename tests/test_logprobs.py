@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlr.logprobs import sum_per_response, token_logps
 
@@ -157,3 +158,27 @@ def test_each_token_receives_the_gradient_of_its_own_response():
     logps_N = torch.zeros(4, requires_grad=True)
     sum_per_response(logps_N, torch.tensor([1, 3])).backward(torch.tensor([2.0, -5.0]))
     assert logps_N.grad.tolist() == [2.0, -5.0, -5.0, -5.0]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements any operation's result has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_or_backward():
+    tokens, vocab, chunk = 600, 2000, 16
+    hidden_ND, weight_VD, labels_N = problem(3, tokens, width=4, vocab=vocab)
+    with LargestTensor() as seen:
+        gradients(lambda h, w: token_logps(h, w, labels_N, chunk), hidden_ND, weight_VD, torch.ones(tokens))
+    assert seen.elements == chunk * vocab
+    with LargestTensor() as seen:
+        gradients(lambda h, w: token_logps(h, w, labels_N, tokens), hidden_ND, weight_VD, torch.ones(tokens))
+    assert seen.elements == tokens * vocab

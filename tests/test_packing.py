@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from xlr.encoding import ChatEncoder, Example
+from xlr import packing
+from xlr.encoding import ChatEncoder, Example, Layout, batch_shape, layout
 from xlr.errors import UserError
-from xlr.packing import SHARED_PROMPT, LogprobModel, pack, pad, shared_prompt_attention
+from xlr.packing import SHARED_PROMPT, LogprobModel, concatenate, pack, pad, shared_prompt_attention
 
 VOCAB = 50
 LAYOUTS = {SHARED_PROMPT: pack, "sdpa": pad, "eager": pad}
@@ -272,3 +274,33 @@ def test_a_sliding_window_shorter_than_the_batch_is_refused():
         torch.nn.Identity(), states, states, states, None, groups=groups, sliding_window=4
     )
     assert output.shape == (1, 4, 2, 8)
+
+
+def test_whole_sequences_on_one_row_give_the_log_probabilities_of_padded_rows() -> None:
+    """The layout for flash attention, through an implementation that finds the sequences by their positions."""
+    model = LogprobModel(tiny.make_model(600, seed=3))
+    model.causal_lm.set_attn_implementation("sdpa")
+    examples = [
+        Example((1, 2, 3, 4), ((5, 6, 7), (8, 9), (10,))),
+        Example((11,), ((12, 13, 14, 15, 16), (17,))),
+    ]
+    row = concatenate(examples)
+    assert row.input_ids_RT.tolist() == [
+        [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 8, 1, 2, 3, 4, 11, 12, 13, 14, 15, 11],
+    ]
+    lengths, rows = batch_shape(examples, "flash_attention_2")
+    assert (sum(lengths), rows) == (row.input_ids_RT.numel(), None)
+    starts = (row.position_ids_RT[0] == 0).nonzero().squeeze(-1).tolist()
+    told = packing._attention_arguments(row)
+    assert told["cu_seq_lens_q"].tolist() == [*starts, row.input_ids_RT.numel()]
+    assert told["cu_seq_lens_q"].dtype == torch.int32
+    assert told["max_length_k"] == 6
+    with torch.no_grad():
+        padded_S = model(pad(examples))
+        packed_S = model(replace(row, sequence_lengths_S=None))
+    assert torch.allclose(packed_S, padded_S, atol=1e-5)
+
+
+def test_flash_attention_reads_whole_sequences_and_others_padded_rows() -> None:
+    assert layout("flash_attention_2") is layout("kernels-community/flash-attn3") is Layout.SEQUENCES
+    assert layout("sdpa") is layout("eager") is Layout.PADDED

@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import Cli
+from tests.waiting import wait_until
+from xlr.preemption import EXIT_CODE
 from xlr.records import Pair, Response, Score
 from xlr.store import read_json, read_rows
 
@@ -134,9 +138,8 @@ def test_kill_9_at_any_moment_changes_nothing(finished: tuple[Path, dict[str, An
     seen: dict[Path, int] = {}
     for moment in moments:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 180
-        while process.poll() is None and not list(run.glob(moment)) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        reached = partial(lambda running, wanted: running.poll() is not None or list(run.glob(wanted)), process, moment)
+        wait_until(reached, moment)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         for path, modified in seen.items():
@@ -154,19 +157,36 @@ def test_an_actor_that_is_killed_is_replaced(finished: tuple[Path, dict[str, Any
     command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "run" / "iter1" / "responses.parts"
-    deadline = time.monotonic() + 120
-    while not list(parts.glob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
     os.kill(worker_of(process.pid), signal.SIGKILL)
     assert process.wait(timeout=300) == 0, process.stderr and process.stderr.read()
     expected = read_rows(finished[0] / "run" / "iter1" / "responses", Response)
     assert read_rows(tmp_path / "run" / "iter1" / "responses", Response) == expected
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_stage_of_workers_with_its_own_code(
+    number: int, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "xlr", "run", str(finished[0] / "run.yaml"), "pair.export_jsonl=true"]
+    command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "run" / "iter1" / "responses.parts"
+    wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, number)
+    assert process.wait(timeout=60) == EXIT_CODE
+    said = process.stderr.read() if process.stderr else ""
+    assert f"ended by {signal.Signals(number).name}; what is finished is kept" in said
+    assert "Traceback" not in said
+    assert not psutil.wait_procs(workers, timeout=30)[1], "workers are left"
+    pieces = list(parts.glob("*.parquet"))
+    assert pieces
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
 def worker_of(pid: int) -> int:
     """The Ray worker among a process's descendants."""
-    import psutil
-
     return next(
         child.pid for child in psutil.Process(pid).children(recursive=True) if child.name().startswith("ray::Worker")
     )
@@ -178,8 +198,7 @@ def test_two_xlr_on_one_run_directory_are_refused(
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml"), f"run_dir={tmp_path / 'run'}"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     lock = tmp_path / "run" / ".lock"
-    while not (lock.is_file() and lock.read_text()):
-        time.sleep(0.01)
+    wait_until(lambda: lock.is_file() and lock.read_text(), "the lock")
     second = cli(*command[3:])
     assert second.returncode == 2
     assert f"in use by another xlr (process {first.pid}" in second.stderr

@@ -15,17 +15,35 @@ PACKAGE = Path(__file__).parents[1] / "xlr"
 
 # From the bottom to the top: a module imports from its own layer's left and from lower layers only.
 LAYERS = [
-    ["errors", "records", "languages", "config", "shipped", "launch", "progress", "dsconfig"],
-    ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "sampling"],
-    ["store", "prompts", "encoding", "metrics", "packing", "models", "worker", "raypool", "stage", "engine"],
-    ["responses", "scores", "pairs", "training", "evaluation", "trainer"],
+    ["errors", "records", "languages", "config", "shipped", "preemption", "launch", "progress", "dsconfig"],
+    ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "sampling", "watch"],
+    [
+        "store",
+        "prompts",
+        "encoding",
+        "metrics",
+        "packing",
+        "models",
+        "worker",
+        "raypool",
+        "stage",
+        "engine",
+        "trackers",
+    ],
+    ["modelcard", "responses", "scores", "pairs", "trainingpairs", "reference", "training", "evaluation", "trainer"],
     ["pipeline", "report"],
     ["cli"],
     ["__main__"],
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-PURE = ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "sampling"]
-HOMES = {"deepspeed": {"engine"}, "ray": {"raypool"}, "lingua": {"languages"}}
+PURE = ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "sampling", "watch"]
+HOMES = {
+    "deepspeed": {"engine"},
+    "ray": {"raypool"},
+    "lingua": {"languages"},
+    "wandb": {"trackers"},
+    "mlflow": {"trackers"},
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,29 +1,39 @@
-"""The trainer under real DeepSpeed ZeRO-3: equal to plain torch, whatever the ranks and the micro-batches."""
+"""The trainer under real DeepSpeed ZeRO: equal to plain torch, whatever the ranks, the cuts and the interruptions."""
 
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from tests import tiny
-from tests.conftest import Cli
-from xlr import config, trainer
+from tests.conftest import Cli, tiny_tree
+from tests.waiting import ranks_of, wait_until
+from xlr import config, engine, reference, trainer
 from xlr.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.errors import UserError
+from xlr.launch import Ranks
+from xlr.packing import SHARED_PROMPT
+from xlr.preemption import EXIT_CODE
 from xlr.prompts import load_preferences
+from xlr.records import ReferenceLogps
 from xlr.shipped import shipped
+from xlr.stage import Context
+from xlr.store import read_json, read_rows, write_json, write_rows
+from xlr.trainingpairs import TrainingPair, hold_out, load_pairs
 
 STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
 
@@ -117,6 +127,8 @@ def test_zero3_training_equals_plain_torch(
         ["model.attn_implementation=sdpa"],
         ["align.gradient_checkpointing=true"],
         ["align.ds_config=zero3", "align.reference_ds_config=reference"],
+        ["align.ds_config=zero2", "align.processes=2"],
+        ["align.ds_config=zero2", "align.reference_ds_config=reference", "align.micro_batch_tokens=1"],
     ],
 )
 def test_how_the_work_is_cut_does_not_change_the_loss(
@@ -172,29 +184,206 @@ def test_the_exported_folder_opens_in_transformers(
     assert load_tokenizer(folder).chat_template == load_tokenizer(tiny_models["initial"]).chat_template
 
 
-def test_a_killed_training_continues_to_the_same_weights(cli: Cli, align_config: Path, tmp_path: Path) -> None:
-    many = ["align.num_train_epochs=12", "align.save_steps=2", "align.processes=2"]
-    assert cli("align", align_config, *many).returncode == 0
-    undisturbed = weights(tmp_path / "run")
-
-    arguments = [str(align_config), *many, f"run_dir={tmp_path / 'again'}"]
-    process = subprocess.Popen([sys.executable, "-m", "xlr", "align", *arguments], stdout=subprocess.DEVNULL)
-    checkpoints = tmp_path / "again" / "iter0" / "model.checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    left = sorted(path.name for path in checkpoints.glob("step-*"))
-    assert left, "killed before the first checkpoint"
-
-    result = cli("align", *arguments)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_cached_reference_trains_the_same(
+    processes: int, cli: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = ["align.reference_mode=cached", f"align.processes={processes}"]
+    early = cli("align", align_config, *settings)
+    assert early.returncode == 2
+    assert "iter0/reference: not finished yet; run `xlr reference" in early.stderr
+    assert cli("reference", align_config, *settings, "--iteration", 0).returncode == 0
+    result = cli("align", align_config, *settings)
     assert result.returncode == 0, result.stderr
-    resumed = weights(tmp_path / "again")
-    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
-    steps = [row["step"] for row in metrics(tmp_path / "again")]
-    assert steps == list(range(1, 12 * STEPS + 1))
+    expected, losses = plain_torch_training(tiny_models["initial"], preferences)
+    logged = metrics(tmp_path / "run")
+    assert [row["loss"] for row in logged] == pytest.approx(losses, abs=1e-5)
+    assert logged[0]["loss"] - logged[0]["nll_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert largest_difference(weights(tmp_path / "run"), expected) < 1e-5
+
+
+def test_a_cache_of_other_weights_tokens_or_precision_is_refused(
+    cli: Cli, align_config: Path, preferences: Path, tmp_path: Path
+) -> None:
+    cached = "align.reference_mode=cached"
+    assert cli("reference", align_config, cached, "--iteration", 0).returncode == 0
+    context = Context(config.load(align_config, [cached]))
+    pairs, _ = load_pairs(context, 0)
+    assert len(reference.load(context, 0, "torch.float32", pairs)) == len(pairs)
+    with pytest.raises(UserError, match=r"no log-probabilities of the pair en p01 .* in torch.bfloat16"):
+        reference.load(context, 0, "torch.bfloat16", pairs)
+    example = pairs[1].example
+    retokenized = replace(pairs[1], example=Example(example.prompt[1:], example.responses))
+    with pytest.raises(UserError, match=f"of the pair en {pairs[1].id}"):
+        reference.load(context, 0, "torch.float32", [pairs[0], retokenized])
+    other = tiny.save(tmp_path / "other", seed=9)
+    result = cli("align", align_config, cached, f"model.initial={other}")
+    assert result.returncode == 2
+    assert "has changed since" in result.stderr
+    # The manifest says the same, the numbers belong to other weights.
+    file = next((tmp_path / "run" / "iter0" / "reference").glob("*.parquet"))
+    rows = read_rows(file, ReferenceLogps)
+    write_rows(file, ReferenceLogps, [replace(row, key=row.key[::-1]) for row in rows])
+    record = tmp_path / "run" / "iter0" / "reference.manifest.json"
+    manifest = read_json(record)
+    manifest["files"][file.name][0] = file.stat().st_size
+    write_json(record, manifest)
+    with pytest.raises(UserError, match=r"another reference, tokenizer or precision; delete"):
+        reference.load(context, 0, "torch.float32", pairs)
+
+
+MANY = ["align.num_train_epochs=12", "align.save_steps=2"]  # 36 steps
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    preferences: Path, tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], dict[str, Tensor]]:
+    """The weights of a training of 36 steps that nobody disturbed, by the number of ranks."""
+    found: dict[int, dict[str, Tensor]] = {}
+
+    def train(processes: int) -> dict[str, Tensor]:
+        if processes not in found:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            tree = tiny_tree.__wrapped__(tiny_models, folder)  # type: ignore[attr-defined]
+            align = tree["train"] | {"preferences": str(preferences), "learning_rate": RATE}
+            tree |= {"model": {"initial": str(tiny_models["initial"])}, "align": align}
+            (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+            command = [sys.executable, "-m", "xlr", "align", str(folder / "run.yaml"), *MANY]
+            subprocess.run([*command, f"align.processes={processes}"], check=True, capture_output=True, timeout=600)
+            found[processes] = weights(folder / "run")
+        return found[processes]
+
+    return train
+
+
+def start(align_config: Path, *settings: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "xlr", "align", str(align_config), *MANY, *settings]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def kill_9(process: "subprocess.Popen[str]") -> int:
+    os.kill(process.pid, signal.SIGKILL)
+    return process.wait(timeout=60)
+
+
+def kill_9_last_rank(process: "subprocess.Popen[str]") -> int:
+    ranks_of(process.pid)[-1].kill()
+    return process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("moment", "kill"),
+    [("step-00000004*", kill_9), (".step-*", kill_9), ("step-00000008*", kill_9_last_rank)],
+    ids=["between-checkpoints", "while-one-is-written", "one-rank"],
+)
+def test_a_killed_training_continues_to_the_same_weights(
+    moment: str,
+    kill: Callable[[Any], int],
+    processes: int,
+    align_config: Path,
+    undisturbed: Callable[[int], dict[str, Tensor]],
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    checkpoints = run / "iter0" / "model.checkpoints"
+    process = start(align_config, f"align.processes={processes}")
+    wait_until(lambda: list(checkpoints.glob(moment)), moment)
+    assert kill(process) != 0
+    assert not (run / "iter0" / "model.manifest.json").exists(), "killed too late"
+
+    again = start(align_config, f"align.processes={processes}")
+    assert again.wait(timeout=300) == 0, again.stderr and again.stderr.read()
+    expected, resumed = undisturbed(processes), weights(run)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert [row["step"] for row in metrics(run)] == list(range(1, 12 * STEPS + 1))
     assert not checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "whom", "processes"),
+    [(signal.SIGTERM, "launcher", 2), (signal.SIGUSR1, "launcher", 1), (signal.SIGUSR1, "last rank", 2)],
+)
+def test_a_signal_saves_ends_with_its_own_code_and_loses_no_step(
+    number: int,
+    whom: str,
+    processes: int,
+    align_config: Path,
+    undisturbed: Callable[[int], dict[str, Tensor]],
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    settings = [f"align.processes={processes}", "align.save_steps=0"]
+    process = start(align_config, *settings)
+    log = run / "iter0" / "metrics.jsonl"
+    wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, "three steps")
+    os.kill(process.pid if whom == "launcher" else ranks_of(process.pid)[-1].pid, number)
+    assert process.wait(timeout=60) == EXIT_CODE == 75
+    said = process.stderr.read() if process.stderr else ""
+    assert "start again to go on" in said
+    assert "Traceback" not in said
+    (saved,) = (run / "iter0" / "model.checkpoints").glob("step-*")
+    assert int(saved.name.split("-")[1]) == len(metrics(run)) >= 3, "steps were lost"
+
+    again = start(align_config, *settings)
+    assert again.wait(timeout=300) == 0, again.stderr and again.stderr.read()
+    expected, resumed = undisturbed(processes), weights(run)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("before", "after", "zero"), [(2, 1, "zero3_cpu"), (1, 2, "zero3"), (2, 1, "zero2")])
+def test_a_training_continues_on_another_number_of_ranks(
+    before: int,
+    after: int,
+    zero: str,
+    align_config: Path,
+    undisturbed: Callable[[int], dict[str, Tensor]],
+    cli: Cli,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    process = start(align_config, f"align.processes={before}", "align.save_total_limit=2", f"align.ds_config={zero}")
+    checkpoints = run / "iter0" / "model.checkpoints"
+    wait_until(lambda: list(checkpoints.glob("step-00000006*")), "the third checkpoint")
+    process.terminate()
+    assert process.wait(timeout=60) == EXIT_CODE
+    left = sorted(int(path.name.split("-")[1]) for path in checkpoints.glob("step-*"))
+    assert len(left) == 2, "save_total_limit keeps two"
+    done = len(metrics(run))
+    result = cli("align", align_config, *MANY, f"align.processes={after}", f"align.ds_config={zero}")
+    assert result.returncode == 0, result.stderr
+    reference_run = tmp_path / "reference"
+    settings = [f"align.processes={after}", f"run_dir={reference_run}"]
+    assert cli("align", align_config, *MANY, *settings).returncode == 0
+    losses = [row["loss"] for row in metrics(run)]
+    assert losses[done:] == pytest.approx([row["loss"] for row in metrics(reference_run)][done:], abs=1e-5)
+    assert largest_difference(weights(run), undisturbed(after)) < 1e-5
+
+
+def test_held_out_pairs_are_measured_and_not_trained_on(cli: Cli, align_config: Path, tmp_path: Path) -> None:
+    settings = ["align.eval_pairs=4", "align.eval_steps=1", "align.learning_rate=1e-12"]
+    result = cli("align", align_config, *settings)
+    assert result.returncode == 0, result.stderr
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == STEPS - 1, "four of twelve pairs are held out"
+    assert all(row["eval_loss"] - row["eval_nll_loss"] == pytest.approx(math.log(2), abs=1e-5) for row in rows)
+    assert {"eval_lang/en/rewards/accuracies", "eval_kl", "perf/peak_memory_gb"} <= rows[0].keys()
+    manifest = read_json(tmp_path / "run" / "iter0" / "model.manifest.json")
+    assert (manifest["facts"]["pairs"], manifest["facts"]["held_out"]) == (8, 4)
+    refused = cli("align", align_config, "align.eval_pairs=12", f"run_dir={tmp_path / 'other'}")
+    assert refused.returncode == 2
+    assert "12 of the 12 pairs in en are to be held out" in refused.stderr
+
+
+def test_what_is_held_out_depends_on_the_seed_alone() -> None:
+    pairs = [TrainingPair(str(i), "en" if i % 3 else "es", Example((1,), ((2,), (3,)))) for i in range(30)]
+    train, held_out = hold_out(pairs, 2, seed=1)
+    assert [pair.lang for pair in held_out].count("en") == [pair.lang for pair in held_out].count("es") == 2
+    assert sorted([*train, *held_out], key=lambda pair: int(pair.id)) == pairs
+    assert hold_out(pairs, 2, seed=1) == (train, held_out)
+    assert hold_out(pairs, 2, seed=2) != (train, held_out)
+    assert hold_out(pairs, 0, seed=1) == (pairs, [])
 
 
 def test_the_plan_s_steps_depend_on_seed_and_epoch_alone() -> None:
@@ -211,33 +400,23 @@ def test_the_plan_s_steps_depend_on_seed_and_epoch_alone() -> None:
     assert steps(1)[:3] != steps(1)[3:]
 
 
-def test_a_deepspeed_file_that_contradicts_the_configuration_is_refused(
-    cli: Cli, align_config: Path, tmp_path: Path
-) -> None:
-    broken = tmp_path / "broken.json"
-    broken.write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": 0.5, "bf16": {"enabled": "auto"}}')
-    result = cli("align", align_config, f"align.ds_config={broken}")
-    assert result.returncode == 2
-    assert "gradient_clipping is 0.5, the configuration says 1.0" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[torch.device]:
+    """This process is the only rank."""
+    with pytest.MonkeyPatch.context() as environment:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            environment.setenv("MASTER_PORT", str(free.getsockname()[1]))
+        environment.setenv("MASTER_ADDR", "127.0.0.1")
+        yield engine.init_distributed(Ranks(0, 1, 0))
+        engine.close_distributed()
 
 
-def test_the_reference_stays_frozen_and_the_gates_catch_what_they_should(
-    tiny_models: dict[str, Path], preferences: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In this process, one rank: bit-equal reference weights, and each startup gate made to fail."""
-    import socket
-
-    from xlr import engine
-    from xlr.launch import Ranks
-    from xlr.packing import SHARED_PROMPT
-    from xlr.trainingpairs import TrainingPair
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    ranks = Ranks(0, 1, 0)
+@pytest.fixture
+def in_process(
+    process_group: torch.device, tiny_models: dict[str, Path], preferences: Path
+) -> tuple[trainer.Trainer, Any]:
+    """A trainer of one rank in this process, and its frozen reference; the policy is not the reference here."""
     settings = config.TrainConfig(
         learning_rate=1e-3, warmup_ratio=0, ds_config="zero3_cpu", reference_ds_config="reference_cpu"
     )
@@ -246,36 +425,95 @@ def test_the_reference_stays_frozen_and_the_gates_catch_what_they_should(
         TrainingPair(key, "en", Example(encoder.prompt_of(prompt), (encoder.response(good), encoder.response(bad))))
         for key, prompt, good, bad in load_preferences(str(preferences))
     ]
-    device = engine.init_distributed(ranks)
-    try:
-        aligned, initial = str(tiny_models["aligned"]), str(tiny_models["initial"])
-        policy = engine.open_policy(aligned, settings, torch.float32, SHARED_PROMPT, 3)
-        reference = engine.open_reference(initial, settings, torch.float32, SHARED_PROMPT)
+    aligned, initial = str(tiny_models["aligned"]), str(tiny_models["initial"])
+    policy = engine.open_policy(aligned, settings, torch.float32, SHARED_PROMPT, 3)
+    frozen = engine.open_reference(initial, settings, torch.float32, SHARED_PROMPT)
+    logps = trainer._frozen_logps(frozen, SHARED_PROMPT, process_group)
+    return trainer.Trainer(settings, policy, logps, SHARED_PROMPT, process_group, Ranks(0, 1, 0), pairs), frozen
 
-        def copy(of: Any) -> dict[str, Tensor]:
-            return {name: parameter.detach().clone() for name, parameter in engine.gathered(of)}
 
-        policy_before, reference_before = copy(policy), copy(reference)
-        training = trainer._Trainer(settings, policy, reference, device, SHARED_PROMPT, ranks, pairs)
-        values = training.step([[list(range(len(pairs)))]])
-        reference_after = copy(reference)
-        assert all(torch.equal(reference_before[name], reference_after[name]) for name in reference_before)
-        assert largest_difference(policy_before, copy(policy)) > 0
-        assert {"lang/en/rewards/accuracies", "perf/mfu", "kl", "grad_norm"} <= set(values)
+def copy_of(opened: Any) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in engine.gathered(opened)}
 
-        with pytest.raises(UserError, match="not ln 2"):  # the policy is not the reference here
-            trainer._require_ln2(values, settings, same_models=True)
-        example = pairs[0].example
-        probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
-        logp = training._logps(policy, [example])[0].item()
-        training.check_probes([probe | {"logp_policy": logp}])
-        with pytest.raises(UserError, match="trainer and scorer disagree"):
-            training.check_probes([probe | {"logp_policy": 1.01 * logp}])
 
-        with torch.no_grad():
-            for parameter in policy.module.parameters():
-                parameter.fill_(torch.nan)
-        with pytest.raises(FloatingPointError, match=r"the loss is nan at the step with the pairs p01"):
-            training.step([[[0, 1]]])
-    finally:
-        engine.close_distributed()
+def test_the_reference_stays_frozen_and_the_gates_catch_what_they_should(
+    in_process: tuple[trainer.Trainer, Any],
+) -> None:
+    training, frozen = in_process
+    policy_before, reference_before = copy_of(training.policy), copy_of(frozen)
+    values = training.step([[list(range(len(training.pairs)))]])
+    reference_after = copy_of(frozen)
+    assert all(torch.equal(reference_before[name], reference_after[name]) for name in reference_before)
+    assert largest_difference(policy_before, copy_of(training.policy)) > 0
+    assert {"lang/en/rewards/accuracies", "perf/mfu", "kl", "grad_norm"} <= set(values)
+
+    with pytest.raises(UserError, match="not ln 2"):
+        trainer._require_ln2(values, training.train, True, torch.float32)
+    example = training.pairs[0].example
+    probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
+    logp = training._logps([example])[0].item()
+    training.check_probes([probe | {"logp_policy": logp}])
+    with pytest.raises(UserError, match="trainer and scorer disagree"):
+        training.check_probes([probe | {"logp_policy": 1.01 * logp}])
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_pairs(
+    in_process: tuple[trainer.Trainer, Any],
+) -> None:
+    training, _ = in_process
+    before = copy_of(training.policy)
+    weight = training.policy.module.causal_lm.model.norm.weight
+    broken = weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(
+        FloatingPointError, match=r"the gradient is not finite at the step with the pairs en p01, en p02;"
+    ):
+        training.step([[[0]], [[1]]])
+    broken.remove()
+    after = copy_of(training.policy)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight_and_names_its_pair(
+    in_process: tuple[trainer.Trainer, Any],
+) -> None:
+    training, _ = in_process
+    before = copy_of(training.policy)
+    odd, reference_logps = training.pairs[1], training.reference_logps
+    training.reference_logps = lambda pairs: reference_logps(pairs).masked_fill(
+        torch.tensor([[pair is odd] for pair in pairs]), torch.nan
+    )
+    with pytest.raises(FloatingPointError, match=r"the loss is nan for the pairs en p02;"):
+        training.step([[[0]], [[1, 2]]])
+    after = copy_of(training.policy)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_is_written_in_shards_and_read_back(
+    in_process: tuple[trainer.Trainer, Any],
+    tiny_models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training, _ = in_process
+    monkeypatch.setattr(engine, "SHARD_BYTES", 20_000)
+    target = tmp_path / "model"
+    engine.export(training.policy, str(tiny_models["aligned"]), target, "the card")
+    index = read_json(target / "model.safetensors.index.json")
+    files = sorted(path.name for path in target.glob("model-*.safetensors"))
+    assert len(files) > 2
+    assert sorted(set(index["weight_map"].values())) == files
+    assert all((target / name).stat().st_size < 20_000 + 600 * 32 * 4 for name in files)
+    assert (target / "README.md").read_text() == "the card"
+    opened = AutoModelForCausalLM.from_pretrained(target)
+    named = {name: parameter.detach() for name, parameter in opened.named_parameters()}
+    assert largest_difference(named, copy_of(training.policy)) == 0
+    arguments = (training.train, torch.float32, SHARED_PROMPT, training.device, training.pairs[0].example)
+    trainer._require_same_model(training.policy, target, *arguments)
+    with pytest.raises(RuntimeError, match="the exported model gives"):
+        trainer._require_same_model(training.policy, tiny_models["initial"], *arguments)
+
+    save = engine.save_file
+    monkeypatch.setattr(engine, "save_file", lambda tensors, path, **_: save(dict(list(tensors.items())[1:]), path))
+    with pytest.raises(OSError, match="not as they were written"):
+        engine.export(training.policy, str(tiny_models["aligned"]), tmp_path / "broken", "")
+    assert not list(tmp_path.glob("*broken*")), "half an export was left behind"

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.utils import set_z3_leaf_modules
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -36,6 +39,7 @@ from xlr.store import atomic_path, remove, write_json
 SHARD_BYTES = 4_500_000_000
 _STATE = "state"
 _UNIVERSAL = "universal"
+_VISIBLE_SECONDS = 120
 _TIMEOUT = timedelta(hours=1)
 
 
@@ -148,6 +152,8 @@ def _load_sharded(model: str, tree: dict[str, Any], dtype: torch.dtype, attn_imp
     causal_lm = models.load_causal_lm(model, dtype, attn_implementation)
     del zero3
     damaged = [name for name, parameter in causal_lm.named_parameters() if not _own_part(parameter).isfinite().all()]
+    # A layer is gathered as one: fewer hooks and fuller collectives than one a linear map.
+    set_z3_leaf_modules(causal_lm, [type(causal_lm.get_decoder().layers[0])])
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, damaged[:1])
     if any(found):
@@ -274,10 +280,33 @@ def export(engine: Any, source: str, target: Path, card: str) -> None:
         for name, parameter in engine.module.causal_lm.named_parameters()
     }
     shard_of = _shards(sizes)
-    if dist.get_rank() != 0:
+    if dist.get_rank() == 0:
+        _write_model(engine, source, target, card, sizes, shard_of)
+    else:
         for _ in gathered(engine):
             pass
-        return
+    dist.barrier()
+    _wait_until_visible(target / "config.json")
+
+
+def _wait_until_visible(file: Path) -> None:
+    """Network file systems show another node's new file late, by their attribute caches' lifetime.
+
+    Raises:
+        OSError: it does not show up: the run directory is not shared by all nodes.
+    """
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while not file.is_file():
+        if time.monotonic() > deadline:
+            raise OSError(
+                f"{file}: written by rank 0, and not seen by rank {dist.get_rank()} on {socket.gethostname()}"
+            )
+        time.sleep(1)
+
+
+def _write_model(
+    engine: Any, source: str, target: Path, card: str, sizes: dict[str, int], shard_of: dict[str, str]
+) -> None:
     with atomic_path(target) as folder:
         folder.mkdir(parents=True)
         tensors: dict[str, torch.Tensor] = {}

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = 512
+# Rows of logits that exist at a time. On GPUs more, because the weight's gradient is read and written once a chunk.
+CPU_CHUNK_TOKENS = 256
+GPU_CHUNK_TOKENS = 1024
 
 
 class _ChunkedTokenLogps(torch.autograd.Function):
@@ -24,19 +26,21 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         for start in range(0, len(labels_N), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             logits_CV = (hidden_ND[chunk] @ weight_VD.T).float()
-            normalizer_N[chunk] = logits_CV.logsumexp(-1)
             label_logits_C = logits_CV.gather(-1, labels_N[chunk, None]).squeeze(-1)
+            # log sum exp in place: torch's own keeps two more chunks of logits.
+            largest_C1 = logits_CV.amax(-1, keepdim=True)
+            normalizer_N[chunk] = logits_CV.sub_(largest_C1).exp_().sum(-1).log_() + largest_C1.squeeze(-1)
             logps_N[chunk] = label_logits_C - normalizer_N[chunk]
         ctx.save_for_backward(hidden_ND, weight_VD, labels_N, normalizer_N)
         ctx.chunk_tokens = chunk_tokens
         return logps_N
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (grad_N,) = grad_outputs
         hidden_ND, weight_VD, labels_N, normalizer_N = ctx.saved_tensors
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD)
+        grad_weight_VD = None
         for start in range(0, len(labels_N), ctx.chunk_tokens):
             chunk = slice(start, start + ctx.chunk_tokens)
             # d logp / d logits = onehot(label) - softmax(logits)
@@ -45,22 +49,27 @@ class _ChunkedTokenLogps(torch.autograd.Function):
             grad_logits_CV.scatter_add_(-1, labels_N[chunk, None], grad_N[chunk, None])
             grad_logits_CV = grad_logits_CV.to(weight_VD.dtype)
             grad_hidden_ND[chunk] = grad_logits_CV @ weight_VD
-            grad_weight_VD.addmm_(grad_logits_CV.T, hidden_ND[chunk])
+            if grad_weight_VD is None:
+                grad_weight_VD = grad_logits_CV.T @ hidden_ND[chunk]
+            else:
+                grad_weight_VD.addmm_(grad_logits_CV.T, hidden_ND[chunk])
         return grad_hidden_ND, grad_weight_VD, None, None
 
 
-def token_logps(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> Tensor:
+def token_logps(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int | None = None) -> Tensor:
     """Log-probability of each label under softmax(hidden @ weight^T).
 
     Args:
         hidden_ND: final hidden states at the positions that predict the labels.
         weight_VD: the output embedding.
         labels_N: token ids.
-        chunk_tokens: how many rows of logits exist at a time.
+        chunk_tokens: how many rows of logits exist at a time; by default what suits the device.
 
     Returns:
         float32 of shape `(N,)`, in nats; differentiable in hidden and weight.
     """
+    if chunk_tokens is None:
+        chunk_tokens = GPU_CHUNK_TOKENS if hidden_ND.is_cuda else CPU_CHUNK_TOKENS
     return _ChunkedTokenLogps.apply(hidden_ND, weight_VD, labels_N, chunk_tokens)
 
 

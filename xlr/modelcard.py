@@ -9,9 +9,8 @@ import xlr
 
 
 def model_card(
-    name: str,
+    iteration: int,
     base_model: str,
-    reference_model: str,
     languages: Sequence[str],
     settings: Mapping[str, Any],
     facts: Mapping[str, Any],
@@ -19,7 +18,10 @@ def model_card(
 ) -> str:
     """Markdown with the hub's front matter.
 
+    It says the same of the same training wherever its run directory lies.
+
     Args:
+        base_model: what the run started from.
         settings: the training's, flat.
         facts: counts of the training: steps, pairs, what was dropped.
         last_metrics: of the last optimizer step.
@@ -34,15 +36,20 @@ def model_card(
     }
     prefixes = ("loss", "nll_loss", "rewards/", "logps/", "kl", "eval_")
     shown = {key: value for key, value in last_metrics.items() if key.startswith(prefixes)}
+    how = f"full fine-tuning with DPO and NLL by xlr {xlr.__version__}"
+    made = (
+        f"after {iteration} iterations of [Implicit Cross-Lingual Rewarding](https://arxiv.org/abs/2503.04647): {how}."
+        if iteration
+        else f"aligned on English preferences: {how}."
+    )
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "---",
         "",
-        f"# {name}",
+        f"# {base_model.rstrip('/').split('/')[-1]}, iteration {iteration}",
         "",
-        f"Full fine-tuning of `{base_model}` with DPO and NLL by [xlr](https://arxiv.org/abs/2503.04647) "
-        f"{xlr.__version__} (Implicit Cross-Lingual Rewarding); DPO reference: `{reference_model}`.",
+        f"`{base_model}` {made}",
         "",
         *_table("training", facts),
         *_table("setting", settings),

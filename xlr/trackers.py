@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,7 +86,7 @@ class _Wandb:
         except ImportError as error:
             raise _not_installed("wandb") from error
         project = os.environ.get("WANDB_PROJECT", "xlr")
-        run_id = _kept(folder / "wandb.id", wandb.util.generate_id, steps_done)
+        run_id = _kept(folder / "wandb.id", lambda: secrets.token_hex(4), steps_done)
         self._run = wandb.init(
             project=project, name=name, id=run_id, resume="allow", config=dict(settings), dir=str(folder)
         )

@@ -135,9 +135,8 @@ def train(context: Context, iteration: int, ranks: Ranks) -> None:
         "warnings": watch.warnings if watch else [],
     }
     card = model_card(
-        f"{context.run.path.name}, iteration {iteration}",
-        start,
-        reference_name,
+        iteration,
+        (iteration > ALIGN and config.model.aligned) or config.model.initial,
         sorted({pair.lang for pair in training_pairs}),
         flat_settings(settings, "train"),
         {key: facts[key] for key in ("steps", "pairs", "held_out")},

@@ -1,0 +1,24 @@
+"""Waiting for what another process does, with an end."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+
+def wait_until(happened: Callable[[], Any], what: str, seconds: float = 180) -> Any:
+    """Call `happened` until it returns something true, and return that."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := happened():
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"did not happen within {seconds} s: {what}")
+
+
+def ranks_of(pid: int) -> list[psutil.Process]:
+    """The training processes below a process, by rank."""
+    children = psutil.Process(pid).children(recursive=True)
+    ranks = [child for child in children if "RANK" in child.environ() and "-m" in child.cmdline()]
+    return sorted(ranks, key=lambda child: int(child.environ()["RANK"]))
