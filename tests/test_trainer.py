@@ -507,10 +507,9 @@ def test_a_model_is_written_in_shards_and_read_back(
     opened = AutoModelForCausalLM.from_pretrained(target)
     named = {name: parameter.detach() for name, parameter in opened.named_parameters()}
     assert largest_difference(named, copy_of(training.policy)) == 0
-    arguments = (training.train, torch.float32, SHARED_PROMPT, training.device, training.pairs[0].example)
-    trainer._require_same_model(training.policy, target, *arguments)
+    trainer.require_same_model(training, target, torch.float32)
     with pytest.raises(RuntimeError, match="the exported model gives"):
-        trainer._require_same_model(training.policy, tiny_models["initial"], *arguments)
+        trainer.require_same_model(training, tiny_models["initial"], torch.float32)
 
     save = engine.save_file
     monkeypatch.setattr(engine, "save_file", lambda tensors, path, **_: save(dict(list(tensors.items())[1:]), path))

@@ -26,9 +26,10 @@ def model_card(
         facts: counts of the training: steps, pairs, what was dropped.
         last_metrics: of the last optimizer step.
     """
+    name = base_model.rstrip("/").split("/")[-1]
+    on_the_hub = {} if base_model.startswith("/") else {"base_model": base_model, "base_model_relation": "finetune"}
     front = {
-        "base_model": base_model,
-        "base_model_relation": "finetune",
+        **on_the_hub,
         "language": list(languages),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -47,9 +48,9 @@ def model_card(
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "---",
         "",
-        f"# {base_model.rstrip('/').split('/')[-1]}, iteration {iteration}",
+        f"# {name}, iteration {iteration}",
         "",
-        f"`{base_model}` {made}",
+        f"`{name}` {made}",
         "",
         *_table("training", facts),
         *_table("setting", settings),

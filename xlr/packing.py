@@ -182,7 +182,7 @@ def shared_prompt_attention(
         outputs.append(_attend(first_query, first_key, first_value, scaling))
         prompt = slice(group.prompt_end - group.start)
         prompt_key, prompt_value = first_key[:, :, prompt], first_value[:, :, prompt]
-        for _ in group.response_ends[1:]:
+        for _end in group.response_ends[1:]:
             own_query, own_key, own_value = next(each)
             if own_query.shape[2]:  # else nothing but the terminator
                 seen_key, seen_value = torch.cat([prompt_key, own_key], 2), torch.cat([prompt_value, own_value], 2)

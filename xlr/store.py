@@ -247,13 +247,17 @@ class Artifact:
             if piece.is_dir():
                 remove(piece)
 
+    def parts_folder(self, name: str) -> Path:
+        """Where the pieces are, without looking at them."""
+        return self.folder.with_name(f"{self.folder.name}.{name}")
+
     def parts(self, name: str = "parts") -> Path:
         """The folder of finished pieces of an unfinished artefact.
 
         Raises:
             UserError: it holds pieces made with other settings or inputs.
         """
-        folder = self.folder.with_name(f"{self.folder.name}.{name}")
+        folder = self.parts_folder(name)
         plan = folder / "plan.json"
         wanted = {"settings": json.loads(json.dumps(self.settings)), "inputs": self._input_digests}
         if plan.is_file():

@@ -5,7 +5,9 @@ Shapes: `B` pairs of a micro-batch; sequences stand chosen, rejected, chosen, re
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from xlr.modelcard import model_card
 from xlr.models import resolve_dtype
 from xlr.preemption import Preempted, Request
 from xlr.stage import Context
-from xlr.store import read_json, remove
+from xlr.store import Artifact, read_json, remove
 from xlr.trackers import MetricsLog
 from xlr.training import artifact
 from xlr.trainingpairs import ALIGN, TrainingPair, hold_out, load_pairs, reference_model, section, start_model
@@ -35,6 +37,8 @@ from xlr.worker import batch_logps
 
 # Pairs -> the reference's log-probabilities of chosen and rejected, `(B, 2)`.
 ReferenceLogps = Callable[[Sequence[TrainingPair]], Tensor]
+
+_CHECKPOINTS = "checkpoints"
 
 
 def plan_steps(
@@ -66,91 +70,170 @@ def train(context: Context, iteration: int, ranks: Ranks) -> None:
     """
     request = Request().listen()
     started = time.time()
-    config, settings = context.config, section(context, iteration)
     if iteration > ALIGN:
         context.require_model(iteration - 1)
-    start, reference_name = start_model(context, iteration), reference_model(context, iteration)
-    target = artifact(context, iteration)
-    main = ranks.rank == 0
-    all_pairs, dropped = load_pairs(context, iteration)
-    training_pairs, held_out = hold_out(all_pairs, settings.eval_pairs, config.seed)
-    attention = config.model.attn_implementation
-    steps = plan_steps(*_costs(training_pairs, attention), settings, config.seed, ranks.world_size)
-
     device = engine.init_distributed(ranks)
-    dtype = resolve_dtype(config.model.dtype, device)
-    # The label of the checkpoints' folder says what they belong to: settings and inputs of the model.
-    checkpoints = target.parts("checkpoints") if main else target.folder.with_name("model.checkpoints")
+    job = _Job.plan(context, iteration, ranks, device)
+    # The folder's label says what the checkpoints belong to: settings and inputs of the model.
+    checkpoints = job.target.parts(_CHECKPOINTS) if job.main else job.target.parts_folder(_CHECKPOINTS)
     checkpoint = engine.find_checkpoint(checkpoints)
     first = checkpoint.step if checkpoint else 0
-    frozen = None
-    if settings.reference_mode == "cached":
-        cached = reference.load(context, iteration, str(dtype), all_pairs)
-    else:
-        frozen = engine.open_reference(reference_name, settings, dtype, attention)
-    policy = engine.open_policy(start, settings, dtype, attention, len(steps), checkpoint)
-    reference_logps = _frozen_logps(frozen, attention, device) if frozen is not None else _cached_logps(cached, device)
-    trainer = Trainer(settings, policy, reference_logps, attention, device, ranks, training_pairs, held_out)
-    if not first:
-        trainer.check_probes(_probes(context, iteration))
-
-    title = "align" if iteration == ALIGN else f"train iteration {iteration}"
-    log = watch = None
-    if main:
-        shown_settings = flat_settings(settings, "align" if iteration == ALIGN else "train")
-        folder = context.run.iteration(iteration)
-        log = MetricsLog(folder, settings.report_to, f"{context.run.path.name} {title}", shown_settings, first)
-        watch = Watch()
-        for row in log.rows:
-            watch.see(row["step"], row, settings.beta)
-    saved_at = time.monotonic()
-    values: dict[str, float] = dict(log.rows[-1]) if log and log.rows else {}
-    with progress.step(title, len(steps), "steps", first, quiet=not main) as shown:
-        for number in range(first, len(steps)):
-            done, last = number + 1, number + 1 == len(steps)
-            values = trainer.step(steps[number])
-            if number == 0:
-                _require_ln2(values, settings, start == reference_name, dtype)
-            if held_out and (last or done % settings.eval_steps == 0):
-                values |= trainer.evaluate()
-            due = settings.save_minutes > 0 and time.monotonic() - saved_at > 60 * settings.save_minutes
-            stop, due, values["perf/peak_memory_gb"] = _agree(request.received, due, peak_memory_gb(device), device)
-            if log and watch:
-                log.write(done, {"epoch": done / len(steps) * settings.num_train_epochs, **values})
-                for warning in watch.see(done, values, settings.beta):
-                    progress.console.print(f"  warning: {warning}")
-            shown.advance(1, f"loss {values['loss']:.3f}, accuracy {values['rewards/accuracies']:.2f}")
-            due = due or (settings.save_steps > 0 and done % settings.save_steps == 0)
-            if stop or (due and not last):
-                engine.save_checkpoint(policy, checkpoints, done, settings.save_total_limit)
-                saved_at = time.monotonic()
-            if stop:
-                raise Preempted(f"{title}: ended on request after step {done} of {len(steps)}, which is saved")
+    trainer = _open(job, checkpoint)
+    name = f"{context.run.path.name} {job.title}"
+    report_to = job.train.report_to if job.main else ()
+    log = MetricsLog(job.target.folder.parent, report_to, name, job.flat_settings, first) if job.main else None
+    watch = Watch()
+    for row in log.rows if log else ():
+        watch.see(row["step"], row, job.train.beta)
+    last_metrics = _loop(job, trainer, log, watch, first, request, checkpoints)
     facts = {
-        "steps": len(steps),
-        "pairs": len(training_pairs),
-        "held_out": len(held_out),
-        "dropped": dict(dropped),
+        "steps": len(job.steps),
+        "pairs": len(job.training_pairs),
+        "held_out": len(job.held_out),
+        "dropped": dict(job.dropped),
         "world_size": ranks.world_size,
-        "warnings": watch.warnings if watch else [],
+        "warnings": watch.warnings,
     }
-    card = model_card(
-        iteration,
-        (iteration > ALIGN and config.model.aligned) or config.model.initial,
-        sorted({pair.lang for pair in training_pairs}),
-        flat_settings(settings, "train"),
-        {key: facts[key] for key in ("steps", "pairs", "held_out")},
-        values,
-    )
-    engine.export(policy, start, target.folder, card)
-    del frozen, reference_logps, trainer.reference_logps  # the exported weights take its place
-    _require_same_model(policy, target.folder, settings, dtype, attention, device, training_pairs[0].example)
+    _export(job, trainer, facts, last_metrics)
     if log:
         log.close()
-        target.finish(len(training_pairs), facts, started)
+        job.target.finish(len(job.training_pairs), facts, started)
         remove(checkpoints)
     dist.barrier()
     engine.close_distributed()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be trained, the same on every rank but for `ranks`."""
+
+    context: Context
+    iteration: int
+    target: Artifact
+    ranks: Ranks
+    device: torch.device
+    dtype: torch.dtype
+    training_pairs: list[TrainingPair]
+    held_out: list[TrainingPair]
+    dropped: Counter[str]
+    steps: list[list[list[Batch]]]
+
+    @classmethod
+    def plan(cls, context: Context, iteration: int, ranks: Ranks, device: torch.device) -> "_Job":
+        config, train = context.config, section(context, iteration)
+        pairs, dropped = load_pairs(context, iteration)
+        training_pairs, held_out = hold_out(pairs, train.eval_pairs, config.seed)
+        costs = _costs(training_pairs, config.model.attn_implementation)
+        steps = plan_steps(*costs, train, config.seed, ranks.world_size)
+        dtype = resolve_dtype(config.model.dtype, device)
+        target = artifact(context, iteration)
+        return cls(context, iteration, target, ranks, device, dtype, training_pairs, held_out, dropped, steps)
+
+    @property
+    def train(self) -> TrainConfig:
+        return section(self.context, self.iteration)
+
+    @property
+    def flat_settings(self) -> dict[str, Any]:
+        return flat_settings(self.train, "align" if self.iteration == ALIGN else "train")
+
+    @property
+    def title(self) -> str:
+        return "align" if self.iteration == ALIGN else f"train iteration {self.iteration}"
+
+    @property
+    def start(self) -> str:
+        return start_model(self.context, self.iteration)
+
+    @property
+    def reference(self) -> str:
+        return reference_model(self.context, self.iteration)
+
+    @property
+    def attention(self) -> str:
+        return self.context.config.model.attn_implementation
+
+    @property
+    def main(self) -> bool:
+        return self.ranks.rank == 0
+
+
+def _open(job: _Job, checkpoint: engine.Checkpoint | None) -> "Trainer":
+    """Policy and reference; a fresh start is held against what the scorer measured."""
+    if job.train.reference_mode == "cached":
+        pairs = [*job.training_pairs, *job.held_out]
+        cached = reference.load(job.context, job.iteration, str(job.dtype), pairs)
+        reference_logps = _cached_logps(cached, job.device)
+    else:
+        frozen = engine.open_reference(job.reference, job.train, job.dtype, job.attention)
+        reference_logps = _frozen_logps(frozen, job.attention, job.device)
+    policy = engine.open_policy(job.start, job.train, job.dtype, job.attention, len(job.steps), checkpoint)
+    trainer = Trainer(
+        job.train, policy, reference_logps, job.attention, job.device, job.ranks, job.training_pairs, job.held_out
+    )
+    if checkpoint is None:
+        trainer.check_probes(_probes(job.context, job.iteration))
+    return trainer
+
+
+def _loop(
+    job: _Job,
+    trainer: "Trainer",
+    log: MetricsLog | None,
+    watch: Watch,
+    first: int,
+    request: Request,
+    checkpoints: Path,
+) -> dict[str, float]:
+    """Every step from `first` on; returns the metrics of the last.
+
+    Raises:
+        Preempted: a rank was asked to end; a checkpoint was written.
+    """
+    train, total = job.train, len(job.steps)
+    values: dict[str, float] = dict(log.rows[-1]) if log and log.rows else {}
+    saved_at = time.monotonic()
+    with progress.step(job.title, total, "steps", first, quiet=not job.main) as shown:
+        for number in range(first, total):
+            done, last = number + 1, number + 1 == total
+            values = trainer.step(job.steps[number])
+            if number == 0:
+                _require_ln2(values, train, job.start == job.reference, job.dtype)
+            if job.held_out and (last or done % train.eval_steps == 0):
+                values |= trainer.evaluate()
+            late = train.save_minutes > 0 and time.monotonic() - saved_at > 60 * train.save_minutes
+            stop, late, values["perf/peak_memory_gb"] = _agree(
+                request.received, late, peak_memory_gb(job.device), job.device
+            )
+            if log:
+                log.write(done, {"epoch": done / total * train.num_train_epochs, **values})
+            for warning in watch.see(done, values, train.beta):
+                if job.main:
+                    progress.console.print(f"  warning: {warning}")
+            shown.advance(1, f"loss {values['loss']:.3f}, accuracy {values['rewards/accuracies']:.2f}")
+            save = late or (train.save_steps > 0 and done % train.save_steps == 0)
+            if stop or (save and not last):
+                engine.save_checkpoint(trainer.policy, checkpoints, done, train.save_total_limit)
+                saved_at = time.monotonic()
+            if stop:
+                raise Preempted(f"{job.title}: ended on request after step {done} of {total}, which is saved")
+    return values
+
+
+def _export(job: _Job, trainer: "Trainer", facts: Mapping[str, Any], last_metrics: Mapping[str, float]) -> None:
+    """Write the model's folder, open it again, and hold its log-probabilities against the trained weights'."""
+    config = job.context.config
+    card = model_card(
+        job.iteration,
+        (job.iteration > ALIGN and config.model.aligned) or config.model.initial,
+        sorted({pair.lang for pair in job.training_pairs}),
+        job.flat_settings,
+        {key: facts[key] for key in ("steps", "pairs", "held_out")},
+        last_metrics,
+    )
+    engine.export(trainer.policy, job.start, job.target.folder, card)
+    del trainer.reference_logps  # and with it a frozen reference: the exported weights take its place in memory
+    require_same_model(trainer, job.target.folder, job.dtype)
 
 
 def _costs(pairs: Sequence[TrainingPair], attention: str) -> tuple[list[int], list[int] | None]:
@@ -180,25 +263,18 @@ def _agree(stop: bool, save: bool, peak_gb: float, device: torch.device) -> tupl
     return bool(any_stop), bool(any_save), highest
 
 
-def _require_same_model(
-    policy: Any,
-    folder: Path,
-    train: TrainConfig,
-    dtype: torch.dtype,
-    attention: str,
-    device: torch.device,
-    example: Example,
-) -> None:
-    """Open what was exported and hold its log-probabilities of one pair against the trained model's.
+def require_same_model(trainer: "Trainer", folder: Path, dtype: torch.dtype) -> None:
+    """Open a model's folder and hold its log-probabilities of one pair against the trained model's.
 
     Raises:
-        RuntimeError: they differ; the exported folder is then not what was trained.
+        RuntimeError: they differ; the folder does not hold what was trained.
     """
-    exported = engine.open_reference(str(folder), train, dtype, attention)
-    policy.eval()
+    exported = engine.open_reference(str(folder), trainer.train, dtype, trainer.attn_implementation)
+    example = trainer.pairs[0].example
+    trainer.policy.eval()
     with torch.no_grad():
-        trained_S = batch_logps(policy, [example], attention, device)
-        exported_S = batch_logps(exported, [example], attention, device)
+        trained_S = batch_logps(trainer.policy, [example], trainer.attn_implementation, trainer.device)
+        exported_S = batch_logps(exported, [example], trainer.attn_implementation, trainer.device)
     if not torch.allclose(trained_S, exported_S, rtol=1e-5, atol=1e-4):
         raise RuntimeError(
             f"{folder}: the exported model gives {exported_S.tolist()} nats where the trained one gives "
