@@ -42,6 +42,7 @@ setup(
         "quickstart": ["gguf>=0.17,<1"],
         "vllm": ["vllm>=0.20"],
         "eval": ["openai>=2,<3", "scikit-learn>=1.7,<2"],
+        "bench": ["trl>=1.16,<2"],
         "track": ["wandb>=0.23,<1", "mlflow-skinny>=3,<4"],
         "test": [
             "gguf>=0.17,<1",

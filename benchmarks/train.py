@@ -168,8 +168,7 @@ def run(name: str, work: Path, model: Path, steps: int, number: int) -> dict[str
             "learning_rate": RATE,
             "lr_scheduler_type": "constant",
             "global_batch_size": GLOBAL_BATCH,
-            # The memory that the cached mode frees holds larger micro-batches.
-            "micro_batch_tokens": 1024 if name == "xlr_frozen" else 1536,
+            "micro_batch_tokens": 1536,  # two pairs, as TRL's
             "max_length": MAX_LENGTH,
             "max_steps": steps,
             "ds_config": "zero3_cpu",

@@ -56,10 +56,23 @@ def test_logps_on_real_prompts_equal_a_float64_loop(smollm2: Path, shared_data: 
             assert alone == pytest.approx(together[2:4], rel=1e-5)
 
 
+def short_prompts(source: Path, target: Path, count: int) -> None:
+    """The first instructions that are short in English, in the languages of the test."""
+    target.mkdir()
+    rows = {
+        lang: [json.loads(line) for line in (source / f"{lang}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for lang in ("en", "es", "ru")
+    }
+    short = [i for i, row in enumerate(rows["en"]) if len(row["instruction"]) < MAX_PROMPT_CHARACTERS][:count]
+    for lang, of_lang in rows.items():
+        lines = [json.dumps(of_lang[i], ensure_ascii=False) + "\n" for i in short]
+        (target / f"{lang}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def test_one_iteration_on_real_prompts(
     cli: Cli, smollm2: Path, shared_data: Path, write_config: Callable[[dict[str, Any]], Path], tmp_path: Path
 ) -> None:
-    """generate -> score -> pair -> train, 6 real prompts in Spanish and Russian; pi_I is a nudged copy of pi^0."""
+    """generate -> score -> pair -> reference -> train on 6 real prompts in es and ru; pi_I is a nudged copy of pi^0."""
     start = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -68,16 +81,18 @@ def test_one_iteration_on_real_prompts(
     start.save_pretrained(tmp_path / "initial")
     load_tokenizer(smollm2).save_pretrained(tmp_path / "initial")
     del start
+    short_prompts(shared_data / "ultrafeedback_parallel", tmp_path / "prompts", 6)
     source = write_config(
         {
             "run_dir": str(tmp_path / "run"),
             "iterations": 1,
             "languages": ["es", "ru"],
             "model": {"initial": str(tmp_path / "initial"), "aligned": str(smollm2)},
-            "prompts": {"path": str(shared_data / "ultrafeedback_parallel"), "limit": 6},
+            "prompts": {"path": str(tmp_path / "prompts")},
             "generate": {"num_samples": 2, "max_new_tokens": 24, "batch_size": 24},
             "score": {"batch_tokens": 1024},
             "train": {
+                "reference_mode": "cached",
                 "global_batch_size": 8,
                 "micro_batch_tokens": 512,
                 "max_steps": 1,

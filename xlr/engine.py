@@ -153,7 +153,8 @@ def _load_sharded(model: str, tree: dict[str, Any], dtype: torch.dtype, attn_imp
     del zero3
     damaged = [name for name, parameter in causal_lm.named_parameters() if not _own_part(parameter).isfinite().all()]
     # A layer is gathered as one: fewer hooks and fuller collectives than one a linear map.
-    set_z3_leaf_modules(causal_lm, [type(causal_lm.get_decoder().layers[0])])
+    if layers := {type(layer) for layer in getattr(causal_lm.get_decoder(), "layers", ())}:
+        set_z3_leaf_modules(causal_lm, list(layers))
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, damaged[:1])
     if any(found):
