@@ -232,7 +232,7 @@ def test_a_cache_of_other_weights_tokens_or_precision_is_refused(
         reference.load(context, 0, "torch.float32", pairs)
 
 
-MANY = ["align.num_train_epochs=12", "align.save_steps=2"]  # 36 steps
+MANY = ["align.num_train_epochs=12", "align.save_steps=1"]  # 36 steps
 
 
 @pytest.fixture(scope="module")
@@ -275,10 +275,10 @@ def kill_9_last_rank(process: "subprocess.Popen[str]") -> int:
 @pytest.mark.parametrize(
     ("moment", "kill", "processes"),
     [
-        ("step-00000004*", kill_9, 1),
+        ("step-*", kill_9, 1),
         (".step-*", kill_9, 1),
         (".step-*", kill_9, 2),
-        ("step-00000008*", kill_9_last_rank, 2),
+        ("step-*", kill_9_last_rank, 2),
     ],
     ids=["between-checkpoints", "while-one-is-written", "while-two-ranks-write-one", "one-rank"],
 )
@@ -349,7 +349,7 @@ def test_a_training_continues_on_another_number_of_ranks(
     run = tmp_path / "run"
     process = start(align_config, f"align.processes={before}", "align.save_total_limit=2", f"align.ds_config={zero}")
     checkpoints = run / "iter0" / "model.checkpoints"
-    wait_until(lambda: list(checkpoints.glob("step-00000006*")), "the third checkpoint")
+    wait_until(lambda: len(list(checkpoints.glob("step-*"))) == 2, "two checkpoints")
     process.terminate()
     assert process.wait(timeout=60) == EXIT_CODE
     left = sorted(int(path.name.split("-")[1]) for path in checkpoints.glob("step-*"))

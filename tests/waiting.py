@@ -13,7 +13,7 @@ def wait_until(happened: Callable[[], Any], what: str, seconds: float = 180) -> 
     while time.monotonic() < deadline:
         if found := happened():
             return found
-        time.sleep(0.01)
+        time.sleep(0.001)  # a checkpoint of a tiny model is written in a few milliseconds
     raise AssertionError(f"did not happen within {seconds} s: {what}")
 
 
