@@ -6,6 +6,7 @@ Ray restarts an actor that dies and runs its task again; results come back as th
 import logging
 import os
 import secrets
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,7 @@ class Pool:
             local = {"_node_ip_address": "127.0.0.1", "include_dashboard": self._settings.dashboard}
         import ray
 
+        handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
@@ -86,6 +88,7 @@ class Pool:
                 f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).strip().splitlines()[0]}); "
                 "start one, give its token in RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from error
+        signal.signal(signal.SIGTERM, handler)
         self._actors = self._create_actors(ray)
 
     def _create_actors(self, ray: Any) -> list[Any]:
