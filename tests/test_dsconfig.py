@@ -51,7 +51,6 @@ def write(folder: Path, changes: dict[str, Any]) -> TrainConfig:
 
 
 def test_auto_is_filled_as_the_hugging_face_integration_fills_it(tmp_path: Path) -> None:
-    from accelerate.utils import DummyOptim  # noqa: F401 - the integration needs accelerate
     from transformers import TrainingArguments
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 

@@ -262,6 +262,13 @@ def start(align_config: Path, *settings: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def finish_as(expected_run: Path, run: Path, again: "subprocess.Popen[str]") -> None:
+    """The training that was started again ends well, with the same weights to the bit."""
+    assert again.wait(timeout=300) == 0, again.stderr and again.stderr.read()
+    expected, resumed = weights(expected_run), weights(run)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
 def kill_9(process: "subprocess.Popen[str]") -> int:
     os.kill(process.pid, signal.SIGKILL)
     return process.wait(timeout=60)
@@ -297,10 +304,7 @@ def test_a_killed_training_continues_to_the_same_weights(
     assert kill(process) != 0
     assert not (run / "iter0" / "model.manifest.json").exists(), "killed too late"
 
-    again = start(align_config, f"align.processes={processes}")
-    assert again.wait(timeout=300) == 0, again.stderr and again.stderr.read()
-    expected, resumed = weights(undisturbed(processes)), weights(run)
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    finish_as(undisturbed(processes), run, start(align_config, f"align.processes={processes}"))
     assert [row["step"] for row in metrics(run)] == list(range(1, 12 * STEPS + 1))
     assert not checkpoints.exists()
 
@@ -330,10 +334,7 @@ def test_a_signal_saves_ends_with_its_own_code_and_loses_no_step(
     (saved,) = (run / "iter0" / "model.checkpoints").glob("step-*")
     assert int(saved.name.split("-")[1]) == len(metrics(run)) >= 3, "steps were lost"
 
-    again = start(align_config, *settings)
-    assert again.wait(timeout=300) == 0, again.stderr and again.stderr.read()
-    expected, resumed = weights(undisturbed(processes)), weights(run)
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    finish_as(undisturbed(processes), run, start(align_config, *settings))
 
 
 @pytest.mark.parametrize(("before", "after", "zero"), [(2, 1, "zero3_cpu"), (1, 2, "zero3"), (2, 1, "zero2")])
