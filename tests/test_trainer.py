@@ -126,6 +126,7 @@ def test_zero3_training_equals_plain_torch(
         ["align.micro_batch_tokens=1", "align.processes=2"],
         ["model.attn_implementation=sdpa"],
         ["align.gradient_checkpointing=true"],
+        ["align.gradient_checkpointing=selective"],
         ["align.ds_config=zero3", "align.reference_ds_config=reference"],
         ["align.ds_config=zero2", "align.processes=2"],
         ["align.ds_config=zero2", "align.reference_ds_config=reference", "align.micro_batch_tokens=1"],
@@ -141,9 +142,9 @@ def test_how_the_work_is_cut_does_not_change_the_loss(
     assert largest_difference(weights(tmp_path / "run"), expected) < 1e-5
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tied", "recompute"), [(True, "true"), (False, "true"), (False, "selective")])
 def test_weights_that_are_gathered_and_released_at_every_use_train_the_same(
-    tied: bool, cli: Cli, align_config: Path, preferences: Path, tmp_path: Path
+    tied: bool, recompute: str, cli: Cli, align_config: Path, preferences: Path, tmp_path: Path
 ) -> None:
     """As on many GPUs: nothing stays gathered, every weight is cut over both ranks, activations are recomputed."""
     initial = tiny.save(tmp_path / "model", seed=3, tied=tied)
@@ -153,7 +154,7 @@ def test_weights_that_are_gathered_and_released_at_every_use_train_the_same(
         tree["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
         (tmp_path / f"{name}.json").write_text(json.dumps(tree))
         names.append(tmp_path / f"{name}.json")
-    settings = [f"model.initial={initial}", "align.processes=2", "align.gradient_checkpointing=true"]
+    settings = [f"model.initial={initial}", "align.processes=2", f"align.gradient_checkpointing={recompute}"]
     settings += [f"align.ds_config={names[0]}", f"align.reference_ds_config={names[1]}"]
     result = cli("align", align_config, *settings)
     assert result.returncode == 0, result.stderr

@@ -135,8 +135,9 @@ class TrainConfig(_Section):
     """Tokens a rank computes at once; does not change the loss beyond rounding."""
     max_length: int = Field(4096, ge=2)
     """Pairs with a longer prompt + response are left out, counted and reported, in tokens."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Compute activations again in the backward pass instead of keeping them: true for all of a layer, selective for
+    all but the results of matrix products and attention, which are half of the memory and nearly all of the time."""
     ds_config: str = "zero3"
     """DeepSpeed JSON of the policy: a file, or the name of a shipped one (see ds_configs/)."""
     reference_ds_config: str = "reference"

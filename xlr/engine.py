@@ -34,6 +34,7 @@ from xlr.dsconfig import policy_config, reference_config
 from xlr.errors import UserError
 from xlr.launch import Ranks
 from xlr.packing import LogprobModel
+from xlr.recompute import recomputation
 from xlr.store import atomic_path, remove, write_json
 
 SHARD_BYTES = 4_500_000_000
@@ -98,7 +99,7 @@ def open_policy(
     tree["checkpoint"] = {"load_universal": checkpoint is not None and checkpoint.universal}
     causal_lm = _load_sharded(model, tree, dtype, attn_implementation)
     if train.gradient_checkpointing:
-        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        causal_lm.gradient_checkpointing_enable(recomputation(train.gradient_checkpointing))
     causal_lm.train()
 
     def schedule(optimizer: torch.optim.Optimizer) -> Any:

@@ -150,6 +150,7 @@ def shared_prompt_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     groups: tuple[Group, ...] | None = None,
+    masks: tuple[Tensor, ...] = (),
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: object,
@@ -159,6 +160,7 @@ def shared_prompt_attention(
     Args:
         query: `(1, heads, T, head_dim)`; key and value may have fewer heads.
         groups: where examples lie on the row; for plain rows there are transformers' own implementations.
+        masks: `response_masks` of the groups.
 
     Returns:
         `(1, T, heads, head_dim)`, as transformers' attention functions do.
@@ -174,7 +176,7 @@ def shared_prompt_attention(
         )
     # Cut at once, so that the backward pass joins the pieces instead of adding up tensors full of zeros.
     pieces = [tensor.split(_piece_lengths(groups), 2) for tensor in (query, key, value)]
-    each = iter(zip(*pieces, strict=True))
+    each, later_masks = iter(zip(*pieces, strict=True)), iter(masks)
     outputs = []
     for group in groups:
         # The prompt and its first response are one plain causal sequence.
@@ -186,7 +188,7 @@ def shared_prompt_attention(
             own_query, own_key, own_value = next(each)
             if own_query.shape[2]:  # else nothing but the terminator
                 seen_key, seen_value = torch.cat([prompt_key, own_key], 2), torch.cat([prompt_value, own_value], 2)
-                outputs.append(_attend(own_query, seen_key, seen_value, scaling))
+                outputs.append(_attend(own_query, seen_key, seen_value, scaling, next(later_masks)))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
@@ -201,12 +203,27 @@ def _longest(group: Group) -> int:
     return group.prompt_end - group.start + max(end - start for start, end in responses)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Causal attention of the last queries of a sequence over all its keys."""
-    if query.shape[2] == key.shape[2]:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    mask = causal_lower_right(query.shape[2], key.shape[2])
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+def response_masks(groups: Sequence[Group], device: torch.device) -> tuple[Tensor, ...]:
+    """What the tokens of every response but a group's first may see: the prompt, and themselves up to their place.
+
+    They are made once a batch, because all layers share them.
+    """
+    lengths = [
+        (end - start, group.prompt_end - group.start)
+        for group in groups
+        for start, end in pairwise(group.response_ends)
+        if end > start  # else nothing but the terminator
+    ]
+    if device.type == "cuda":  # flash kernels know this bias and need no mask in memory
+        return tuple(causal_lower_right(own, prompt + own) for own, prompt in lengths)
+    return tuple(torch.ones(own, prompt + own, dtype=torch.bool, device=device).tril(prompt) for own, prompt in lengths)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Tensor | None = None) -> Tensor:
+    """Causal attention of the last queries of a sequence over all its keys; a mask where not all are queries."""
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
 
 
 AttentionInterface.register(SHARED_PROMPT, shared_prompt_attention)
@@ -253,7 +270,7 @@ class LogprobModel(nn.Module):
 def _attention_arguments(batch: PackedBatch) -> dict[str, Any]:
     """What the attention functions are told beside the tokens."""
     if batch.groups is not None:
-        return {"groups": batch.groups}
+        return {"groups": batch.groups, "masks": response_masks(batch.groups, batch.input_ids_RT.device)}
     if batch.sequence_lengths_S is None:
         return {}
     # transformers would work these out from the positions, once a layer and with a synchronisation each.
