@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from tests.conftest import Cli
 from tests.waiting import wait_until
 from xlr.preemption import EXIT_CODE
 from xlr.records import Pair, Response, Score
-from xlr.store import read_json, read_rows
+from xlr.store import read_json, read_rows, write_json, write_rows
 
 ARTEFACTS = ("iter0/eval", "iter1/responses", "iter1/scores", "iter1/pairs", "iter1/model", "iter1/eval")
 
@@ -127,6 +129,39 @@ def test_the_other_reward_modes_run(
         }
         english = [row for row in scores if row.lang == "en"]
         assert all(by_key[row.lang, row.id, row.sample].reward == pytest.approx(row.reward) for row in english)
+
+
+def test_filters_keep_flawed_responses_out_of_the_pairs(
+    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+) -> None:
+    """Two samples are made Spanish that ends by itself, so that every filter leaves one pair and no English one."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0] / "run", run, ignore=shutil.ignore_patterns("pairs*", "model*", "eval*"))
+    scores = read_rows(run / "iter1" / "scores", Score)
+    first = next(row.id for row in scores if row.lang == "es")
+    sound = {"lang": "es", "id": first, "finish_reason": "stop", "detected_lang": "es", "repetition": 0.0}
+    rows = [
+        replace(row, finish_reason="length") if (row.lang, row.id) != ("es", first) else replace(row, **sound)
+        for row in scores
+    ]
+    for path in (run / "iter1" / "scores").glob("*.parquet"):
+        lang = path.name.split("-")[0]
+        write_rows(path, Score, [row for row in rows if row.lang == lang])
+    manifest = run / "iter1" / "scores.manifest.json"
+    names = {path.name: [path.stat().st_size, ""] for path in (run / "iter1" / "scores").iterdir()}
+    write_json(manifest, read_json(manifest) | {"files": names})
+    filters = "pair.filters=[truncated, repeated, wrong_language, duplicate]"
+    result = cli("pair", run, f"run_dir={run}", filters)
+    assert result.returncode == 0, result.stderr
+    assert [(pair.lang, pair.id) for pair in read_rows(run / "iter1" / "pairs", Pair)] == [("es", first)]
+    facts = read_json(run / "iter1" / "pairs.manifest.json")["facts"]
+    english = sum(row.lang == "en" for row in rows)
+    assert facts["en"]["pairs"] == 0
+    assert facts["en"]["filtered"]["truncated"] == english
+    assert facts["en"]["dropped"] == {"no candidate left": 4}
+    report = cli("report", run, COLUMNS="120")
+    assert report.returncode == 0, report.stderr
+    assert "Sampled responses" in report.stdout
 
 
 def test_kill_9_at_any_moment_changes_nothing(finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ LAYERS = [
         "metrics",
         "packing",
         "models",
+        "quality",
         "worker",
         "raypool",
         "stage",

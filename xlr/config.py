@@ -79,8 +79,15 @@ class ScoreConfig(_Section):
     """Longer prompt + response are left out, counted and reported, in tokens."""
 
 
+Flaw = Literal["truncated", "repeated", "wrong_language", "duplicate"]
+
+
 class PairConfig(_Section):
     """Stage 3: preference pairs."""
+
+    filters: tuple[Flaw, ...] = ()
+    """Responses that are left out before pairing: truncated (cut off at max_new_tokens), repeated (more than half of
+    its 4-grams of tokens stand in it earlier), wrong_language, duplicate (the text of an earlier sample)."""
 
     length_control: bool = True
     """Penalise length so that chosen and rejected are equally long on average, per language."""

@@ -16,6 +16,7 @@ from xlr import scores
 from xlr.config import settings
 from xlr.errors import UserError
 from xlr.prompts import sources
+from xlr.quality import without
 from xlr.records import Pair, Prompt, Score
 from xlr.stage import Context, require
 from xlr.store import Artifact, atomic_path, read_rows, write_rows, write_text
@@ -53,7 +54,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     if not pairs:
         raise UserError(
             f"{target.folder}: no prompt gives a pair ({json.dumps(facts)}); sample more responses "
-            "(generate.num_samples) or raise pair.upper_bound"
+            "(generate.num_samples), raise pair.upper_bound or shorten pair.filters"
         )
     with atomic_path(target.folder) as folder:
         folder.mkdir()
@@ -71,11 +72,15 @@ def pair_language(
     """The pairs of one language in the order of its prompts, with alpha and what was left out."""
     from xlr.lengthcontrol import choose_pairs  # imports torch
 
+    rows, filtered = without(rows, context.config.pair.filters)
     candidates: dict[str, list[Score]] = {}
     for row in rows:
         candidates.setdefault(row.id, []).append(row)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
     section = context.config.pair
+    if not groups:
+        nothing = {"no candidate left": len(prompts)}
+        return [], {"pairs": 0, "alpha": 0.0, "length_gap": 0.0, "filtered": filtered, "dropped": nothing}
     try:
         choice = choose_pairs(
             [[row.reward for row in group] for _, group in groups],
@@ -104,6 +109,7 @@ def pair_language(
         "length_gap": choice.length_gap,
         "chosen_chars": _mean([len(pair.chosen[0]["content"]) for pair in pairs]),
         "rejected_chars": _mean([len(pair.rejected[0]["content"]) for pair in pairs]),
+        "filtered": filtered,
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
     }
     return pairs, facts

@@ -36,7 +36,8 @@ class Response:
 class Score:
     """A response with its implicit reward, `logp_policy - logp_reference`, in nats.
 
-    `scored_text` is the text the log-probabilities are of: the response, or its translation.
+    `scored_text` is the text the log-probabilities are of: the response, or its translation. `detected_lang` is empty
+    where it cannot be told; `repetition` is the share of the response's 4-grams of tokens that stand in it earlier.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Score:
     num_tokens: int
     num_chars: int
     detected_lang: str
+    repetition: float
 
 
 @dataclass(frozen=True, slots=True)

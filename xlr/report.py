@@ -1,14 +1,16 @@
 """What a run achieved, as tables on the terminal and as RUN/report.json."""
 
-from typing import Any
+from typing import Any, get_args
 
 from rich.table import Table
 
 from xlr import evaluation
+from xlr.config import Flaw
 from xlr.progress import console, duration
 from xlr.stage import Context
 from xlr.store import manifest_path, read_json, write_json
 
+_FLAWS = get_args(Flaw)
 _COLUMNS = (
     ("complete", "complete %", 100.0),
     ("in_language", "in language %", 100.0),
@@ -37,7 +39,7 @@ def show(context: Context) -> None:
     """Write RUN/report.json and print the tables."""
     found = collect(context)
     write_json(context.run.path / "report.json", found)
-    for table in (_pairs_table(found), _evaluation_table(found), _preferences_table(found)):
+    for table in (_responses_table(found), _pairs_table(found), _evaluation_table(found), _preferences_table(found)):
         if table.row_count:
             console.print(table)
     console.print(f"report: {context.run.path / 'report.json'}")
@@ -55,6 +57,18 @@ def _evaluation_table(found: dict[str, Any]) -> Table:
             if facts:
                 values = [f"{facts[key] * scale:.1f}" for key, _, scale in _COLUMNS]
                 table.add_row(lang if iteration == "0" else "", f"π{iteration}", *values)
+    return table
+
+
+def _responses_table(found: dict[str, Any]) -> Table:
+    table = Table(title="Sampled responses: share with each flaw, in %", title_justify="left")
+    for column in ("iteration", "language", "scored", *_FLAWS):
+        table.add_column(column.replace("_", " "), justify="right")
+    for iteration, entry in found["iterations"].items():
+        for lang, facts in entry.get("scores", {}).get("facts", {}).get("languages", {}).items():
+            count = max(facts["rows"], 1)
+            shares = [f"{100 * facts['flaws'].get(flaw, 0) / count:.1f}" for flaw in _FLAWS]
+            table.add_row(iteration, lang, str(facts["rows"]), *shares)
     return table
 
 

@@ -14,6 +14,7 @@ from xlr.batching import token_budget_batches
 from xlr.config import settings
 from xlr.encoding import Example, batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.prompts import ENGLISH
+from xlr.quality import count_flaws, repetition
 from xlr.records import Prompt, Response, Score
 from xlr.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
 from xlr.stage import Context, require, resumable
@@ -158,6 +159,7 @@ def score_responses(
                         len(response_ids[index]),
                         len(row.response),
                         detected[index],
+                        repetition(row.token_ids),
                     )
                 )
         return scores
@@ -227,4 +229,5 @@ def reward_facts(scores: Sequence[Score]) -> dict[str, Any]:
         "reward_std": (sum((score.reward - mean) ** 2 for score in scores) / count) ** 0.5,
         "chars_mean": sum(score.num_chars for score in scores) / count,
         "in_language": sum(score.detected_lang == score.lang for score in scores) / count,
+        "flaws": count_flaws(scores),
     }
