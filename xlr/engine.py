@@ -32,7 +32,7 @@ from xlr import models
 from xlr.config import TrainConfig
 from xlr.dsconfig import policy_config, reference_config
 from xlr.errors import UserError
-from xlr.launch import Ranks
+from xlr.launch import Ranks, compute_repeatably
 from xlr.packing import LogprobModel
 from xlr.recompute import recomputation
 from xlr.store import atomic_path, remove, write_json
@@ -50,6 +50,7 @@ def init_distributed(ranks: Ranks) -> torch.device:
     Raises:
         UserError: nobody said where the first rank listens.
     """
+    compute_repeatably()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         raise UserError(

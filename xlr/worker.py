@@ -19,6 +19,7 @@ from transformers import (
 from xlr import models
 from xlr.encoding import Example
 from xlr.errors import UserError
+from xlr.launch import compute_repeatably
 from xlr.packing import LogprobModel, batch
 from xlr.records import SampleRequest, SampleSettings
 from xlr.sampling import draw
@@ -36,6 +37,7 @@ class Worker:
     """
 
     def __init__(self, threads: int | None, dtype: str, attn_implementation: str):
+        compute_repeatably()
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
