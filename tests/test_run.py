@@ -199,6 +199,22 @@ def test_an_actor_that_is_killed_is_replaced(finished: tuple[Path, dict[str, Any
     assert read_rows(tmp_path / "run" / "iter1" / "responses", Response) == expected
 
 
+def test_a_worker_that_hangs_is_ended_and_its_batch_done_by_another(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml")]
+    command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2", "ray.task_minutes=0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    parts = tmp_path / "run" / "iter1" / "responses.parts"
+    wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
+    os.kill(worker_of(process.pid), signal.SIGSTOP)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "is at one task for more than ray.task_minutes=0.1; it is ended" in said
+    expected = read_rows(finished[0] / "run" / "iter1" / "responses", Response)
+    assert read_rows(tmp_path / "run" / "iter1" / "responses", Response) == expected
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_a_stage_of_workers_with_its_own_code(
     number: int, finished: tuple[Path, dict[str, Any]], tmp_path: Path

@@ -197,6 +197,8 @@ class RayConfig(_Section):
     """Threads of an actor; by default all cores on a CPU machine, 4 beside a GPU."""
     gpus_per_actor: Annotated[float | None, Field(ge=0, json_schema_extra=OPERATIONAL)] = None
     """GPUs of an actor; by default 1 where there are GPUs."""
+    task_minutes: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 120
+    """Minutes that a worker may take for one batch; after that it hangs, is ended, and another does it."""
     dashboard: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = False
     """Start Ray's dashboard, on the same address."""
 

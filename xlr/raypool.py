@@ -1,20 +1,27 @@
 """Workers as Ray actors, fed from one plan. The only module that imports ray.
 
-Ray restarts an actor that dies and runs its task again; results come back as they finish, each with its key.
+Ray chooses their nodes and tells when one is lost; results come back as they finish, each with its key.
 """
 
 import logging
+import math
 import os
 import secrets
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from xlr import progress
 from xlr.config import ModelConfig, RayConfig
 from xlr.errors import UserError
 from xlr.launch import ALLOCATOR
 
-_RESTARTS = 3
+_LOSSES = 3  # workers that one task may cost, and starts that may fail, before it is a fault
+_LOOK_SECONDS = 10  # between looks at which nodes there are and which tasks take too long
+_START_SECONDS = 1800  # without any worker
 _CPUS_BESIDE_A_GPU = 4
 
 
@@ -34,15 +41,13 @@ def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[
     if gpus_each is None:
         gpus_each = 1.0 if any(gpus for _, gpus in nodes) else 0.0
     if gpus_each:
-        # A fraction of a GPU never spans two.
-        slots = [int(gpus / gpus_each) if gpus_each >= 1 else gpus * int(1 / gpus_each) for _, gpus in nodes]
+        slots = [_gpu_slots(gpus, gpus_each) for _, gpus in nodes]
         fair = min((cpus // slot for (cpus, _), slot in zip(nodes, slots, strict=True) if slot), default=1)
         cpus_each = settings.cpus_per_actor or max(1, min(_CPUS_BESIDE_A_GPU, fair))
     else:
         wanted = -(-(settings.actors or 1) // len(nodes))  # actors a node
         cpus_each = settings.cpus_per_actor or max(1, max(cpus for cpus, _ in nodes) // wanted)
-        slots = [cpus for cpus, _ in nodes]
-    most = sum(min(slot, cpus // cpus_each) for (cpus, _), slot in zip(nodes, slots, strict=True))
+    most = room(nodes, cpus_each, gpus_each)
     count = settings.actors or max(most, 1)
     if count > most:
         cpus, gpus = (sum(column) for column in zip(*nodes, strict=True))
@@ -51,6 +56,28 @@ def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[
             f"CPUs and {gpus} GPUs, which holds {most}; lower ray.actors, ray.cpus_per_actor or ray.gpus_per_actor"
         )
     return cpus_each, gpus_each, count
+
+
+def room(nodes: Sequence[tuple[int, int]], cpus_each: int, gpus_each: float) -> int:
+    """How many actors of this size fit the nodes."""
+    return sum(
+        min(cpus // cpus_each, _gpu_slots(gpus, gpus_each) if gpus_each else cpus // cpus_each) for cpus, gpus in nodes
+    )
+
+
+def _gpu_slots(gpus: int, gpus_each: float) -> int:
+    """Actors that a node's GPUs hold; a fraction of a GPU never spans two."""
+    return int(gpus / gpus_each) if gpus_each >= 1 else gpus * int(1 / gpus_each)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A task that an actor is at."""
+
+    actor: Any
+    key: Any
+    arguments: tuple[Any, ...]
+    begun: float
 
 
 class Pool:
@@ -63,7 +90,10 @@ class Pool:
     def __init__(self, settings: RayConfig, model: ModelConfig):
         self._settings = settings
         self._model = model
-        self._actors: list[Any] = []
+        self._size: tuple[int, float] | None = None  # CPUs and GPUs of an actor, once Ray is there
+        self._nodes: dict[Any, str] = {}  # actor -> the name of its node
+        self._starting: dict[Any, Any] = {}  # the call that answers once an actor has started -> the actor
+        self._failed_starts = 0
 
     def _start(self) -> None:
         address = os.environ.get("RAY_ADDRESS")
@@ -89,57 +119,112 @@ class Pool:
                 "start one, give its token in RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from error
         signal.signal(signal.SIGTERM, handler)
-        self._actors = self._create_actors(ray)
+        cpus_each, gpus_each, _ = plan_actors(_alive(ray), self._settings)
+        self._size = (cpus_each, gpus_each)
 
-    def _create_actors(self, ray: Any) -> list[Any]:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus_each, gpus_each, count = plan_actors(
-            [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes], self._settings
-        )
+    def _add_actors(self, ray: Any) -> None:
+        """Start the workers that are missing: those lost, and those that nodes which joined have room for."""
+        assert self._size is not None
         from xlr.worker import Worker
 
-        remote = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(
-            Worker
-        )
+        cpus_each, gpus_each = self._size
+        wanted = self._settings.actors or max(room(_alive(ray), cpus_each, gpus_each), 1)
+        # Ray would restart a lost worker by itself, but keep its task for it until a node has room again.
+        remote = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each)(Worker)
         threads = None if gpus_each else cpus_each
-        return [remote.remote(threads, self._model.dtype, self._model.attn_implementation) for _ in range(count)]
+        for _ in range(wanted - len(self._nodes) - len(self._starting)):
+            actor = remote.remote(threads, self._model.dtype, self._model.attn_implementation)
+            self._starting[actor.node.remote()] = actor
+
+    def _note_start(self, ray: Any, reference: Any) -> list[Any]:
+        """The actor that has started, or nothing if its node was lost meanwhile."""
+        actor = self._starting.pop(reference)
+        try:
+            self._nodes[actor] = ray.get(reference)
+        except ray.exceptions.RayActorError as error:
+            self._failed_starts += 1
+            if self._failed_starts == _LOSSES:
+                raise RuntimeError(f"{_LOSSES} workers failed to start") from error
+            return []
+        return [actor]
 
     def map(self, method: str, tasks: Mapping[Any, tuple[Any, ...]]) -> Iterator[tuple[Any, Any]]:
         """Call a worker's method once a task and yield `(key, result)` as results come.
 
-        Tasks are handed out in order, one to each actor that is free.
+        Tasks are handed out in order, one to each worker that is free. The task of a worker that dies, alone or with
+        its node, or that is at it for more than `ray.task_minutes`, is given to another; nodes that join are used.
 
         Raises:
-            UserError: a worker's own, for example about a model it cannot open.
+            UserError: a worker's own, for example about a model it cannot open; it names the node.
+            RuntimeError: one task cost several workers, or none can start.
         """
-        if not self._actors:
+        if self._size is None:
             self._start()
         import ray
 
-        waiting = iter(tasks.items())
-        idle = list(self._actors)
-        running: dict[Any, tuple[Any, Any]] = {}
-        while True:
-            while idle and (task := next(waiting, None)) is not None:
-                actor = idle.pop()
-                running[getattr(actor, method).remote(*task[1])] = (task[0], actor)
-            if not running:
-                return
-            (finished,), _ = ray.wait(list(running), num_returns=1)
-            key, actor = running.pop(finished)
-            idle.append(actor)
-            try:
-                result = ray.get(finished)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, UserError) else error from None
-            yield key, result
+        waiting = deque(tasks.items())
+        idle = list(self._nodes)
+        running: dict[Any, _Call] = {}
+        lost: Counter[Any] = Counter()
+        looked, served = -math.inf, time.monotonic()
+        while waiting or running:
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                looked = time.monotonic()
+                served = looked if self._nodes else served
+                if looked - served > _START_SECONDS:
+                    raise RuntimeError(f"no worker could start within {_START_SECONDS} s: no node has room for one")
+                self._add_actors(ray)
+                self._end_overdue(ray, running.values())
+            while idle and waiting:
+                actor, (key, arguments) = idle.pop(), waiting.popleft()
+                running[getattr(actor, method).remote(*arguments)] = _Call(actor, key, arguments, time.monotonic())
+            finished, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=_LOOK_SECONDS)
+            for reference in finished:
+                if reference in self._starting:
+                    idle += self._note_start(ray, reference)
+                    continue
+                call = running.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, UserError):
+                        raise UserError(f"{error.cause} (on node {self._nodes[call.actor]})") from error
+                    raise error from None
+                except ray.exceptions.RayActorError as error:
+                    node = self._nodes.pop(call.actor)
+                    ray.kill(call.actor)  # it may be out of reach and still hold its place
+                    lost[call.key] += 1
+                    if lost[call.key] == _LOSSES:
+                        raise RuntimeError(f"{_LOSSES} workers were lost at one task, {method} {call.key}") from error
+                    progress.console.print(f"  a worker on {node} was lost; what it was at is done again")
+                    waiting.appendleft((call.key, call.arguments))
+                    looked = -math.inf
+                else:
+                    idle.append(call.actor)
+                    yield call.key, result
+
+    def _end_overdue(self, ray: Any, calls: Iterable[_Call]) -> None:
+        """End workers that hang, so that their tasks are given to others."""
+        for call in calls:
+            if time.monotonic() - call.begun > 60 * self._settings.task_minutes:
+                progress.console.print(
+                    f"  a worker on {self._nodes[call.actor]} is at one task for more than ray.task_minutes="
+                    f"{self._settings.task_minutes:g}; it is ended"
+                )
+                ray.kill(call.actor)
 
     def close(self) -> None:
         """End the workers and, where it was started here, Ray; memory and GPUs are free afterwards."""
-        if self._actors:
+        if self._size is not None:
             import ray
 
-            for actor in self._actors:
+            for actor in [*self._nodes, *self._starting.values()]:
                 ray.kill(actor)
-            self._actors = []
+            self._size, self._nodes, self._starting = None, {}, {}
             ray.shutdown()
+
+
+def _alive(ray: Any) -> list[tuple[int, int]]:
+    """CPUs and GPUs of each node of the cluster."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in resources]

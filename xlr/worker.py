@@ -3,6 +3,7 @@
 A worker knows token ids only; text, files and Ray are other modules' business.
 """
 
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,10 @@ class Worker:
         self.attn_implementation = attn_implementation
         self._models: dict[str, Any] = {}
         self._probed: set[str] = set()
+
+    def node(self) -> str:
+        """The name of the machine."""
+        return socket.gethostname()
 
     def _model(self, name: str, attn_implementation: str) -> Any:
         causal_lm = self._models.pop(name, None)
