@@ -134,12 +134,12 @@ def test_the_other_reward_modes_run(
 def test_filters_keep_flawed_responses_out_of_the_pairs(
     finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
 ) -> None:
-    """Two samples are made Spanish that ends by itself, so that every filter leaves one pair and no English one."""
+    """One Spanish prompt's samples are made sound and all others truncated, so that the filters leave one pair."""
     run = tmp_path / "run"
     shutil.copytree(finished[0] / "run", run, ignore=shutil.ignore_patterns("pairs*", "model*", "eval*"))
     scores = read_rows(run / "iter1" / "scores", Score)
     first = next(row.id for row in scores if row.lang == "es")
-    sound = {"lang": "es", "id": first, "finish_reason": "stop", "detected_lang": "es", "repetition": 0.0}
+    sound = {"finish_reason": "stop", "detected_lang": "es", "repetition": 0.0}
     rows = [
         replace(row, finish_reason="length") if (row.lang, row.id) != ("es", first) else replace(row, **sound)
         for row in scores

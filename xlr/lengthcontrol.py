@@ -22,6 +22,10 @@ class Choice:
     length_gap: float
 
 
+# Of a language whose responses were all filtered out.
+NOTHING = Choice(0.0, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), 0.0)
+
+
 def _choose(
     rewards_PN: Tensor, lengths_PN: Tensor, valid_PN: Tensor, alpha: float, upper_bound: float
 ) -> tuple[Tensor, Tensor, Tensor]:

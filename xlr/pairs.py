@@ -70,7 +70,7 @@ def pair_language(
     context: Context, rows: Sequence[Score], prompts: Sequence[Prompt]
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of one language in the order of its prompts, with alpha and what was left out."""
-    from xlr.lengthcontrol import choose_pairs  # imports torch
+    from xlr.lengthcontrol import NOTHING, choose_pairs  # imports torch
 
     rows, filtered = without(rows, context.config.pair.filters)
     candidates: dict[str, list[Score]] = {}
@@ -78,16 +78,11 @@ def pair_language(
         candidates.setdefault(row.id, []).append(row)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
     section = context.config.pair
-    if not groups:
-        nothing = {"no candidate left": len(prompts)}
-        return [], {"pairs": 0, "alpha": 0.0, "length_gap": 0.0, "filtered": filtered, "dropped": nothing}
+    rewards = [[row.reward for row in group] for _, group in groups]
+    lengths = [[row.num_chars for row in group] for _, group in groups]
+    upper_bound = math.inf if section.upper_bound is None else section.upper_bound
     try:
-        choice = choose_pairs(
-            [[row.reward for row in group] for _, group in groups],
-            [[row.num_chars for row in group] for _, group in groups],
-            section.length_control,
-            math.inf if section.upper_bound is None else section.upper_bound,
-        )
+        choice = choose_pairs(rewards, lengths, section.length_control, upper_bound) if groups else NOTHING
     except ValueError as error:
         broken = next(row for row in rows if not abs(row.reward) < float("inf"))
         raise UserError(

@@ -4,7 +4,7 @@ Nothing is left out by default, as in the paper; empty responses never reach sco
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from xlr.config import Flaw
 from xlr.records import Score
@@ -42,12 +42,15 @@ def flaws(rows: Sequence[Score]) -> list[set[Flaw]]:
 
 def count_flaws(rows: Sequence[Score]) -> dict[str, int]:
     """How many rows have each flaw; a row may have several."""
-    return dict(sorted(Counter(flaw for found in flaws(rows) for flaw in found).items()))
+    return _count(flaws(rows))
 
 
 def without(rows: Sequence[Score], filters: Collection[Flaw]) -> tuple[list[Score], dict[str, int]]:
     """The rows that have none of the flaws, and how many rows each flaw took out; a row may count several times."""
     found = flaws(rows)
     kept = [row for row, own in zip(rows, found, strict=True) if own.isdisjoint(filters)]
-    left_out = Counter(flaw for own in found for flaw in own.intersection(filters))
-    return kept, dict(sorted(left_out.items()))
+    return kept, _count(own.intersection(filters) for own in found)
+
+
+def _count(found: Iterable[set[Flaw]]) -> dict[str, int]:
+    return dict(sorted(Counter(flaw for own in found for flaw in own).items()))

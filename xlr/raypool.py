@@ -76,7 +76,6 @@ class _Call:
 
     actor: Any
     key: Any
-    arguments: tuple[Any, ...]
     begun: float
 
 
@@ -148,6 +147,10 @@ class Pool:
             return []
         return [actor]
 
+    def _note_loss(self, ray: Any, actor: Any) -> None:
+        progress.console.print(f"  a worker on {self._nodes.pop(actor)} was lost; what it was at is done again")
+        ray.kill(actor)  # it may be out of reach and still hold its place
+
     def map(self, method: str, tasks: Mapping[Any, tuple[Any, ...]]) -> Iterator[tuple[Any, Any]]:
         """Call a worker's method once a task and yield `(key, result)` as results come.
 
@@ -162,7 +165,7 @@ class Pool:
             self._start()
         import ray
 
-        waiting = deque(tasks.items())
+        waiting = deque(tasks)
         idle = list(self._nodes)
         running: dict[Any, _Call] = {}
         lost: Counter[Any] = Counter()
@@ -176,8 +179,8 @@ class Pool:
                 self._add_actors(ray)
                 self._end_overdue(ray, running.values())
             while idle and waiting:
-                actor, (key, arguments) = idle.pop(), waiting.popleft()
-                running[getattr(actor, method).remote(*arguments)] = _Call(actor, key, arguments, time.monotonic())
+                actor, key = idle.pop(), waiting.popleft()
+                running[getattr(actor, method).remote(*tasks[key])] = _Call(actor, key, time.monotonic())
             finished, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=_LOOK_SECONDS)
             for reference in finished:
                 if reference in self._starting:
@@ -191,13 +194,11 @@ class Pool:
                         raise UserError(f"{error.cause} (on node {self._nodes[call.actor]})") from error
                     raise error from None
                 except ray.exceptions.RayActorError as error:
-                    node = self._nodes.pop(call.actor)
-                    ray.kill(call.actor)  # it may be out of reach and still hold its place
                     lost[call.key] += 1
                     if lost[call.key] == _LOSSES:
                         raise RuntimeError(f"{_LOSSES} workers were lost at one task, {method} {call.key}") from error
-                    progress.console.print(f"  a worker on {node} was lost; what it was at is done again")
-                    waiting.appendleft((call.key, call.arguments))
+                    self._note_loss(ray, call.actor)
+                    waiting.appendleft(call.key)
                     looked = -math.inf
                 else:
                     idle.append(call.actor)
