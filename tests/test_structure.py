@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "xlr"
 # From the bottom to the top: a module imports from its own layer's left and from lower layers only.
 LAYERS = [
     ["errors", "records", "languages", "config", "shipped", "preemption", "launch", "progress", "dsconfig"],
-    ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "recompute", "sampling", "watch"],
+    ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "recompute", "sampling", "watch", "products"],
     [
         "store",
         "prompts",
@@ -37,7 +37,7 @@ LAYERS = [
     ["__main__"],
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-PURE = ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "recompute", "sampling", "watch"]
+PURE = ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "recompute", "sampling", "watch", "products"]
 HOMES = {
     "deepspeed": {"engine"},
     "ray": {"raypool"},

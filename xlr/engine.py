@@ -32,8 +32,9 @@ from xlr import models
 from xlr.config import TrainConfig
 from xlr.dsconfig import policy_config, reference_config
 from xlr.errors import UserError
-from xlr.launch import Ranks, compute_repeatably
+from xlr.launch import Ranks
 from xlr.packing import LogprobModel
+from xlr.products import compute_repeatably
 from xlr.recompute import recomputation
 from xlr.store import atomic_path, remove, write_json
 

@@ -28,14 +28,6 @@ ALLOCATOR = {
 _TAIL_LINES = 30
 
 
-def compute_repeatably() -> None:
-    """Before the first matrix product: let MKL give the same bits whatever the number of threads.
-
-    It costs no speed; without it products of some sizes round otherwise on two threads than on one.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO")
-
-
 @dataclass(frozen=True)
 class Ranks:
     """Who this process is among the training processes."""

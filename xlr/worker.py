@@ -20,8 +20,8 @@ from transformers import (
 from xlr import models
 from xlr.encoding import Example
 from xlr.errors import UserError
-from xlr.launch import compute_repeatably
 from xlr.packing import LogprobModel, batch
+from xlr.products import compute_repeatably
 from xlr.records import SampleRequest, SampleSettings
 from xlr.sampling import draw
 
