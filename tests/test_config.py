@@ -53,6 +53,7 @@ def test_overrides_reach_into_sections(path: Path) -> None:
         ("languages=[en, qq]", r"'qq' is not a known ISO 639-1 language code"),
         ("languages=[es, es]", r"a code stands twice"),
         ("model.aligned=null", r"model\.aligned is not set.*align\.preferences"),
+        ("generate.tensor_parallel_size=2", r"transformers samples on one GPU; set generate\.backend to vllm"),
         ("seed", r"section\.key=value"),
         ("seed.x=1", r"seed is a value, not a section"),
         ("train.beta={", r"not valid YAML"),

@@ -4,7 +4,7 @@ import pytest
 
 from xlr.config import RayConfig
 from xlr.errors import UserError
-from xlr.raypool import plan_actors
+from xlr.raypool import plan_actors, with_tensor_parallelism
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,12 @@ def test_actors_fill_what_there_is(
 def test_what_does_not_fit_is_refused(nodes: list[tuple[int, int]], settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"ray\.actors: \d+ actors of .* do not fit"):
         plan_actors(nodes, RayConfig.model_validate(settings))
+
+
+def test_an_engine_over_several_gpus_gets_them_whatever_an_actor_has_otherwise() -> None:
+    half = RayConfig(gpus_per_actor=0.5)
+    nodes = [(96, 8), (8, 0)]
+    assert plan_actors(nodes, with_tensor_parallelism(nodes, half, 4)) == (4, 4.0, 2)
+    assert with_tensor_parallelism([(8, 0)], half, 4) == half
+    with pytest.raises(UserError, match="no node has 16 GPUs"):
+        with_tensor_parallelism(nodes, half, 16)

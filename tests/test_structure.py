@@ -26,6 +26,7 @@ LAYERS = [
         "models",
         "quality",
         "worker",
+        "vllmsampler",
         "raypool",
         "stage",
         "engine",
@@ -41,6 +42,7 @@ PURE = ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "recompute
 HOMES = {
     "deepspeed": {"engine"},
     "ray": {"raypool"},
+    "vllm": {"vllmsampler"},
     "lingua": {"languages"},
     "wandb": {"trackers"},
     "mlflow": {"trackers"},
@@ -107,7 +109,7 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
     """The wheel holds the recipes, the DeepSpeed files and the Ray entry points, and finds them without a checkout."""
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
     source = tmp_path / "source"
-    ignore = shutil.ignore_patterns(".venv", ".git", "models", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
+    ignore = shutil.ignore_patterns(".venv*", ".git", "models", "runs", "build", "*.egg-info", "__pycache__", "*_cache")
     shutil.copytree(PACKAGE.parent, source, ignore=ignore)
     subprocess.run([*build, str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

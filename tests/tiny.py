@@ -61,7 +61,12 @@ def make_tokenizer(family: str, vocab_size: int = 600) -> PreTrainedTokenizerFas
 
 
 def make_model(
-    vocab_size: int, seed: int = 0, tied: bool = True, layers: int = 2, dtype: torch.dtype = torch.float32
+    vocab_size: int,
+    seed: int = 0,
+    tied: bool = True,
+    layers: int = 2,
+    dtype: torch.dtype = torch.float32,
+    head_dim: int = 8,
 ) -> LlamaForCausalLM:
     """A random Llama with grouped-query attention."""
     torch.manual_seed(seed)
@@ -72,6 +77,7 @@ def make_model(
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=1024,
         tie_word_embeddings=tied,
         initializer_range=0.1,
@@ -80,11 +86,16 @@ def make_model(
 
 
 def save(
-    folder: Path, seed: int, family: str = "qwen", tied: bool = True, start: LlamaForCausalLM | None = None
+    folder: Path,
+    seed: int,
+    family: str = "qwen",
+    tied: bool = True,
+    start: LlamaForCausalLM | None = None,
+    head_dim: int = 8,
 ) -> Path:
     """A model folder; with `start`, its weights plus a little noise (an "aligned" sibling)."""
     tokenizer = make_tokenizer(family)
-    model = make_model(len(tokenizer), seed, tied)
+    model = make_model(len(tokenizer), seed, tied, head_dim=head_dim)
     if start is not None:
         model.load_state_dict(start.state_dict())
         generator = torch.Generator().manual_seed(seed)

@@ -51,6 +51,8 @@ class PromptsConfig(_Section):
 class GenerateConfig(_Section):
     """Stage 1: sampling responses."""
 
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What samples: transformers' static batches, or vLLM, whose random numbers are others."""
     num_samples: int = Field(10, ge=1)
     """Responses a prompt."""
     temperature: float = Field(0.9, gt=0)
@@ -61,8 +63,13 @@ class GenerateConfig(_Section):
     """How many of the likeliest tokens are kept; 0 keeps all."""
     max_new_tokens: int = Field(2400, ge=1)
     """Tokens after which a response is cut off."""
-    batch_size: int = Field(64, ge=1)
-    """Responses sampled together."""
+    batch_size: int = Field(default_factory=lambda given: 1024 if given.get("backend") == "vllm" else 64, ge=1)
+    """Responses of one task: all at once with transformers (64 by default), a queue with vLLM (1024 by default), which
+    should be long against what the engine computes at once, since it empties at the end of a task."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs that share a model in vLLM: what each of its actors gets, whatever ray.gpus_per_actor says."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1, json_schema_extra=OPERATIONAL)] = 0.9
+    """Share of a GPU's memory that vLLM takes; on CPUs VLLM_CPU_KVCACHE_SPACE says how many GiB its cache gets."""
 
 
 class ScoreConfig(_Section):
@@ -236,6 +243,11 @@ class Config(_Section):
             raise UserError(
                 "model.aligned is not set: name the English-aligned model, or set align.preferences to English "
                 "preference pairs from which the align stage makes one"
+            )
+        if self.generate.tensor_parallel_size > 1 and self.generate.backend != "vllm":
+            raise UserError(
+                f"generate.tensor_parallel_size: {self.generate.backend} samples on one GPU; set generate.backend to "
+                "vllm, or leave tensor_parallel_size out"
             )
         if self.score.reward == "translate" and set(self.languages) == {"en"}:
             raise UserError("score.reward: translate leaves English out, and languages has nothing else")

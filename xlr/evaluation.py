@@ -41,6 +41,8 @@ def artifact(context: Context, iteration: int) -> Artifact:
         "seed": context.config.seed,
         "languages": list(context.config.languages),
         "model.dtype": context.config.model.dtype,
+        "generate.backend": context.config.generate.backend,
+        "generate.tensor_parallel_size": context.config.generate.tensor_parallel_size,
         # How the work is cut into pieces.
         "generate.batch_size": context.config.generate.batch_size,
         "score.batch_tokens": context.config.score.batch_tokens,

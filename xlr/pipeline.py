@@ -80,6 +80,7 @@ def check(context: Context) -> None:
         UserError: naming it.
     """
     from xlr.models import load_config  # imports torch
+    from xlr.vllmsampler import require_installed
 
     config = context.config
     _ = context.encoder
@@ -92,6 +93,8 @@ def check(context: Context) -> None:
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)
     if config.evaluate.prompts:
         load_prompts(config.evaluate.prompts, config.languages)
+    if config.generate.backend == "vllm":
+        require_installed()
     for preferences in (config.align.preferences, config.evaluate.preferences):
         if preferences:
             load_preferences(preferences)

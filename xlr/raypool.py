@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlr import progress
-from xlr.config import ModelConfig, RayConfig
+from xlr.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.errors import UserError
 from xlr.launch import ALLOCATOR
 
@@ -58,6 +58,22 @@ def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[
     return cpus_each, gpus_each, count
 
 
+def with_tensor_parallelism(nodes: Sequence[tuple[int, int]], settings: RayConfig, gpus_each: int) -> RayConfig:
+    """The settings of actors that hold an engine over several whole GPUs of their node, where there are GPUs.
+
+    Raises:
+        UserError: no node has as many.
+    """
+    most = max(gpus for _, gpus in nodes)
+    if most == 0:
+        return settings
+    if gpus_each > most:
+        raise UserError(
+            f"generate.tensor_parallel_size: no node has {gpus_each} GPUs, the largest has {most}; lower it"
+        )
+    return settings.model_copy(update={"gpus_per_actor": float(gpus_each)})
+
+
 def room(nodes: Sequence[tuple[int, int]], cpus_each: int, gpus_each: float) -> int:
     """How many actors of this size fit the nodes."""
     return sum(
@@ -86,10 +102,12 @@ class Pool:
     no dashboard unless asked for. Starts at the first `map`, ends with `close`.
     """
 
-    def __init__(self, settings: RayConfig, model: ModelConfig):
+    def __init__(self, settings: RayConfig, model: ModelConfig, generate: GenerateConfig):
         self._settings = settings
         self._model = model
-        self._size: tuple[int, float] | None = None  # CPUs and GPUs of an actor, once Ray is there
+        self._generate = generate
+        self._vllm: bool | None = None  # whether the workers are vLLM's, once there is a Ray
+        self._size = (0, 0.0)  # CPUs and GPUs of an actor
         self._nodes: dict[Any, str] = {}  # actor -> the name of its node
         self._starting: dict[Any, Any] = {}  # the call that answers once an actor has started -> the actor
         self._failed_starts = 0
@@ -118,22 +136,39 @@ class Pool:
                 "start one, give its token in RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from error
         signal.signal(signal.SIGTERM, handler)
-        cpus_each, gpus_each, _ = plan_actors(_alive(ray), self._settings)
-        self._size = (cpus_each, gpus_each)
+
+    def _choose_kind(self, ray: Any, method: str) -> None:
+        """Settle which workers a method needs; those of the other kind, who hold the same GPUs' memory, are ended."""
+        vllm = method == "sample" and self._generate.backend == "vllm"
+        if vllm != self._vllm:
+            self._end_actors(ray)
+            nodes, settings = _alive(ray), self._settings
+            if vllm:
+                settings = with_tensor_parallelism(nodes, settings, self._generate.tensor_parallel_size)
+            cpus_each, gpus_each, _ = plan_actors(nodes, settings)
+            self._vllm, self._size = vllm, (cpus_each, gpus_each)
 
     def _add_actors(self, ray: Any) -> None:
         """Start the workers that are missing: those lost, and those that nodes which joined have room for."""
-        assert self._size is not None
-        from xlr.worker import Worker
-
         cpus_each, gpus_each = self._size
         wanted = self._settings.actors or max(room(_alive(ray), cpus_each, gpus_each), 1)
         # Ray would restart a lost worker by itself, but keep its task for it until a node has room again.
-        remote = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each)(Worker)
+        worker, arguments = self._kind()
+        remote = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each)(worker)
         threads = None if gpus_each else cpus_each
         for _ in range(wanted - len(self._nodes) - len(self._starting)):
-            actor = remote.remote(threads, self._model.dtype, self._model.attn_implementation)
+            actor = remote.remote(threads, *arguments)
             self._starting[actor.node.remote()] = actor
+
+    def _kind(self) -> tuple[Any, tuple[Any, ...]]:
+        """The workers' class and, beside its threads, its arguments."""
+        from xlr.vllmsampler import VllmSampler
+        from xlr.worker import Worker
+
+        model, generate = self._model, self._generate
+        if self._vllm:
+            return VllmSampler, (model.dtype, generate.tensor_parallel_size, generate.gpu_memory_utilization)
+        return Worker, (model.dtype, model.attn_implementation)
 
     def _note_start(self, ray: Any, reference: Any) -> list[Any]:
         """The actor that has started, or nothing if its node was lost meanwhile."""
@@ -161,10 +196,11 @@ class Pool:
             UserError: a worker's own, for example about a model it cannot open; it names the node.
             RuntimeError: one task cost several workers, or none can start.
         """
-        if self._size is None:
+        if self._vllm is None:
             self._start()
         import ray
 
+        self._choose_kind(ray, method)
         waiting = deque(tasks)
         idle = list(self._nodes)
         running: dict[Any, _Call] = {}
@@ -216,13 +252,17 @@ class Pool:
 
     def close(self) -> None:
         """End the workers and, where it was started here, Ray; memory and GPUs are free afterwards."""
-        if self._size is not None:
+        if self._vllm is not None:
             import ray
 
-            for actor in [*self._nodes, *self._starting.values()]:
-                ray.kill(actor)
-            self._size, self._nodes, self._starting = None, {}, {}
+            self._end_actors(ray)
+            self._vllm = None
             ray.shutdown()
+
+    def _end_actors(self, ray: Any) -> None:
+        for actor in [*self._nodes, *self._starting.values()]:
+            ray.kill(actor)
+        self._nodes, self._starting = {}, {}
 
 
 def _alive(ray: Any) -> list[tuple[int, int]]:

@@ -32,7 +32,7 @@ class Context:
         """The workers; they start with the first task."""
         from xlr.raypool import Pool
 
-        return Pool(self.config.ray, self.config.model)
+        return Pool(self.config.ray, self.config.model, self.config.generate)
 
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:

