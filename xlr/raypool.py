@@ -206,6 +206,12 @@ class Pool:
         running: dict[Any, _Call] = {}
         lost: Counter[Any] = Counter()
         looked, served = -math.inf, time.monotonic()
+
+        def hand_out() -> None:
+            while idle and waiting:
+                actor, key = idle.pop(), waiting.popleft()
+                running[getattr(actor, method).remote(*tasks[key])] = _Call(actor, key, time.monotonic())
+
         while waiting or running:
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
@@ -214,9 +220,7 @@ class Pool:
                     raise RuntimeError(f"no worker could start within {_START_SECONDS} s: no node has room for one")
                 self._add_actors(ray)
                 self._end_overdue(ray, running.values())
-            while idle and waiting:
-                actor, key = idle.pop(), waiting.popleft()
-                running[getattr(actor, method).remote(*tasks[key])] = _Call(actor, key, time.monotonic())
+            hand_out()
             finished, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=_LOOK_SECONDS)
             for reference in finished:
                 if reference in self._starting:
@@ -238,6 +242,7 @@ class Pool:
                     looked = -math.inf
                 else:
                     idle.append(call.actor)
+                    hand_out()  # the worker need not wait until the caller is done with the result
                     yield call.key, result
 
     def _end_overdue(self, ray: Any, calls: Iterable[_Call]) -> None:

@@ -134,35 +134,34 @@ def score_responses(
     ]
     lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
     batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
-    detected = languages.detect((row.response for row in rows), context.config.languages)
     tasks = [(policy, reference, [examples[i] for i in batch]) for batch in batches]
 
     def compute(missing: Mapping[int, tuple[Any, ...]]) -> Any:
         return context.pool.map("score", missing)
 
     def to_rows(number: int, result: list[list[tuple[float, float]]]) -> list[Score]:
-        scores = []
-        for example, logps in zip(batches[number], result, strict=True):
-            for index, (logp_policy, logp_reference) in zip(groups[example][1], logps, strict=True):
-                row = rows[index]
-                scores.append(
-                    Score(
-                        row.id,
-                        row.lang,
-                        row.sample,
-                        row.response,
-                        row.finish_reason,
-                        texts[index],
-                        logp_policy,
-                        logp_reference,
-                        implicit_reward(logp_policy, logp_reference),
-                        len(response_ids[index]),
-                        len(row.response),
-                        detected[index],
-                        repetition(row.token_ids),
-                    )
-                )
-        return scores
+        indices = [index for example in batches[number] for index in groups[example][1]]
+        logps = [both for example in result for both in example]
+        # While the workers compute: before them it would keep every GPU waiting for minutes.
+        detected = languages.detect((rows[index].response for index in indices), context.config.languages)
+        return [
+            Score(
+                rows[index].id,
+                rows[index].lang,
+                rows[index].sample,
+                rows[index].response,
+                rows[index].finish_reason,
+                texts[index],
+                logp_policy,
+                logp_reference,
+                implicit_reward(logp_policy, logp_reference),
+                len(response_ids[index]),
+                len(rows[index].response),
+                language,
+                repetition(rows[index].token_ids),
+            )
+            for index, (logp_policy, logp_reference), language in zip(indices, logps, detected, strict=True)
+        ]
 
     flat = resumable(target, "parts", Score, tasks, list(map(len, batches)), compute, to_rows, label, "prompts")
     order = {(row.lang, row.id, row.sample): index for index, row in enumerate(rows)}

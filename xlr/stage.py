@@ -120,4 +120,4 @@ def resumable(
         for number, result in compute(missing):
             write_rows(files[number], row_type, to_rows(number, result))
             step.advance(sizes[number])
-    return [row for file in files for row in read_rows(file, row_type)]
+    return read_rows(folder, row_type)

@@ -1,0 +1,101 @@
+"""What the driver costs: rows of real size from workers that compute nothing, through Ray and into files.
+
+The pool, the resumable work and its files are the real ones; only the worker is replaced, by one that answers every
+request with the same tokens at once. The last line is JSON; see README.md for figures.
+
+    python benchmarks/pool.py WORK [--rows 150000] [--tokens 700]
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import xlr.worker
+from xlr.config import ModelConfig, RayConfig
+from xlr.raypool import Pool
+from xlr.records import Response, SampleRequest, SampleSettings
+from xlr.stage import resumable
+from xlr.store import Artifact, remove
+
+SAMPLES, BATCH_ROWS, PROMPT_TOKENS, ACTORS = 10, 64, 200, 2
+VOCABULARY = 49152
+
+
+class IdleWorker:
+    """A worker without a model."""
+
+    def __init__(self, threads: int | None, dtype: str, attn_implementation: str):
+        pass
+
+    def node(self) -> str:
+        """The name of the machine."""
+        return "here"
+
+    def sample(
+        self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
+    ) -> list[tuple[list[int], str]]:
+        """As many tokens as may be, at once."""
+        tokens = [(7919 * place) % VOCABULARY for place in range(settings.max_new_tokens)]
+        return [(list(tokens), "length") for _ in requests]  # lists of their own, or pickle sends but one
+
+
+def main() -> None:
+    """Run all rows through the pool; show the rate and the driver's memory on the way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for the pieces, which are removed")
+    parser.add_argument("--rows", type=int, default=150_000)
+    parser.add_argument("--tokens", type=int, default=700, help="tokens of every response")
+    arguments = parser.parse_args()
+    rows, tokens = arguments.rows, arguments.tokens
+    settings = SampleSettings(0.9, 1.0, 0, tokens, (0,))
+    prompts = [tuple(range(start, start + PROMPT_TOKENS)) for start in range(0, rows, SAMPLES)]
+    batches = [range(start, min(start + BATCH_ROWS, rows)) for start in range(0, rows, BATCH_ROWS)]
+    tasks = [("", [SampleRequest(prompts[row // SAMPLES], row) for row in batch], settings) for batch in batches]
+    text = "palabra " * (tokens // 2)  # four characters a token
+
+    xlr.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
+    pool = Pool(RayConfig(actors=ACTORS), ModelConfig(initial="none"))
+    begun = time.monotonic()
+    for _ in pool.map("sample", dict(enumerate(tasks[: 2 * ACTORS]))):
+        pass
+    print(f"Ray and {ACTORS} workers started in {time.monotonic() - begun:.1f} s; {rows} rows of {tokens} tokens")
+    print(f"{'rows':>8} {'s':>6} {'driver GB':>10}")
+    begun = time.monotonic()
+
+    def show(done: int) -> None:
+        memory = psutil.Process().memory_info().rss / 1e9
+        print(f"{done:8d} {time.monotonic() - begun:6.1f} {memory:10.2f}", flush=True)
+
+    def compute(missing: Mapping[int, tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        show(0)
+        for finished, (number, result) in enumerate(pool.map("sample", missing), 1):
+            yield number, result
+            if finished % (len(batches) // 10) == 0:
+                show(finished * BATCH_ROWS)
+
+    def to_rows(number: int, result: list[tuple[list[int], str]]) -> list[Response]:
+        return [
+            Response(str(row // SAMPLES), "es", row % SAMPLES, text, token_ids, reason)
+            for row, (token_ids, reason) in zip(batches[number], result, strict=True)
+        ]
+
+    target = Artifact(arguments.work / "pool", "generate", {}, {})
+    remove(target.parts_folder("parts"))
+    found = resumable(target, "parts", Response, tasks, list(map(len, batches)), compute, to_rows, "pool", "rows")
+    seconds = time.monotonic() - begun
+    assert len(found) == rows
+    show(rows)
+    print(f"peak memory of the driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
+    pool.close()
+    remove(target.parts_folder("parts"))
+    print(json.dumps({"rows_per_second": round(rows / seconds, 1)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""Scoring: xlr's real path against the plain way, on the same responses and with the same two models, in one run.
+
+The work is ten responses of 100-700 tokens to each of a few instructions in Spanish and Russian, sampled with
+`xlr generate` and kept in the work folder; they are scored under the English instruction with the prefix. Contestants
+open their models once, each in a process of its own, and are then given the same work in turn, round after round.
+The last line is JSON; see README.md for what is counted and for figures.
+
+    python benchmarks/score.py WORK --model models/smollm2-135m-instruct [--rounds 3] [--instructions 2]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xlr import config, languages, scores
+from xlr.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.launch import ALLOCATOR, compute_repeatably
+from xlr.logprobs import CPU_CHUNK_TOKENS
+from xlr.records import Response
+from xlr.stage import Context
+from xlr.store import read_rows, remove, write_text
+
+SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
+LANGUAGES = ["es", "ru"]
+INSTRUCTION_TOKENS = 203  # those of about this length in English are taken: the mean of the shared set
+SAMPLES, SPARE, SHORTEST, LONGEST = 10, 6, 100, 700  # spare ones stand in for responses that are too short
+PLAIN_ROWS, BATCH_TOKENS = 3, 2048
+TITLES = {
+    "plain": "plain, batches of three, all logits",
+    "xlr": "xlr, one actor",
+    "xlr_thread": "xlr, one actor of one thread",
+    "xlr_two": "xlr, two actors of one thread each",
+    "products": "the model's matrix products alone",
+}
+ACTORS: dict[str, dict[str, int]] = {
+    "xlr": {"actors": 1},
+    "xlr_thread": {"actors": 1, "cpus_per_actor": 1},
+    "xlr_two": {"actors": 2, "cpus_per_actor": 1},
+}
+
+
+def main() -> None:
+    """Sample what is not there yet, run the contestants in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for samples and results")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--instructions", type=int, default=2, help="each in two languages, with ten responses")
+    parser.add_argument("--contestants", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--be", choices=TITLES, help=argparse.SUPPRESS)  # internal: a contestant, in this process
+    arguments = parser.parse_args()
+    if arguments.be:
+        return compete(arguments.be, Work(arguments.work, arguments.model, arguments.be))
+    sample(arguments.work, arguments.model, arguments.instructions)
+    contestants = {name: Contestant(name, arguments.work, arguments.model) for name in arguments.contestants}
+    for number in range(arguments.rounds):
+        for contestant in contestants.values():
+            seconds = contestant.round()
+            print(f"round {number + 1} {contestant.name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    for contestant in contestants.values():
+        contestant.end()
+    report(Work(arguments.work, arguments.model, "report"), contestants)
+
+
+def sample(work: Path, model: Path, instructions: int) -> None:
+    """Sample the responses, and give the model a second name under which it is the policy."""
+    (work / "policy").mkdir(parents=True, exist_ok=True)
+    for file in model.resolve().iterdir():
+        (work / "policy" / file.name).unlink(missing_ok=True)
+        (work / "policy" / file.name).symlink_to(file)
+    encoder = ChatEncoder(load_tokenizer(model), str(model))
+    source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else config.RECIPES / "quickstart" / "prompts"
+    texts: dict[str, dict[str, str]] = {}
+    for lang in ("en", *LANGUAGES):
+        rows = map(json.loads, (source / f"{lang}.jsonl").read_text(encoding="utf-8").splitlines())
+        texts[lang] = {row["instruction_id"]: row["instruction"] for row in rows}
+    off = {key: abs(len(encoder.prompt(text)) - INSTRUCTION_TOKENS) for key, text in texts["en"].items()}
+    chosen = sorted(off, key=lambda key: off[key])[:instructions]
+    for lang, of_lang in texts.items():
+        lines = [json.dumps({"id": key, "instruction": of_lang[key]}, ensure_ascii=False) for key in chosen]
+        write_text(work / "prompts" / f"{lang}.jsonl", "\n".join(lines) + "\n")
+    write_text(work / "samples.yaml", yaml.safe_dump(tree(work, model)))
+    command = [sys.executable, "-m", "xlr", "generate", str(work / "samples.yaml"), "--iteration", "1"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def tree(work: Path, model: Path) -> dict[str, Any]:
+    """The run as a configuration."""
+    return {
+        "run_dir": str(work / "samples"),
+        "languages": LANGUAGES,
+        "model": {"initial": str(model), "aligned": str(work / "policy")},
+        "prompts": {"path": str(work / "prompts")},
+        "score": {"batch_tokens": BATCH_TOKENS},
+        "generate": {"num_samples": SAMPLES + SPARE, "max_new_tokens": LONGEST - 1, "batch_size": 64},
+    }
+
+
+@dataclass(frozen=True)
+class Work:
+    """The responses, what they are scored under, and the run that scores them for one contestant."""
+
+    folder: Path
+    model: Path
+    name: str
+
+    @cached_property
+    def context(self) -> Context:
+        """The run, with the contestant's actors."""
+        settings = tree(self.folder, self.model) | {"ray": ACTORS.get(self.name, {})}
+        write_text(self.folder / f"{self.name}.yaml", yaml.safe_dump(settings))
+        return Context(config.load(self.folder / f"{self.name}.yaml"))
+
+    @cached_property
+    def rows(self) -> list[Response]:
+        """The first ten responses of every prompt that are long enough, in the order of the files."""
+        found: dict[tuple[str, str], list[Response]] = defaultdict(list)
+        for row in read_rows(self.folder / "samples" / "iter1" / "responses", Response):
+            if SHORTEST <= len(self.context.encoder.response(row.response)) <= LONGEST:
+                found[row.lang, row.id].append(row)
+        if any(len(rows) < SAMPLES for rows in found.values()):
+            sys.exit(f"a prompt has fewer than {SAMPLES} responses of {SHORTEST} tokens: take other --instructions")
+        return [row for rows in found.values() for row in rows[:SAMPLES]]
+
+    @cached_property
+    def instructions(self) -> list[str]:
+        """The English instruction with the prefix, for every row."""
+        prompts = self.context.prompts
+        english = {prompt.id: prompt.instruction for prompt in prompts["en"]}
+        of_lang = {(prompt.lang, prompt.id): prompt for lang in LANGUAGES for prompt in prompts[lang]}
+        return [
+            scores.scoring_instruction("crosslingual", of_lang[row.lang, row.id], english[row.id]) for row in self.rows
+        ]
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """Every prompt once, with its responses."""
+        responses: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+        for row, instruction in zip(self.rows, self.instructions, strict=True):
+            responses[instruction].append(self.context.encoder.response(row.response))
+        return [Example(self.context.encoder.prompt(text), tuple(each)) for text, each in responses.items()]
+
+
+class Contestant:
+    """A process that has its models open and scores all responses whenever it is told to."""
+
+    def __init__(self, name: str, work: Path, model: Path):
+        self.name = name
+        command = [sys.executable, __file__, str(work), "--model", str(model), "--be", name]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ALLOCATOR | dict(os.environ)
+        )
+        self.load_seconds = self._answer()["seconds"]
+        self.rounds: list[dict[str, Any]] = []
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} ended with code {self._process.wait()}")
+        return dict(json.loads(line))
+
+    def round(self) -> float:
+        """Score everything once; seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("score\n")
+        self._process.stdin.flush()
+        self.rounds.append(self._answer())
+        return float(self.rounds[-1]["seconds"])
+
+    @property
+    def seconds(self) -> float:
+        """The median round."""
+        return statistics.median(one["seconds"] for one in self.rounds)
+
+    def end(self) -> None:
+        """Let the process end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compete(name: str, work: Work) -> None:
+    """Open the models, then score once a line of standard input; every answer is a line of JSON."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # progress goes where it is not taken for an answer
+    begun = time.monotonic()
+    score = {"plain": plain, "products": products}.get(name, pool)(work)
+    print(json.dumps({"seconds": time.monotonic() - begun}), file=answers, flush=True)
+    for _ in sys.stdin:
+        begun = time.monotonic()
+        result = score()
+        answer = {"seconds": time.monotonic() - begun, "result": result, "peak_gb": peak_gb()}
+        print(json.dumps(answer), file=answers, flush=True)
+    work.context.close()
+
+
+def plain(work: Work) -> Callable[[], list[list[float]]]:
+    """As the method's public code: prompt and response in full for every response, batches of three in the order of
+    the files, right-padded, with an attention mask, and a log-softmax over all logits; but with the labels shifted
+    correctly, so that the values can be compared."""
+    encoder = work.context.encoder
+    names = (work.context.model(0), work.context.model(-1))
+    models = [AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval() for name in names]
+
+    @torch.inference_mode()
+    def score() -> list[list[float]]:
+        found: list[list[float]] = []
+        for start in range(0, len(work.rows), PLAIN_ROWS):
+            batch = slice(start, start + PLAIN_ROWS)
+            prompts = [encoder.prompt(text) for text in work.instructions[batch]]
+            responses = [encoder.response(row.response) for row in work.rows[batch]]
+            width = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
+            input_ids_RT = torch.full((len(prompts), width), encoder.terminator_id)
+            attention_mask_RT = torch.zeros_like(input_ids_RT)
+            response_mask_RT = torch.zeros(len(prompts), width)
+            for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+                length = len(prompt) + len(response)
+                input_ids_RT[row, :length] = torch.tensor([*prompt, *response])
+                attention_mask_RT[row, :length] = 1
+                response_mask_RT[row, len(prompt) : length] = 1
+            each = [_plain_logps(model, input_ids_RT, attention_mask_RT, response_mask_RT) for model in models]
+            found += torch.stack(each, 1).tolist()
+        return found
+
+    return score
+
+
+def _plain_logps(model: Any, input_ids_RT: Tensor, attention_mask_RT: Tensor, response_mask_RT: Tensor) -> Tensor:
+    logits_RTV = model(input_ids=input_ids_RT, attention_mask=attention_mask_RT).logits
+    logps_RTV = logits_RTV[:, :-1].log_softmax(-1)
+    logps_RT = logps_RTV.gather(-1, input_ids_RT[:, 1:, None]).squeeze(-1)
+    return (logps_RT * response_mask_RT[:, 1:]).sum(-1)
+
+
+def pool(work: Work) -> Callable[[], list[list[float]]]:
+    """What `xlr score` does between reading the responses and writing the scores, with workers that have started."""
+    context = work.context
+    target = replace(scores.artifact(context, 1), folder=work.folder / work.name / "scores")
+    models = (context.model(0), context.model(-1))
+    texts = [row.response for row in work.rows]
+    languages.detect(texts, LANGUAGES)
+    first = {number: (*models, [Example(one.prompt, one.responses[:1])]) for number, one in enumerate(work.examples)}
+    for _ in context.pool.map("score", first):
+        pass  # so that every worker has opened its models
+
+    def score() -> list[list[float]]:
+        remove(target.parts_folder("parts"))
+        found, _ = scores.score_responses(context, target, *models, work.instructions, work.rows, texts, work.name)
+        return [[row.logp_policy, row.logp_reference] for row in found]
+
+    return score
+
+
+def products(work: Work) -> Callable[[], int]:
+    """A batch's worth of the products of the model's own weights, layer after layer; floating-point operations."""
+    compute_repeatably()  # as the workers do
+    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
+    layers = [module.weight for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
+    head = model.get_output_embeddings().weight
+    inputs = {width: torch.randn(BATCH_TOKENS, width) for width in {weight.shape[1] for weight in (*layers, head)}}
+
+    @torch.inference_mode()
+    def multiply() -> int:
+        for weight in layers:
+            linear(inputs[weight.shape[1]], weight)
+        for chunk in inputs[head.shape[1]].split(CPU_CHUNK_TOKENS):
+            linear(chunk, head)
+        return sum(2 * BATCH_TOKENS * weight.numel() for weight in (*layers, head))
+
+    multiply()
+    return multiply
+
+
+def peak_gb() -> dict[str, float]:
+    """Peak memory of the processes that compute, and of all: with them the driver and Ray's own."""
+    own = psutil.Process()
+    children = own.children(recursive=True)
+    workers = [child for child in children if child.name().startswith("ray::Worker")]
+    return {
+        "computing": sum(map(_peak_gb, workers or [own])),
+        "all": sum(map(_peak_gb, [own, *children])),
+    }
+
+
+def _peak_gb(process: psutil.Process) -> float:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+
+
+def useful_flop(work: Work) -> int:
+    """Floating-point operations, a multiplication and an addition being two, of a scorer with two models that computes
+    each prompt once and each response token once: the products with the weights of the layers, attention's two
+    products with every key that a token may see, and the head where a response token is predicted."""
+    settings = AutoConfig.from_pretrained(work.model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings)
+    layers = sum(module.weight.numel() for module in model.get_decoder().modules() if isinstance(module, nn.Linear))
+    head = model.get_output_embeddings().weight.numel()
+    key = settings.num_hidden_layers * settings.num_attention_heads * settings.head_dim  # what one seen key costs
+    total = 0
+    for example in work.examples:
+        prompt, own = len(example.prompt), [len(response) - 1 for response in example.responses]  # that enter the model
+        seen = prompt * (prompt + 1) // 2 + sum(prompt * tokens + tokens * (tokens + 1) // 2 for tokens in own)
+        total += 2 * layers * example.num_tokens + 4 * key * seen + 2 * head * (1 + sum(own))
+    return 2 * total
+
+
+def report(work: Work, contestants: dict[str, Contestant]) -> None:
+    """The table, and one line of JSON for machines."""
+    tokens = sum(len(response) for example in work.examples for response in example.responses)
+    flop = useful_flop(work)
+    rates = {name: flop / contestant.seconds / 1e9 for name, contestant in contestants.items()}
+    if "products" in contestants:
+        rates["products"] = contestants["products"].rounds[0]["result"] / contestants["products"].seconds / 1e9
+    print(f"{len(work.rows)} responses, {tokens} tokens; useful work of two models: {flop / 1e12:.2f} TFLOP")
+    print(f"{'':36} {'rows/s':>7} {'tokens/s':>9} {'GFLOP/s':>8} {'peak GB':>8} {'with Ray':>9} {'load s':>7}")
+    for name, contestant in contestants.items():
+        done = [len(work.rows), tokens] if name != "products" else [0, 0]
+        rows_s, tokens_s = (number / contestant.seconds for number in done)
+        peak = contestant.rounds[-1]["peak_gb"]
+        print(
+            f"{TITLES[name]:36} {rows_s:7.3f} {tokens_s:9.1f} {rates[name]:8.1f} {peak['computing']:8.2f} "
+            f"{peak['all']:9.2f} {contestant.load_seconds:7.1f}"
+        )
+    if contestants.keys() != TITLES.keys():
+        return
+    plain_logps = torch.tensor(contestants["plain"].rounds[0]["result"])
+    gap = max(
+        (torch.tensor(contestants[name].rounds[0]["result"]) / plain_logps - 1).abs().max().item() for name in ACTORS
+    )
+    if gap > 1e-4:
+        sys.exit(f"the contestants' log-probabilities differ by {gap:.2g}")
+    print(f"largest relative difference of a log-probability from the plain way's: {gap:.1g}")
+    figures = {
+        "vs_plain": contestants["plain"].seconds / contestants["xlr"].seconds,
+        "matmul_share": rates["xlr"] / rates["products"],
+        "two_actors": contestants["xlr_thread"].seconds / contestants["xlr_two"].seconds,
+    }
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
