@@ -11,7 +11,7 @@ import torch
 
 from xlr import models
 from xlr.errors import UserError
-from xlr.launch import compute_repeatably
+from xlr.products import compute_repeatably
 from xlr.records import SampleRequest, SampleSettings
 from xlr.worker import until_stop
 
