@@ -25,6 +25,7 @@ LAYERS = [
         "packing",
         "models",
         "quality",
+        "actor",
         "worker",
         "vllmsampler",
         "raypool",

@@ -82,10 +82,10 @@ def test_both_models_are_scored_under_the_same_tokens(
 ) -> None:
     examples = [Example(encoder.prompt("Hola"), (encoder.response("Sí."), encoder.response("No, gracias.")))]
     initial, aligned = str(tiny_models["initial"]), str(tiny_models["aligned"])
-    ((first, second),) = worker.score(aligned, initial, examples)
-    assert [first[0], second[0]] == pytest.approx(worker.logps(aligned, examples).tolist())
-    assert [first[1], second[1]] == pytest.approx(worker.logps(initial, examples).tolist())
-    ((same, _),) = worker.score(initial, initial, examples)
+    ((first, second),) = worker.score((aligned, initial), examples)
+    assert [first[0], second[0]] == pytest.approx(worker.logps(aligned, examples))
+    assert [first[1], second[1]] == pytest.approx(worker.logps(initial, examples))
+    ((same, _),) = worker.score((initial, initial), examples)
     assert same[0] == same[1]
 
 

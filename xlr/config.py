@@ -206,6 +206,8 @@ class RayConfig(_Section):
     """GPUs of an actor; by default 1 where there are GPUs."""
     task_minutes: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 120
     """Minutes that a worker may take for one batch; after that it hangs, is ended, and another does it."""
+    one_model_at_a_time: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = False
+    """Score with the policy first and with the reference after it, where a GPU does not hold both."""
     dashboard: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = False
     """Start Ray's dashboard, on the same address."""
 

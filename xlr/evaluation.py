@@ -4,7 +4,6 @@ Reads pi^t (t = 0 is the start) and the held-out sets; writes `RUN/iter{t}/eval/
 `eval.json`. Run alone with `xlr evaluate RUN --iteration t`.
 """
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from xlr.responses import sample_responses
 from xlr.rewards import implicit_reward
 from xlr.scores import score_responses, scoring_instruction
 from xlr.stage import Context, require
-from xlr.store import Artifact, atomic_path, read_json, read_rows, remove, write_json, write_shards
+from xlr.store import Artifact, atomic_path, read_json, read_rows, write_json, write_shards
 
 # All iterations draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
@@ -53,7 +52,6 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
     """Evaluate one model."""
-    started = time.time()
     section = context.config.evaluate
     context.require_model(iteration)
     target = artifact(context, iteration)
@@ -82,9 +80,8 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
             for lang in context.config.languages:
                 write_shards(folder / name, lang, row_type, [row for row in rows if row.lang == lang])
         write_json(folder / "eval.json", facts)
-    target.finish(len(answers), facts, started)
-    remove(target.parts())
-    remove(target.parts("responses"))
+    target.finish(len(answers), facts, context.clock)
+    target.remove_pieces()
     return facts
 
 
@@ -146,11 +143,13 @@ def _preference_facts(context: Context, path: str, iteration: int) -> dict[str, 
     lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
     batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
     policy, reference = context.model(iteration), context.model(-1)
-    tasks = {number: (policy, reference, [examples[i] for i in batch]) for number, batch in enumerate(batches)}
-    margins = []
-    for _, result in sorted(context.pool.map("score", tasks)):
-        for chosen, rejected in result:
-            margins.append(implicit_reward(*chosen) - implicit_reward(*rejected))
+    logps: list[list[float]] = []  # of each model, chosen and rejected in turn
+    for names in scores.model_passes(context.config.ray, policy, reference):
+        tasks = {number: (names, [examples[i] for i in batch]) for number, batch in enumerate(batches)}
+        results = [result for _, result in sorted(context.pool.map("score", tasks))]
+        logps += map(list, zip(*(own for result in results for example in result for own in example), strict=True))
+    rewards = list(map(implicit_reward, *logps))
+    margins = [chosen - rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
     return {
         "pairs": len(margins),
         "accuracy": sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins),

@@ -6,7 +6,6 @@ Reads the scores and the prompts; writes `RUN/iter{t}/pairs/pairs.parquet`. Run 
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -39,7 +38,6 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     Raises:
         UserError: no prompt gives a pair.
     """
-    started = time.time()
     require(scores.artifact(context, iteration), f"xlr score {context.run.path} --iteration {iteration}")
     target = artifact(context, iteration)
     rows = read_rows(context.run.iteration(iteration) / "scores", Score)
@@ -62,7 +60,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
         if context.config.pair.export_jsonl:
             lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
             write_text(folder / "pairs.jsonl", "".join(lines))
-    target.finish(len(pairs), facts, started)
+    target.finish(len(pairs), facts, context.clock)
     return facts
 
 

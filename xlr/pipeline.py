@@ -1,8 +1,8 @@
 """The stages of a run, in order, and what each needs. `xlr run` walks them; `xlr status` shows them."""
 
 import logging
-import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +11,7 @@ from xlr.config import Config, TrainConfig, dump
 from xlr.dsconfig import policy_config, reference_config
 from xlr.encoding import load_tokenizer, require_same_tokenizer
 from xlr.prompts import load_preferences, load_prompts
-from xlr.stage import Context
+from xlr.stage import PROGRESS, Context
 from xlr.store import Artifact, manifest_path, read_json, write_text
 
 _MODULES: dict[str, ModuleType] = {
@@ -110,7 +110,7 @@ def execute(context: Context, stage: Stage) -> None:
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(log)
     logging.getLogger("xlr").setLevel(logging.INFO)
-    begun = time.monotonic()
+    context.clock = progress.Clock()
     if stage.name in ("align", "train"):
         context.close()  # training needs the memory that the workers hold
     try:
@@ -119,7 +119,9 @@ def execute(context: Context, stage: Stage) -> None:
     finally:
         logging.getLogger().removeHandler(log)
         log.close()
-    progress.console.print(f"{stage}: finished in {progress.duration(time.monotonic() - begun)}")
+    if context.clock.seconds:
+        progress.console.print(context.clock.table())
+    progress.console.print(f"{stage}: finished in {progress.duration(context.clock.total)}")
 
 
 def run_all(context: Context) -> None:
@@ -134,7 +136,8 @@ def run_all(context: Context) -> None:
 
 
 def status(context: Context) -> list[dict[str, Any]]:
-    """What is known of each stage: state (done, running, interrupted, waiting), rows, seconds."""
+    """What is known of each stage: state (done, running, interrupted, waiting), rows, seconds, and of the stage that
+    is not finished how far it is."""
     busy = context.run.holder() is not None
     found: list[dict[str, Any]] = []
     for stage in stages(context.config):
@@ -146,14 +149,19 @@ def status(context: Context) -> list[dict[str, Any]]:
                 any(folder.parent.glob(f"{folder.name}.*")) or context.run.log(stage.name, stage.iteration).is_file()
             )
             state = "running" if busy else "interrupted" if begun else "waiting"
-        parts = list(folder.parent.glob(f"{folder.name}.*/*.parquet"))
         found.append(
             {
                 "stage": str(stage),
                 "state": state,
                 "rows": manifest["rows"] if manifest else None,
-                "pieces": len(parts) or None,
                 "seconds": manifest["seconds"] if manifest else None,
+                "progress": None if manifest else _progress(folder),
             }
         )
     return found
+
+
+def _progress(folder: Path) -> dict[str, Any] | None:
+    """The newest state that a step of an unfinished stage left beside its pieces."""
+    notes = sorted(folder.parent.glob(f"{folder.name}.*/{PROGRESS}"), key=lambda note: note.stat().st_mtime)
+    return read_json(notes[-1]) if notes else None

@@ -18,10 +18,12 @@ from xlr import progress
 from xlr.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.errors import UserError
 from xlr.launch import ALLOCATOR
+from xlr.progress import Tally
 
 _LOSSES = 3  # workers that one task may cost, and starts that may fail, before it is a fault
 _LOOK_SECONDS = 10  # between looks at which nodes there are and which tasks take too long
 _START_SECONDS = 1800  # without any worker
+_SLOW_LOAD_SECONDS = 300  # 16 GB at 50 MB/s
 _CPUS_BESIDE_A_GPU = 4
 
 
@@ -109,6 +111,7 @@ class Pool:
         self._vllm: bool | None = None  # whether the workers are vLLM's, once there is a Ray
         self._size = (0, 0.0)  # CPUs and GPUs of an actor
         self._nodes: dict[Any, str] = {}  # actor -> the name of its node
+        self._tallies: dict[Any, Tally] = {}  # actor -> what it did in this map, those that were lost included
         self._starting: dict[Any, Any] = {}  # the call that answers once an actor has started -> the actor
         self._failed_starts = 0
 
@@ -168,13 +171,15 @@ class Pool:
         model, generate = self._model, self._generate
         if self._vllm:
             return VllmSampler, (model.dtype, generate.tensor_parallel_size, generate.gpu_memory_utilization)
-        return Worker, (model.dtype, model.attn_implementation)
+        models_kept = 1 if self._settings.one_model_at_a_time else 2
+        return Worker, (model.dtype, model.attn_implementation, models_kept)
 
     def _note_start(self, ray: Any, reference: Any) -> list[Any]:
         """The actor that has started, or nothing if its node was lost meanwhile."""
         actor = self._starting.pop(reference)
         try:
             self._nodes[actor] = ray.get(reference)
+            self._tallies[actor] = Tally(self._nodes[actor])
         except ray.exceptions.RayActorError as error:
             self._failed_starts += 1
             if self._failed_starts == _LOSSES:
@@ -184,7 +189,13 @@ class Pool:
 
     def _note_loss(self, ray: Any, actor: Any) -> None:
         progress.console.print(f"  a worker on {self._nodes.pop(actor)} was lost; what it was at is done again")
+        self._tallies[actor].lost = True
         ray.kill(actor)  # it may be out of reach and still hold its place
+
+    @property
+    def workers(self) -> list[Tally]:
+        """What each worker of the present `map`, or the last, did in it."""
+        return list(self._tallies.values())
 
     def map(self, method: str, tasks: Mapping[Any, tuple[Any, ...]]) -> Iterator[tuple[Any, Any]]:
         """Call a worker's method once a task and yield `(key, result)` as results come.
@@ -202,6 +213,7 @@ class Pool:
 
         self._choose_kind(ray, method)
         waiting = deque(tasks)
+        self._tallies = {actor: Tally(node) for actor, node in self._nodes.items()}
         idle = list(self._nodes)
         running: dict[Any, _Call] = {}
         lost: Counter[Any] = Counter()
@@ -210,7 +222,7 @@ class Pool:
         def hand_out() -> None:
             while idle and waiting:
                 actor, key = idle.pop(), waiting.popleft()
-                running[getattr(actor, method).remote(*tasks[key])] = _Call(actor, key, time.monotonic())
+                running[actor.run.remote(method, *tasks[key])] = _Call(actor, key, time.monotonic())
 
         while waiting or running:
             if time.monotonic() - looked > _LOOK_SECONDS:
@@ -228,7 +240,7 @@ class Pool:
                     continue
                 call = running.pop(reference)
                 try:
-                    result = ray.get(reference)
+                    answer = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, UserError):
                         raise UserError(f"{error.cause} (on node {self._nodes[call.actor]})") from error
@@ -243,7 +255,20 @@ class Pool:
                 else:
                     idle.append(call.actor)
                     hand_out()  # the worker need not wait until the caller is done with the result
-                    yield call.key, result
+                    self._count(call.actor, answer)
+                    yield call.key, answer.result
+
+    def _count(self, actor: Any, answer: Any) -> None:
+        tally = self._tallies[actor]
+        tally.tasks += 1
+        tally.load_seconds += answer.load_seconds
+        tally.compute_seconds += answer.compute_seconds
+        tally.splits += answer.splits
+        if answer.load_seconds > _SLOW_LOAD_SECONDS:
+            progress.console.print(
+                f"  opening models on {tally.node} took {progress.duration(answer.load_seconds)}: is their folder on a "
+                "slow file system there?"
+            )
 
     def _end_overdue(self, ray: Any, calls: Iterable[_Call]) -> None:
         """End workers that hang, so that their tasks are given to others."""

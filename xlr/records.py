@@ -56,6 +56,13 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Logp:
+    """A response's log-probability under the policy, in nats, while the reference's is still to be computed."""
+
+    logp: float
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A preference: message lists, as TRL and others read them."""
 

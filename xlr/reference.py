@@ -7,16 +7,16 @@ precision; the trainer makes the same key from what it holds, so a stale cache i
 """
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from xlr.batching import token_budget_batches
 from xlr.encoding import batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.records import ReferenceLogps
-from xlr.stage import Context, require, resumable
-from xlr.store import Artifact, atomic_path, fingerprint, read_rows, remove, sha256, write_shards
+from xlr.stage import Context, Work, require, resumable
+from xlr.store import Artifact, atomic_path, fingerprint, read_rows, sha256, write_shards
 from xlr.trainingpairs import TrainingPair, load_pairs, reference_model, section, training_inputs
 
 
@@ -34,7 +34,6 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
     """Compute the log-probabilities with the Ray workers that also score responses."""
-    started = time.time()
     target = artifact(context, iteration)
     training_pairs, dropped = load_pairs(context, iteration)
     context.require_model(iteration - 1)
@@ -47,9 +46,6 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     tasks = [(model, [examples[i] for i in batch]) for batch in batches]
     digest = fingerprint(model)
 
-    def compute(missing: Mapping[int, tuple[Any, ...]]) -> Any:
-        return context.pool.map("reference_logps", missing)
-
     def to_rows(number: int, result: tuple[str, list[float]]) -> list[ReferenceLogps]:
         precision, logps = result
         pairs = [training_pairs[i] for i in batches[number]]
@@ -59,13 +55,21 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
         ]
 
     label = f"reference iteration {iteration}"
-    flat = resumable(target, "parts", ReferenceLogps, tasks, list(map(len, batches)), compute, to_rows, label, "pairs")
+    work = Work(
+        "reference_logps",
+        tasks,
+        [Counter(training_pairs[i].lang for i in batch) for batch in batches],
+        ReferenceLogps,
+        to_rows,
+        lambda number, _: sum(len(response) for i in batches[number] for response in examples[i].responses),
+    )
+    flat = resumable(context, target, "parts", work, label, "pairs")
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         write_shards(folder, "logps", ReferenceLogps, flat)
     facts = {"reference": model, "dropped": dict(dropped)}
-    target.finish(len(flat), facts, started)
-    remove(target.parts())
+    target.finish(len(flat), facts, context.clock)
+    target.remove_pieces()
     return facts
 
 

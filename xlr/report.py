@@ -6,7 +6,7 @@ from rich.table import Table
 
 from xlr import evaluation
 from xlr.config import Flaw
-from xlr.progress import console, duration
+from xlr.progress import console, details, duration, headline
 from xlr.stage import Context
 from xlr.store import manifest_path, read_json, write_json
 
@@ -101,7 +101,7 @@ def _preferences_table(found: dict[str, Any]) -> Table:
 def show_status(rows: list[dict[str, Any]]) -> None:
     """Print the state of every stage."""
     table = Table()
-    for column in ("stage", "state", "rows", "pieces", "time"):
+    for column in ("stage", "state", "rows", "time"):
         table.add_column(column, justify="left" if column in ("stage", "state") else "right")
     for row in rows:
         seconds = row["seconds"]
@@ -109,7 +109,11 @@ def show_status(rows: list[dict[str, Any]]) -> None:
             row["stage"],
             row["state"],
             str(row["rows"] or ""),
-            str(row["pieces"] or ""),
             duration(seconds) if seconds is not None else "",
         )
     console.print(table)
+    for row in rows:
+        if row["progress"]:
+            console.print(headline(row["progress"]))
+            for line in details(row["progress"]):
+                console.print(f"  {line}")

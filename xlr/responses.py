@@ -5,16 +5,15 @@ Reads the prompts and the model; writes `RUN/iter{t}/responses/{lang}-*.parquet`
 """
 
 import hashlib
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from xlr.config import GenerateConfig, settings
 from xlr.prompts import sources
 from xlr.records import Prompt, Response, SampleRequest, SampleSettings
-from xlr.stage import Context, resumable
-from xlr.store import Artifact, atomic_path, remove, write_shards
+from xlr.stage import Context, Work, resumable
+from xlr.store import Artifact, atomic_path, write_shards
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
@@ -36,7 +35,6 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
     """Sample `num_samples` responses to every prompt of every language of the run."""
-    started = time.time()
     target = artifact(context, iteration)
     policy = context.require_model(iteration - 1)
     wanted = [
@@ -51,8 +49,8 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
         for lang in context.config.languages:
             write_shards(folder, lang, Response, [row for row in rows if row.lang == lang])
     facts = {lang: _facts([row for row in rows if row.lang == lang]) for lang in context.config.languages}
-    target.finish(len(rows), facts, started)
-    remove(target.parts())
+    target.finish(len(rows), facts, context.clock)
+    target.remove_pieces()
     return facts
 
 
@@ -88,7 +86,8 @@ def sample_responses(
         Responses ordered by language as first met, then prompt, then sample.
     """
     encoder = context.encoder
-    ids = {prompt: encoder.prompt(prompt.instruction) for prompt, _ in wanted}
+    with context.clock.measure("tokenise"):
+        ids = {prompt: encoder.prompt(prompt.instruction) for prompt in {prompt for prompt, _ in wanted}}
     # Prompts of similar length share a batch: less left padding. The sort is stable, so samples stay together.
     order = sorted(range(len(wanted)), key=lambda i: -len(ids[wanted[i][0]]))
     batches = [order[i : i + how.batch_size] for i in range(0, len(order), how.batch_size)]
@@ -112,10 +111,15 @@ def sample_responses(
             for (prompt, sample), (token_ids, reason) in zip((wanted[i] for i in batches[number]), result, strict=True)
         ]
 
-    def compute(missing: Mapping[int, tuple[Any, ...]]) -> Any:
-        return context.pool.map("sample", missing)
-
-    rows = resumable(target, parts, Response, tasks, list(map(len, batches)), compute, to_rows, label, "responses")
+    work = Work(
+        "sample",
+        tasks,
+        [Counter(wanted[i][0].lang for i in batch) for batch in batches],
+        Response,
+        to_rows,
+        lambda _, rows: sum(len(row.token_ids) for row in rows),
+    )
+    rows = resumable(context, target, parts, work, label, "responses")
     place = dict(zip((i for batch in batches for i in batch), rows, strict=True))
     return [place[index] for index in range(len(wanted))]
 

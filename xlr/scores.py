@@ -4,21 +4,21 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 `xlr score RUN --iteration t`.
 """
 
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from xlr import languages, responses
 from xlr.batching import token_budget_batches
-from xlr.config import settings
+from xlr.config import RayConfig, settings
 from xlr.encoding import Example, batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.prompts import ENGLISH
 from xlr.quality import count_flaws, repetition
-from xlr.records import Prompt, Response, Score
+from xlr.records import Logp, Prompt, Response, Score
 from xlr.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
-from xlr.stage import Context, require, resumable
-from xlr.store import Artifact, atomic_path, read_rows, remove, write_json, write_shards
+from xlr.stage import Context, Row, Work, require, resumable
+from xlr.store import Artifact, atomic_path, read_rows, write_json, write_shards
 
 _PROBES = 4
 
@@ -43,7 +43,6 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
     """Score every response that is neither empty nor too long."""
-    started = time.time()
     run, mode = context.run, context.config.score.reward
     require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
     target = artifact(context, iteration)
@@ -80,9 +79,8 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
             lang: reward_facts([score for score in scores if score.lang == lang]) for lang in scored_languages
         },
     }
-    target.finish(len(scores), facts, started)
-    remove(target.parts())
-    remove(target.parts("translations"))
+    target.finish(len(scores), facts, context.clock)
+    target.remove_pieces()
     return facts
 
 
@@ -119,8 +117,9 @@ def score_responses(
     for name in {policy, reference} - {encoder.name}:
         require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name)
     limit = context.config.score.max_length
-    prompt_ids = {instruction: encoder.prompt(instruction) for instruction in set(instructions)}
-    response_ids = [encoder.response(text) for text in texts]
+    with context.clock.measure("tokenise"):
+        prompt_ids = {instruction: encoder.prompt(instruction) for instruction in set(instructions)}
+        response_ids = [encoder.response(text) for text in texts]
     members: dict[str, list[int]] = {}
     too_long: Counter[str] = Counter()
     for index, instruction in enumerate(instructions):
@@ -134,16 +133,34 @@ def score_responses(
     ]
     lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
     batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
-    tasks = [(policy, reference, [examples[i] for i in batch]) for batch in batches]
+    indices = [[i for example in batch for i in groups[example][1]] for batch in batches]  # the rows of each batch
+    *first, last = model_passes(context.config.ray, policy, reference)
 
-    def compute(missing: Mapping[int, tuple[Any, ...]]) -> Any:
-        return context.pool.map("score", missing)
+    def work(names: tuple[str, ...], row_type: type[Row], to_rows: Callable[[int, Any], list[Row]]) -> Work[Row]:
+        return Work(
+            "score",
+            [(names, [examples[i] for i in batch]) for batch in batches],
+            [Counter(rows[i].lang for i in batch) for batch in indices],
+            row_type,
+            to_rows,
+            lambda number, _: sum(len(response_ids[i]) for i in indices[number]),
+        )
 
-    def to_rows(number: int, result: list[list[tuple[float, float]]]) -> list[Score]:
-        indices = [index for example in batches[number] for index in groups[example][1]]
-        logps = [both for example in result for both in example]
+    def to_logps(number: int, result: list[list[tuple[float]]]) -> list[Logp]:
+        return [Logp(logp) for example in result for (logp,) in example]
+
+    known: list[Logp] = []
+    for names in first:
+        known = resumable(context, target, "policy", work(names, Logp, to_logps), f"{label}: policy", "responses")
+    of_policy = iter(known)
+    policy_logps = [[row.logp for row in islice(of_policy, len(batch))] for batch in indices]
+
+    def to_rows(number: int, result: list[list[tuple[float, ...]]]) -> list[Score]:
+        logps = [own for example in result for own in example]
+        if first:
+            logps = [(logp, *own) for logp, own in zip(policy_logps[number], logps, strict=True)]
         # While the workers compute: before them it would keep every GPU waiting for minutes.
-        detected = languages.detect((rows[index].response for index in indices), context.config.languages)
+        detected = languages.detect((rows[index].response for index in indices[number]), context.config.languages)
         return [
             Score(
                 rows[index].id,
@@ -160,12 +177,17 @@ def score_responses(
                 language,
                 repetition(rows[index].token_ids),
             )
-            for index, (logp_policy, logp_reference), language in zip(indices, logps, detected, strict=True)
+            for index, (logp_policy, logp_reference), language in zip(indices[number], logps, detected, strict=True)
         ]
 
-    flat = resumable(target, "parts", Score, tasks, list(map(len, batches)), compute, to_rows, label, "prompts")
+    flat = resumable(context, target, "parts", work(last, Score, to_rows), label, "responses")
     order = {(row.lang, row.id, row.sample): index for index, row in enumerate(rows)}
     return sorted(flat, key=lambda score: order[score.lang, score.id, score.sample]), too_long
+
+
+def model_passes(settings: RayConfig, policy: str, reference: str) -> list[tuple[str, ...]]:
+    """Which models the workers hold together: both, or one after the other."""
+    return [(policy,), (reference,)] if settings.one_model_at_a_time else [(policy, reference)]
 
 
 def _groups(

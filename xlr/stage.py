@@ -1,10 +1,12 @@
 """What every stage needs: the configuration, the run directory, the workers, and work that resumes."""
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from xlr import progress
 from xlr.config import Config
@@ -12,9 +14,11 @@ from xlr.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.prompts import load_prompts
 from xlr.records import Prompt
-from xlr.store import Artifact, RunDir, manifest_path, read_rows, write_rows
+from xlr.store import Artifact, RunDir, manifest_path, read_rows, write_json, write_rows
 
 Row = TypeVar("Row")
+
+PROGRESS = "progress.json"
 
 
 @dataclass
@@ -23,6 +27,8 @@ class Context:
 
     config: Config
     run: RunDir = field(init=False)
+    clock: progress.Clock = field(default_factory=progress.Clock)
+    """Where the time of the present stage goes."""
 
     def __post_init__(self) -> None:
         self.run = RunDir(self.config.run_dir)
@@ -87,37 +93,60 @@ def require(artifact: Artifact, command: str) -> None:
         raise UserError(f"{artifact.folder}: not finished yet; run `{command}` first")
 
 
-def resumable(
-    artifact: Artifact,
-    parts: str,
-    row_type: type[Row],
-    tasks: Sequence[tuple[Any, ...]],
-    sizes: Sequence[int],
-    compute: Callable[[Mapping[int, tuple[Any, ...]]], Any],
-    to_rows: Callable[[int, Any], list[Row]],
-    label: str,
-    unit: str,
-) -> list[Row]:
+@dataclass(frozen=True)
+class Work(Generic[Row]):
+    """Tasks for the workers, planned once, and the rows that become of their results."""
+
+    method: str
+    """The workers' method."""
+    tasks: Sequence[tuple[Any, ...]]
+    """Its arguments."""
+    languages: Sequence[Mapping[str, int]]
+    """How many rows of which language each task makes."""
+    row_type: type[Row]
+    to_rows: Callable[[int, Any], list[Row]]
+    """Turns a task's number and result into its rows."""
+    num_tokens: Callable[[int, list[Row]], int]
+    """Response tokens of a task, once it is finished."""
+
+
+def resumable(context: Context, artifact: Artifact, parts: str, work: Work[Row], label: str, unit: str) -> list[Row]:
     """Compute the rows of all tasks, each kept in a file as soon as it is finished.
 
     Args:
         artifact: whose pieces these are; pieces made otherwise are refused.
         parts: name of the folder of pieces.
-        tasks: the arguments of each task, planned once.
-        compute: yields `(task number, result)` for the tasks that are still missing.
-        to_rows: turns a task's result into rows.
-        sizes: how many units of progress each task is.
-        label, unit: how the progress is shown.
+        label, unit: how the progress is shown; its state lies beside the pieces, for `xlr status`.
 
     Returns:
         The rows of all tasks, in the order of the plan whatever order they finished in.
     """
     folder = artifact.parts(parts)
-    files = [folder / f"{number:06d}.parquet" for number in range(len(tasks))]
-    missing = {number: task for number, task in enumerate(tasks) if not files[number].is_file()}
-    done = sum(size for number, size in enumerate(sizes) if number not in missing)
-    with progress.step(label, sum(sizes), unit, done) as step:
-        for number, result in compute(missing):
-            write_rows(files[number], row_type, to_rows(number, result))
-            step.advance(sizes[number])
-    return read_rows(folder, row_type)
+    files = [folder / f"{number:06d}.parquet" for number in range(len(work.tasks))]
+    missing = {number: task for number, task in enumerate(work.tasks) if not files[number].is_file()}
+    totals: Counter[str] = Counter()
+    already: Counter[str] = Counter()
+    for number, languages in enumerate(work.languages):
+        totals.update(languages)
+        if number not in missing:
+            already.update(languages)
+    begun = time.monotonic()
+    with progress.step(label, totals, unit, already, partial(write_json, folder / PROGRESS)) as step:
+        for number, result in context.pool.map(work.method, missing):
+            with context.clock.measure("write"):
+                rows = work.to_rows(number, result)
+                write_rows(files[number], work.row_type, rows)
+            step.workers = context.pool.workers  # those that joined or were lost meanwhile included
+            step.advance(work.languages[number], work.num_tokens(number, rows))
+    _count_workers(context, time.monotonic() - begun)
+    return read_rows(folder, work.row_type)
+
+
+def _count_workers(context: Context, seconds: float) -> None:
+    """Where the time of the workers went, on average."""
+    workers = context.pool.workers
+    if workers:
+        load, compute = (
+            sum(getattr(worker, f"{kind}_seconds") for worker in workers) / len(workers) for kind in ("load", "compute")
+        )
+        context.clock.seconds.update({"load": load, "compute": compute, "wait": max(seconds - load - compute, 0.0)})

@@ -4,6 +4,7 @@ Files are written under a temporary name, flushed and renamed; an artefact's man
 may die at any moment: what has a manifest is whole, what has none is made again.
 """
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -11,7 +12,6 @@ import json
 import os
 import shutil
 import socket
-import time
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xlr.errors import UserError
+from xlr.progress import Clock
 from xlr.records import Message
 
 Row = TypeVar("Row")
@@ -47,6 +48,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(temporary, path)
         _flush(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{path}: cannot be written, {os.strerror(error.errno).lower()}; make room and start again: what is "
+                "finished is kept"
+            ) from error
+        raise
     finally:
         remove(temporary)
 
@@ -228,7 +236,7 @@ class Artifact:
                 f"or delete {record} to make it again"
             )
 
-    def finish(self, rows: int, facts: dict[str, Any], started: float) -> None:
+    def finish(self, rows: int, facts: dict[str, Any], clock: Clock) -> None:
         """Write the manifest: from here on the artefact counts as done."""
         files = {
             str(file.relative_to(self.folder)): [file.stat().st_size, file_digest(file)]
@@ -240,7 +248,8 @@ class Artifact:
             {
                 "stage": self.stage,
                 "rows": rows,
-                "seconds": round(time.time() - started, 3),
+                "seconds": round(clock.total, 3),
+                "time": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
                 "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "facts": facts,
                 "settings": self.settings,

@@ -7,7 +7,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ from xlr.metrics import Metrics, peak_flops, peak_memory_gb
 from xlr.modelcard import model_card
 from xlr.models import resolve_dtype
 from xlr.preemption import Preempted, Request
-from xlr.stage import Context
-from xlr.store import Artifact, read_json, remove
+from xlr.stage import PROGRESS, Context
+from xlr.store import Artifact, read_json, remove, write_json
 from xlr.trackers import MetricsLog
 from xlr.training import artifact
 from xlr.trainingpairs import ALIGN, TrainingPair, hold_out, load_pairs, reference_model, section, start_model
@@ -69,7 +71,7 @@ def train(context: Context, iteration: int, ranks: Ranks) -> None:
         Preempted: a signal asked for an end; a checkpoint holds what was done.
     """
     request = Request().listen()
-    started = time.time()
+    clock = progress.Clock()
     if iteration > ALIGN:
         context.require_model(iteration - 1)
     device = engine.init_distributed(ranks)
@@ -97,7 +99,7 @@ def train(context: Context, iteration: int, ranks: Ranks) -> None:
     _export(job, trainer, facts, last_metrics)
     if log:
         log.close()
-        job.target.finish(len(job.training_pairs), facts, started)
+        job.target.finish(len(job.training_pairs), facts, clock)
         remove(checkpoints)
     dist.barrier()
     engine.close_distributed()
@@ -193,7 +195,7 @@ def _loop(
     train, total = job.train, len(job.steps)
     values: dict[str, float] = dict(log.rows[-1]) if log and log.rows else {}
     saved_at = time.monotonic()
-    with progress.step(job.title, total, "steps", first, quiet=not job.main) as shown:
+    with _shown(job, first, checkpoints) as shown:
         for number in range(first, total):
             done, last = number + 1, number + 1 == total
             values = trainer.step(job.steps[number])
@@ -210,7 +212,9 @@ def _loop(
             for warning in watch.see(done, values, train.beta):
                 if job.main:
                     progress.console.print(f"  warning: {warning}")
-            shown.advance(1, f"loss {values['loss']:.3f}, accuracy {values['rewards/accuracies']:.2f}")
+            if shown:
+                note = f"loss {values['loss']:.3f}, accuracy {values['rewards/accuracies']:.2f}"
+                shown.advance({"": 1}, int(values["num_tokens"]), note)
             save = late or (train.save_steps > 0 and done % train.save_steps == 0)
             if stop or (save and not last):
                 engine.save_checkpoint(trainer.policy, checkpoints, done, train.save_total_limit)
@@ -218,6 +222,14 @@ def _loop(
             if stop:
                 raise Preempted(f"{job.title}: ended on request after step {done} of {total}, which is saved")
     return values
+
+
+def _shown(job: _Job, first: int, checkpoints: Path) -> AbstractContextManager[progress.Step | None]:
+    """The progress of the steps, which rank 0 shows."""
+    if not job.main:
+        return nullcontext()
+    keep = partial(write_json, checkpoints / PROGRESS)
+    return progress.step(job.title, {"": len(job.steps)}, "steps", {"": first}, keep)
 
 
 def _export(job: _Job, trainer: "Trainer", facts: Mapping[str, Any], last_metrics: Mapping[str, float]) -> None:

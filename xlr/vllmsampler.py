@@ -3,13 +3,13 @@
 import gc
 import importlib.util
 import os
-import socket
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from xlr import models
+from xlr.actor import Actor
 from xlr.errors import UserError
 from xlr.products import compute_repeatably
 from xlr.records import SampleRequest, SampleSettings
@@ -37,7 +37,7 @@ def require_installed() -> None:
         )
 
 
-class VllmSampler:
+class VllmSampler(Actor):
     """Holds a vLLM engine with one model and samples with it.
 
     A response's random numbers come from its own seed. vLLM's logits may differ in the last bits with what else
@@ -52,6 +52,7 @@ class VllmSampler:
     """
 
     def __init__(self, threads: int | None, dtype: str, tensor_parallel_size: int, gpu_memory_utilization: float):
+        super().__init__()
         compute_repeatably()
         # The engine runs in this process: its scheduling repeats, and it dies with its worker.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -66,10 +67,6 @@ class VllmSampler:
         self._model: str | None = None
         self._engine: Any = None
 
-    def node(self) -> str:
-        """The name of the machine."""
-        return socket.gethostname()
-
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
     ) -> list[tuple[list[int], str]]:
@@ -80,7 +77,8 @@ class VllmSampler:
         """
         if model != self._model:
             self._close()
-            self._engine = self._open(model)
+            with self.loading():
+                self._engine = self._open(model)
             self._model = model
         self._require_room(model, max(len(request.prompt) for request in requests), settings.max_new_tokens)
         from vllm import SamplingParams

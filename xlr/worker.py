@@ -3,7 +3,6 @@
 A worker knows token ids only; text, files and Ray are other modules' business.
 """
 
-import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from xlr import models
+from xlr.actor import Actor, Halves, list_halves
 from xlr.encoding import Example
 from xlr.errors import UserError
 from xlr.packing import LogprobModel, batch
@@ -25,50 +25,58 @@ from xlr.products import compute_repeatably
 from xlr.records import SampleRequest, SampleSettings
 from xlr.sampling import draw
 
-_MODELS_KEPT = 2  # policy and reference
 
-
-class Worker:
-    """Holds up to two models and computes with them.
+class Worker(Actor):
+    """Holds up to two models and computes with them; what a GPU's memory does not hold at once is computed in halves.
 
     Args:
         threads: CPU threads, or None to leave torch's own choice.
         dtype: `auto`, `float32` or `bfloat16`.
         attn_implementation: as in the configuration.
+        models_kept: how many models stay in memory: 2, policy and reference, or 1.
     """
 
-    def __init__(self, threads: int | None, dtype: str, attn_implementation: str):
+    def __init__(self, threads: int | None, dtype: str, attn_implementation: str, models_kept: int = 2):
+        super().__init__()
         compute_repeatably()
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = models.resolve_dtype(dtype, self.device)
         self.attn_implementation = attn_implementation
+        self._models_kept = models_kept
         self._models: dict[str, Any] = {}
         self._probed: set[str] = set()
-
-    def node(self) -> str:
-        """The name of the machine."""
-        return socket.gethostname()
 
     def _model(self, name: str, attn_implementation: str) -> Any:
         causal_lm = self._models.pop(name, None)
         if causal_lm is None:
-            while len(self._models) >= _MODELS_KEPT:
+            while len(self._models) >= self._models_kept:
                 self._models.pop(next(iter(self._models)))
-            causal_lm = models.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
-            models.require_finite(causal_lm, name)
+            with self.loading():
+                causal_lm = models.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
+                models.require_finite(causal_lm, name)
             causal_lm.generation_config = GenerationConfig()  # its penalties and limits are not the method's
         self._models[name] = causal_lm  # the most recently used one stands last
         causal_lm.set_attn_implementation(attn_implementation)
         return causal_lm
 
-    @torch.inference_mode()
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
     ) -> list[tuple[list[int], str]]:
-        """Sample one response a request: `(token ids without what ended it, finish_reason)`."""
+        """Sample one response a request: `(token ids without what ended it, finish_reason)`.
+
+        Raises:
+            UserError: a GPU's memory does not hold a single one.
+        """
         causal_lm = self._model(model, models.default_attention(self.attn_implementation))
+        remedy = f"{model}: lower max_new_tokens={settings.max_new_tokens}, or use generate.backend=vllm"
+        return self.in_halves(lambda part: self._sample(causal_lm, part, settings), requests, list_halves, remedy)
+
+    @torch.inference_mode()
+    def _sample(
+        self, causal_lm: Any, requests: Sequence[SampleRequest], settings: SampleSettings
+    ) -> list[tuple[list[int], str]]:
         prompts = list(dict.fromkeys(request.prompt for request in requests))
         prompt_of_row = torch.tensor([prompts.index(request.prompt) for request in requests])
         width = max(map(len, prompts))
@@ -105,25 +113,44 @@ class Worker:
             )
         return cache
 
-    def score(self, policy: str, reference: str, examples: Sequence[Example]) -> list[list[tuple[float, float]]]:
-        """`(log p under policy, log p under reference)` of every response of every example, in nats."""
-        policy_logps_S = self.logps(policy, examples).tolist()
-        reference_logps_S = self.logps(reference, examples).tolist()
-        both = iter(zip(policy_logps_S, reference_logps_S, strict=True))
-        return [[next(both) for _ in example.responses] for example in examples]
+    def score(self, names: Sequence[str], examples: Sequence[Example]) -> list[list[tuple[float, ...]]]:
+        """Log-probabilities under each of the models, in nats, of every response of every example."""
+        logps = [self.logps(name, examples) for name in names]
+        each = iter(zip(*logps, strict=True))
+        return [[next(each) for _ in example.responses] for example in examples]
 
     def reference_logps(self, model: str, examples: Sequence[Example]) -> tuple[str, list[float]]:
         """The precision computed in, and the log-probability of each response, in nats."""
-        return str(self.dtype), self.logps(model, examples).tolist()
+        return str(self.dtype), self.logps(model, examples)
 
-    @torch.inference_mode()
-    def logps(self, model: str, examples: Sequence[Example]) -> Tensor:
-        """Log-probabilities of the examples' responses, float32 `(S,)` on the CPU."""
+    def logps(self, model: str, examples: Sequence[Example]) -> list[float]:
+        """The log-probability of each of the examples' responses, in nats.
+
+        Raises:
+            UserError: a GPU's memory does not hold a single one.
+        """
         causal_lm = self._model(model, self.attn_implementation)
         if model not in self._probed:
             require_sound_logps(causal_lm, self.attn_implementation, model)
             self._probed.add(model)
-        return batch_logps(LogprobModel(causal_lm), examples, self.attn_implementation, self.device).cpu()
+        remedy = f"{model}: set ray.one_model_at_a_time, or leave such long sequences out (score.max_length)"
+        return self.in_halves(lambda part: self._logps(causal_lm, part), examples, _example_halves, remedy)
+
+    @torch.inference_mode()
+    def _logps(self, causal_lm: Any, examples: Sequence[Example]) -> list[float]:
+        return batch_logps(LogprobModel(causal_lm), examples, self.attn_implementation, self.device).tolist()
+
+
+def _example_halves(examples: Sequence[Example]) -> Halves[Example]:
+    """Half of the examples each, or one example with half of its responses each."""
+    if len(examples) > 1:
+        return list_halves(examples)
+    (example,) = examples
+    responses = list_halves(example.responses)
+    if responses is None:
+        return None
+    first, second = ([Example(example.prompt, tuple(part))] for part in responses)
+    return first, second
 
 
 def batch_logps(
@@ -133,6 +160,7 @@ def batch_logps(
     return model(batch(examples, attn_implementation).to(device))
 
 
+@torch.inference_mode()
 def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:
     """Check on two probe sequences that batched log-probabilities are the model's own.
 

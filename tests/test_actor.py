@@ -1,0 +1,58 @@
+"""A worker's base: memory that does not hold a batch, and where the time goes."""
+
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from xlr.actor import Actor, list_halves
+from xlr.errors import UserError
+
+
+def doubled_by_a_gpu_of(most: int) -> tuple[list[int], "Doubler"]:
+    """The sizes that were tried, and what computes no more than `most` at once."""
+    tried: list[int] = []
+    return tried, Doubler(most, tried)
+
+
+class Doubler:
+    """Stands for a computation whose memory grows with its input, as a GPU's does."""
+
+    def __init__(self, most: int, tried: list[int]):
+        self._most, self._tried = most, tried
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self._tried.append(len(items))
+        if len(items) > self._most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return [2 * item for item in items]
+
+
+@pytest.mark.parametrize(("most", "splits"), [(7, 0), (6, 1), (3, 2), (1, 6)])
+def test_a_batch_that_memory_does_not_hold_is_computed_in_halves(most: int, splits: int) -> None:
+    actor = Actor()
+    tried, compute = doubled_by_a_gpu_of(most)
+    assert actor.in_halves(compute, range(7), list_halves, "") == [0, 2, 4, 6, 8, 10, 12]
+    assert actor._splits == splits
+    assert sum(size for size in tried if size <= most) == 7
+
+
+def test_what_cannot_be_halved_is_named_with_the_remedy() -> None:
+    _, compute = doubled_by_a_gpu_of(0)
+    with pytest.raises(UserError, match=r"smallest piece of a batch \(CUDA out of memory\); lower generate"):
+        Actor().in_halves(compute, range(4), list_halves, "lower generate.max_new_tokens")
+
+
+def test_opening_models_is_counted_apart_from_computing() -> None:
+    class Sleeper(Actor):
+        def nap(self, seconds: float) -> str:
+            with self.loading():
+                time.sleep(0.2)
+            time.sleep(seconds)
+            return "rested"
+
+    answer = Sleeper().run("nap", 0.05)
+    assert answer.result == "rested"
+    assert 0.2 <= answer.load_seconds < 0.25
+    assert 0.05 <= answer.compute_seconds < 0.2
