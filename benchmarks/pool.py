@@ -10,32 +10,28 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 import xlr.worker
-from xlr.config import ModelConfig, RayConfig
-from xlr.raypool import Pool
+from xlr.actor import Actor
+from xlr.config import Config
 from xlr.records import Response, SampleRequest, SampleSettings
-from xlr.stage import resumable
+from xlr.stage import Context, Work, resumable
 from xlr.store import Artifact, remove
 
 SAMPLES, BATCH_ROWS, PROMPT_TOKENS, ACTORS = 10, 64, 200, 2
 VOCABULARY = 49152
 
 
-class IdleWorker:
+class IdleWorker(Actor):
     """A worker without a model."""
 
-    def __init__(self, threads: int | None, dtype: str, attn_implementation: str):
-        pass
-
-    def node(self) -> str:
-        """The name of the machine."""
-        return "here"
+    def __init__(self, *_arguments: Any):
+        super().__init__()
 
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
@@ -60,9 +56,10 @@ def main() -> None:
     text = "palabra " * (tokens // 2)  # four characters a token
 
     xlr.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
-    pool = Pool(RayConfig(actors=ACTORS), ModelConfig(initial="none"))
+    run = {"languages": ["es"], "model": {"initial": "none", "aligned": "none"}, "prompts": {"path": "none"}}
+    context = Context(Config.model_validate({"run_dir": str(arguments.work), "ray": {"actors": ACTORS}, **run}))
     begun = time.monotonic()
-    for _ in pool.map("sample", dict(enumerate(tasks[: 2 * ACTORS]))):
+    for _ in context.pool.map("sample", dict(enumerate(tasks[: 2 * ACTORS]))):
         pass
     print(f"Ray and {ACTORS} workers started in {time.monotonic() - begun:.1f} s; {rows} rows of {tokens} tokens")
     print(f"{'rows':>8} {'s':>6} {'driver GB':>10}")
@@ -72,13 +69,6 @@ def main() -> None:
         memory = psutil.Process().memory_info().rss / 1e9
         print(f"{done:8d} {time.monotonic() - begun:6.1f} {memory:10.2f}", flush=True)
 
-    def compute(missing: Mapping[int, tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        show(0)
-        for finished, (number, result) in enumerate(pool.map("sample", missing), 1):
-            yield number, result
-            if finished % (len(batches) // 10) == 0:
-                show(finished * BATCH_ROWS)
-
     def to_rows(number: int, result: list[tuple[list[int], str]]) -> list[Response]:
         return [
             Response(str(row // SAMPLES), "es", row % SAMPLES, text, token_ids, reason)
@@ -87,12 +77,23 @@ def main() -> None:
 
     target = Artifact(arguments.work / "pool", "generate", {}, {})
     remove(target.parts_folder("parts"))
-    found = resumable(target, "parts", Response, tasks, list(map(len, batches)), compute, to_rows, "pool", "rows")
+    finished = 0
+
+    def num_tokens(number: int, rows: list[Response]) -> int:
+        nonlocal finished
+        finished += 1
+        if finished % (len(batches) // 10) == 0:
+            show(finished * BATCH_ROWS)
+        return tokens * len(rows)
+
+    work = Work("sample", tasks, [{"es": len(batch)} for batch in batches], Response, to_rows, num_tokens)
+    show(0)
+    found = resumable(context, target, "parts", work, "pool", "rows")
     seconds = time.monotonic() - begun
     assert len(found) == rows
     show(rows)
     print(f"peak memory of the driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
-    pool.close()
+    context.close()
     remove(target.parts_folder("parts"))
     print(json.dumps({"rows_per_second": round(rows / seconds, 1)}))
 

@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.batching import micro_batches, token_budget_batches
+from xlr.batching import even_batches, micro_batches, token_budget_batches
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=30)
 BUDGET = st.integers(1, 100)
@@ -63,6 +63,24 @@ def test_the_cut_depends_on_the_lengths_alone(lengths, budget, random):
 def test_batches_by_hand():
     assert token_budget_batches([3, 9, 3, 5, 20, 1], 10) == [[4], [1], [3, 0], [2, 5]]
     assert token_budget_batches([], 10) == []
+
+
+@moderate
+@given(LENGTHS, BUDGET)
+def test_even_batches_keep_the_budget_and_the_number_and_make_the_largest_no_larger(lengths, budget):
+    even, filled = even_batches(lengths, budget), token_budget_batches(lengths, budget)
+    assert sorted(index for batch in even for index in batch) == list(range(len(lengths)))
+    assert len(even) <= len(filled)
+    assert max((cost(batch, lengths) for batch in even), default=0) <= max(
+        (cost(batch, lengths) for batch in filled), default=0
+    )
+
+
+def test_even_batches_by_hand():
+    assert token_budget_batches([6, 6, 6, 6, 6, 6], 31) == [[0, 1, 2, 3, 4], [5]]
+    assert even_batches([6, 6, 6, 6, 6, 6], 31) == [[0, 1, 2], [3, 4, 5]]
+    assert even_batches([7, 3], 10) == [[0, 1]]
+    assert even_batches([20, 1], 10) == [[0], [1]]
 
 
 @moderate

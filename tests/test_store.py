@@ -53,6 +53,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert target.read_text() == "old"
 
 
+def test_a_token_id_that_stands_in_many_rows_is_one_object(tmp_path: Path) -> None:
+    rows = [replace(row, token_ids=[40_000, 40_000 + row.sample]) for row in ROWS]
+    store.write_shards(tmp_path, "es", Response, rows[:2])
+    store.write_shards(tmp_path, "ru", Response, rows[2:])
+    read = store.read_rows(tmp_path, Response)
+    assert read == rows
+    assert len({id(row.token_ids[0]) for row in read}) == 1
+
+
 def test_an_artefact_is_done_only_with_its_manifest_and_all_its_files(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path)
     assert artifact.manifest() is None

@@ -1,5 +1,6 @@
 """Which examples are computed together, decided from lengths alone and before any worker starts."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 Batch = list[int]
@@ -30,6 +31,13 @@ def token_budget_batches(lengths: Sequence[int], budget: int, rows: Sequence[int
         tokens += lengths[index]
         height += rows[index] if rows else 1
     return batches
+
+
+def even_batches(lengths: Sequence[int], budget: int) -> list[Batch]:
+    """As `token_budget_batches`, in no more batches, but of the smallest budget that allows it: none is a mere rest."""
+    count = len(token_budget_batches(lengths, budget))
+    smallest = bisect_left(range(budget), True, key=lambda less: len(token_budget_batches(lengths, less)) <= count)
+    return token_budget_batches(lengths, smallest)
 
 
 def micro_batches(

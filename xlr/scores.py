@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from xlr import languages, responses
-from xlr.batching import token_budget_batches
+from xlr.batching import even_batches, token_budget_batches
 from xlr.config import RayConfig, settings
 from xlr.encoding import Example, batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.prompts import ENGLISH
@@ -201,7 +201,7 @@ def _groups(
     for instruction, indices in members.items():
         room = budget - len(prompt_ids[instruction])
         lengths = [len(response_ids[i]) for i in indices]
-        for batch in token_budget_batches(lengths, max(room, 1)):
+        for batch in even_batches(lengths, max(room, 1)):
             groups.append((instruction, sorted(indices[i] for i in batch)))
     return groups
 
