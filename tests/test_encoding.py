@@ -210,6 +210,13 @@ def test_a_saved_tokenizer_encodes_the_same(family, tmp_path: Path):
         assert reopened.response(text) == encoder(family).response(text)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_id_is_one_object_in_all_answers(family):
+    first, second = (encoder(family).response("Why do leaves change colour in autumn?") for _ in range(2))
+    assert max(first) > 256  # Python keeps smaller numbers once anyway
+    assert all(left is right for left, right in zip(first, second, strict=True))
+
+
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no tokenizer can be opened"):
         load_tokenizer(tmp_path)

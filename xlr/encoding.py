@@ -76,6 +76,7 @@ class ChatEncoder:
                 f"{name}: the tokenizer has no chat template; add a chat_template.jinja to the model's folder "
                 "(the one the model was aligned with)"
             )
+        self._numbers: dict[int, int] = {}
         self.terminator_id = self._find_terminator()
         self._check_bos()
 
@@ -171,7 +172,9 @@ class ChatEncoder:
 
     def response(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer and its terminator. Special tokens spelled out in the text stay text."""
-        return (*self._tokenize_content(text), self.terminator_id)
+        ids = (*self._tokenize_content(text), self.terminator_id)
+        # Each id is one object for all answers: a scoring stage holds those of a whole iteration.
+        return tuple(map(self._numbers.setdefault, ids, ids))
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of a sampled response, without terminator and other special tokens."""
