@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -92,9 +93,10 @@ def test_a_second_run_does_nothing_and_takes_seconds(finished: tuple[Path, dict[
 def test_the_same_seed_gives_the_same_run_from_another_folder_and_locale(
     finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
 ) -> None:
-    """One actor or two, stage by stage or all at once, in a C locale: the same artefacts, to the byte."""
+    """One actor or two, with both models or one at a time, stage by stage or all at once, in a C locale: the same
+    artefacts, to the byte."""
     source, target = finished[0] / "run.yaml", f"run_dir={tmp_path / 'other'}"
-    two = ["pair.export_jsonl=true", "ray.actors=2", "ray.cpus_per_actor=1", target]
+    two = ["pair.export_jsonl=true", "ray.actors=2", "ray.cpus_per_actor=1", "ray.one_model_at_a_time=true", target]
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     result = cli("generate", source, *two, cwd=tmp_path, **plain)
     assert result.returncode == 0, result.stderr
@@ -200,17 +202,22 @@ def test_an_actor_that_is_killed_is_replaced(finished: tuple[Path, dict[str, Any
 
 
 def test_a_worker_that_hangs_is_ended_and_its_batch_done_by_another(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml")]
-    command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2", "ray.task_minutes=0.1"]
+    command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2", "ray.task_minutes=0.3"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     parts = tmp_path / "run" / "iter1" / "responses.parts"
     wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
     os.kill(worker_of(process.pid), signal.SIGSTOP)
+    status = cli("status", tmp_path / "run", COLUMNS="120").stdout
+    assert re.search(r"generate: \d+/24 responses, .* tokens/s, .* left", status), status
+    assert re.search(r"en \d+/12   es \d+/12\n  \S+: \d+ tasks, computing \d+ % of the time", status), status
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "is at one task for more than ray.task_minutes=0.1; it is ended" in said
+    assert "is at one task for more than ray.task_minutes=0.3; it is ended" in said
+    assert "workers lost: 1" in said
+    assert re.search(r"tokenise .* write .* load .* compute .* wait .* all", said), said
     expected = read_rows(finished[0] / "run" / "iter1" / "responses", Response)
     assert read_rows(tmp_path / "run" / "iter1" / "responses", Response) == expected
 

@@ -1,5 +1,8 @@
 """A run directory: whole files or none, and manifests that know what an artefact was made of."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 
 from xlr import store
 from xlr.errors import UserError
+from xlr.progress import Clock
 from xlr.records import Pair, Response
 from xlr.store import Artifact
 
@@ -65,7 +69,7 @@ def test_a_token_id_that_stands_in_many_rows_is_one_object(tmp_path: Path) -> No
 def test_an_artefact_is_done_only_with_its_manifest_and_all_its_files(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path)
     assert artifact.manifest() is None
-    artifact.finish(5, {}, 0.0)
+    artifact.finish(5, {}, Clock())
     manifest = make_artifact(tmp_path).manifest()
     assert manifest is not None
     assert manifest["rows"] == 5
@@ -75,7 +79,7 @@ def test_an_artefact_is_done_only_with_its_manifest_and_all_its_files(tmp_path: 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path)
-    artifact.finish(5, {}, 0.0)
+    artifact.finish(5, {}, Clock())
     other = replace(artifact, settings={"seed": 1, "top_p": 0.8})
     with pytest.raises(UserError, match=r"top_p was 0\.9 and is now 0\.8"):
         other.manifest()
@@ -83,7 +87,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_changed_input_is_refused_by_name(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path)
-    artifact.finish(5, {}, 0.0)
+    artifact.finish(5, {}, Clock())
     (tmp_path / "input.jsonl").write_text("{} \n")
     with pytest.raises(UserError, match=r"prompts .*input\.jsonl.* has changed"):
         replace(artifact).manifest()
@@ -99,8 +103,8 @@ def test_pieces_of_another_plan_are_refused(tmp_path: Path) -> None:
 
 def test_a_finished_artefact_is_identified_by_content_and_not_by_time(tmp_path: Path) -> None:
     first, second = make_artifact(tmp_path / "a" / "x"), make_artifact(tmp_path / "b" / "x")
-    first.finish(5, {}, 0.0)
-    second.finish(5, {}, 1.0)
+    first.finish(5, {}, Clock())
+    second.finish(5, {}, Clock())
     assert store.fingerprint(first.folder) == store.fingerprint(second.folder)
 
 
@@ -128,3 +132,28 @@ def test_a_run_directory_is_the_owner_s_alone(tmp_path: Path) -> None:
     run = store.RunDir(tmp_path / "run")
     run.create()
     assert run.path.stat().st_mode & 0o077 == 0
+
+
+FILL = """
+import sys
+from pathlib import Path
+from xlr.errors import UserError
+from xlr.progress import Clock
+from xlr.records import Logp
+from xlr.store import write_rows
+try:
+    write_rows(Path(sys.argv[1]) / "rows.parquet", Logp, [Logp(float(number)) for number in range(100_000)])
+except UserError as error:
+    print(error, sorted(Path(sys.argv[1]).iterdir()))
+"""
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    """A file system of 64 kB, which only root may mount."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mounted = f'mount -t tmpfs -o size=64k tmpfs {tmp_path} && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mounted, "-", sys.executable, "-c", FILL, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "rows.parquet: cannot be written, no space left on device; make room and start again" in result.stdout
+    assert result.stdout.rstrip().endswith("[]")
