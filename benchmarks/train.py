@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
-    parser.add_argument("--selective", action="store_true", help="xlr recomputes the cheap operations")
+    parser.add_argument("--checkpointing", choices=("false", "selective", "true"), default="true", help="xlr's")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)  # internal: be TRL in this process
     arguments = parser.parse_args()
     if arguments.peer:
@@ -58,7 +58,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contestants}
     for number in range(arguments.rounds):
         for name in results:
-            result = run(name, arguments.work, arguments.model, arguments.steps, number, arguments.selective)
+            result = run(name, arguments.work, arguments.model, arguments.steps, number, arguments.checkpointing)
             results[name].append(result)
             print(f"round {number + 1} {name}: {json.dumps(result)}", file=sys.stderr, flush=True)
     report(results, pairs)
@@ -138,7 +138,7 @@ def xlr(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "xlr", *arguments], check=True, stdout=sys.stderr)
 
 
-def run(name: str, work: Path, model: Path, steps: int, number: int, selective: bool) -> dict[str, Any]:
+def run(name: str, work: Path, model: Path, steps: int, number: int, checkpointing: str) -> dict[str, Any]:
     """One contestant in processes of its own: `{"seconds": [...], "losses": [...], "peak_gb": ...}`."""
     if name.startswith("trl"):
         output = work / f"{name}-{number}.json"
@@ -170,7 +170,7 @@ def run(name: str, work: Path, model: Path, steps: int, number: int, selective: 
             "lr_scheduler_type": "constant",
             "global_batch_size": GLOBAL_BATCH,
             "micro_batch_tokens": 1536,  # two pairs, as TRL's
-            "gradient_checkpointing": "selective" if selective else False,
+            "gradient_checkpointing": yaml.safe_load(checkpointing),
             "max_length": MAX_LENGTH,
             "max_steps": steps,
             "ds_config": "zero3_cpu",

@@ -99,7 +99,7 @@ def pair_language(
     facts = {
         "pairs": len(pairs),
         "alpha": choice.alpha,
-        "length_gap": choice.length_gap,
+        "length_gap": choice.length_gap if math.isfinite(choice.length_gap) else None,  # JSON has no infinity
         "chosen_chars": _mean([len(pair.chosen[0]["content"]) for pair in pairs]),
         "rejected_chars": _mean([len(pair.rejected[0]["content"]) for pair in pairs]),
         "filtered": filtered,

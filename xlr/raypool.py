@@ -113,7 +113,7 @@ class Pool:
         self._nodes: dict[Any, str] = {}  # actor -> the name of its node
         self._tallies: dict[Any, Tally] = {}  # actor -> what it did in this map, those that were lost included
         self._starting: dict[Any, Any] = {}  # the call that answers once an actor has started -> the actor
-        self._failed_starts = 0
+        self._failed_starts = 0  # one after the other
 
     def _start(self) -> None:
         address = os.environ.get("RAY_ADDRESS")
@@ -180,6 +180,7 @@ class Pool:
         try:
             self._nodes[actor] = ray.get(reference)
             self._tallies[actor] = Tally(self._nodes[actor])
+            self._failed_starts = 0
         except ray.exceptions.RayActorError as error:
             self._failed_starts += 1
             if self._failed_starts == _LOSSES:

@@ -79,9 +79,8 @@ def _pairs_table(found: dict[str, Any]) -> Table:
     for iteration, entry in found["iterations"].items():
         for lang, facts in entry.get("pairs", {}).get("facts", {}).items():
             dropped = ", ".join(f"{count} {reason}" for reason, count in facts["dropped"].items())
-            table.add_row(
-                iteration, lang, str(facts["pairs"]), f"{facts['alpha']:.3f}", f"{facts['length_gap']:.1f}", dropped
-            )
+            gap = "" if facts["length_gap"] is None else f"{facts['length_gap']:.1f}"
+            table.add_row(iteration, lang, str(facts["pairs"]), f"{facts['alpha']:.3f}", gap, dropped)
     return table
 
 
