@@ -22,6 +22,7 @@ from xlr.launch import ALLOCATOR
 _LOSSES = 3  # workers that one task may cost, and starts that may fail, before it is a fault
 _LOOK_SECONDS = 10  # between looks at which nodes there are and which tasks take too long
 _START_SECONDS = 1800  # without any worker
+_JOIN_SECONDS = 300  # for all nodes of an allocation
 _CPUS_BESIDE_A_GPU = 4
 
 
@@ -83,7 +84,8 @@ class Pool:
     """Workers on a Ray instance of their own, or on the cluster that RAY_ADDRESS names.
 
     A local instance asks for a token that only this process and its children know, listens on loopback and has
-    no dashboard unless asked for. Starts at the first `map`, ends with `close`.
+    no dashboard unless asked for. Starts at the first `map`, on a cluster when the nodes that XLR_RAY_NODES names have
+    joined it; ends with `close`.
     """
 
     def __init__(self, settings: RayConfig, model: ModelConfig):
@@ -94,7 +96,13 @@ class Pool:
         self._starting: dict[Any, Any] = {}  # the call that answers once an actor has started -> the actor
         self._failed_starts = 0
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start Ray, or join the cluster.
+
+        Raises:
+            UserError: the cluster does not answer, or the actors do not fit it.
+            RuntimeError: nodes of the allocation did not join.
+        """
         address = os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -118,6 +126,7 @@ class Pool:
                 "start one, give its token in RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from error
         signal.signal(signal.SIGTERM, handler)
+        _wait_for_nodes(ray, os.environ.get("XLR_RAY_NODES", "").split())
         cpus_each, gpus_each, _ = plan_actors(_alive(ray), self._settings)
         self._size = (cpus_each, gpus_each)
 
@@ -162,7 +171,7 @@ class Pool:
             RuntimeError: one task cost several workers, or none can start.
         """
         if self._size is None:
-            self._start()
+            self.start()
         import ray
 
         waiting = deque(tasks)
@@ -223,6 +232,19 @@ class Pool:
                 ray.kill(actor)
             self._size, self._nodes, self._starting = None, {}, {}
             ray.shutdown()
+
+
+def _wait_for_nodes(ray: Any, names: Sequence[str]) -> None:
+    """Until all nodes of an allocation have joined the cluster.
+
+    Raises:
+        RuntimeError: some did not; it names them.
+    """
+    begun = time.monotonic()
+    while absent := set(names) - {node["NodeName"] for node in ray.nodes() if node["Alive"]}:
+        if time.monotonic() - begun > _JOIN_SECONDS:
+            raise RuntimeError(f"no Ray within {_JOIN_SECONDS} s on {', '.join(sorted(absent))}")
+        time.sleep(0.5)
 
 
 def _alive(ray: Any) -> list[tuple[int, int]]:
