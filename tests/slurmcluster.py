@@ -186,9 +186,11 @@ class SlurmCluster:
 
     def crash(self, name: str) -> None:
         """Pull the plug of a node: everything on it dies at once."""
+        init = self._init(name)
         node = self._processes.pop(name)
         node.kill()
         node.wait()
+        wait_until(lambda: not Path(f"/proc/{init}").exists(), f"the end of {name}'s processes", 30)
         # Often it goes with the node, but open connections can keep the namespace for minutes.
         subprocess.run(["ip", "link", "del", f"{_BRIDGE}{name}"], env={"PATH": _PATH}, capture_output=True)
 
@@ -202,12 +204,11 @@ class SlurmCluster:
             found = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True)
             return found.stdout.split().count("idle") == len(NODES)
 
-        wait_until(up, f"idle nodes (logs in {self._folder})", 60)
+        wait_until(up, f"idle nodes (logs in {self._folder})", 60, pause=0.1)
 
     def processes(self, name: str) -> dict[int, str]:
         """The command lines of what runs on a node beside slurmd and process 1, by this machine's numbers."""
-        node = self._processes[name].pid
-        init = Path(f"/proc/{node}/task/{node}/children").read_text().strip()
+        init = self._init(name)
         namespace = os.readlink(f"/proc/{init}/ns/pid")
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
@@ -216,6 +217,11 @@ class SlurmCluster:
                     command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
                     found[int(process.name)] = command
         return {pid: command for pid, command in found.items() if command and not command.startswith("slurmd ")}
+
+    def _init(self, name: str) -> str:
+        """This machine's number of a node's process 1."""
+        node = self._processes[name].pid
+        return Path(f"/proc/{node}/task/{node}/children").read_text().strip()
 
     def folder_of(self, name: str, path: str) -> Path:
         """Where a folder below a node's own /tmp lies on this machine."""

@@ -25,6 +25,7 @@ from xlr.store import read_json, read_rows
 
 MODELS = ("iter1/model", "iter2/model")
 PAIR = ("annotate-1", "evaluate-0")  # jobs that run at the same time, both on the first node
+PAUSE = 0.1  # seconds between looks that call Slurm
 LONG = 300  # seconds that a chain may need for its next sign of life on a busy machine
 
 
@@ -63,7 +64,6 @@ class Run:
         self.path = shared / name
         config = shared / f"{name}.yaml"
         config.write_text(yaml.safe_dump(tree | {"run_dir": str(self.path)}), encoding="utf-8")
-        self._config = config
         self.command("submit", config, *overrides)
         self.ids = {job["name"]: job["id"] for job in read_json(self.path / "slurm" / "jobs.json")["jobs"]}
 
@@ -91,7 +91,7 @@ class Run:
             assert self.job(name).active, f"{name} ended\n{self.log(name)}"
             return happened()
 
-        return wait_until(look, f"{what} of {name}:\n{self.log(name)}", LONG)
+        return wait_until(look, f"{what} of {name}:\n{self.log(name)}", LONG, PAUSE)
 
     def wait_for_end(self) -> dict[str, JobState]:
         """The states of all jobs once none is active."""
@@ -101,7 +101,7 @@ class Run:
             found.update({name: self.job(name) for name in self.ids})
             return not any(state.active for state in found.values())
 
-        wait_until(ended, f"the end of {self.path.name}'s jobs", 3 * LONG)
+        wait_until(ended, f"the end of {self.path.name}'s jobs", 3 * LONG, PAUSE)
         return found
 
     def ray(self, cluster: SlurmCluster, node: str, name: str) -> bool:
@@ -219,7 +219,7 @@ def test_a_cancelled_run_leaves_nothing_on_the_nodes(cluster: SlurmCluster, tree
     run = Run(shared, "cancelled", tree, "evaluate.prompts=null")
     run.wait("annotate-1", lambda: all(workers(cluster, node) for node in NODES), "workers on both nodes")
     run.command("cancel")
-    wait_until(lambda: not any(cluster.processes(node) for node in NODES), "the end of all processes", 30)
+    wait_until(lambda: not any(cluster.processes(node) for node in NODES), "the end of all processes", 30, PAUSE)
     assert not any(run.ray(cluster, node, "annotate-1") for node in NODES)
     assert {state.state for state in run.wait_for_end().values()} == {"CANCELLED"}
     assert not run.pieces("slurm/secrets/*/token"), "a token is left"
