@@ -10,7 +10,7 @@ import pytest
 from xlr import config
 from xlr.errors import UserError
 
-RECIPES = sorted(path.stem for path in config.RECIPES.glob("*.yaml"))
+RECIPES = sorted(path.stem for path in config.RECIPES.glob("*.yaml") if path.stem != "site")
 
 
 @pytest.fixture

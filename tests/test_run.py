@@ -255,11 +255,14 @@ def test_two_xlr_on_one_run_directory_are_refused(
 ) -> None:
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml"), f"run_dir={tmp_path / 'run'}"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    lock = tmp_path / "run" / ".lock"
-    wait_until(lambda: lock.is_file() and lock.read_text(), "the lock")
+    lease = tmp_path / "run" / "leases" / "iter1" / "responses" / "000001"
+    wait_until(lambda: lease.is_file() and lease.read_text(), "the lease")
     second = cli(*command[3:])
     assert second.returncode == 2
-    assert f"in use by another xlr (process {first.pid}" in second.stderr
+    assert f"iter1/responses is in use by another xlr (process {first.pid}" in second.stderr
+    beside = cli("pair", *command[4:], "train.beta=0.2")
+    assert beside.returncode == 2
+    assert "differs from this configuration, with which generate 1 is being made now" in beside.stderr
     assert first.wait(timeout=300) == 0
 
 

@@ -117,15 +117,17 @@ def test_the_fingerprint_of_a_folder_sees_every_small_file_and_both_ends_of_larg
     assert store.fingerprint(tmp_path) != before
 
 
-def test_a_second_xlr_is_kept_out(tmp_path: Path) -> None:
-    run = store.RunDir(tmp_path / "run")
-    run.create()
-    assert run.holder() is None
-    with run.lock():
-        assert "process" in (run.holder() or "")
-        with pytest.raises(UserError, match="in use by another xlr"), store.RunDir(run.path).lock():
-            pass
-    assert run.holder() is None
+def test_tidying_takes_what_is_half_written_and_nothing_of_another_artefact(tmp_path: Path) -> None:
+    ours = store.Artifact(tmp_path / "scores", "score", {}, {})
+    left = [tmp_path / ".scores.1a.tmp", tmp_path / ".scores.manifest.json.2b.tmp", ours.parts() / ".000001.3c.tmp"]
+    kept = [tmp_path / ".eval.4d.tmp", ours.parts() / "000001.parquet"]
+    for path in (*left, *kept):
+        path.write_text("")
+    ours.tidy(finished=False)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
+    ours.tidy(finished=True)
+    assert not ours.parts_folder("parts").exists()
 
 
 def test_a_run_directory_is_the_owner_s_alone(tmp_path: Path) -> None:

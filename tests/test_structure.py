@@ -15,10 +15,22 @@ PACKAGE = Path(__file__).parents[1] / "xlr"
 
 # From the bottom to the top: a module imports from its own layer's left and from lower layers only.
 LAYERS = [
-    ["errors", "records", "languages", "config", "shipped", "preemption", "launch", "progress", "dsconfig"],
+    [
+        "errors",
+        "records",
+        "languages",
+        "config",
+        "shipped",
+        "preemption",
+        "launch",
+        "progress",
+        "dsconfig",
+        "scheduler",
+    ],
     ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "recompute", "sampling", "watch", "products"],
     [
         "store",
+        "lease",
         "prompts",
         "encoding",
         "metrics",
@@ -35,6 +47,9 @@ LAYERS = [
     ],
     ["modelcard", "responses", "scores", "pairs", "trainingpairs", "reference", "training", "evaluation", "trainer"],
     ["pipeline", "report"],
+    ["jobs"],
+    ["submission"],
+    ["doctor"],
     ["cli"],
     ["__main__"],
 ]
@@ -107,7 +122,7 @@ def test_help_comes_within_half_a_second() -> None:
 
 
 def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
-    """The wheel holds the recipes, the DeepSpeed files and the Ray entry points, and finds them without a checkout."""
+    """The wheel holds recipes, DeepSpeed files, Ray and Slurm entry points, and finds them without a checkout."""
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns(".venv*", ".git", "models", "runs", "build", "*.egg-info", "__pycache__", "*_cache")
@@ -118,12 +133,12 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     code = (
         "import xlr; from xlr import config; from xlr.shipped import shipped; print(xlr.__file__); "
-        "print(shipped('ds_configs', 'zero3.json'), shipped('ray_jobs', 'score.py')); "
+        "print(shipped('ds_configs', 'zero3.json'), shipped('ray_jobs', 'score.py'), shipped('slurm', 'lib.sh')); "
         "run = config.load(config.RECIPES / 'quickstart.yaml'); "
         "from xlr.prompts import load_prompts; print(len(load_prompts(run.prompts, run.languages)['fr']))"
     )
     command = [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.count(str(tmp_path / "site")) == 3
+    assert result.stdout.count(str(tmp_path / "site")) == 4
     assert result.stdout.split()[-1] == "24"

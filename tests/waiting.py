@@ -7,13 +7,13 @@ from typing import Any
 import psutil
 
 
-def wait_until(happened: Callable[[], Any], what: str, seconds: float = 180) -> Any:
+def wait_until(happened: Callable[[], Any], what: str, seconds: float = 180, pause: float = 0.001) -> Any:
     """Call `happened` until it returns something true, and return that."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := happened():
             return found
-        time.sleep(0.001)  # a checkpoint of a tiny model is written in a few milliseconds
+        time.sleep(pause)  # by default short: a checkpoint of a tiny model is written in a few milliseconds
     raise AssertionError(f"did not happen within {seconds} s: {what}")
 
 

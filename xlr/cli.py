@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,95 +35,175 @@ def _context(source: str, overrides: list[str] | None) -> "Context":
     return Context(config.load(source, overrides))
 
 
-def _run_stage(name: str, source: str, overrides: list[str] | None, iteration: int) -> None:
+def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, iteration: int) -> None:
     from xlr import launch, pipeline
 
     context = _context(source, overrides)
-    stage = pipeline.Stage(name, iteration)
-    if stage not in pipeline.stages(context.config):
-        have = ", ".join(map(str, pipeline.stages(context.config)))
-        raise UserError(f"{stage}: not a stage of this run, which has {have}")
+    plan = [pipeline.Stage(name, iteration) for name in names]
+    for stage in plan:
+        if stage not in pipeline.stages(context.config):
+            have = ", ".join(map(str, pipeline.stages(context.config)))
+            raise UserError(f"{stage}: not a stage of this run, which has {have}")
     ranks = launch.ranks()
-    if ranks is not None and name in ("align", "train"):
+    if ranks is not None and plan[0].name in pipeline.TRAINING:
         from xlr import training
 
-        # Ranks of our own launcher work under its lock; others' first rank takes it.
+        # Ranks of our own launcher work under its leases; others' first rank takes them.
         alone = ranks.rank == 0 and launch.ERROR_FILE not in os.environ
-        if alone:
-            context.run.create()
-        with context.run.lock() if alone else contextlib.nullcontext():
+        with pipeline.holding(context, plan) if alone else contextlib.nullcontext():
             training.join(context, iteration, ranks)
         return
-    context.run.create()
-    with context.run.lock():
-        pipeline.prepare(context)
-        try:
-            pipeline.execute(context, stage)
-        finally:
-            context.close()
+    with pipeline.holding(context, plan):
+        pipeline.run_all(context, plan)
 
 
 @app.command()
-def run(source: Source, overrides: Overrides = None) -> None:
+def run(
+    source: Source,
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option("--stages", help="Only these, of one iteration: generate,score.")] = None,
+    iteration: Iteration = 1,
+) -> None:
     """Run every stage that is not done yet, then show the report."""
     from xlr import pipeline, report
 
+    if only is not None:
+        _run_stages(only.split(","), source, overrides, iteration)
+        return
     context = _context(source, overrides)
-    context.run.create()
-    with context.run.lock():
-        pipeline.prepare(context)
-        pipeline.run_all(context)
+    plan = pipeline.stages(context.config)
+    with pipeline.holding(context, plan):
+        if not all(pipeline.done(context, stage) for stage in plan):
+            pipeline.check(context)
+        pipeline.run_all(context, plan)
         report.show(context)
 
 
 @app.command()
 def align(source: Source, overrides: Overrides = None) -> None:
     """Stage 0: make the English-aligned model from the initial one, with English preferences."""
-    _run_stage("align", source, overrides, 0)
+    _run_stages(["align"], source, overrides, 0)
 
 
 @app.command()
 def generate(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
     """Stage 1: sample responses in every language."""
-    _run_stage("generate", source, overrides, iteration)
+    _run_stages(["generate"], source, overrides, iteration)
 
 
 @app.command()
 def score(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
     """Stage 2: score the responses with the implicit reward."""
-    _run_stage("score", source, overrides, iteration)
+    _run_stages(["score"], source, overrides, iteration)
 
 
 @app.command()
 def pair(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
     """Stage 3: turn scores into preference pairs."""
-    _run_stage("pair", source, overrides, iteration)
+    _run_stages(["pair"], source, overrides, iteration)
 
 
 @app.command()
 def reference(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
     """Before training with reference_mode cached: the reference's log-probabilities of all pairs."""
-    _run_stage("reference", source, overrides, iteration)
+    _run_stages(["reference"], source, overrides, iteration)
 
 
 @app.command()
 def train(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
     """Stage 4: fine-tune on the pairs; starts its own processes unless a launcher or srun did."""
-    _run_stage("train", source, overrides, iteration)
+    _run_stages(["train"], source, overrides, iteration)
 
 
 @app.command()
 def evaluate(source: Source, overrides: Overrides = None, iteration: Iteration = 0) -> None:
     """Stage 5: evaluate the model of an iteration (0 is the start) on held-out prompts and preferences."""
-    _run_stage("evaluate", source, overrides, iteration)
+    _run_stages(["evaluate"], source, overrides, iteration)
+
+
+Site = Annotated[Path | None, typer.Option(help="The cluster's profile instead of ~/.config/xlr/site.yaml.")]
+
+
+@app.command()
+def submit(
+    source: Source,
+    overrides: Overrides = None,
+    site: Site = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print jobs and scripts; needs no Slurm.")] = False,
+) -> None:
+    """Submit every stage that is not done yet as a chain of Slurm jobs."""
+    from xlr import submission
+
+    context = _context(source, overrides)
+    if dry_run:
+        print(submission.describe(context, site), end="")
+        return
+    found = submission.submit(context, site)
+    for job in found:
+        print(
+            f"{job.id}  {job.name}: {', '.join(job.stages)}" + (f"  after {', '.join(job.after)}" if job.after else "")
+        )
+    print(f"xlr status {context.run.path}" if found else f"{context.run.path}: every stage is done")
+
+
+@app.command()
+def cancel(source: Source) -> None:
+    """Cancel the Slurm jobs of a run; what is finished is kept."""
+    from xlr import submission
+
+    context = _context(source, None)
+    for job in submission.cancel(context):
+        print(f"{job.id}  {job.name}: cancelled")
+
+
+@app.command()
+def logs(
+    source: Source,
+    stage: Annotated[str, typer.Argument(help="A stage, for example train.")],
+    iteration: Iteration = 1,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+) -> None:
+    """Show what a stage said: its job's output."""
+    from xlr import submission
+    from xlr.pipeline import Stage
+
+    log = submission.log(_context(source, None), Stage(stage, iteration))
+    os.execvp("tail", ["tail", "--lines=+1", *(["--follow"] if follow else []), str(log)])
+
+
+@app.command()
+def doctor(
+    source: Source,
+    overrides: Overrides = None,
+    site: Site = None,
+    on_node: Annotated[bool, typer.Option("--on-node", hidden=True)] = False,
+    ray: Annotated[bool, typer.Option("--ray", hidden=True)] = False,
+) -> None:
+    """Check that a run can work on this Slurm cluster: from here, then from its nodes in a short job."""
+    from xlr import doctor as examination
+
+    context = _context(source, overrides)
+    if on_node:
+        examination.on_node(context)
+    elif ray:
+        examination.with_ray(context)
+    else:
+        troubles = 0
+        for finding in examination.examine(context, site):
+            examination.show(finding)
+            troubles += bool(finding.remedy)
+        if troubles:
+            raise UserError(f"{troubles} checks found trouble; see their remedies above")
 
 
 @app.command()
 def status(source: Source) -> None:
-    """Show every stage of every iteration: done, running, waiting, rows, time."""
-    from xlr import pipeline, report
+    """Show every stage of every iteration: done, running, waiting, rows, time; and the Slurm jobs, where there are."""
+    from xlr import pipeline, report, submission
 
-    report.show_status(pipeline.status(_context(source, None)))
+    context = _context(source, None)
+    report.show_status(pipeline.status(context))
+    report.show_jobs(submission.table(context))
 
 
 @app.command("report")
@@ -168,14 +249,15 @@ def init(
         target.write_text((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    print(f"{target}: written. Edit it, then: xlr run {target}")
+    use = f"xlr submit --site {target}, or move it to ~/.config/xlr" if recipe == "site" else f"xlr run {target}"
+    print(f"{target}: written. Edit it, then: {use}")
 
 
 def main() -> None:
     """Entry point: bad input ends with one message and exit code 2, SIGTERM and SIGUSR1 with exit code 75 after
     saving, a failure of ours with a traceback and exit code 1."""
     from xlr.launch import ERROR_FILE
-    from xlr.preemption import EXIT_CODE, Preempted, end_on_signals
+    from xlr.preemption import EXIT_CODE, end_on_signals, said
 
     end_on_signals()
 
@@ -184,10 +266,12 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a report in a C locale is better with ? than not at all
     try:
         app()
-    except Preempted as ended:
-        print(ended, file=sys.stderr)
-        sys.exit(EXIT_CODE)
-    except UserError as error:
+    except BaseException as error:
+        if message := said(error):
+            print(message, file=sys.stderr)
+            sys.exit(EXIT_CODE)
+        if not isinstance(error, UserError):
+            raise
         if ERROR_FILE in os.environ:
             Path(os.environ[ERROR_FILE]).write_text(str(error), encoding="utf-8")
         print(f"error: {error}", file=sys.stderr)

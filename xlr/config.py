@@ -6,7 +6,7 @@ Relative paths are relative to the folder the command runs in; a resolved config
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,9 @@ OPERATIONAL = {"operational": True}
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Section = TypeVar("Section", bound=_Section)
 
 
 class ModelConfig(_Section):
@@ -212,6 +215,64 @@ class RayConfig(_Section):
     """Start Ray's dashboard, on the same address."""
 
 
+class JobConfig(_Section):
+    """What a Slurm job asks for; what is not set is left to the cluster."""
+
+    nodes: int | None = Field(None, ge=1)
+    """How many nodes."""
+    gpus: int | Annotated[str, Field(pattern=r"^[\w.-]+:\d+$")] | None = None
+    """GPUs of a node: a number, or type and number as in a100:8."""
+    cpus: int | None = Field(None, ge=1)
+    """CPUs of a node."""
+    tasks: int | None = Field(None, ge=1)
+    """Training processes of a node; one a GPU by default, one on CPUs."""
+    memory: str | None = None
+    """Memory of a node, as sbatch --mem takes it; 0 is all of it."""
+    time: str | None = None
+    """Time limit, as sbatch --time takes it (quoted: YAML reads 1:30 as a number); a job that reaches it goes on in a
+    new run of its own."""
+    partition: str | None = None
+    """Partition, or several with commas."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the nodes must have."""
+    nice: int | None = None
+    """How far the job stands back behind others of yours."""
+    options: tuple[str, ...] | None = None
+    """Further sbatch options, for example --exclusive or --signal=USR1@600."""
+
+
+class JobKindConfig(JobConfig):
+    """A kind of job: its stages, and what differs from the other kinds."""
+
+    stages: tuple[Literal["generate", "score", "pair", "reference", "train", "evaluate"], ...] | None = None
+    """The stages that one job runs, of one iteration; align goes with train. Every stage needs a kind of job."""
+
+
+class SlurmConfig(JobConfig):
+    """How `xlr submit` makes jobs of the stages; nothing here changes a result.
+
+    The site profile (~/.config/xlr/site.yaml) has the same keys; what a run sets goes before it.
+    """
+
+    jobs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], JobKindConfig] = {}
+    """Kinds of jobs by name: annotate (generate, score, pair, reference), train and evaluate by default. A kind that
+    names stages takes them from the others; one that is left without any goes."""
+    setup: tuple[str, ...] | None = None
+    """Shell lines before anything else in each job: module load, source .../activate."""
+    python: str | None = None
+    """The interpreter on the nodes; by default the one that runs `xlr submit`."""
+    container: str | None = None
+    """What commands are put behind, for example `apptainer exec --nv image.sif`; python is then one inside."""
+    srun: tuple[str, ...] | None = None
+    """Further srun options, for example --container-image=image.sqsh where pyxis is installed."""
+    max_restarts: int | None = Field(None, ge=0)
+    """How often a job may start again after its time limit, a preemption or a lost node; 20 by default."""
+
+
 class Config(_Section):
     """One run: everything that decides its result."""
 
@@ -232,6 +293,7 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ray: RayConfig = RayConfig()
+    slurm: Annotated[SlurmConfig, Field(json_schema_extra=OPERATIONAL)] = SlurmConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -272,20 +334,37 @@ def load(source: str | Path, overrides: list[str] | None = None) -> Config:
     if not path.is_file():
         what = "no such run directory or file" if not path.parent.is_dir() or path.name != "config.yaml" else "missing"
         raise UserError(f"{path}: {what}; start one with `xlr init NAME --recipe quickstart`")
+    tree = _read(path)
+    for override in overrides or []:
+        _override(tree, override)
+    tree.setdefault("run_dir", f"runs/{path.stem}")
+    return _absolute(_validated(Config, tree, path))
+
+
+def load_site(path: Path) -> SlurmConfig:
+    """Read a site profile.
+
+    Raises:
+        UserError: naming the file and the key.
+    """
+    return _validated(SlurmConfig, _read(path), path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no keys; start from `xlr init NAME --recipe quickstart`")
-    for override in overrides or []:
-        _override(tree, override)
-    tree.setdefault("run_dir", f"runs/{path.stem}")
+    return tree
+
+
+def _validated(section: type[Section], tree: dict[str, Any], path: Path) -> Section:
     try:
-        config = Config.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
-    return _absolute(config)
+        raise UserError(f"{path}: " + "; ".join(_explain(problem, section) for problem in error.errors())) from error
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -304,16 +383,16 @@ def _override(tree: dict[str, Any], override: str) -> None:
     tree[key] = value
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, section: Any) -> str:
     """One pydantic problem as a sentence that names the dotted key and, for an unknown one, the nearest."""
     keys = [str(part) for part in problem["loc"]]
     dotted = ".".join(keys)
     if problem["type"] != "extra_forbidden":
         given = "" if problem["type"] == "missing" else f" (it is {problem['input']!r})"
         return f"{dotted or 'the file'}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
-    section: Any = Config
     for key in keys[:-1]:
-        section = _section_type(section.model_fields[key].annotation)
+        if key in section.model_fields:  # else the name of an entry, as in slurm.jobs.train
+            section = _section_type(section.model_fields[key].annotation)
     valid = list(section.model_fields)
     close = difflib.get_close_matches(keys[-1], valid, 1)
     nearest = f"did you mean {close[0]}? " if close else ""

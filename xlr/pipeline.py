@@ -1,15 +1,18 @@
-"""The stages of a run, in order, and what each needs. `xlr run` walks them; `xlr status` shows them."""
+"""The stages of a run, in order, and what each needs. `xlr run` walks them, `xlr submit` makes jobs of them."""
 
+import contextlib
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from xlr import evaluation, pairs, progress, reference, responses, scores, training
+from xlr import evaluation, lease, pairs, progress, reference, responses, scores, training
 from xlr.config import Config, TrainConfig, dump
 from xlr.dsconfig import policy_config, reference_config
 from xlr.encoding import load_tokenizer, require_same_tokenizer
+from xlr.errors import UserError
 from xlr.prompts import load_preferences, load_prompts
 from xlr.stage import PROGRESS, Context
 from xlr.store import Artifact, manifest_path, read_json, write_text
@@ -23,6 +26,8 @@ _MODULES: dict[str, ModuleType] = {
     "train": training,
     "evaluate": evaluation,
 }
+
+TRAINING = ("align", "train")  # the stages that compute in ranks; the others compute in Ray workers
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,54 @@ def _training(train: TrainConfig, name: str, iteration: int) -> list[Stage]:
     return [*before, Stage(name, iteration)]
 
 
-def prepare(context: Context) -> None:
-    """With the run directory locked: tidy it, check what is already there against the configuration, and record it.
+@contextlib.contextmanager
+def holding(context: Context, plan: Sequence[Stage]) -> Iterator[None]:
+    """Keep every other xlr from these stages while the block runs, with all that is already there checked.
 
     Raises:
-        UserError: the prompts are not usable, or a finished artefact was made with another configuration.
+        UserError: another xlr is at one of them, the prompts are not usable, or a finished artefact or a stage that
+            is running was made with another configuration.
     """
-    _ = context.prompts
-    context.run.sweep()
+    context.run.create()
+    with lease.held(context.run.leases, [stage.artifact(context).title for stage in plan]):
+        _ = context.prompts
+        for stage in stages(context.config):
+            artifact = stage.artifact(context)
+            finished = artifact.manifest() is not None
+            if stage in plan:
+                artifact.tidy(finished)
+        _record(context, plan)
+        yield
+
+
+def _record(context: Context, plan: Sequence[Stage]) -> None:
+    """Write the configuration, which processes of this run that start later will read."""
+    recorded, text = context.run.path / "config.yaml", dump(context.config)
+    if recorded.is_file() and recorded.read_text(encoding="utf-8") == text:
+        return
     for stage in stages(context.config):
-        artifact = stage.artifact(context)
-        if artifact.manifest() is not None:
-            artifact.remove_pieces()
-    write_text(context.run.path / "config.yaml", dump(context.config))
+        user = None if stage in plan else holder(context, stage)
+        if user:
+            raise UserError(
+                f"{recorded}: differs from this configuration, with which {stage} is being made now ({user}); "
+                "wait for it, or use another run_dir"
+            )
+    write_text(recorded, text)
+
+
+def holder(context: Context, stage: Stage) -> str | None:
+    """Which process is at a stage now, if any."""
+    return lease.holder(context.run.leases, stage.artifact(context).title)
+
+
+def needs(context: Context) -> dict[Stage, list[Stage]]:
+    """Which stages each stage reads from, as their artefacts say."""
+    plan = stages(context.config)
+    makers = {stage.artifact(context).folder: stage for stage in plan}
+    return {
+        stage: [makers[Path(path)] for path in stage.artifact(context).inputs.values() if Path(path) in makers]
+        for stage in plan
+    }
 
 
 def check(context: Context) -> None:
@@ -102,7 +142,7 @@ def check(context: Context) -> None:
 
 def execute(context: Context, stage: Stage) -> None:
     """Run a stage, unless its manifest proves it done."""
-    if stage.artifact(context).manifest() is not None:
+    if done(context, stage):
         progress.console.print(f"{stage}: done already")
         return
     progress.console.print(f"{stage}")
@@ -111,7 +151,7 @@ def execute(context: Context, stage: Stage) -> None:
     logging.getLogger().addHandler(log)
     logging.getLogger("xlr").setLevel(logging.INFO)
     context.clock = progress.Clock()
-    if stage.name in ("align", "train"):
+    if stage.name in TRAINING:
         context.close()  # training needs the memory that the workers hold
     try:
         facts = _MODULES[stage.name].make(context, stage.iteration)
@@ -124,31 +164,36 @@ def execute(context: Context, stage: Stage) -> None:
     progress.console.print(f"{stage}: finished in {progress.duration(context.clock.total)}")
 
 
-def run_all(context: Context) -> None:
-    """Every stage of the run that is not done yet."""
+def run_all(context: Context, plan: Sequence[Stage]) -> None:
+    """Every stage of the plan that is not done yet; its leases are held."""
     try:
-        if any(stage.artifact(context).manifest() is None for stage in stages(context.config)):
-            check(context)
-        for stage in stages(context.config):
+        for stage in plan:
             execute(context, stage)
     finally:
         context.close()
 
 
+def done(context: Context, stage: Stage) -> bool:
+    """Whether a manifest proves a stage done, of this configuration.
+
+    Raises:
+        UserError: it was made with another configuration.
+    """
+    return stage.artifact(context).manifest() is not None
+
+
 def status(context: Context) -> list[dict[str, Any]]:
-    """What is known of each stage: state (done, running, interrupted, waiting), rows, seconds, and of the stage that
-    is not finished how far it is."""
-    busy = context.run.holder() is not None
+    """What is known of each stage: state (done, running, interrupted, waiting), rows, seconds, and of a stage that is
+    not finished how far it is."""
     found: list[dict[str, Any]] = []
     for stage in stages(context.config):
         folder = stage.artifact(context).folder
         manifest = read_json(manifest_path(folder)) if manifest_path(folder).is_file() else None
-        state = "done" if manifest else "waiting"
-        if not manifest and all(row["state"] == "done" for row in found):
-            begun = (
-                any(folder.parent.glob(f"{folder.name}.*")) or context.run.log(stage.name, stage.iteration).is_file()
-            )
-            state = "running" if busy else "interrupted" if begun else "waiting"
+        state = "done"
+        if not manifest:
+            log = context.run.log(stage.name, stage.iteration)
+            begun = log.is_file() or any(folder.parent.glob(f"{folder.name}.*"))
+            state = "waiting" if not begun else "running" if holder(context, stage) else "interrupted"
         found.append(
             {
                 "stage": str(stage),

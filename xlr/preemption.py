@@ -35,14 +35,33 @@ class Request:
         self.received = True
 
 
+_received: list[int] = []
+
+
 def end_on_signals() -> None:
     """From now on the signals raise `Preempted` wherever this process is."""
     for number in SIGNALS:
         signal.signal(number, _raise)
 
 
+def said(error: BaseException) -> str | None:
+    """What to say if this error ends the process because of a signal, else None.
+
+    Libraries turn `Preempted` into errors of their own (Ray does), and what this process works with may have got the
+    signal too.
+    """
+    if isinstance(error, Preempted):
+        return str(error)
+    return _ended_by(_received[0]) if _received and isinstance(error, Exception) else None
+
+
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    raise Preempted(f"ended by {signal.Signals(number).name}; what is finished is kept: start again to go on")
+    _received.append(number)
+    raise Preempted(_ended_by(number))
+
+
+def _ended_by(number: int) -> str:
+    return f"ended by {signal.Signals(number).name}; what is finished is kept: start again to go on"
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ _LOSSES = 3  # workers that one task may cost, and starts that may fail, before 
 _LOOK_SECONDS = 10  # between looks at which nodes there are and which tasks take too long
 _START_SECONDS = 1800  # without any worker
 _SLOW_LOAD_SECONDS = 300  # 16 GB at 50 MB/s
+_JOIN_SECONDS = 300  # for all nodes of an allocation
 _CPUS_BESIDE_A_GPU = 4
 
 
@@ -101,7 +102,8 @@ class Pool:
     """Workers on a Ray instance of their own, or on the cluster that RAY_ADDRESS names.
 
     A local instance asks for a token that only this process and its children know, listens on loopback and has
-    no dashboard unless asked for. Starts at the first `map`, ends with `close`.
+    no dashboard unless asked for. Starts at the first `map`, on a cluster when the nodes that XLR_RAY_NODES names have
+    joined it; ends with `close`.
     """
 
     def __init__(self, settings: RayConfig, model: ModelConfig, generate: GenerateConfig):
@@ -115,7 +117,13 @@ class Pool:
         self._starting: dict[Any, Any] = {}  # the call that answers once an actor has started -> the actor
         self._failed_starts = 0  # one after the other
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start Ray, or join the cluster.
+
+        Raises:
+            UserError: the cluster does not answer, or the actors do not fit it.
+            RuntimeError: nodes of the allocation did not join.
+        """
         address = os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -139,6 +147,8 @@ class Pool:
                 "start one, give its token in RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from error
         signal.signal(signal.SIGTERM, handler)
+        _wait_for_nodes(ray, os.environ.get("XLR_RAY_NODES", "").split())
+        self._choose_kind(ray, "score")
 
     def _choose_kind(self, ray: Any, method: str) -> None:
         """Settle which workers a method needs; those of the other kind, who hold the same GPUs' memory, are ended."""
@@ -208,8 +218,7 @@ class Pool:
             UserError: a worker's own, for example about a model it cannot open; it names the node.
             RuntimeError: one task cost several workers, or none can start.
         """
-        if self._vllm is None:
-            self._start()
+        self.start()
         import ray
 
         self._choose_kind(ray, method)
@@ -294,6 +303,19 @@ class Pool:
         for actor in [*self._nodes, *self._starting.values()]:
             ray.kill(actor)
         self._nodes, self._starting = {}, {}
+
+
+def _wait_for_nodes(ray: Any, names: Sequence[str]) -> None:
+    """Until all nodes of an allocation have joined the cluster.
+
+    Raises:
+        RuntimeError: some did not; it names them.
+    """
+    begun = time.monotonic()
+    while absent := set(names) - {node["NodeName"] for node in ray.nodes() if node["Alive"]}:
+        if time.monotonic() - begun > _JOIN_SECONDS:
+            raise RuntimeError(f"no Ray within {_JOIN_SECONDS} s on {', '.join(sorted(absent))}")
+        time.sleep(0.5)
 
 
 def _alive(ray: Any) -> list[tuple[int, int]]:

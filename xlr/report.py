@@ -116,3 +116,15 @@ def show_status(rows: list[dict[str, Any]]) -> None:
             console.print(headline(row["progress"]))
             for line in details(row["progress"]):
                 console.print(f"  {line}")
+
+
+def show_jobs(rows: list[dict[str, Any]]) -> None:
+    """Print the state of every Slurm job, if there are any."""
+    table = Table()
+    for row in rows:
+        if not table.columns:
+            for column in row:
+                table.add_column(column, overflow="fold")
+        table.add_row(*map(str, row.values()))
+    if rows:
+        console.print(table)

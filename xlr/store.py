@@ -5,13 +5,12 @@ may die at any moment: what has a manifest is whole, what has none is made again
 """
 
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
+import secrets
 import shutil
-import socket
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,9 +35,9 @@ _EDGE_BYTES = 1 << 20
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, flushed and renamed to it on success, removed on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process numbers repeat on the nodes of a cluster.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove(temporary)
     try:
         yield temporary
         for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
@@ -196,7 +195,7 @@ class Artifact:
 
     @cached_property
     def title(self) -> str:
-        """How messages name it, e.g. `iter1/scores`."""
+        """How messages and leases name it, e.g. `iter1/scores`."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def manifest(self) -> dict[str, Any] | None:
@@ -260,8 +259,20 @@ class Artifact:
             },
         )
 
+    def tidy(self, finished: bool) -> None:
+        """Remove what an interrupted process left: half-written files and, beside a finished artefact, its pieces.
+
+        Nobody else may be writing.
+        """
+        beside = self.folder.parent
+        for name in (self.folder.name, f"{self.folder.name}.*"):
+            for leftover in [*beside.glob(f".{name}.tmp"), *beside.glob(f"{name}/**/.*.tmp")]:
+                remove(leftover)
+        if finished:
+            self.remove_pieces()
+
     def remove_pieces(self) -> None:
-        """Remove what an interrupted process left beside the finished artefact."""
+        """Remove the pieces that the finished artefact was made of."""
         for piece in self.folder.parent.glob(f"{self.folder.name}.*"):
             if piece.is_dir():
                 remove(piece)
@@ -311,7 +322,7 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.path / "logs").mkdir(exist_ok=True)
-            probe = self.path / f".probe.{os.getpid()}"
+            probe = self.path / f".probe.{secrets.token_hex(4)}"
             probe.write_text("")
             probe.unlink()
         except OSError as error:
@@ -324,42 +335,11 @@ class RunDir:
         """The folder of one iteration."""
         return self.path / f"iter{number}"
 
-    def sweep(self) -> None:
-        """Remove what killed processes left half-written; nobody else may be writing."""
-        for leftover in self.path.glob("iter*/**/.*.tmp"):
-            remove(leftover)
+    @property
+    def leases(self) -> Path:
+        """Where it is noted who writes what now."""
+        return self.path / "leases"
 
     def log(self, stage: str, iteration: int) -> Path:
         """The log file of one stage."""
         return self.path / "logs" / f"{stage}-{iteration}.log"
-
-    def holder(self) -> str | None:
-        """Which process holds this run directory now, if any."""
-        if not (self.path / ".lock").is_file():
-            return None
-        with (self.path / ".lock").open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip()
-        return None
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep a second xlr out of this run directory for as long as this process lives.
-
-        Raises:
-            UserError: another process holds it.
-        """
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise UserError(
-                    f"{self.path}: in use by another xlr ({file.read().strip()}); wait for it, or end it"
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            yield

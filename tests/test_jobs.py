@@ -1,0 +1,179 @@
+"""The jobs of a run: what goes together, what waits for what, and the text that Slurm gets."""
+
+import difflib
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import Cli, missing
+from xlr import jobs, scheduler
+from xlr.config import RECIPES, SlurmConfig
+from xlr.errors import UserError
+from xlr.jobs import DEFAULTS, layered, options, plan, wants
+from xlr.pipeline import Stage
+from xlr.shipped import shipped
+
+GOLDEN = Path(__file__).parent / "golden" / "submit-llama3-8b.txt"
+
+
+def chain(iterations: int, evaluates: bool = True) -> dict[Stage, list[Stage]]:
+    """The stages of a run and what each reads, as the pipeline gives them."""
+    needs: dict[Stage, list[Stage]] = {Stage("align", 0): []}
+    model = Stage("align", 0)
+    for iteration in range(iterations + 1):
+        if iteration:
+            before = [model]
+            for name in ("generate", "score", "pair"):
+                needs[Stage(name, iteration)] = list(before)
+                before = [Stage(name, iteration), model]
+            model = Stage("train", iteration)
+            needs[model] = before
+        if evaluates:
+            needs[Stage("evaluate", iteration)] = [model, *([Stage("evaluate", 0)] if iteration else [])]
+    return needs
+
+
+@given(st.integers(1, 5), st.booleans(), st.integers(0, 30))
+def test_every_open_stage_is_in_one_job_after_those_it_reads_from(
+    iterations: int, evaluates: bool, finished: int
+) -> None:
+    needs = chain(iterations, evaluates)
+    todo = dict(list(needs.items())[finished:])
+    found = plan(todo, DEFAULTS)
+    assert sorted(str(stage) for job in found for stage in job.stages) == sorted(map(str, todo))
+    home = {stage: job for job in found for stage in job.stages}
+    names = [job.name for job in found]
+    assert len(set(names)) == len(names)
+    for job in found:
+        assert all(names.index(name) < names.index(job.name) for name in job.after)
+        for stage in job.stages:
+            for need in needs[stage]:
+                if need in home and home[need] != job:
+                    assert home[need].name in job.after
+
+
+def test_evaluation_is_in_nobody_s_way() -> None:
+    found = plan(chain(2), DEFAULTS)
+    assert not any(name.startswith("evaluate") for job in found if job.kind != "evaluate" for name in job.after)
+    assert "--nice=100" in options(found[-1], wants(DEFAULTS, "evaluate"))
+    assert [job.name for job in found] == [
+        *("train-0", "annotate-1", "train-1", "annotate-2", "train-2"),
+        *("evaluate-0", "evaluate-1", "evaluate-2"),
+    ]
+
+
+def test_stages_can_be_merged_and_split() -> None:
+    merged = SlurmConfig.model_validate({"jobs": {"whole": {"stages": ["generate", "score", "pair", "train"]}}})
+    one = layered(DEFAULTS, merged)
+    assert [job.name for job in plan(chain(1), one)] == ["whole-0", "whole-1", "evaluate-0", "evaluate-1"]
+    (job,) = (job for job in plan(chain(1), one) if job.name == "whole-1")
+    run = Path("/run")
+    assert jobs.command(job, one, run, [])[-5:] == [
+        *("/run/slurm/iteration.sbatch", "/run", "1"),
+        *("generate,score,pair", "train"),
+    ]
+    split = SlurmConfig.model_validate({"jobs": {"judge": {"stages": ["score", "pair"]}, "train": {"nodes": 3}}})
+    found = plan(chain(1), layered(DEFAULTS, split))
+    assert [job.after for job in found if job.name == "judge-1"] == [("train-0", "annotate-1")]
+    shrunk = SlurmConfig.model_validate({"jobs": {"annotate": {"stages": ["generate"]}}})
+    with pytest.raises(UserError, match=r"slurm\.jobs: no kind of job has pair, score"):
+        plan(chain(1), layered(DEFAULTS, shrunk))
+    crossed = SlurmConfig.model_validate({"jobs": {"judge": {"stages": ["score"]}}})
+    with pytest.raises(UserError, match=r"slurm\.jobs: annotate, .*judge.* wait for each other"):
+        plan(chain(1), layered(DEFAULTS, crossed))
+
+
+def test_a_run_s_settings_go_before_the_site_s_and_a_kind_s_before_all() -> None:
+    site = SlurmConfig.model_validate({"partition": "gpu", "gpus": 8, "jobs": {"train": {"partition": "big"}}})
+    own = SlurmConfig.model_validate({"gpus": "a100:4", "nodes": 2, "jobs": {"evaluate": {"nodes": 1}}})
+    slurm = layered(DEFAULTS, site, own)
+    assert wants(slurm, "train").partition == "big"
+    assert wants(slurm, "annotate").partition == "gpu"
+    assert (wants(slurm, "evaluate").nodes, wants(slurm, "train").nodes) == (1, 2)
+    (train,) = (job for job in plan(chain(1), slurm) if job.name == "train-1")
+    assert options(train, wants(slurm, "train"))[:3] == ["--nodes=2", "--ntasks-per-node=4", "--gres=gpu:a100:4"]
+
+
+def test_more_tasks_than_cpus_are_refused() -> None:
+    slurm = layered(DEFAULTS, SlurmConfig(gpus=8, cpus=4))
+    (train,) = (job for job in plan(chain(1), slurm) if job.name == "train-1")
+    with pytest.raises(UserError, match=r"slurm\.jobs\.train\.cpus: 4 are too few for 8 tasks"):
+        options(train, wants(slurm, "train"))
+
+
+def test_the_dry_run_of_the_paper_s_recipe_is_as_recorded(cli: Cli, tmp_path: Path) -> None:
+    """Without Slurm and without a word written. On a difference that is meant, replace the file by what is printed."""
+    command = ["submit", RECIPES / "llama3-8b.yaml", f"run_dir={tmp_path / 'run'}", "--site", RECIPES / "site.yaml"]
+    command += ["slurm.nodes=2", "evaluate.prompts={path: heldout}", "--dry-run"]
+    result = cli(*command, PATH="/nonexistent")
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "run").exists()
+    printed = result.stdout.replace(str(tmp_path / "run"), "RUN").partition("\n--- RUN/slurm/lib.sh\n")[0]
+    expected = GOLDEN.read_text(encoding="utf-8")
+    difference = difflib.unified_diff(expected.splitlines(), printed.splitlines(), "recorded", "printed", lineterm="")
+    assert printed == expected, "\n".join(difference)
+    for name in jobs.SCRIPTS:
+        assert shipped("slurm", name).read_text(encoding="utf-8") in result.stdout
+
+
+def test_the_scripts_pass_shellcheck(tmp_path: Path) -> None:
+    if not shutil.which("shellcheck"):
+        missing("shellcheck is not installed: apt-get install shellcheck")
+    folder = shipped("slurm", "lib.sh").parent
+    environment = tmp_path / "environment.sh"
+    container = "apptainer exec --nv x.sif"
+    slurm = SlurmConfig(setup=("module load cuda",), container=container, python="/opt/a b/python", max_restarts=3)
+    environment.write_text(jobs.environment(slurm, "python"), encoding="utf-8")
+    scripts = [environment, *sorted(folder.glob("*.sbatch"))]
+    command = ["shellcheck", "--external-sources", *scripts]
+    result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    read = f'set -eu; module() {{ echo "$*"; }}; source {environment}; echo "$python" "${{container[3]}}" $max_restarts'
+    said = subprocess.run(["bash", "-c", read], capture_output=True, text=True, check=True).stdout
+    assert said == "load cuda\n/opt/a b/python x.sif 3\n"
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"jobs": {"train": {"nodez": 2}}}, "slurm.jobs.train.nodez: unknown key; did you mean nodes?"),
+        ({"time": 90}, "slurm.time: input should be a valid string"),
+        ({"jobs": {"judge": {"stages": ["judge"]}}}, "slurm.jobs.judge.stages.0: input should be 'generate'"),
+        ({"gpus": "eight"}, "slurm.gpus"),
+    ],
+)
+def test_bad_settings_are_named(
+    tree: dict[str, Any], message: str, cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path]
+) -> None:
+    result = cli("submit", write_config(tiny_tree | {"slurm": tree}), "--dry-run")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr
+
+
+def test_without_sbatch_submit_says_where_to_go(
+    cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path], tmp_path: Path
+) -> None:
+    result = cli("submit", write_config(tiny_tree), PATH="/nonexistent")
+    assert result.returncode == 2
+    assert "sbatch and scontrol are not on PATH: run this on a login node" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_scontrol_s_words_are_understood() -> None:
+    line = (
+        "JobId=7 JobName=run-train-1 UserId=me(1) Priority=4294901755 Nice=0 JobState=RUNNING Reason=None "
+        "Dependency=(null) Requeue=1 Restarts=2 ExitCode=0:0 RunTime=1-00:00:30 TimeLimit=2-12:00:00 "
+        "Partition=gpu NodeList=n[1-2] BatchHost=n1 Command=/run/slurm/train.sbatch /run 1 train"
+    )
+    found = scheduler.parse(line)
+    assert (found.state, found.reason, found.restarts, found.nodes) == ("RUNNING", "", 2, "n[1-2]")
+    assert (found.elapsed, found.left) == ("1-00:00:30", "1-11:59:30")
+    assert found.active
+    ended = scheduler.parse(line.replace("RUNNING Reason=None", "FAILED Reason=NonZeroExitCode"))
+    assert (ended.active, ended.left, ended.reason) == (False, "", "NonZeroExitCode")

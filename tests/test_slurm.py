@@ -1,0 +1,269 @@
+"""Whole chains on a real Slurm: undisturbed, disturbed in every way, failing, cancelled, out of time."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import slurmcluster
+from tests.conftest import missing, tiny_tree
+from tests.slurmcluster import NODES, SlurmCluster
+from tests.waiting import wait_until
+from xlr import scheduler
+from xlr.records import Response
+from xlr.scheduler import JobState
+from xlr.store import read_json, read_rows
+
+MODELS = ("iter1/model", "iter2/model")
+PAIR = ("annotate-1", "evaluate-0")  # jobs that run at the same time, both on the first node
+PAUSE = 0.1  # seconds between looks that call Slurm
+LONG = 300  # seconds that a chain may need for its next sign of life on a busy machine
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all nodes see."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    if reason := slurmcluster.lacking():
+        missing(reason)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: sockets lie in it
+    with slurmcluster.running(folder, [tmp_path_factory.getbasetemp()]) as started:
+        yield started
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def tree(tiny_models: dict[str, Path], shared: Path) -> dict[str, Any]:
+    """Two iterations; annotate and train each on both nodes, evaluate on one."""
+    found = tiny_tree.__wrapped__(tiny_models, shared)  # type: ignore[attr-defined]
+    found["iterations"] = 2
+    found["evaluate"].pop("preferences")
+    found["generate"]["batch_size"] = 2  # twelve pieces: time to be disturbed in
+    found["train"] |= {"num_train_epochs": 4, "save_steps": 1}
+    found["slurm"] = {"nodes": 2, "cpus": 1, "jobs": {"evaluate": {"nodes": 1}}}
+    return dict(found)
+
+
+class Run:
+    """A run that was submitted."""
+
+    def __init__(self, shared: Path, name: str, tree: dict[str, Any], *overrides: str):
+        self.path = shared / name
+        config = shared / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(tree | {"run_dir": str(self.path)}), encoding="utf-8")
+        self.command("submit", config, *overrides)
+        self.ids = {job["name"]: job["id"] for job in read_json(self.path / "slurm" / "jobs.json")["jobs"]}
+
+    def command(self, name: str, *arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
+        """`xlr NAME` on this run."""
+        command = [sys.executable, "-m", "xlr", name, *map(str, arguments or [self.path])]
+        environment = os.environ | {"COLUMNS": "250"}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert result.returncode == code, result.stdout + result.stderr
+        return result
+
+    def job(self, name: str) -> JobState:
+        found = scheduler.job(self.ids[name])
+        assert found
+        return found
+
+    def log(self, name: str) -> str:
+        path = self.path / "slurm" / "logs" / f"{name}-{self.ids[name]}.out"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def wait(self, name: str, happened: Callable[[], Any], what: str) -> Any:
+        """Until something happens, unless the job ends before."""
+
+        def look() -> Any:
+            assert self.job(name).active, f"{name} ended\n{self.log(name)}"
+            return happened()
+
+        return wait_until(look, f"{what} of {name}:\n{self.log(name)}", LONG, PAUSE)
+
+    def wait_for_end(self) -> dict[str, JobState]:
+        """The states of all jobs once none is active."""
+        found: dict[str, JobState] = {}
+
+        def ended() -> bool:
+            found.update({name: self.job(name) for name in self.ids})
+            return not any(state.active for state in found.values())
+
+        wait_until(ended, f"the end of {self.path.name}'s jobs", 3 * LONG, PAUSE)
+        return found
+
+    def ray(self, cluster: SlurmCluster, node: str, name: str) -> bool:
+        """Whether a job's Ray has its folder on a node."""
+        return cluster.folder_of(node, f"/tmp/xlr-{self.ids[name]}").exists()
+
+    def pieces(self, folder: str) -> list[Path]:
+        return list(self.path.glob(folder))
+
+    def digests(self) -> dict[str, str]:
+        return {name: read_json(self.path / f"{name}.manifest.json")["digest"] for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: SlurmCluster, tree: dict[str, Any], shared: Path) -> Run:
+    run = Run(shared, "undisturbed", tree)
+    run.wait(PAIR[0], lambda: all(run.ray(cluster, NODES[0], name) for name in PAIR), "another Ray beside that")
+    states = run.wait_for_end()
+    for name, state in states.items():
+        assert (state.state, state.restarts) == ("COMPLETED", 0), f"{name}: {state}\n{run.log(name)}"
+    return run
+
+
+def test_two_jobs_on_a_node_have_rays_of_their_own(undisturbed: Run, cluster: SlurmCluster) -> None:
+    """They ran at the same time, each with its folder and ports, and both came to their end."""
+    logs = [undisturbed.path / "slurm" / "logs" / f"ray-{undisturbed.ids[name]}.out" for name in PAIR]
+    ports = [set(re.findall(r"--address='?[0-9.]+:(\d+)", log.read_text())) for log in logs]
+    assert all(len(found) == 1 for found in ports), ports
+    assert ports[0] != ports[1]
+    assert not any(undisturbed.ray(cluster, node, name) for node in NODES for name in PAIR), "folders are left"
+
+
+def test_a_chain_of_two_iterations_ends_complete(undisturbed: Run) -> None:
+    for name in ("annotate-1", "train-1", "annotate-2", "train-2"):
+        assert undisturbed.job(name).nodes == "n[1-2]"
+    assert read_json(undisturbed.path / "iter2" / "model.manifest.json")["facts"]["world_size"] == 2
+    said = undisturbed.command("status").stdout
+    assert said.count("done") == 11
+    assert said.count("COMPLETED") == len(undisturbed.ids) == 7
+    assert not undisturbed.pieces("slurm/secrets/*/token"), "a token is left"
+    assert "every stage is done" in undisturbed.command("submit").stdout
+
+
+def test_a_chain_that_is_disturbed_everywhere_ends_with_the_same_weights(
+    cluster: SlurmCluster, undisturbed: Run, tree: dict[str, Any], shared: Path
+) -> None:
+    run = Run(shared, "disturbed", tree, "evaluate.prompts=null")
+    refused = run.command("submit", run.path, code=2).stderr
+    assert run.ids["annotate-1"] in refused
+    assert "queued or running" in refused
+
+    run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/*.parquet"), "a piece")
+    for pid in workers(cluster, NODES[0]) | workers(cluster, NODES[1]):
+        os.kill(pid, signal.SIGSTOP)  # nothing is finished before the warning comes
+    minutes = scheduler.seconds(run.job("annotate-1").elapsed) // 60 + 2
+    limit(run.ids["annotate-1"], minutes)  # less than two are left
+    run.wait("annotate-1", lambda: run.job("annotate-1").restarts == 1, "the restart at the time limit")
+    limit(run.ids["annotate-1"], 60)
+    assert "ended by SIGUSR1; what is finished is kept" in run.log("annotate-1")
+    assert "saved; job" in run.log("annotate-1")
+    assert run.job("train-1").state == "PENDING"
+
+    run.wait("train-1", lambda: run.pieces("iter1/model.checkpoints/*/*"), "a checkpoint")
+    cluster.crash(NODES[1])  # and back before Slurm misses it: the other rank's failure is what is seen
+    cluster.boot(NODES[1])
+    run.wait("train-1", lambda: run.job("train-1").restarts == 1, "the restart after the crash")
+    assert f"lost {NODES[1]}; job" in run.log("train-1")
+
+    run.wait("annotate-2", lambda: run.pieces("iter2/responses.parts/*.parquet"), "a piece")
+    cluster.crash(NODES[1])
+    run.wait("annotate-2", lambda: run.job("annotate-2").restarts == 1, "the restart after the crash")
+    cluster.boot(NODES[1])
+
+    run.wait("train-2", lambda: run.pieces("iter2/model.checkpoints/*/*"), "a checkpoint")
+    subprocess.run(["scontrol", "requeue", run.ids["train-2"]], check=True)
+    states = run.wait_for_end()
+    for name, state in states.items():
+        assert state.state == "COMPLETED", f"{name}: {state}\n{run.log(name)}"
+    assert [states[name].restarts for name in ("annotate-1", "train-1", "annotate-2", "train-2")] == [1, 1, 1, 1]
+    assert run.digests() == undisturbed.digests()
+    for name in ("iter1/responses", "iter2/responses"):
+        assert read_rows(run.path / name, Response) == read_rows(undisturbed.path / name, Response)
+
+
+def test_a_failing_stage_leaves_its_followers_cancelled_and_status_says_why(
+    cluster: SlurmCluster, tree: dict[str, Any], shared: Path
+) -> None:
+    prompts = shared / "prompts"
+    shutil.copytree(tree["prompts"]["path"], prompts)
+    run = Run(shared, "failing", tree | {"prompts": {"path": str(prompts), "limit": 4}}, "evaluate.prompts=null")
+    (prompts / "es.jsonl").unlink()
+    states = run.wait_for_end()
+    assert {name: state.state for name, state in states.items()} == {
+        "annotate-1": "FAILED",
+        **dict.fromkeys(("train-1", "annotate-2", "train-2"), "CANCELLED"),
+    }
+    said = run.command("status").stdout
+    assert "NonZeroExitCode: see its log" in said
+    assert "has no es.jsonl or es.json" in said
+    assert said.count("DependencyNeverSatisfied: a job before it failed") == 3
+    assert "has no es.jsonl or es.json" in run.command("logs", run.path, "generate").stdout
+
+
+def test_a_job_that_used_up_its_restarts_fails(cluster: SlurmCluster, tree: dict[str, Any], shared: Path) -> None:
+    merged = "slurm.jobs.annotate.stages=[generate, score, pair, reference, train]"
+    run = Run(shared, "restless", tree, "evaluate.prompts=null", "slurm.nodes=1", "slurm.max_restarts=0", merged)
+    assert set(run.ids) == {"annotate-1", "annotate-2"}
+    run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/*.parquet"), "a piece")
+    subprocess.run(["scancel", "--signal=USR1", run.ids["annotate-1"]], check=True)
+    assert run.wait_for_end()["annotate-1"].state == "FAILED"
+    assert "started again 0 times, which is slurm.max_restarts" in run.command("status").stdout
+
+
+def test_a_cancelled_run_leaves_nothing_on_the_nodes(cluster: SlurmCluster, tree: dict[str, Any], shared: Path) -> None:
+    run = Run(shared, "cancelled", tree, "evaluate.prompts=null")
+    run.wait("annotate-1", lambda: all(workers(cluster, node) for node in NODES), "workers on both nodes")
+    run.command("cancel")
+    wait_until(lambda: not any(cluster.processes(node) for node in NODES), "the end of all processes", 30, PAUSE)
+    assert not any(run.ray(cluster, node, "annotate-1") for node in NODES)
+    assert {state.state for state in run.wait_for_end().values()} == {"CANCELLED"}
+    assert not run.pieces("slurm/secrets/*/token"), "a token is left"
+
+
+def test_what_slurm_would_refuse_is_said_before_anything_is_queued(
+    cluster: SlurmCluster, tree: dict[str, Any], shared: Path
+) -> None:
+    config = shared / "refused.yaml"
+    config.write_text(yaml.safe_dump(tree | {"run_dir": str(shared / "refused")}), encoding="utf-8")
+    for override, message in {
+        "slurm.partition=nowhere": "slurm.jobs.annotate: .*partitions here: main",
+        "slurm.jobs.train.nodes=3": "slurm.jobs.train: ",
+    }.items():
+        command = [sys.executable, "-m", "xlr", "submit", str(config), override]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 2, result.stderr
+        assert re.search(message, result.stderr, re.DOTALL), result.stderr
+        assert not (shared / "refused" / "slurm" / "jobs.json").exists()
+
+
+def test_the_doctor_finds_what_is_well_and_what_is_not(
+    cluster: SlurmCluster, tree: dict[str, Any], shared: Path
+) -> None:
+    config = shared / "doctor.yaml"
+    config.write_text(yaml.safe_dump(tree | {"run_dir": str(shared / "doctor")}), encoding="utf-8")
+    command = [sys.executable, "-m", "xlr", "doctor", str(config)]
+    well = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    assert well.returncode == 0, well.stdout + well.stderr
+    for node in NODES:
+        assert re.search(rf"ok +{node}: Python: .*torch .*; no GPU", well.stdout)
+        assert f"{node}: run_dir: sees 3 of 3 files" in well.stdout
+        assert f"{node}: collectives: 2 tasks met over gloo" in well.stdout
+    assert "Ray: n1 n2 joined at 10." in well.stdout
+    ill = subprocess.run([*command, "slurm.python=/nowhere/python"], capture_output=True, text=True, timeout=LONG)
+    assert ill.returncode == 2, ill.stdout
+    assert "'/nowhere/python -m xlr' does not start; set slurm.setup, slurm.python or slurm.container" in ill.stdout
+
+
+def limit(job: str, minutes: int) -> None:
+    """Give a job another time limit."""
+    subprocess.run(["scontrol", "update", f"jobid={job}", f"timelimit={minutes}"], check=True)
+
+
+def workers(cluster: SlurmCluster, node: str) -> set[int]:
+    """The Ray workers that run on a node."""
+    return {pid for pid, command in cluster.processes(node).items() if command.startswith("ray::Worker")}

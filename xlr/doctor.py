@@ -1,0 +1,186 @@
+"""Whether a run can work on this cluster; each check says what it found and, where that is no good, what to do.
+
+From the login node: Slurm, what the jobs ask for, models, room. Then, in a short job as large as training, from the
+nodes: Python environment, shared folder, GPUs, collectives between all tasks, Ray.
+"""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from xlr import jobs, launch, pipeline, progress, scheduler, submission
+from xlr.config import SlurmConfig
+from xlr.errors import UserError
+from xlr.jobs import Job
+from xlr.pipeline import Stage
+from xlr.stage import Context
+from xlr.store import read_json, remove, write_json, write_text
+
+_DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for a parameter of 2, and each iteration leaves a model
+_GIB = 1 << 30
+_MINUTES = 10
+_LOOK_SECONDS = 1.0
+_VISIBLE_SECONDS = 60  # that a network file system may take to show another node's file
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found; the remedy is empty where all is well."""
+
+    check: str
+    found: str
+    remedy: str = ""
+
+
+def examine(context: Context, site: Path | None) -> Iterator[Finding]:
+    """All checks, each as soon as it is made; the job only where nothing speaks against it before."""
+    slurm = submission.settings(context, site)
+    with pipeline.holding(context, []):  # the job reads the configuration from there
+        well = True
+        for finding in (*_models(context), _room(context), *_requests(context, slurm)):
+            well &= not finding.remedy
+            yield finding
+        if well:
+            yield from _by_job(context, slurm)
+
+
+def show(finding: Finding) -> None:
+    """Print a finding."""
+    progress.console.print(f"{'FAILED' if finding.remedy else 'ok':8}{finding.check}: {finding.found}")
+    if finding.remedy:
+        progress.console.print(f"        -> {finding.remedy}")
+
+
+def _models(context: Context) -> Iterator[Finding]:
+    from xlr.models import load_config  # imports torch
+
+    for name in filter(None, (context.config.model.initial, context.config.model.aligned)):
+        try:
+            yield Finding("model", f"{name}: {load_config(name).model_type}")
+        except UserError as error:
+            yield Finding("model", str(error), "name a folder that all nodes see, or fetch the hub's model first")
+
+
+def _room(context: Context) -> Finding:
+    folder, model = context.run.path, Path(context.config.model.initial)
+    needed = sum(file.stat().st_size for file in model.glob("*.safetensors")) * _DISK_BYTES_A_WEIGHT_BYTE
+    free = shutil.disk_usage(folder).free
+    found = f"{folder}: {free // _GIB} GiB free" + (f", about {needed // _GIB} needed" if needed else "")
+    return Finding("room", found, "choose a run_dir with more room" if free < needed else "")
+
+
+def _requests(context: Context, slurm: SlurmConfig) -> Iterator[Finding]:
+    """Whether Slurm would take each kind of job."""
+    try:
+        scheduler.require()
+    except UserError as error:
+        yield Finding("Slurm", str(error), "go to a login node of the cluster")
+        return
+    submission.write_scripts(context.run.path, slurm)
+    for kind, job in {job.kind: job for job in submission.plan(context, slurm)}.items():
+        try:
+            submission.require_accepted(job, slurm, context.run.path)
+            yield Finding(f"{kind} jobs", " ".join(jobs.options(job, jobs.wants(slurm, kind))))
+        except UserError as error:
+            yield Finding(f"{kind} jobs", str(error), f"correct the site profile, or slurm.jobs.{kind}")
+
+
+def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Finding]:
+    """What the nodes find, in a job that is submitted and waited for."""
+    run, folder = context.run.path, _folder(context)
+    remove(folder)
+    write_text(folder / "canary", "from the login node")
+    kind = next(name for name, kind in slurm.jobs.items() if "train" in (kind.stages or ()))
+    options = jobs.options(Job(kind, 0, (Stage("train", 0),), ()), jobs.wants(slurm, kind))
+    log = folder / "job.out"
+    command = ["sbatch", "--parsable", f"--job-name={run.name}-doctor", f"--output={log}", *options]
+    number = scheduler.submit([*command, f"--time={_MINUTES}", str(run / "slurm" / "doctor.sbatch"), str(run)])
+    try:
+        while (state := scheduler.job(number)) and state.active:
+            time.sleep(_LOOK_SECONDS)
+    except BaseException:
+        scheduler.cancel([number])
+        raise
+    for file in sorted(folder.glob("*.json")):
+        yield from (Finding(**finding) for finding in read_json(file))
+    if state is None or state.state != "COMPLETED":
+        ended = f"{state.state} {state.reason}".strip() if state else "unknown to Slurm"
+        yield Finding(f"job {number}", f"{ended}: {submission.last_line(log)}", f"see {log}")
+
+
+def on_node(context: Context) -> None:
+    """As a task of that job: look around, then meet the others, and write down what was found."""
+    ranks = launch.ranks() or launch.Ranks(0, 1, 0)
+    node = os.environ["SLURMD_NODENAME"]
+    write_text(_folder(context) / f"canary-{ranks.rank}", node)
+    if ranks.local_rank == 0:
+        findings = [_environment(node), *_sight(context, node)]
+        write_json(_folder(context) / f"{node}-looks.json", [asdict(finding) for finding in findings])
+    if ranks.world_size > 1:
+        met = _meet(node, ranks)
+        if ranks.local_rank == 0:
+            write_json(_folder(context) / f"{node}-meets.json", [asdict(met)])
+
+
+def _environment(node: str) -> Finding:
+    import torch
+
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "deepspeed", "ray", "transformers")]
+    gpus = [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
+    asked = bool(os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_JOB_GPUS"))
+    remedy = (
+        "this torch sees no GPU: install the build for the node's driver (nvidia-smi)" if asked and not gpus else ""
+    )
+    found = f"{len(gpus)} x {gpus[0]}, CUDA {torch.version.cuda}" if gpus else "no GPU"
+    return Finding(f"{node}: Python", f"{sys.executable}, {', '.join(versions)}; {found}", remedy)
+
+
+def _sight(context: Context, node: str) -> Iterator[Finding]:
+    """What a node sees of the run directory's other writers, of the models, and its own room."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    wanted = {_folder(context) / name for name in ("canary", *(f"canary-{rank}" for rank in range(tasks)))}
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while (unseen := {path for path in wanted if not path.is_file()}) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    found = f"sees {len(wanted) - len(unseen)} of {len(wanted)} files that the login node and all tasks wrote"
+    yield Finding(f"{node}: run_dir", found, "choose a file system that all nodes share" if unseen else "")
+    for name in filter(None, (context.config.model.initial, context.config.model.aligned)):
+        if Path(name).is_absolute() and not Path(name).is_dir():
+            yield Finding(f"{node}: model", f"{name} is not there", "put it on a file system that all nodes share")
+    free = shutil.disk_usage("/tmp").free // _GIB
+    remedy = "" if free else "Ray needs room in /tmp of each node: ask the administrators"
+    yield Finding(f"{node}: /tmp", f"{free} GiB free", remedy)
+
+
+def _meet(node: str, ranks: launch.Ranks) -> Finding:
+    """One reduction over all tasks, as training makes them."""
+    import torch
+    import torch.distributed as dist
+
+    from xlr import engine
+
+    begun = time.monotonic()
+    device = engine.init_distributed(ranks)
+    ones = torch.ones(1, device=device)
+    dist.all_reduce(ones)
+    backend = dist.get_backend()
+    engine.close_distributed()
+    found = f"{int(ones.item())} tasks met over {backend} in {time.monotonic() - begun:.1f} s"
+    return Finding(f"{node}: collectives", found, "" if ones.item() == ranks.world_size else "some tasks are missing")
+
+
+def with_ray(context: Context) -> None:
+    """As the driver on that job's Ray cluster: all nodes must join."""
+    context.pool.start()
+    context.close()
+    found = f"{os.environ['XLR_RAY_NODES']} joined at {os.environ['RAY_ADDRESS']}"
+    write_json(_folder(context) / "ray.json", [asdict(Finding("Ray", found))])
+
+
+def _folder(context: Context) -> Path:
+    return context.run.path / "slurm" / "doctor"

@@ -1,0 +1,150 @@
+"""Slurm's commands, and what they say; no other module calls them."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xlr.errors import UserError
+
+# The states that a job stays in; all others lead on: PENDING, RUNNING, COMPLETING, SIGNALING, REQUEUED, ...
+_ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+)
+_SECONDS = 60  # that a busy controller may take to answer
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm knows of a job; empty where it does not say."""
+
+    state: str
+    reason: str = ""
+    elapsed: str = ""
+    left: str = ""
+    nodes: str = ""
+    restarts: int = 0
+    exit_code: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits, runs, or will run again."""
+        return self.state not in _ENDED
+
+
+def available() -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which("sbatch") is not None and shutil.which("scontrol") is not None
+
+
+def require() -> None:
+    """Check that jobs can be submitted from here.
+
+    Raises:
+        UserError: no Slurm commands, or no answer from the controller.
+    """
+    if not available():
+        raise UserError(
+            "sbatch and scontrol are not on PATH: run this on a login node of the cluster, load its slurm module, "
+            "or use `xlr submit --dry-run` to see the jobs"
+        )
+    answer = _call(["scontrol", "ping"])
+    if answer.returncode or "UP" not in answer.stdout:
+        raise UserError(f"Slurm's controller does not answer: {_words(answer)}; ask the cluster's administrators")
+
+
+def submit(command: Sequence[str]) -> str:
+    """Run an sbatch command with `--parsable` and return the job's id.
+
+    Raises:
+        UserError: Slurm refuses it, in Slurm's own words.
+    """
+    answer = _call(command)
+    if answer.returncode:
+        raise UserError(f"{' '.join(command)}\nSlurm refuses: {_words(answer)}")
+    return answer.stdout.strip().split(";")[0]
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs, all at once, so that none starts because another ended.
+
+    Raises:
+        UserError: Slurm refuses.
+    """
+    answer = _call(["scancel", *jobs])
+    if answer.returncode:
+        raise UserError(f"scancel {' '.join(jobs)}: {_words(answer)}")
+
+
+def partitions() -> str:
+    """The names of this cluster's partitions, for messages."""
+    return ", ".join(sorted(set(_call(["sinfo", "--noheader", "--format=%R"]).stdout.split())))
+
+
+def job(number: str) -> JobState | None:
+    """What Slurm knows of a job: scontrol for some minutes after its end, then sacct where there is one."""
+    answer = _call(["scontrol", "--oneliner", "show", "job", number])
+    if answer.returncode == 0:
+        return parse(answer.stdout)
+    if shutil.which("sacct") is None:
+        return None
+    columns = "State,ExitCode,Elapsed,NodeList"
+    answer = _call(["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={number}", f"--format={columns}"])
+    if answer.returncode or not answer.stdout.strip():
+        return None
+    state, exit_code, elapsed, nodes = answer.stdout.strip().splitlines()[-1].split("|")
+    return JobState(state.split()[0], "", elapsed, "", nodes, 0, exit_code)
+
+
+def parse(line: str) -> JobState:
+    """A job as `scontrol --oneliner show job` prints it."""
+    found = dict(re.findall(r"(?:^|\s)([A-Za-z/]+)=(\S*)", line))
+    known = {key: "" if value in ("(null)", "None", "Unknown") else value for key, value in found.items()}
+    elapsed, limit = known.get("RunTime", ""), known.get("TimeLimit", "")
+    running = known["JobState"] == "RUNNING" and limit not in ("", "UNLIMITED")
+    return JobState(
+        known["JobState"],
+        known.get("Reason", ""),
+        elapsed,
+        clock(seconds(limit) - seconds(elapsed)) if running else "",
+        known.get("NodeList", ""),
+        int(known.get("Restarts") or 0),
+        known.get("ExitCode", ""),
+    )
+
+
+def is_over(number: str, restart: int) -> bool:
+    """Whether Slurm says that a job's run of this restart count has ended; False where it cannot be asked."""
+    if not available():
+        return False
+    found = job(number)
+    return found is not None and (not found.active or found.state == "PENDING" or found.restarts > restart)
+
+
+def seconds(time: str) -> int:
+    """`1-02:03:04`, `02:03:04` or `03:04` as Slurm prints it."""
+    days, _, clock_time = time.rpartition("-")
+    total = 0
+    for part in clock_time.split(":"):
+        total = 60 * total + int(part)
+    return 86400 * int(days or 0) + total
+
+
+def clock(total: int) -> str:
+    """The reverse of `seconds`."""
+    days, rest = divmod(max(total, 0), 86400)
+    hours, minutes = divmod(rest // 60, 60)
+    return (f"{days}-" if days else "") + f"{hours:02d}:{minutes:02d}:{rest % 60:02d}"
+
+
+def _call(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"no answer within {_SECONDS} s")
+
+
+def _words(answer: "subprocess.CompletedProcess[str]") -> str:
+    return " ".join((answer.stderr.strip() or answer.stdout.strip()).split())

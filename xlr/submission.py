@@ -1,0 +1,210 @@
+"""A run on Slurm: submit its jobs, see how they are, cancel them, find their logs.
+
+Writes `RUN/slurm/`: the scripts as they were submitted, `jobs.json`, and the jobs' output in `logs/`.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xlr import jobs, pipeline, scheduler
+from xlr.config import SlurmConfig, load_site
+from xlr.errors import UserError
+from xlr.jobs import Job
+from xlr.pipeline import Stage
+from xlr.scheduler import JobState
+from xlr.shipped import shipped
+from xlr.stage import Context
+from xlr.store import read_json, write_json, write_text
+
+SITE = Path("~/.config/xlr/site.yaml")
+
+# What Slurm's words mean for the user, where they do not say it.
+_REMEDIES = {
+    "DependencyNeverSatisfied": "a job before it failed",
+    "JobLaunchFailure": "the node could not start it: does it see the run directory?",
+    "NonZeroExitCode": "see its log",
+    "TimeLimit": "it had no time to save: --signal=USR1@N of slurm.options earlier, or a longer slurm.time",
+}
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job as jobs.json holds it."""
+
+    name: str
+    id: str
+    stages: list[str]
+    after: list[str]
+    log: str
+
+
+def settings(context: Context, site: Path | None) -> SlurmConfig:
+    """Defaults, the site's profile over them, the run's own over both.
+
+    Raises:
+        UserError: the profile is not there or not usable.
+    """
+    profile = site or SITE.expanduser()
+    layers = [load_site(profile)] if site or profile.is_file() else []
+    return jobs.layered(jobs.DEFAULTS, *layers, context.config.slurm)
+
+
+def plan(context: Context, slurm: SlurmConfig) -> list[Job]:
+    """The jobs of all stages that are not done."""
+    needs = pipeline.needs(context)
+    return jobs.plan({stage: needs[stage] for stage in needs if not pipeline.done(context, stage)}, slurm)
+
+
+def describe(context: Context, site: Path | None) -> str:
+    """What `submit` would do: graph, environment, sbatch commands and scripts. Needs no Slurm, writes nothing."""
+    slurm, run = settings(context, site), context.run.path
+    todo = plan(context, slurm)
+    commands = [jobs.command(job, slurm, run, [f"<{name}>" for name in job.after]) for job in todo]
+    parts = [
+        jobs.graph(todo),
+        "".join(" ".join(command) + "\n" for command in commands),
+        f"--- {run}/slurm/environment.sh\n{jobs.environment(slurm, sys.executable)}",
+        *(f"--- {run}/slurm/{name}\n{_shipped(name)}" for name in jobs.SCRIPTS),
+    ]
+    return "\n".join(parts)
+
+
+def submit(context: Context, site: Path | None) -> list[Submitted]:
+    """Submit the jobs of all stages that are not done.
+
+    Raises:
+        UserError: the run is queued or running already, bad input of a stage, or what Slurm refuses.
+    """
+    scheduler.require()
+    slurm, run = settings(context, site), context.run.path
+    active = [f"{job.id} ({job.name}, {state.state})" for job, state in states(context) if state and state.active]
+    if active:
+        raise UserError(f"{run}: its jobs are queued or running: {', '.join(active)}; `xlr cancel {run}` ends them")
+    with pipeline.holding(context, pipeline.stages(context.config)):
+        todo = plan(context, slurm)
+        if not todo:
+            return []
+        write_scripts(run, slurm)
+        for job in {job.kind: job for job in todo}.values():
+            require_accepted(job, slurm, run)
+        pipeline.check(context)
+        return _submit(todo, slurm, run)
+
+
+def write_scripts(run: Path, slurm: SlurmConfig) -> None:
+    """Put into the run directory what its jobs execute, so that it stays as it is while they wait."""
+    for name in jobs.SCRIPTS:
+        write_text(run / "slurm" / name, _shipped(name))
+    write_text(run / "slurm" / "environment.sh", jobs.environment(slurm, sys.executable))
+    (run / "slurm" / "logs").mkdir(exist_ok=True)
+
+
+def require_accepted(job: Job, slurm: SlurmConfig, run: Path) -> None:
+    """Ask Slurm whether it would take a job, before anything is queued.
+
+    Raises:
+        UserError: it would not.
+    """
+    command = jobs.command(job, slurm, run, [])
+    try:
+        scheduler.submit([command[0], "--test-only", *command[1:]])
+    except UserError as error:
+        raise UserError(f"slurm.jobs.{job.kind}: {error}; partitions here: {scheduler.partitions()}") from error
+
+
+def _submit(todo: list[Job], slurm: SlurmConfig, run: Path) -> list[Submitted]:
+    """Submit in order; all or nothing."""
+    found: dict[str, Submitted] = {}
+    try:
+        for job in todo:
+            after = [found[name].id for name in job.after]
+            number = scheduler.submit(jobs.command(job, slurm, run, after))
+            log = run / "slurm" / "logs" / f"{job.name}-{number}.out"
+            found[job.name] = Submitted(job.name, number, list(map(str, job.stages)), after, str(log))
+            write_json(_file(run), {"jobs": [asdict(job) for job in found.values()]})
+    except UserError:
+        if found:
+            scheduler.cancel([job.id for job in found.values()])
+        raise
+    return list(found.values())
+
+
+def submitted(run: Path) -> list[Submitted]:
+    """The jobs of the last submission."""
+    return [Submitted(**job) for job in read_json(_file(run))["jobs"]] if _file(run).is_file() else []
+
+
+def states(context: Context) -> Iterator[tuple[Submitted, JobState | None]]:
+    """What Slurm knows of each job of the last submission; None where it has forgotten it."""
+    for job in submitted(context.run.path):
+        yield job, scheduler.job(job.id) if scheduler.available() else None
+
+
+def table(context: Context) -> list[dict[str, Any]]:
+    """The jobs of the last submission as rows for the user."""
+    return [_row(job, state) for job, state in states(context)]
+
+
+def _row(job: Submitted, state: JobState | None) -> dict[str, Any]:
+    state = state or JobState("unknown", "Slurm has forgotten it" if scheduler.available() else "no Slurm here")
+    remedy = _REMEDIES.get(state.reason)
+    return {
+        "job": job.name,
+        "id": job.id,
+        "state": state.state,
+        "reason": f"{state.reason}: {remedy}" if remedy else state.reason,
+        "elapsed": state.elapsed,
+        "left": state.left,
+        "nodes": state.nodes,
+        "restarts": state.restarts or "",
+        "last line": last_line(Path(job.log)),
+    }
+
+
+def last_line(log: Path) -> str:
+    """The last line of a job's output that is not Slurm's own; empty where there is none yet."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+    own = [line.strip() for line in lines if line.strip() and not line.startswith(("srun: ", "slurmstepd"))]
+    return own[-1] if own else ""
+
+
+def cancel(context: Context) -> list[Submitted]:
+    """Cancel the jobs that wait or run.
+
+    Raises:
+        UserError: no Slurm here, or it refuses.
+    """
+    scheduler.require()
+    active = [job for job, state in states(context) if state and state.active]
+    if active:
+        scheduler.cancel([job.id for job in active])
+    return active
+
+
+def log(context: Context, stage: Stage) -> Path:
+    """Where a stage's output is: its job's, or what it wrote without Slurm.
+
+    Raises:
+        UserError: nowhere yet.
+    """
+    places = [Path(job.log) for job in submitted(context.run.path) if str(stage) in job.stages]
+    places.append(context.run.log(stage.name, stage.iteration))
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
+        raise UserError(f"{places[0]}: not there; {stage} has not started yet")
+    return place
+
+
+def _file(run: Path) -> Path:
+    return run / "slurm" / "jobs.json"
+
+
+def _shipped(name: str) -> str:
+    return shipped("slurm", name).read_text(encoding="utf-8")
