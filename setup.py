@@ -51,6 +51,7 @@ setup(
             "mypy>=1.18",
             "pytest>=9",
             "pytest-timeout>=2.4,<3",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.14",
             "setuptools>=77",
             "types-PyYAML",

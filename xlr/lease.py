@@ -81,12 +81,12 @@ def _wait_until_lost(lease: Path, run: Path) -> None:
         UserError: it is alive.
     """
     renewed = _renewed(lease)
-    told = False
+    looks = 0
     while not _lost(lease, _now(lease.parent)):
         if _is_here(_read(lease)) or _renewed(lease) != renewed:
             raise _refusal(lease, run)
-        if not told:
-            told = True
+        looks += 1
+        if looks == 2:  # at the first it may be about to write down who it is
             progress.console.print(
                 f"{_title(lease)}: {_describe(_read(lease))} held it last; "
                 f"waiting up to {STALE_SECONDS:g} s to see whether it is alive"
