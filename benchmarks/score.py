@@ -46,7 +46,8 @@ SAMPLES, SPARE, SHORTEST, LONGEST = 10, 6, 100, 700  # spare ones stand in for r
 PLAIN_ROWS = 3
 BATCH_TOKENS = 3328  # cuts the default work into six batches of a size; of so few, the last one decides for two actors
 TITLES = {
-    "products": "the model's matrix products alone",
+    "torch_products": "the model's matrix products by torch",
+    "products": "the same as xlr takes them",
     "plain": "plain, batches of three, all logits",
     "xlr": "xlr, one actor",
     "xlr_thread": "xlr, one actor of one thread",
@@ -217,7 +218,7 @@ def compete(name: str, work: Work) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # progress goes where it is not taken for an answer
     begun = time.monotonic()
-    score = {"plain": plain, "products": products}.get(name, pool)(work)
+    score = {"plain": plain, "products": products, "torch_products": torch_products}.get(name, pool)(work)
     print(json.dumps({"seconds": time.monotonic() - begun}), file=answers, flush=True)
     for _ in sys.stdin:
         begun = time.monotonic()
@@ -285,9 +286,14 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
 
 
 def products(work: Work) -> Callable[[], float]:
+    """As `torch_products`, prepared as the workers are."""
+    compute_repeatably()
+    return torch_products(work)
+
+
+def torch_products(work: Work) -> Callable[[], float]:
     """A batch's worth of the products of the model's own weights, layer after layer: operations/s of the fastest pass
     of three, which other work on the machine disturbed least."""
-    compute_repeatably()  # as the workers do
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
     layers = [module.weight for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
     head = model.get_output_embeddings().weight
@@ -346,13 +352,14 @@ def report(work: Work, contestants: dict[str, Contestant]) -> None:
     tokens = sum(len(response) for example in work.examples for response in example.responses)
     flop = useful_flop(work)
     rates = {name: flop / contestant.seconds / 1e9 for name, contestant in contestants.items()}
-    if "products" in contestants:
-        rates["products"] = statistics.median(one["result"] for one in contestants["products"].rounds) / 1e9
+    alone = [name for name in contestants if name.endswith("products")]
+    for name in alone:
+        rates[name] = statistics.median(one["result"] for one in contestants[name].rounds) / 1e9
     print(f"{len(work.rows)} responses, {tokens} tokens; useful work of two models: {flop / 1e12:.2f} TFLOP")
     print(f"{'':36} {'rows/s':>7} {'tokens/s':>9} {'GFLOP/s':>8} {'peak GB':>8} {'with Ray':>9} {'load s':>7}")
     for name, contestant in contestants.items():
-        done = "" if name == "products" else f"{len(work.rows) / contestant.seconds:.3f}"
-        speed = "" if name == "products" else f"{tokens / contestant.seconds:.1f}"
+        done = "" if name in alone else f"{len(work.rows) / contestant.seconds:.3f}"
+        speed = "" if name in alone else f"{tokens / contestant.seconds:.1f}"
         peak = contestant.rounds[-1]["peak_gb"]
         print(
             f"{TITLES[name]:36} {done:>7} {speed:>9} {rates[name]:8.1f} {peak['computing']:8.2f} "
@@ -370,6 +377,7 @@ def report(work: Work, contestants: dict[str, Contestant]) -> None:
     figures = {
         "vs_plain": contestants["plain"].seconds / contestants["xlr"].seconds,
         "matmul_share": rates["xlr"] / rates["products"],
+        "torch_matmul_share": rates["xlr"] / rates["torch_products"],
         "two_actors": contestants["xlr_thread"].seconds / contestants["xlr_two"].seconds,
     }
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))

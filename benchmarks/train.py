@@ -25,6 +25,7 @@ import yaml
 
 from xlr import config
 from xlr.encoding import ChatEncoder, load_tokenizer
+from xlr.products import compute_repeatably
 from xlr.records import Response
 from xlr.shipped import shipped
 from xlr.store import read_json, read_rows, write_text
@@ -32,10 +33,11 @@ from xlr.store import read_json, read_rows, write_text
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
 GLOBAL_BATCH, MAX_LENGTH, MAX_PROMPT, RATE, SEED = 4, 512, 192, 1e-6, 42
 LANGUAGES = ["en", "es", "de"]
-CONTESTANTS = ("trl", "trl_recompute", "xlr_frozen", "xlr_cached")
+CONTESTANTS = ("trl", "trl_recompute", "trl_products", "xlr_frozen", "xlr_cached")
 TITLES = {
     "trl": "TRL, ref model",
     "trl_recompute": "TRL, ref model, gradient checkpointing",
+    "trl_products": "TRL, ref model, with xlr's matrix products",
     "xlr_frozen": "xlr, reference_mode frozen",
     "xlr_cached": "xlr, reference_mode cached",
 }
@@ -209,6 +211,8 @@ def trl(work: Path, model: Path, steps: int, output: Path) -> None:
     }
     import deepspeed
 
+    if "products" in output.name:
+        compute_repeatably()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled at start; as in xlr
     ds_config = read_json(shipped("ds_configs", "zero3_cpu.json"))
     ds_config |= {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
@@ -289,7 +293,7 @@ def report(results: dict[str, list[dict[str, Any]]], pairs: list[dict[str, Any]]
         losses = " ".join(f"{loss:.5f}" for loss in rounds[0]["losses"])
         tokens = rates[name] / timed_pairs * timed_tokens
         print(f"{TITLES[name]:42} {rates[name]:8.4f} {tokens:9.1f} {peaks[name]:8.2f}  {losses}")
-    peers = [name for name in results if name.startswith("trl")]
+    peers = [name for name in ("trl", "trl_recompute") if name in results]  # as they come
     if not peers or not {"xlr_frozen", "xlr_cached"} <= results.keys():
         return
     fastest, leanest = max(rates[name] for name in peers), min(peaks[name] for name in peers)
