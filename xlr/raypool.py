@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -138,8 +139,9 @@ class Pool:
 
         handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
         try:
+            _knock(address)
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
+        except (OSError, ray.exceptions.RayError, RuntimeError) as error:
             if not address:
                 raise
             raise UserError(
@@ -303,6 +305,17 @@ class Pool:
         for actor in [*self._nodes, *self._starting.values()]:
             ray.kill(actor)
         self._nodes, self._starting = {}, {}
+
+
+def _knock(address: str | None) -> None:
+    """Ask whether anybody listens at a cluster's address: Ray itself may wait for most of ten minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if port.isdigit() and "/" not in host:  # else a local instance, or a name of Ray's own such as auto
+        socket.create_connection((host, int(port)), timeout=_LOOK_SECONDS).close()
 
 
 def _wait_for_nodes(ray: Any, names: Sequence[str]) -> None:
