@@ -220,7 +220,8 @@ class Pool:
             UserError: a worker's own, for example about a model it cannot open; it names the node.
             RuntimeError: one task cost several workers, or none can start.
         """
-        self.start()
+        if self._vllm is None:
+            self.start()
         import ray
 
         self._choose_kind(ray, method)
