@@ -58,7 +58,7 @@ class Cluster:
 
 def worker_on(node: subprocess.Popen[bytes]) -> bool:
     return any(
-        process.name().startswith("ray::Worker") for process in psutil.Process(node.pid).children(recursive=True)
+        process.name().startswith("ray::Worker.run") for process in psutil.Process(node.pid).children(recursive=True)
     )
 
 

@@ -122,7 +122,7 @@ class Step:
         return {
             "label": self.label,
             "unit": self.unit,
-            "languages": {lang: [self._done[lang], total] for lang, total in self._totals.items()},
+            "languages": {lang: [self._done[lang], self._totals[lang]] for lang in sorted(self._totals)},
             "already": self._already,
             "tokens": self._tokens,
             "seconds": time.monotonic() - self._started,
