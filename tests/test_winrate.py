@@ -119,7 +119,7 @@ def test_figures_are_those_of_alpaca_eval(name: str, form: str) -> None:
 JUDGED = st.lists(st.tuples(st.floats(0.01, 0.99), st.integers(-50, 50)), min_size=5, max_size=40)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(JUDGED)
 def test_swapping_the_models_mirrors_both_rates(judged: list[tuple[float, int]]) -> None:
     there = rates(comparisons([value for value, _ in judged], [gap for _, gap in judged]))
@@ -127,17 +127,17 @@ def test_swapping_the_models_mirrors_both_rates(judged: list[tuple[float, int]])
     assert [100 - rate for rate in back] == pytest.approx(there, abs=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(10, 60))
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(20, 60))
 def test_a_judge_that_likes_length_loses_by_length_control(seed: int, longer: int) -> None:
     rng = random.Random(seed)
     gaps = [-longer + rng.gauss(0, 30) for _ in range(300)]
     plain, controlled = rates(comparisons([sigmoid(-gap / 20) for gap in gaps], gaps))
-    assert plain > 50.5
-    assert 48 < controlled < plain
+    assert plain > 60
+    assert controlled < plain - 5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.floats(0.1, 0.9), st.integers(0, 10**6))
 def test_equal_lengths_leave_the_win_rate(skill: float, seed: int) -> None:
     rng = random.Random(seed)
@@ -219,8 +219,7 @@ def test_two_files_are_compared_in_pairs_by_language(cli: Cli, tmp_path: Path) -
     second = [row(i, 1 + value + (0.2 if lang == "es" else 0.1), lang) for (lang, i), value in base.items()]
     random.Random(2).shuffle(second)
     files = [write(tmp_path / name, rows) for name, rows in (("a.json", first), ("b.json", second))]
-    result = cli("winrate", *files, "--json")
-    found = json.loads(result.stdout)
+    found = json.loads(cli("winrate", *files, "--json").stdout)
     change = found["difference"]
     for lang, points in (("es", 20), ("de", 10)):
         # A constant difference has no spread in pairs, however far the files themselves spread.
@@ -232,11 +231,7 @@ def test_two_files_are_compared_in_pairs_by_language(cli: Cli, tmp_path: Path) -
     assert controlled["low"] < controlled["value"] < controlled["high"]
     low, high = found["first"]["languages"]["es"]["win_rate_interval"]
     assert low < found["first"]["languages"]["es"]["win_rate"] < high
-    assert cli("winrate", *files, "--json").stdout == result.stdout
-    shown = cli("winrate", *files, COLUMNS="160").stdout
-    assert "length_controlled_minimal" in shown
-    assert "average" in shown
-    assert "+15.0" in shown
+    assert annotations.measure(*map(annotations.read, files), None) == found  # to the bit, in another process
 
 
 GOOD = [row(0, 2), row(1, 1.3), row(2, 1)]
@@ -273,6 +268,10 @@ def spoil_number(text: str) -> str:
     return text.replace("\nverbose,1,", "\nverbose,one,", 1)
 
 
+def spoil_finite(text: str) -> str:
+    return text.replace("\nverbose,1,", "\nverbose,1,nan,", 1)
+
+
 def spoil_index(text: str) -> str:
     return text.replace(",0,", ",700,")
 
@@ -282,6 +281,7 @@ def spoil_index(text: str) -> str:
     [
         (spoil_header, "has no column 'std_delta_len'"),
         (spoil_number, "df.csv:3: not a row of AlpacaEval's df_gamed.csv"),
+        (spoil_finite, "df.csv:3: not a row of AlpacaEval's df_gamed.csv .*nan"),
         (spoil_index, "does not count the instructions from 0"),
     ],
 )
@@ -290,6 +290,17 @@ def test_a_bad_difficulty_table_is_refused(spoil: Callable[[str], str], message:
     file.write_text(spoil((GOLDEN / "df_gamed.csv").read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         annotations.read_difficulty(file)
+
+
+def test_the_command_shows_tables(cli: Cli, tmp_path: Path) -> None:
+    first = [row(i, 1 + i % 2, lang) for lang in ("es", "de") for i in range(6)]
+    second = [one | {"preference": 2} for one in first]
+    both = [*first, *(swapped(one, 3 - one["preference"]) for one in first)]
+    files = [write(tmp_path / name, rows) for name, rows in (("a.json", both), ("b.json", second))]
+    result = cli("winrate", *files, COLUMNS="160")
+    assert result.returncode == 0, result.stderr
+    for text in ("length_controlled_minimal", "average", "50.0 ± ", "+50.0", "both orders agree on 100.0 %"):
+        assert text in result.stdout
 
 
 def test_the_command_refuses_bad_input(cli: Cli, tmp_path: Path) -> None:

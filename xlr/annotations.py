@@ -28,7 +28,7 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Annotations:
-    """A file's judgements; an instruction judged in both orders is one comparison, the mean of the two."""
+    """A file's judgements; an instruction judged in both orders is one comparison: their mean, failed if one failed."""
 
     path: Path
     model: str
@@ -147,11 +147,11 @@ def read_difficulty(path: Path) -> Difficulty:
                 if name not in (reader.fieldnames or ()):
                     raise UserError(f"{path}: has no column {name!r}; --difficulty takes AlpacaEval's df_gamed.csv")
             for row in reader:
-                index, difficulty = int(row["index"]), float(row["instruction_difficulty"])
+                index, difficulty = int(row["index"]), _finite(row["instruction_difficulty"])
                 difficulties.setdefault(index, difficulty)
                 not_gamed = float(row["not_gamed_baseline"].lower() in ("true", "1", "1.0"))
-                features.append([math.tanh(float(row["std_delta_len"])), difficulty, not_gamed])
-                preferences.append(float(row["preference"]))
+                features.append([math.tanh(_finite(row["std_delta_len"])), difficulty, not_gamed])
+                preferences.append(_finite(row["preference"]))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
@@ -160,6 +160,13 @@ def read_difficulty(path: Path) -> Difficulty:
         raise UserError(f"{path}: its index does not count the instructions from 0; take AlpacaEval's df_gamed.csv")
     in_order = [difficulties[index] for index in range(len(difficulties))]
     return Difficulty(_double(in_order), _double(features), _double(preferences))
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def measure(first: Annotations, second: Annotations | None, difficulty: Difficulty | None) -> dict[str, Any]:
@@ -191,7 +198,8 @@ def measure(first: Annotations, second: Annotations | None, difficulty: Difficul
 
 def _in_places_of(first: Annotations, second: Annotations) -> Annotations:
     for one, other in ((first, second), (second, first)):
-        lacking = next((key for key in one.keys if key not in set(other.keys)), None)
+        there = set(other.keys)
+        lacking = next((key for key in one.keys if key not in there), None)
         if lacking is not None:
             lang = f" of {lacking[0]}" if lacking[0] else ""
             raise UserError(
