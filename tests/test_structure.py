@@ -27,11 +27,23 @@ LAYERS = [
         "dsconfig",
         "scheduler",
     ],
-    ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "recompute", "sampling", "watch", "products"],
+    [
+        "logprobs",
+        "losses",
+        "rewards",
+        "lengthcontrol",
+        "batching",
+        "recompute",
+        "sampling",
+        "watch",
+        "products",
+        "winrate",
+    ],
     [
         "store",
         "lease",
         "prompts",
+        "annotations",
         "encoding",
         "metrics",
         "packing",
@@ -54,7 +66,18 @@ LAYERS = [
     ["__main__"],
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-PURE = ["logprobs", "losses", "rewards", "lengthcontrol", "batching", "recompute", "sampling", "watch", "products"]
+PURE = [
+    "logprobs",
+    "losses",
+    "rewards",
+    "lengthcontrol",
+    "batching",
+    "recompute",
+    "sampling",
+    "watch",
+    "products",
+    "winrate",
+]
 HOMES = {
     "deepspeed": {"engine"},
     "ray": {"raypool"},

@@ -214,6 +214,29 @@ def report_command(source: Source) -> None:
     report.show(_context(source, None))
 
 
+@app.command("winrate")
+def winrate_command(
+    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS.json", help="Judgements in AlpacaEval's format.")],
+    other: Annotated[Path | None, typer.Argument(metavar="[OTHER.json]", help="Of the same instructions.")] = None,
+    difficulty: Annotated[
+        Path | None, typer.Option(help="AlpacaEval's df_gamed.csv: length_controlled_v1 instead of _minimal.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Win rate and length-controlled win rate of generator_2; of two files also the second less the first."""
+    from xlr import annotations as files
+
+    found = files.measure(
+        files.read(annotations),
+        files.read(other) if other else None,
+        files.read_difficulty(difficulty) if difficulty else None,
+    )
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        files.show(found)
+
+
 @app.command()
 def config(
     source: Annotated[str | None, typer.Argument(metavar="RUN|CONFIG.yaml")] = None,

@@ -75,7 +75,7 @@ def _rows(path: str, lang: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows with the place they stand at."""
     folder, file = Path(path), source(path, lang)
     if isinstance(file, Path):
-        yield from read_jsonl(file) if file.suffix == ".jsonl" else _read_json_list(file)
+        yield from read_jsonl(file) if file.suffix == ".jsonl" else read_json_list(file)
         return
     if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
         there = ", ".join(sorted(file.name for file in folder.iterdir())[:20]) or "nothing"
@@ -125,7 +125,12 @@ def _object(text: str, place: str) -> dict[str, Any]:
     return row
 
 
-def _read_json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a JSON list with their places.
+
+    Raises:
+        UserError: naming the file, or the element that is not an object.
+    """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
