@@ -12,8 +12,7 @@ import yaml
 
 from xlr.config import RECIPES
 
-# Matrix products on several threads may round differently from run to run (seen: 1e-8 in weights after 36 steps);
-# the tests that compare to the bit are about interruptions and plans, so every rank computes on one thread.
+# Two ranks, or two test processes, share the two cores of a small machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 REQUIRE_REAL = os.environ.get("XLR_REQUIRE_REAL") == "1"
