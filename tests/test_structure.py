@@ -66,18 +66,7 @@ LAYERS = [
     ["__main__"],
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-PURE = [
-    "logprobs",
-    "losses",
-    "rewards",
-    "lengthcontrol",
-    "batching",
-    "recompute",
-    "sampling",
-    "watch",
-    "products",
-    "winrate",
-]
+PURE = LAYERS[1]
 HOMES = {
     "deepspeed": {"engine"},
     "ray": {"raypool"},
