@@ -220,8 +220,8 @@ def test_an_exported_model_has_the_log_probabilities_that_it_is_scored_with(
         for (prompt, response), output in zip(whole, outputs, strict=True)
     ]
     worker = Worker(None, "float32", SHARED_PROMPT)
-    assert theirs == pytest.approx(worker.logps(exported, examples).tolist(), rel=1e-5)
-    assert theirs != pytest.approx(worker.logps(str(initial), examples).tolist(), rel=1e-3)
+    assert theirs == pytest.approx(worker.logps(exported, examples), rel=1e-5)
+    assert theirs != pytest.approx(worker.logps(str(initial), examples), rel=1e-3)
 
 
 @pytest.fixture(scope="module")
