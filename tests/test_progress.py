@@ -34,6 +34,11 @@ def test_a_state_survives_its_file() -> None:
     )
 
 
+def test_a_step_with_nothing_to_do_is_shown_as_such() -> None:
+    nothing = Step("score", {}, "responses", {}, lambda state: None)
+    assert shown(nothing.state()) == "score: 0/0 responses, 0/s"
+
+
 def test_many_workers_are_shown_by_node() -> None:
     running = step(workers=[Tally(f"node{number % 2}", 1, 0.0, 10.0) for number in range(64)])
     state = running.state() | {"seconds": 20.0}

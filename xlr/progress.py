@@ -141,7 +141,7 @@ class Step:
 
 def headline(state: Mapping[str, Any]) -> str:
     """A step's state in one line: how much, how fast, how long."""
-    done, total = (sum(column) for column in zip(*state["languages"].values(), strict=True))
+    done, total = _amount(state)
     rate = (done - state["already"]) / max(state["seconds"], 1e-9)
     parts = [f"{state['label']}: {done}/{total} {state['unit']}", f"{rate:.3g}/s"]
     if state["tokens"]:
@@ -151,6 +151,12 @@ def headline(state: Mapping[str, Any]) -> str:
     if retries := _retries(state["workers"]):
         parts.append(retries)
     return ", ".join(parts) + (f" {state['note']}" if state["note"] else "")
+
+
+def _amount(state: Mapping[str, Any]) -> tuple[int, int]:
+    """Units that are done, and all; none of either where there is nothing to do."""
+    pairs = state["languages"].values()
+    return sum(done for done, _ in pairs), sum(total for _, total in pairs)
 
 
 def _retries(workers: Sequence[Mapping[str, Any]]) -> str:
@@ -187,7 +193,7 @@ class _LiveStep(Step):
 
     def __rich__(self) -> Group:
         state = self.state()
-        done, total = (sum(column) for column in zip(*state["languages"].values(), strict=True))
+        done, total = _amount(state)
         lines = [Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in (headline(state), *details(state))]
         return Group(lines[0], ProgressBar(total=total, completed=done, width=60), *lines[1:])
 
