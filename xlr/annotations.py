@@ -1,4 +1,4 @@
-"""Annotations in AlpacaEval's format: read, measured, shown. `xlr winrate ANNOTATIONS.json [OTHER.json]`."""
+"""Annotations in AlpacaEval's format: read, measured, shown. `xlr winrate ANNOTATIONS [OTHER]`."""
 
 import csv
 import dataclasses
@@ -48,12 +48,18 @@ class _Judgement:
 
 
 def read(path: Path) -> Annotations:
-    """Read a file; the model is `generator_2` of its first row, rows with the two generators swapped are turned round.
+    """Read a file, or all of a folder; the model is `generator_2` of the first row, rows with the two generators
+    swapped are turned round.
+
+    A row may hold the judge's `preferences` in both orders, in its own terms, of which its `preference` is the mean.
 
     Raises:
         UserError: naming the row and key that is missing or wrong.
     """
-    rows = list(read_json_list(path))
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: holds no annotations; a folder of them has a JSON file a language")
+    rows = [row for file in files for row in read_json_list(file)]
     found: defaultdict[Key, list[_Judgement]] = defaultdict(list)
     seen: Counter[tuple[str, str, bool]] = Counter()
     names = ("", "")
@@ -62,7 +68,7 @@ def read(path: Path) -> Annotations:
             if name not in row:
                 raise UserError(f"{place}: has no {name!r}; AlpacaEval's annotations have it in every row")
         for name in _TEXTS:
-            if not isinstance(row[name], str) or not row[name].strip():
+            if not isinstance(row[name], str) or not (row[name].strip() or _lost(row, name)):
                 raise UserError(f"{place}: {name} is empty or no text; fill it in, or remove the row")
         own = (row["generator_1"], row["generator_2"])
         names = own if not found else names
@@ -75,13 +81,33 @@ def read(path: Path) -> Annotations:
         lang = str(row.get("lang", row.get("language", "")))
         key = (lang, row["instruction"], seen[lang, row["instruction"], swapped])
         seen[lang, row["instruction"], swapped] += 1
-        preference, answers = _preference(row["preference"], place), (row["output_1"], row["output_2"])
+        answers = (row["output_1"], row["output_2"])
         if swapped:
-            preference, answers = 1 - preference, answers[::-1]
+            answers = answers[::-1]
         if any(other.answers != answers for other in found[key]):
             raise UserError(f"{place}: its answers differ from those of the other order; judge the same ones twice")
-        found[key].append(_Judgement(preference, answers, swapped))
+        for turned, preference in enumerate(_preferences(row, place)):
+            second = 1 - preference if swapped else preference
+            found[key].append(_Judgement(second, answers, swapped != bool(turned)))
     return _annotations(path, names, found)
+
+
+def _lost(row: Mapping[str, Any], name: str) -> bool:
+    """Whether an empty answer is judged as it must be: it loses, or ties with another empty one."""
+    both = not str(row["output_1"]).strip() and not str(row["output_2"]).strip()
+    return row["preference"] == {"output_1": 1.5 if both else 2, "output_2": 1.5 if both else 1}.get(name)
+
+
+def _preferences(row: Mapping[str, Any], place: str) -> list[float]:
+    """The row's preference, or one for each order in which the judge was asked; in the row's own terms."""
+    whole = _preference(row["preference"], place)
+    sides = [_preference(value, place) for value in row.get("preferences") or ()]
+    if len(sides) != 2:
+        return [whole]
+    mean = sum(sides) / 2
+    if not (abs(mean - whole) < 1e-9 or (math.isnan(mean) and math.isnan(whole))):
+        raise UserError(f"{place}: preference is not the mean of preferences; mend or remove the row")
+    return sides
 
 
 def _preference(value: Any, place: str) -> float:

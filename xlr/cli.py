@@ -26,6 +26,9 @@ app = typer.Typer(
 Source = Annotated[str, typer.Argument(metavar="RUN|CONFIG.yaml", help="A run directory, or a configuration file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.beta=0.2.")]
 Iteration = Annotated[int, typer.Option("--iteration", "-i", min=0, help="Which iteration, from 1.")]
+Model = Annotated[
+    str, typer.Option("--iteration", "-i", help="Which iteration, 0 for the start, or a name of evaluate.models.")
+]
 
 
 def _context(source: str, overrides: list[str] | None) -> "Context":
@@ -35,7 +38,12 @@ def _context(source: str, overrides: list[str] | None) -> "Context":
     return Context(config.load(source, overrides))
 
 
-def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, iteration: int) -> None:
+def _model(text: str) -> int | str:
+    """An iteration's number, or a model's name."""
+    return int(text) if text.isdecimal() else text
+
+
+def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, iteration: int | str) -> None:
     from xlr import launch, pipeline
 
     context = _context(source, overrides)
@@ -45,7 +53,7 @@ def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, 
             have = ", ".join(map(str, pipeline.stages(context.config)))
             raise UserError(f"{stage}: not a stage of this run, which has {have}")
     ranks = launch.ranks()
-    if ranks is not None and plan[0].name in pipeline.TRAINING:
+    if ranks is not None and isinstance(iteration, int) and plan[0].name in pipeline.TRAINING:
         from xlr import training
 
         # Ranks of our own launcher work under its leases; others' first rank takes them.
@@ -62,13 +70,13 @@ def run(
     source: Source,
     overrides: Overrides = None,
     only: Annotated[str | None, typer.Option("--stages", help="Only these, of one iteration: generate,score.")] = None,
-    iteration: Iteration = 1,
+    iteration: Model = "1",
 ) -> None:
     """Run every stage that is not done yet, then show the report."""
     from xlr import pipeline, report
 
     if only is not None:
-        _run_stages(only.split(","), source, overrides, iteration)
+        _run_stages(only.split(","), source, overrides, _model(iteration))
         return
     context = _context(source, overrides)
     plan = pipeline.stages(context.config)
@@ -116,9 +124,15 @@ def train(source: Source, overrides: Overrides = None, iteration: Iteration = 1)
 
 
 @app.command()
-def evaluate(source: Source, overrides: Overrides = None, iteration: Iteration = 0) -> None:
-    """Stage 5: evaluate the model of an iteration (0 is the start) on held-out prompts and preferences."""
-    _run_stages(["evaluate"], source, overrides, iteration)
+def evaluate(source: Source, overrides: Overrides = None, iteration: Model = "0") -> None:
+    """Stage 5: evaluate a model on held-out prompts and preferences."""
+    _run_stages(["evaluate"], source, overrides, _model(iteration))
+
+
+@app.command()
+def judge(source: Source, overrides: Overrides = None, iteration: Model = "1") -> None:
+    """Stage 6: have a judge compare a model's held-out answers with the baseline's."""
+    _run_stages(["judge"], source, overrides, _model(iteration))
 
 
 Site = Annotated[Path | None, typer.Option(help="The cluster's profile instead of ~/.config/xlr/site.yaml.")]
@@ -160,14 +174,14 @@ def cancel(source: Source) -> None:
 def logs(
     source: Source,
     stage: Annotated[str, typer.Argument(help="A stage, for example train.")],
-    iteration: Iteration = 1,
+    iteration: Model = "1",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
 ) -> None:
     """Show what a stage said: its job's output."""
     from xlr import submission
     from xlr.pipeline import Stage
 
-    log = submission.log(_context(source, None), Stage(stage, iteration))
+    log = submission.log(_context(source, None), Stage(stage, _model(iteration)))
     os.execvp("tail", ["tail", "--lines=+1", *(["--follow"] if follow else []), str(log)])
 
 
@@ -216,8 +230,10 @@ def report_command(source: Source) -> None:
 
 @app.command("winrate")
 def winrate_command(
-    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS.json", help="Judgements in AlpacaEval's format.")],
-    other: Annotated[Path | None, typer.Argument(metavar="[OTHER.json]", help="Of the same instructions.")] = None,
+    annotations: Annotated[
+        Path, typer.Argument(metavar="ANNOTATIONS", help="Judgements in AlpacaEval's format: a JSON file, or a folder.")
+    ],
+    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="Of the same instructions.")] = None,
     difficulty: Annotated[
         Path | None, typer.Option(help="AlpacaEval's df_gamed.csv: length_controlled_v1 instead of _minimal.")
     ] = None,

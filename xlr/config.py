@@ -196,6 +196,66 @@ class EvaluateConfig(_Section):
     """Nucleus sampling."""
     max_new_tokens: int = Field(2048, ge=1)
     """Tokens after which a response is cut off."""
+    models: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]*$")], str], Field(json_schema_extra=OPERATIONAL)
+    ] = {}
+    """Further models that are evaluated and judged as the iterations' are, by a name: Hugging Face folders or hub
+    names, each with its own tokenizer and chat template."""
+
+
+class JudgeConfig(_Section):
+    """Stage 6: a judge model compares held-out answers with a baseline's."""
+
+    backend: Literal["openai", "transformers"] = "openai"
+    """Where the judge is: behind an OpenAI-compatible endpoint, or in the Ray workers as a model folder."""
+    model: str | None = None
+    """The judge: the endpoint's name of it, or a Hugging Face folder or hub name. Without it nothing is judged."""
+    base_url: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """The endpoint, up to and with /v1; OPENAI_BASE_URL or OpenAI's own by default."""
+    api_key_variable: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = "OPENAI_API_KEY"
+    """The environment variable that holds the endpoint's key; for a server without keys it may hold anything."""
+    baseline: Annotated[int, Field(ge=0)] | str = 0
+    """What answers are compared with: those of an iteration (0 is the start) or of one of evaluate.models, or a folder
+    of reference outputs in AlpacaEval's form, {lang}.json with instruction, output and generator in every row."""
+    both_orders: bool = True
+    """Ask twice, with the answers in both orders, and take the mean; else once, in an order drawn by the seed."""
+    preference: Literal["weighted", "choice"] = "weighted"
+    """weighted reads the probabilities of the two possible verdicts (logprobs), choice the verdict itself."""
+    template: str | None = None
+    """A file with what the judge is asked, instead of xlr's own words, with {instruction}, {output_1}, {output_2} and
+    {language}, for a verdict m (output_1 is better) or M: plain text, or with AlpacaEval's <|im_start|> marks."""
+    temperature: float | None = Field(0.0, ge=0)
+    """Sampling temperature of an endpoint's verdicts; null sends none."""
+    max_tokens: int | None = Field(default_factory=lambda given: 16 if given.get("preference") == "choice" else 1, ge=1)
+    """Tokens of an endpoint's verdict: 1 where it is weighted, 16 where it is a choice; null sends no limit."""
+    top_logprobs: int = Field(20, ge=2)
+    """How many probabilities an endpoint is asked for; some allow no more than 5."""
+    extra_body: dict[str, Any] = {}
+    """What requests hold beside OpenAI's keys, e.g. {chat_template_kwargs: {enable_thinking: false}}."""
+    difficulty: str | None = None
+    """AlpacaEval's df_gamed.csv, for length_controlled_v1 instead of length_controlled_minimal."""
+    concurrency: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 16
+    """Requests to an endpoint at once."""
+    timeout: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 120
+    """Seconds that a request may take before it is tried again."""
+    max_retries: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 8
+    """How often a request is tried again, with longer and longer pauses or those that the endpoint asks for."""
+    input_price: Annotated[float | None, Field(ge=0, json_schema_extra=OPERATIONAL)] = None
+    """Price of a million tokens of questions, in any currency."""
+    output_price: Annotated[float | None, Field(ge=0, json_schema_extra=OPERATIONAL)] = None
+    """Price of a million tokens of verdicts."""
+    budget: Annotated[float | None, Field(gt=0, json_schema_extra=OPERATIONAL)] = None
+    """The most that all verdicts in the cache may cost together."""
+    cache: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """Folder of an endpoint's verdicts by content, which runs may share; RUN/verdicts by default."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "JudgeConfig":
+        if (self.input_price is None) != (self.output_price is None):
+            raise UserError("judge.input_price and judge.output_price: set both or neither")
+        if self.budget is not None and self.input_price is None:
+            raise UserError("judge.budget: needs judge.input_price and judge.output_price, in the same currency")
+        return self
 
 
 class RayConfig(_Section):
@@ -248,7 +308,7 @@ class JobConfig(_Section):
 class JobKindConfig(JobConfig):
     """A kind of job: its stages, and what differs from the other kinds."""
 
-    stages: tuple[Literal["generate", "score", "pair", "reference", "train", "evaluate"], ...] | None = None
+    stages: tuple[Literal["generate", "score", "pair", "reference", "train", "evaluate", "judge"], ...] | None = None
     """The stages that one job runs, of one iteration; align goes with train. Every stage needs a kind of job."""
 
 
@@ -259,8 +319,8 @@ class SlurmConfig(JobConfig):
     """
 
     jobs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], JobKindConfig] = {}
-    """Kinds of jobs by name: annotate (generate, score, pair, reference), train and evaluate by default. A kind that
-    names stages takes them from the others; one that is left without any goes."""
+    """Kinds of jobs by name: annotate (generate, score, pair, reference), train and evaluate (evaluate, judge) by
+    default. A kind that names stages takes them from the others; one that is left without any goes."""
     setup: tuple[str, ...] | None = None
     """Shell lines before anything else in each job: module load, source .../activate."""
     python: str | None = None
@@ -292,6 +352,7 @@ class Config(_Section):
     pair: PairConfig = PairConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    judge: JudgeConfig = JudgeConfig()
     ray: RayConfig = RayConfig()
     slurm: Annotated[SlurmConfig, Field(json_schema_extra=OPERATIONAL)] = SlurmConfig()
 
@@ -313,6 +374,11 @@ class Config(_Section):
                 f"generate.tensor_parallel_size: {self.generate.backend} samples on one GPU; set generate.backend to "
                 "vllm, or leave tensor_parallel_size out"
             )
+        baseline = self.judge.baseline
+        if self.judge.model and self.evaluate.prompts is None:
+            raise UserError("judge.model: there are no answers to judge without evaluate.prompts; set them")
+        if isinstance(baseline, int) and baseline > self.iterations:
+            raise UserError(f"judge.baseline: there is no iteration {baseline}, the last is {self.iterations}")
         if self.score.reward == "translate" and set(self.languages) == {"en"}:
             raise UserError("score.reward: translate leaves English out, and languages has nothing else")
         return self
@@ -426,7 +492,9 @@ def _absolute(config: Config) -> Config:
     def prompts(section: PromptsConfig) -> PromptsConfig:
         return section.model_copy(update={"path": hub(section.path)})
 
-    held_out = config.evaluate.prompts
+    held_out, baseline = config.evaluate.prompts, config.judge.baseline
+    if isinstance(baseline, str) and baseline not in config.evaluate.models:
+        baseline = str(place(baseline))
     return config.model_copy(
         update={
             "run_dir": place(config.run_dir),
@@ -440,6 +508,14 @@ def _absolute(config: Config) -> Config:
                 update={
                     "prompts": held_out and prompts(held_out),
                     "preferences": place(config.evaluate.preferences),
+                    "models": {name: hub(model) for name, model in config.evaluate.models.items()},
+                }
+            ),
+            "judge": config.judge.model_copy(
+                update={
+                    "model": hub(config.judge.model) if config.judge.backend == "transformers" else config.judge.model,
+                    "baseline": baseline,
+                    **{key: place(getattr(config.judge, key)) for key in ("template", "difficulty", "cache")},
                 }
             ),
         }

@@ -1,7 +1,7 @@
 """Stage 5: how a model answers held-out prompts, and whether its implicit reward knows held-out preferences.
 
-Reads pi^t (t = 0 is the start) and the held-out sets; writes `RUN/iter{t}/eval/`: responses, scores and
-`eval.json`. Run alone with `xlr evaluate RUN --iteration t`.
+Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-out sets; writes `RUN/iter{t}/eval/` or
+`RUN/models/{name}/eval/`: responses, scores and `eval.json`. `xlr evaluate RUN --iteration t`, or a name for t.
 """
 
 from collections import Counter
@@ -13,20 +13,20 @@ from xlr import scores
 from xlr.batching import token_budget_batches
 from xlr.config import GenerateConfig, settings
 from xlr.encoding import Example, batch_shape
-from xlr.prompts import ENGLISH, load_preferences, load_prompts, sources
+from xlr.prompts import ENGLISH, load_held_out, load_preferences, sources
 from xlr.records import Response, Score
 from xlr.responses import sample_responses
 from xlr.rewards import implicit_reward
 from xlr.scores import score_responses, scoring_instruction
 from xlr.stage import Context, require
-from xlr.store import Artifact, atomic_path, read_json, read_rows, write_json, write_shards
+from xlr.store import Artifact, Iteration, atomic_path, read_json, read_rows, write_json, write_shards
 
 # All iterations draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
 
 
-def artifact(context: Context, iteration: int) -> Artifact:
-    """The evaluation of pi^t and what decides it."""
+def artifact(context: Context, iteration: Iteration) -> Artifact:
+    """The evaluation of a model and what decides it."""
     section = context.config.evaluate
     inputs: dict[str, str | Path] = {"model": context.model(iteration), "reference": context.model(-1)}
     if section.prompts:
@@ -34,7 +34,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
         inputs["reward policy"] = context.model(0)
         if iteration:
             inputs["start"] = context.run.iteration(0) / "eval"
-    if section.preferences:
+    if isinstance(iteration, int) and section.preferences:
         inputs["preferences"] = section.preferences
     own = {
         "seed": context.config.seed,
@@ -50,7 +50,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
     return Artifact(context.run.iteration(iteration) / "eval", "evaluate", settings(section, "evaluate") | own, inputs)
 
 
-def make(context: Context, iteration: int) -> dict[str, Any]:
+def make(context: Context, iteration: Iteration) -> dict[str, Any]:
     """Evaluate one model."""
     section = context.config.evaluate
     context.require_model(iteration)
@@ -72,7 +72,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
             )
             for lang in context.config.languages
         }
-    if section.preferences:
+    if isinstance(iteration, int) and section.preferences:
         facts["preferences"] = _preference_facts(context, section.preferences, iteration)
     with atomic_path(target.folder) as folder:
         for name, row_type, rows in (("responses", Response, answers), ("scores", Score, scored)):
@@ -85,11 +85,13 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     return facts
 
 
-def _answer(context: Context, target: Artifact, iteration: int) -> tuple[list[Response], list[Score], Counter[str]]:
+def _answer(
+    context: Context, target: Artifact, iteration: Iteration
+) -> tuple[list[Response], list[Score], Counter[str]]:
     """One answer to each held-out prompt, and its reward log pi^0 - log pi_I: one yardstick for all iterations."""
     section = context.config.evaluate
     assert section.prompts is not None
-    prompts = load_prompts(section.prompts, context.config.languages)
+    prompts = load_held_out(section.prompts, context.config.languages)
     how = GenerateConfig(
         temperature=section.temperature,
         top_p=section.top_p,
@@ -97,9 +99,10 @@ def _answer(context: Context, target: Artifact, iteration: int) -> tuple[list[Re
         batch_size=context.config.generate.batch_size,
     )
     wanted = [(prompt, 0) for lang in context.config.languages for prompt in prompts[lang]]
-    label = f"evaluate iteration {iteration}"
+    label = f"evaluate {iteration}"
+    model, encoder = context.model(iteration), context.encoder_of(iteration)
     answers = sample_responses(
-        context, target, "responses", context.model(iteration), wanted, how, _SEED_ITERATION, f"{label}: answer"
+        context, target, "responses", model, wanted, how, _SEED_ITERATION, f"{label}: answer", encoder
     )
     filled = [row for row in answers if row.response.strip()]
     english = {prompt.id: prompt.instruction for prompt in prompts[ENGLISH]}
@@ -157,7 +160,7 @@ def _preference_facts(context: Context, path: str, iteration: int) -> dict[str, 
     }
 
 
-def read(context: Context, iteration: int) -> dict[str, Any] | None:
+def read(context: Context, iteration: Iteration) -> dict[str, Any] | None:
     """The evaluation of pi^t, if it is finished."""
     file = context.run.iteration(iteration) / "eval" / "eval.json"
     return read_json(file) if file.is_file() else None

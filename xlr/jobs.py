@@ -12,6 +12,7 @@ from typing import Any
 from xlr.config import JobConfig, JobKindConfig, SlurmConfig
 from xlr.errors import UserError
 from xlr.pipeline import TRAINING, Stage
+from xlr.store import Iteration
 
 DEFAULTS = SlurmConfig(
     nodes=1,
@@ -19,7 +20,7 @@ DEFAULTS = SlurmConfig(
     jobs={
         "annotate": JobKindConfig(stages=("generate", "score", "pair", "reference")),
         "train": JobKindConfig(stages=("train",)),
-        "evaluate": JobKindConfig(stages=("evaluate",), nice=100),
+        "evaluate": JobKindConfig(stages=("evaluate", "judge"), nice=100),
     },
 )
 SCRIPTS = ("lib.sh", "annotate.sbatch", "train.sbatch", "evaluate.sbatch", "iteration.sbatch", "doctor.sbatch")
@@ -48,7 +49,7 @@ class Job:
     """One job: stages of one iteration, and the names of the jobs it waits for."""
 
     kind: str
-    iteration: int
+    iteration: Iteration
     stages: tuple[Stage, ...]
     after: tuple[str, ...]
 
@@ -72,7 +73,7 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
         kind_of["align"] = kind_of["train"]
     if homeless := {stage.name for stage in needs} - set(kind_of):
         raise UserError(f"slurm.jobs: no kind of job has {', '.join(sorted(homeless))}; name them in one's stages")
-    members: dict[tuple[str, int], list[Stage]] = {}
+    members: dict[tuple[str, Iteration], list[Stage]] = {}
     for stage in needs:
         members.setdefault((kind_of[stage.name], stage.iteration), []).append(stage)
     home = {stage: key for key, stages in members.items() for stage in stages}
@@ -81,7 +82,7 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
         for key, stages in members.items()
     }
     jobs: list[Job] = []
-    placed: dict[tuple[str, int], str] = {}
+    placed: dict[tuple[str, Iteration], str] = {}
     while len(placed) < len(waiting):
         ready = [key for key in waiting if key not in placed and waiting[key] <= set(placed)]
         if not ready:
@@ -150,7 +151,7 @@ def _script(job: Job, run: Path) -> list[str]:
     elif training:
         script = "train"
     else:
-        script = "evaluate" if others == "evaluate" else "annotate"
+        script = "evaluate" if {stage.name for stage in job.stages} <= {"evaluate", "judge"} else "annotate"
     return [str(run / "slurm" / f"{script}.sbatch"), str(run), str(job.iteration), *filter(None, [others, training])]
 
 

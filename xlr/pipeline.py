@@ -8,14 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from xlr import evaluation, lease, pairs, progress, reference, responses, scores, training
+from xlr import evaluation, judgements, lease, pairs, progress, reference, responses, scores, training
 from xlr.config import Config, TrainConfig, dump
 from xlr.dsconfig import policy_config, reference_config
 from xlr.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
-from xlr.prompts import load_preferences, load_prompts
+from xlr.prompts import load_held_out, load_preferences
 from xlr.stage import PROGRESS, Context
-from xlr.store import Artifact, manifest_path, read_json, write_text
+from xlr.store import Artifact, Iteration, manifest_path, read_json, write_text
 
 _MODULES: dict[str, ModuleType] = {
     "align": training,
@@ -25,6 +25,7 @@ _MODULES: dict[str, ModuleType] = {
     "reference": reference,
     "train": training,
     "evaluate": evaluation,
+    "judge": judgements,
 }
 
 TRAINING = ("align", "train")  # the stages that compute in ranks; the others compute in Ray workers
@@ -32,10 +33,11 @@ TRAINING = ("align", "train")  # the stages that compute in ranks; the others co
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one iteration; align and the start's evaluation belong to iteration 0."""
+    """One stage of one iteration; align and the start's evaluation belong to iteration 0. Models that are evaluated
+    beside the iterations stand for one by their name."""
 
     name: str
-    iteration: int
+    iteration: Iteration
 
     def __str__(self) -> str:
         return self.name if self.name == "align" else f"{self.name} {self.iteration}"
@@ -55,6 +57,11 @@ def stages(config: Config) -> list[Stage]:
             plan += _training(config.train, "train", iteration)
         if evaluates:
             plan.append(Stage("evaluate", iteration))
+    others = list(config.evaluate.models) if evaluates else []
+    plan += [Stage("evaluate", name) for name in others]
+    if config.judge.model:
+        models: list[Iteration] = [*range(config.iterations + 1), *others]
+        plan += [Stage("judge", model) for model in models if model != config.judge.baseline]
     return plan
 
 
@@ -132,7 +139,11 @@ def check(context: Context) -> None:
         policy_config(train, config.model.dtype == "bfloat16", hidden_size)
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)
     if config.evaluate.prompts:
-        load_prompts(config.evaluate.prompts, config.languages)
+        load_held_out(config.evaluate.prompts, config.languages)
+    for name in config.evaluate.models:
+        context.encoder_of(name)
+    if config.judge.model:
+        judgements.check(context)
     if config.generate.backend == "vllm":
         require_installed()
     for preferences in (config.align.preferences, config.evaluate.preferences):

@@ -40,6 +40,24 @@ def load_prompts(section: PromptsConfig, languages: Iterable[str]) -> dict[str, 
     return kept
 
 
+def load_held_out(section: PromptsConfig, languages: Iterable[str]) -> dict[str, list[Prompt]]:
+    """As `load_prompts`, with the same instructions in every language: means over languages compare like with like.
+
+    Raises:
+        UserError: naming the id that a language lacks.
+    """
+    prompts = load_prompts(section, languages)
+    for lang, own in prompts.items():
+        there = {prompt.id for prompt in own}
+        lacking = next((prompt.id for prompt in prompts[ENGLISH] if prompt.id not in there), None)
+        if lacking is not None:
+            raise UserError(
+                f"{source(section.path, lang)}: lacks the id {lacking!r}, which {ENGLISH} has; models are evaluated on "
+                f"the same instructions in every language: add it there, or remove it from all"
+            )
+    return prompts
+
+
 def _read_language(path: str, lang: str) -> dict[str, str]:
     """id -> instruction."""
     found: dict[str, str] = {}
@@ -75,7 +93,7 @@ def _rows(path: str, lang: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows with the place they stand at."""
     folder, file = Path(path), source(path, lang)
     if isinstance(file, Path):
-        yield from read_jsonl(file) if file.suffix == ".jsonl" else read_json_list(file)
+        yield from read_objects(file)
         return
     if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
         there = ", ".join(sorted(file.name for file in folder.iterdir())[:20]) or "nothing"
@@ -94,6 +112,11 @@ def _rows(path: str, lang: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
     for number, row in enumerate(rows):
         yield f"{path} {lang} row {number}", row
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a JSONL file or of a JSON list, by its name, with their places."""
+    return read_jsonl(path) if path.suffix == ".jsonl" else read_json_list(path)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

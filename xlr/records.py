@@ -87,6 +87,19 @@ class ReferenceLogps:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's preference between two answers: the probability that the second is better, NaN where it gave none.
+
+    `answer` is what it said, or why there is no preference.
+    """
+
+    preference: float
+    answer: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
     """One response to sample: the prompt's token ids and the row's own seed."""
 

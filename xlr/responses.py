@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xlr.config import GenerateConfig, settings
+from xlr.encoding import ChatEncoder
 from xlr.prompts import sources
 from xlr.records import Prompt, Response, SampleRequest, SampleSettings
 from xlr.stage import Context, Work, resumable
@@ -43,7 +44,8 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
         for prompt in context.prompts[lang]
         for sample in range(context.config.generate.num_samples)
     ]
-    rows = sample_responses(context, target, "parts", policy, wanted, context.config.generate, iteration, "generate")
+    how, encoder = context.config.generate, context.encoder
+    rows = sample_responses(context, target, "parts", policy, wanted, how, iteration, "generate", encoder)
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         for lang in context.config.languages:
@@ -79,13 +81,13 @@ def sample_responses(
     how: GenerateConfig,
     iteration: int,
     label: str,
+    encoder: ChatEncoder,
 ) -> list[Response]:
     """Sample one response for every `(prompt, sample)`, in batches planned by prompt length.
 
     Returns:
         Responses ordered by language as first met, then prompt, then sample.
     """
-    encoder = context.encoder
     with context.clock.measure("tokenise"):
         ids = {prompt: encoder.prompt(prompt.instruction) for prompt in {prompt for prompt, _ in wanted}}
     # Prompts of similar length share a batch: less left padding. The sort is stable, so samples stay together.

@@ -217,8 +217,9 @@ def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[R
         for row in rows
     ]
     greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
+    asked = [(prompt, 0) for prompt in wanted]
     translated = responses.sample_responses(
-        context, target, "translations", policy, [(prompt, 0) for prompt in wanted], greedy, iteration, "translate"
+        context, target, "translations", policy, asked, greedy, iteration, "translate", context.encoder
     )
     return [row.response for row in translated]
 

@@ -14,7 +14,7 @@ from xlr.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.prompts import load_prompts
 from xlr.records import Prompt
-from xlr.store import Artifact, RunDir, manifest_path, read_rows, write_json, write_rows
+from xlr.store import Artifact, Iteration, RunDir, manifest_path, read_rows, write_json, write_rows
 
 Row = TypeVar("Row")
 
@@ -51,21 +51,31 @@ class Context:
         name = self.config.model.aligned or self.config.model.initial
         return ChatEncoder(load_tokenizer(name), name)
 
-    def model(self, iteration: int) -> str:
+    def encoder_of(self, iteration: Iteration) -> ChatEncoder:
+        """The tokenizer and chat template of a model; those beside the iterations have their own."""
+        if isinstance(iteration, int):
+            return self.encoder
+        return ChatEncoder(load_tokenizer(self.model(iteration)), self.model(iteration))
+
+    def model(self, iteration: Iteration) -> str:
         """pi^t: what iteration t made; pi^0 is given or made by the align stage; pi^-1 stands for pi_I."""
+        if isinstance(iteration, str):
+            return self.config.evaluate.models[iteration]
         if iteration < 0:
             return self.config.model.initial
         if iteration == 0 and self.config.model.aligned is not None:
             return self.config.model.aligned
         return str(self.run.iteration(iteration) / "model")
 
-    def require_model(self, iteration: int) -> str:
+    def require_model(self, iteration: Iteration) -> str:
         """As `model`, of which the stage that makes it must have finished.
 
         Raises:
             UserError: it has not.
         """
         model = self.model(iteration)
+        if isinstance(iteration, str):
+            return model
         if Path(model).parent == self.run.iteration(max(iteration, 0)) and not manifest_path(Path(model)).is_file():
             command = (
                 f"xlr train {self.run.path} --iteration {iteration}" if iteration else f"xlr align {self.run.path}"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from xlr.errors import UserError
 from xlr.progress import Clock
@@ -307,6 +307,10 @@ def _version(name: str) -> str | None:
         return None
 
 
+# An iteration's number, or the name of a model that is evaluated beside the iterations' (`evaluate.models`).
+Iteration: TypeAlias = int | str
+
+
 class RunDir:
     """The layout of a run directory. Iteration 0 is the start: pi^0 and its evaluation."""
 
@@ -331,15 +335,15 @@ class RunDir:
                 "for example with run_dir=..."
             ) from error
 
-    def iteration(self, number: int) -> Path:
-        """The folder of one iteration."""
-        return self.path / f"iter{number}"
+    def iteration(self, iteration: Iteration) -> Path:
+        """The folder of one iteration, or of a model beside them."""
+        return self.path / (f"iter{iteration}" if isinstance(iteration, int) else f"models/{iteration}")
 
     @property
     def leases(self) -> Path:
         """Where it is noted who writes what now."""
         return self.path / "leases"
 
-    def log(self, stage: str, iteration: int) -> Path:
+    def log(self, stage: str, iteration: Iteration) -> Path:
         """The log file of one stage."""
         return self.path / "logs" / f"{stage}-{iteration}.log"

@@ -1,0 +1,113 @@
+"""An OpenAI-compatible server on loopback that judges by a rule and misbehaves by a script."""
+
+import json
+import math
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# The probability that the second of two answers is better.
+Rule = Callable[[str, str], float]
+
+_ANSWERS = re.compile(r'<answer assistant="(?:m|M)">\n(.*?)\n</answer>', re.DOTALL)
+PROMPT_TOKENS = 100
+
+
+@dataclass
+class Judge:
+    """What the server does: `faults` are met one a request, in turn, before any judging."""
+
+    rule: Rule
+    faults: list[str] = field(default_factory=list)
+    logprobs: bool = True
+    texts: Sequence[str] = ("m", "M")
+    url: str = ""
+    paid: Counter[str] = field(default_factory=Counter)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        content = body["messages"][-1]["content"]
+        second = self.rule(*_ANSWERS.findall(content))
+        text = self.texts[second > 0.5]
+        choice: dict[str, Any] = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": text},
+        }
+        if self.logprobs and body.get("logprobs"):
+            tokens = {"m": 1 - second, "M": second}
+            top = [{"token": token, "logprob": math.log(p) if p else -9999.0} for token, p in tokens.items()]
+            choice["logprobs"] = {"content": [{"token": text, "logprob": 0.0, "top_logprobs": top}]}
+        with self.lock:
+            self.paid[json.dumps(body, sort_keys=True)] += 1
+        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 1}
+        return {"id": "x", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        judge: Judge = self.server.judge  # type: ignore[attr-defined]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with judge.lock:
+            judge.requests.append(body)
+            fault = judge.faults.pop(0) if judge.faults else None
+        match fault:
+            case None | "":
+                self._send(200, json.dumps(judge.reply(body)))
+            case "stall":
+                time.sleep(3)
+                self.close_connection = True
+            case "drop":
+                self.connection.close()
+                self.close_connection = True
+            case "garbage":
+                self._send(200, '{"choices": "none"}')
+            case "page":
+                self._send(200, "<html>It works!</html>", "text/html")
+            case "429":
+                self._send(429, '{"error": {"message": "slow down"}}', retry_after="0")
+            case code:
+                self._send(int(code), json.dumps({"error": {"message": f"this is {code}"}}))
+
+    def _send(self, code: int, text: str, kind: str = "application/json", retry_after: str | None = None) -> None:
+        data = text.encode()
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        if retry_after is not None:
+            self.send_header("Retry-After", retry_after)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(judge: Judge) -> Iterator[Judge]:
+    """Serve while the block runs, on a port of its own."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    server.judge = judge  # type: ignore[attr-defined]
+    judge.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield judge
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def longer(first: str, second: str) -> float:
+    """Prefers the longer answer."""
+    return 1 / (1 + math.exp((len(first) - len(second)) / 20))

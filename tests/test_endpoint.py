@@ -1,0 +1,245 @@
+"""A judge behind an endpoint that limits, stalls, drops, talks nonsense: nothing lost, nothing paid twice."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.judgeserver import PROMPT_TOKENS, Judge, longer, serving
+from xlr import config, endpoint, judgements, judgeprompt
+from xlr.errors import UserError
+from xlr.records import Message, Verdict
+from xlr.stage import Context
+
+pytest.importorskip("openai")
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    with serving(Judge(longer)) as running:
+        yield running
+
+
+def context(tree: dict[str, Any], judge: Judge, **settings: Any) -> Context:
+    tree["judge"] = {"model": "scripted", "base_url": judge.url, "concurrency": 4} | settings
+    path = Path(tree["run_dir"]).with_name("judged.yaml")
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    found = Context(config.load(path))
+    found.run.create()
+    return found
+
+
+def questions(count: int) -> list[list[Message]]:
+    return [
+        judgeprompt.fill(judgeprompt.DEFAULT, f"Say {i}.", "a" * (5 + i), "b" * (20 - i), "Spanish")
+        for i in range(count)
+    ]
+
+
+def expected(count: int) -> list[float]:
+    return [longer("a" * (5 + i), "b" * (20 - i)) for i in range(count)]
+
+
+def ask(run: Context, asked: list[list[Message]]) -> tuple[list[Verdict], int]:
+    return endpoint.ask(run, judgements.artifact(run, 1), "judge 1", asked, ["es"] * len(asked))
+
+
+def preferences(found: tuple[list[Verdict], int]) -> list[float]:
+    return [verdict.preference for verdict in found[0]]
+
+
+def test_weighted_verdicts_and_the_cache(tiny_tree: dict[str, Any], judge: Judge) -> None:
+    run = context(tiny_tree, judge)
+    found = ask(run, questions(10))
+    assert preferences(found) == pytest.approx(expected(10))
+    assert found[1] == 10
+    assert {(v.prompt_tokens, v.completion_tokens) for v in found[0]} == {(PROMPT_TOKENS, 1)}
+    body = judge.requests[0]
+    assert body["model"] == "scripted"
+    assert (body["max_tokens"], body["temperature"], body["logprobs"], body["top_logprobs"]) == (1, 0, True, 20)
+    again = ask(run, questions(12))
+    assert preferences(again) == pytest.approx(expected(12))
+    assert again[1] == 2
+    assert set(judge.paid.values()) == {1}
+
+
+def test_what_decides_the_verdict_is_in_the_key(tiny_tree: dict[str, Any], judge: Judge) -> None:
+    ask(context(tiny_tree, judge), questions(2))
+    ask(context(tiny_tree, judge, extra_body={"seed": 1}), questions(2))
+    assert len(judge.requests) == 4
+    assert judge.requests[-1]["seed"] == 1
+    ask(context(tiny_tree, judge, concurrency=1, max_retries=2, timeout=50), questions(2))
+    assert len(judge.requests) == 4
+
+
+def test_the_same_question_is_asked_once(tiny_tree: dict[str, Any], judge: Judge) -> None:
+    found = ask(context(tiny_tree, judge), questions(3) * 2)
+    assert preferences(found) == pytest.approx(expected(3) * 2)
+    assert found[1] == 3
+
+
+def test_a_plain_choice(tiny_tree: dict[str, Any]) -> None:
+    with serving(Judge(longer, logprobs=False, texts=("I choose m.", "I choose M."))) as judge:
+        found = ask(context(tiny_tree, judge, preference="choice"), questions(10))
+        assert preferences(found) == [float(second > 0.5) for second in expected(10)]
+        assert judge.requests[0]["max_tokens"] == 16
+        assert "logprobs" not in judge.requests[0]
+
+
+def test_an_undecided_choice_is_kept_as_such(tiny_tree: dict[str, Any]) -> None:
+    with serving(Judge(longer, texts=("Both are good.", "M"))) as judge:
+        run = context(tiny_tree, judge, preference="choice", max_tokens=None, temperature=None)
+        for asked in (10, 0):
+            found = ask(run, questions(10))
+            assert found[1] == asked
+            assert [math.isnan(one) for one in preferences(found)] == [second <= 0.5 for second in expected(10)]
+        assert not {"max_tokens", "temperature"} & set(judge.requests[0])
+
+
+def test_every_fault_is_survived(tiny_tree: dict[str, Any], judge: Judge) -> None:
+    judge.faults = ["429", "drop", "garbage", "500", "page", "stall", "503", "429", "drop", "garbage"]
+    found = ask(context(tiny_tree, judge, timeout=1), questions(12))
+    assert preferences(found) == pytest.approx(expected(12))
+    assert judge.faults == []
+    assert set(judge.paid.values()) == {1}
+
+
+REFUSALS = {
+    "401": "refuses the key in OPENAI_API_KEY .*this is 401.*export a valid one",
+    "403": "refuses the key in OPENAI_API_KEY",
+    "404": "knows no such model or address .*judge.model or judge.base_url",
+    "400": "refuses the first question: .*this is 400",
+    "429": "still limits the rate or the quota after 1 retries .*slow down",
+    "500": "fails .*this is 500",
+    "stall": "no answer within judge.timeout=0.5 s, 2 times",
+    "drop": "cannot be reached, 2 times",
+    "page": "no chat completion .*It works!.*judge.base_url",
+}
+
+
+@pytest.mark.parametrize("fault", REFUSALS)
+def test_a_refusal_is_explained(fault: str, tiny_tree: dict[str, Any], judge: Judge) -> None:
+    judge.faults = [fault] * 2
+    with pytest.raises(UserError, match=f"judge scripted at http://127.0.0.1.*{REFUSALS[fault]}"):
+        ask(context(tiny_tree, judge, max_retries=1, timeout=0.5), questions(5))
+    assert len(judge.requests) <= 2  # the first question alone found it out
+
+
+def test_a_question_that_is_refused_later_is_undecided_and_asked_again(tiny_tree: dict[str, Any], judge: Judge) -> None:
+    run = context(tiny_tree, judge, concurrency=1)
+    ask(run, questions(1))
+    judge.faults = ["", "", "400"]
+    found = ask(run, questions(5))
+    assert found[1] == 3
+    assert [math.isnan(one) for one in preferences(found)].count(True) == 1
+    assert preferences(ask(run, questions(5))) == pytest.approx(expected(5))
+    assert set(judge.paid.values()) == {1}
+
+
+def test_the_rest_is_kept_when_the_key_is_refused_midway(tiny_tree: dict[str, Any], judge: Judge) -> None:
+    run = context(tiny_tree, judge)
+    ask(run, questions(4))
+    judge.faults = ["401"]
+    with pytest.raises(UserError, match="refuses the key"):
+        ask(run, questions(5))
+    assert preferences(ask(run, questions(9))) == pytest.approx(expected(9))
+    assert set(judge.paid.values()) == {1}
+
+
+def test_no_log_probabilities(tiny_tree: dict[str, Any]) -> None:
+    with serving(Judge(longer, logprobs=False)) as judge, pytest.raises(UserError, match=r"judge\.preference=choice"):
+        ask(context(tiny_tree, judge), questions(3))
+
+
+def test_nobody_listens(tiny_tree: dict[str, Any]) -> None:
+    with serving(Judge(longer)) as judge:
+        pass
+    with pytest.raises(UserError, match=r"cannot be reached, 1 times .*does a server listen there"):
+        ask(context(tiny_tree, judge, max_retries=0), questions(1))
+
+
+def test_the_key_is_missing(tiny_tree: dict[str, Any], judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UserError, match="OPENAI_API_KEY: not set"):
+        ask(context(tiny_tree, judge), questions(1))
+    monkeypatch.setenv("OTHER_KEY", "x")
+    assert ask(context(tiny_tree, judge, api_key_variable="OTHER_KEY"), questions(1))[1] == 1
+
+
+def test_the_estimate_and_the_budget(
+    tiny_tree: dict[str, Any], judge: Judge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prices = {"input_price": 1000.0, "output_price": 2000.0}  # 0.102 a verdict
+    with pytest.raises(UserError, match=r"judge.budget 0.001: 0 is spent, and 10 more verdicts cost about"):
+        ask(context(tiny_tree, judge, budget=0.001, **prices), questions(10))
+    assert not judge.requests
+    capsys.readouterr()
+    assert ask(context(tiny_tree, judge, **prices), questions(10))[1] == 10
+    said = capsys.readouterr().out
+    assert "judge 1: 10 questions, about" in said
+    assert "by judge.input_price and judge.output_price" in said
+    with pytest.raises(UserError, match=r"judge.budget 1: 1.02 is spent, and 2 more"):
+        ask(context(tiny_tree, judge, budget=1, **prices), questions(12))
+    ask(context(tiny_tree, judge, budget=1, **prices), questions(10))  # what is known costs nothing
+    assert len(judge.requests) == 10
+
+
+def test_the_budget_ends_a_judging_that_costs_more_than_estimated(tiny_tree: dict[str, Any], judge: Judge) -> None:
+    """The estimate counts some 400 tokens of a tiny tokenizer a question; this judge bills ten times as many."""
+    plain = judge.reply
+
+    def dear(body: dict[str, Any]) -> dict[str, Any]:
+        found = plain(body)
+        found["usage"]["prompt_tokens"] = 10_000
+        return found
+
+    judge.reply = dear  # type: ignore[method-assign]
+    run = context(tiny_tree, judge, budget=50_000.0, input_price=1e6, output_price=0.0)
+    with pytest.raises(UserError, match=r"judge\.budget 50000"):
+        ask(run, questions(12))
+    assert 5 <= len(judge.requests) <= 5 + 4  # those on their way are still paid
+    kept = [line for file in (run.run.path / "verdicts").iterdir() for line in file.read_text().splitlines()]
+    assert len(kept) == len(judge.requests)
+
+
+def test_a_killed_judging_goes_on_where_it_was(tiny_tree: dict[str, Any]) -> None:
+    """kill -9 amid it, then SIGTERM amid the rest: what was answered is on the disk."""
+
+    def slowly(first: str, second: str) -> float:
+        time.sleep(0.1)
+        return longer(first, second)
+
+    with serving(Judge(slowly)) as judge:
+        run = context(tiny_tree, judge, concurrency=1)
+        code = (
+            "import sys; from tests.test_endpoint import ask, questions; from xlr import config, preemption; "
+            "from xlr.stage import Context; preemption.end_on_signals(); "
+            "ask(Context(config.load(sys.argv[1])), questions(15))"
+        )
+        command = [sys.executable, "-c", code, str(Path(tiny_tree["run_dir"]).with_name("judged.yaml"))]
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            already = len(judge.requests)
+            process = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=os.environ, stderr=subprocess.PIPE)
+            while len(judge.requests) < already + 5:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+            process.send_signal(number)
+            process.communicate()
+        found = ask(run, questions(15))
+    assert preferences(found) == pytest.approx(expected(15))
+    again = [json.loads(body) for body, times in judge.paid.items() if times > 1]
+    assert len(again) <= 1  # the one that was on its way at kill -9

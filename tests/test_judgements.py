@@ -1,0 +1,280 @@
+"""Judging held-out answers: by a server on loopback and by a model in the workers, against each kind of baseline."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import Cli
+from tests.judgeserver import Judge, longer, serving
+from xlr import annotations, config, evaluation, judgements
+from xlr.errors import UserError
+from xlr.prompts import load_held_out
+from xlr.records import Response
+from xlr.stage import Context
+from xlr.store import read_json, read_rows, write_rows
+
+pytest.importorskip("openai")
+LANGUAGES = ["en", "es"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The configuration of a run whose start and a model beside it, `before`, have answered."""
+    folder = tmp_path_factory.mktemp("judged")
+    tree: dict[str, Any] = {
+        "run_dir": str(folder / "run"),
+        "languages": LANGUAGES,
+        "model": {name: str(path) for name, path in tiny_models.items()},
+        "prompts": {"path": str(config.RECIPES / "quickstart" / "prompts"), "limit": 2},
+        "evaluate": {
+            "prompts": {"path": str(config.RECIPES / "quickstart" / "heldout"), "limit": 6},
+            "max_new_tokens": 12,
+            "models": {"before": str(tiny_models["initial"])},
+        },
+        "judge": {"model": "scripted", "baseline": 0},
+    }
+    return tree
+
+
+@pytest.fixture
+def run(evaluated: dict[str, Any], tmp_path: Path, cli: Cli) -> dict[str, Any]:
+    """A copy of that run for one test."""
+    original = Path(evaluated["run_dir"])
+    if not original.is_dir():
+        path = original.with_name("run.yaml")
+        path.write_text(yaml.safe_dump(evaluated), encoding="utf-8")
+        for model in ("0", "before"):
+            result = cli("run", path, "--stages", "evaluate", "--iteration", model)
+            assert result.returncode == 0, result.stderr
+    shutil.copytree(original, tmp_path / "run")
+    return evaluated | {"run_dir": str(tmp_path / "run"), "judge": dict(evaluated["judge"])}
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with serving(Judge(longer)) as running:
+        yield running
+
+
+def opened(tree: dict[str, Any], **settings: Any) -> Context:
+    tree["judge"] |= settings
+    path = Path(tree["run_dir"]).with_name("run.yaml")
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return Context(config.load(path))
+
+
+def rows_of(context: Context, model: int | str) -> list[dict[str, Any]]:
+    folder = context.run.iteration(model) / "judgements" / "annotations"
+    return [row for lang in LANGUAGES for row in read_json(folder / f"{lang}.json")]
+
+
+def answers(context: Context, model: int | str) -> dict[tuple[str, str], str]:
+    rows = read_rows(context.run.iteration(model) / "eval" / "responses", Response)
+    return {(row.lang, row.id): row.response for row in rows}
+
+
+def test_annotations_of_both_orders(run: dict[str, Any], judge: Judge, cli: Cli) -> None:
+    context = opened(run, base_url=judge.url)
+    facts = judgements.make(context, "before")
+    ours, theirs = answers(context, "before"), answers(context, 0)
+    rows = rows_of(context, "before")
+    assert [row["lang"] for row in rows] == ["en"] * 6 + ["es"] * 6
+    assert facts["questions"] == facts["asked"] == 2 * len(rows) - 2 * facts["without_judge"]
+    for row in rows:
+        own, baseline = ours[row["lang"], row["id"]], theirs[row["lang"], row["id"]]
+        assert (row["output_1"], row["output_2"]) == (baseline, own)
+        assert (row["generator_1"], row["generator_2"]) == ("run/iter0", "run/before")
+        if row["preferences"]:
+            assert row["preferences"] == pytest.approx([1 + longer(baseline, own)] * 2)
+            assert row["preference"] == pytest.approx(1 + longer(baseline, own))
+    figures = read_json(context.run.iteration("before") / "judgements" / "winrates.json")
+    assert figures["win_rate"] == facts["win_rate"]
+    assert figures["win_rate"] == pytest.approx(100 * sum(row["preference"] - 1 for row in rows) / len(rows))
+    assert set(figures["languages"]) == set(LANGUAGES)
+    assert figures["position_bias"]["second_place_win_rate"] == pytest.approx(50)
+    shown = cli("winrate", context.run.iteration("before") / "judgements" / "annotations", "--json")
+    assert json.loads(shown.stdout) == figures
+    assert judgements.artifact(context, "before").manifest() is not None
+
+
+def test_both_orders_remove_a_position_bias_exactly(run: dict[str, Any], judge: Judge) -> None:
+    judge.rule = lambda first, second: 0.9
+    context = opened(run, base_url=judge.url)
+    facts = judgements.make(context, "before")
+    assert facts["win_rate"] == pytest.approx(50, abs=1e-9)
+    figures = read_json(context.run.iteration("before") / "judgements" / "winrates.json")
+    assert figures["position_bias"]["second_place_win_rate"] == pytest.approx(90)
+    assert figures["position_bias"]["agreement"] == 0
+    assert {row["preference"] for row in rows_of(context, "before")} == {1.5}
+
+
+def test_one_order_is_drawn_and_keeps_the_bias_out_on_average(run: dict[str, Any], judge: Judge) -> None:
+    judge.rule = lambda first, second: 1.0
+    context = opened(run, base_url=judge.url, both_orders=False)
+    facts = judgements.make(context, "before")
+    assert facts["questions"] == 12 - facts["without_judge"]
+    assert 0 < facts["win_rate"] < 100
+    first = [row["preference"] for row in rows_of(context, "before")]
+    assert len({len(row["preferences"]) for row in rows_of(context, "before")} - {0}) == 1
+    judgements.make(context, "before")
+    assert [row["preference"] for row in rows_of(context, "before")] == first
+    assert facts["questions"] == len(judge.requests)
+
+
+def replace_answers(context: Context, lang: str, texts: Callable[[list[Response]], list[str]]) -> list[Response]:
+    """Let the model beside have answered something else in a language."""
+    (file,) = (context.run.iteration("before") / "eval" / "responses").glob(f"{lang}-*.parquet")
+    rows = read_rows(file, Response)
+    new = [Response(row.id, lang, 0, text, [], "stop") for row, text in zip(rows, texts(rows), strict=True)]
+    write_rows(file, Response, new)
+    evaluation.artifact(context, "before").finish(len(new), {}, context.clock)
+    return new
+
+
+def test_a_length_biased_judge_is_corrected(run: dict[str, Any], judge: Judge) -> None:
+    """The model's answers are longer, and the judge likes nothing else: equal lengths would win less."""
+    context = opened(run, base_url=judge.url)
+    for lang in LANGUAGES:
+        replace_answers(context, lang, lambda rows: ["x" * (30 + 17 * i) for i in range(len(rows))])
+    figures = judgements.make(context, "before")
+    assert figures["win_rate"] > 60
+    assert figures["length_controlled_win_rate"] < figures["win_rate"] - 5
+
+
+def test_empty_and_equal_answers_cost_nothing(run: dict[str, Any], judge: Judge) -> None:
+    context = opened(run, base_url=judge.url)
+    theirs = answers(context, 0)
+    empty, equal, *_ = replace_answers(
+        context, "es", lambda rows: [" ", theirs["es", rows[1].id], *(f"{row.response} more" for row in rows[2:])]
+    )
+    facts = judgements.make(context, "before")
+    assert facts["without_judge"] >= 2
+    assert len(judge.requests) == facts["questions"]
+    found = {row["id"]: row for row in rows_of(context, "before") if row["lang"] == "es"}
+    assert (found[empty.id]["preference"], found[empty.id]["preferences"]) == (1, [])
+    assert (found[equal.id]["preference"], found[equal.id]["preferences"]) == (1.5, [])
+
+
+def test_reference_outputs_and_the_models_beside(run: dict[str, Any], judge: Judge, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs"
+    write_outputs(run, folder)
+    context = opened(run, base_url=judge.url, baseline=str(folder))
+    for model in (0, "before"):
+        judgements.make(context, model)
+        rows = rows_of(context, model)
+        assert {row["generator_1"] for row in rows} == {"davinci"}
+        assert all(row["output_1"] == f"output of {row['id']} in {row['lang']}" for row in rows)
+    first, second = (context.run.iteration(model) / "judgements" / "annotations" for model in (0, "before"))
+    found = annotations.measure(annotations.read(first), annotations.read(second), None)
+    assert found["difference"]["win_rate"]["value"] == pytest.approx(
+        found["second"]["win_rate"] - found["first"]["win_rate"]
+    )
+
+
+def write_outputs(
+    run: dict[str, Any], folder: Path, change: Callable[[list[dict[str, Any]]], object] = lambda rows: None
+) -> None:
+    """Reference outputs as AlpacaEval has them; `change` spoils the Spanish ones."""
+    section = config.EvaluateConfig.model_validate(run["evaluate"]).prompts
+    assert section is not None
+    folder.mkdir()
+    for lang, prompts in load_held_out(section, LANGUAGES).items():
+        rows = [
+            {"instruction": one.instruction, "output": f"output of {one.id} in {lang}", "generator": "davinci"}
+            for one in prompts
+        ]
+        if lang == "es":
+            change(rows)
+        (folder / f"{lang}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+SPOILT: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
+    "lacking": (lambda rows: rows.pop(2), r"es\.json: has no output for the instruction"),
+    "empty": (lambda rows: rows[3].update(output=" "), r"es\.json: element 3: the output is empty"),
+    "other": (
+        lambda rows: [row.update(id=key) for row, key in zip(rows, "abcdef", strict=True)],
+        r"es\.json: has no output for the instruction",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_bad_reference_outputs_end_before_anything_is_asked(
+    case: str, run: dict[str, Any], judge: Judge, tmp_path: Path
+) -> None:
+    change, message = SPOILT[case]
+    write_outputs(run, tmp_path / "outputs", change)
+    context = opened(run, base_url=judge.url, baseline=str(tmp_path / "outputs"))
+    for attempt in (lambda: judgements.check(context), lambda: judgements.make(context, "before")):
+        with pytest.raises(UserError, match=message):
+            attempt()
+    assert not judge.requests
+
+
+def test_reference_outputs_by_id(run: dict[str, Any], judge: Judge, tmp_path: Path) -> None:
+    section = config.EvaluateConfig.model_validate(run["evaluate"]).prompts
+    assert section is not None
+    ids = [one.id for one in load_held_out(section, LANGUAGES)["es"]]
+
+    def with_ids(rows: list[dict[str, Any]]) -> None:
+        for key, row in zip(ids, rows, strict=True):
+            row["id"] = key
+        rows.reverse()
+        rows.append({"id": "of no interest", "output": "x"})
+
+    write_outputs(run, tmp_path / "outputs", with_ids)
+    context = opened(run, base_url=judge.url, baseline=str(tmp_path / "outputs"))
+    judgements.check(context)
+    write_outputs(run, tmp_path / "wrong", lambda rows: [with_ids(rows), rows[0].update(id=rows[1]["id"])])
+    context = opened(run, base_url=judge.url, baseline=str(tmp_path / "wrong"))
+    with pytest.raises(UserError, match=r"its instruction is not that of .* in evaluate.prompts"):
+        judgements.check(context)
+    with pytest.raises(UserError, match=r"judge.baseline .*nowhere: has no en.json with reference outputs"):
+        judgements.check(opened(run, baseline="nowhere"))
+
+
+def test_a_judge_that_does_not_judge(run: dict[str, Any], judge: Judge) -> None:
+    judge.texts = ("Both are fine.", "Both are fine.")
+    context = opened(run, base_url=judge.url, preference="choice")
+    with pytest.raises(UserError, match=r"gave no verdict on .* 'Both are fine.'; take another judge.model"):
+        judgements.make(context, "before")
+    assert not (context.run.iteration("before") / "judgements").exists()
+
+
+def test_a_judge_in_the_workers(run: dict[str, Any], cli: Cli, tiny_models: dict[str, Path]) -> None:
+    context = opened(run, backend="transformers", model=str(tiny_models["aligned"]))
+    path = Path(run["run_dir"]).with_name("run.yaml")
+    result = cli("judge", path, "--iteration", "before")
+    assert result.returncode == 0, result.stderr
+    rows = rows_of(context, "before")
+    sides = [side - 1 for row in rows for side in row["preferences"]]
+    assert sides
+    assert all(0 < side < 1 for side in sides)
+    manifest = judgements.artifact(context, "before").manifest()
+    assert manifest
+    assert manifest["facts"]["undecided"] == 0
+    assert math.isclose(manifest["facts"]["win_rate"], 100 * sum(row["preference"] - 1 for row in rows) / len(rows))
+    again = cli("judge", path, "--iteration", "before")
+    assert "judge before: done already" in again.stdout
+    assert "judge before" in cli("status", path).stdout
+
+
+def test_the_command_line_names_what_is_missing(run: dict[str, Any], judge: Judge, cli: Cli) -> None:
+    path = opened(run, base_url=judge.url).run.path.with_name("run.yaml")
+    result = cli("judge", path, "--iteration", "before", OPENAI_API_KEY="")
+    assert result.returncode == 2
+    assert "OPENAI_API_KEY: not set" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = cli("judge", path, "--iteration", "1")
+    assert result.returncode == 2
+    assert "xlr evaluate" in result.stderr
+    result = cli("judge", path, "--iteration", "0")
+    assert result.returncode == 2
+    assert "judge 0: not a stage of this run" in result.stderr
