@@ -122,7 +122,7 @@ REFUSALS = {
     "401": "refuses the key in OPENAI_API_KEY .*this is 401.*export a valid one",
     "403": "refuses the key in OPENAI_API_KEY",
     "404": "knows no such model or address .*judge.model or judge.base_url",
-    "400": "refuses the first question: .*this is 400",
+    "400": "refuses all questions: this is 400",
     "429": "still limits the rate or the quota after 1 retries .*slow down",
     "500": "fails .*this is 500",
     "stall": "no answer within judge.timeout=0.5 s, 2 times",
@@ -131,21 +131,25 @@ REFUSALS = {
 }
 
 
+RETRIED = ("429", "500", "stall", "drop", "page")
+
+
 @pytest.mark.parametrize("fault", REFUSALS)
 def test_a_refusal_is_explained(fault: str, tiny_tree: dict[str, Any], judge: Judge) -> None:
-    judge.faults = [fault] * 2
+    judge.faults = [fault] * 3
     with pytest.raises(UserError, match=f"judge scripted at http://127.0.0.1.*{REFUSALS[fault]}"):
         ask(context(tiny_tree, judge, max_retries=1, timeout=0.5), questions(5))
-    assert len(judge.requests) <= 2  # the first question alone found it out
+    assert len(judge.requests) == (3 if fault == "400" else 1 + (fault in RETRIED))  # found out before many are asked
 
 
 def test_a_question_that_is_refused_later_is_undecided_and_asked_again(tiny_tree: dict[str, Any], judge: Judge) -> None:
     run = context(tiny_tree, judge, concurrency=1)
-    ask(run, questions(1))
-    judge.faults = ["", "", "400"]
+    judge.faults = ["400", "400", "", "400"]
     found = ask(run, questions(5))
-    assert found[1] == 3
-    assert [math.isnan(one) for one in preferences(found)].count(True) == 1
+    assert found[1] == 2
+    assert [math.isnan(one) for one in preferences(found)] == [True, True, False, True, False]
+    judge.faults = ["400"] * 3
+    assert [math.isnan(one) for one in preferences(ask(run, questions(5)))].count(True) == 3
     assert preferences(ask(run, questions(5))) == pytest.approx(expected(5))
     assert set(judge.paid.values()) == {1}
 

@@ -1,27 +1,33 @@
-"""Sampling with the real vLLM engine: exact tokens in and out, a row's own random numbers, resumable work."""
+"""The real vLLM: as sampler, exact tokens in and out, a row's own random numbers, resumable work; as judge."""
 
 import importlib.util
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.conftest import Cli, missing
 from tests.waiting import wait_until
+from xlr import config, endpoint, judgements, judgeprompt, verdicts
 from xlr.config import RECIPES
 from xlr.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.errors import UserError
 from xlr.packing import SHARED_PROMPT
-from xlr.records import Response, SampleRequest, SampleSettings, Score
+from xlr.records import Response, SampleRequest, SampleSettings, Score, Verdict
+from xlr.stage import Context
 from xlr.store import read_json, read_rows
 from xlr.vllmsampler import VllmSampler
 from xlr.worker import Worker
@@ -274,3 +280,58 @@ def test_samplers_make_room_for_scorers(source: Path, cli: Cli) -> None:
     scores = read_rows(source.parent / "run" / "iter0" / "eval" / "scores", Score)
     assert len(answers) == 4
     assert {row.reward for row in scores} == {0.0}
+
+
+@pytest.fixture(scope="module")
+def judge_url(vllm: Any, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM's own OpenAI-compatible server on loopback, with the real small model as judge."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2)]
+    command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:
+        try:
+            wait_until(lambda: server.poll() is not None or "startup complete" in log.read_text(), 180)
+            assert server.poll() is None, log.read_text()
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+def test_a_real_judge_s_preferences_are_its_own_probabilities(
+    judge_url: str, smollm2: Path, tiny_tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    template = judgeprompt.DEFAULT
+    asked = [
+        judgeprompt.fill(template, "Name a colour.", first, second, "English")
+        for first, second in [("Blue.", "I am a table."), ("I am a table.", "Blue."), ("Red", "word " * 1000)]
+    ]
+    path = Path(tiny_tree["run_dir"]).with_name("run.yaml")
+
+    def ask(**settings: Any) -> tuple[list[Verdict], int]:
+        tiny_tree["judge"] = {"model": "judge", "base_url": judge_url} | settings
+        path.write_text(yaml.safe_dump(tiny_tree), encoding="utf-8")
+        context = Context(config.load(path))
+        return endpoint.ask(context, judgements.artifact(context, 1), "judge", asked, ["en"] * 3)
+
+    found, paid = ask()
+    assert paid == 2
+    assert math.isnan(found[2].preference)
+    assert found[2].answer.startswith("refused: ")
+    encoder = ChatEncoder(load_tokenizer(smollm2), "judge")
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    for question, verdict in zip(asked[:2], found[:2], strict=True):
+        prompt = encoder.prompt_of(question)
+        logps_V = model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
+        spelt = {encoder.tokenizer.decode([index]): logps_V[index].item() for index in logps_V.topk(20).indices}
+        assert verdict.preference == pytest.approx(verdicts.weighted(spelt), abs=1e-3)
+        assert verdict.prompt_tokens == len(prompt)
+    again, paid = ask()
+    assert (again[:2], paid) == (found[:2], 0)
+    choices, paid = ask(preference="choice", extra_body={"structured_outputs": {"choice": ["m", "M"]}})
+    assert paid == 2
+    assert {verdict.preference for verdict in choices[:2]} <= {0.0, 1.0}

@@ -23,6 +23,7 @@ from xlr.store import Artifact, write_json
 from xlr.verdictcache import VerdictCache, content_key
 
 _SAMPLE = 200  # questions that the estimate counts the tokens of
+_REFUSALS = 3  # before any verdict, after which it is not the questions that are at fault
 _LAST_ANSWERS_SECONDS = 30  # for those that are on their way when all is to end: they are paid
 
 
@@ -72,8 +73,9 @@ def ask(
         refused: dict[str, Verdict] = {}
         if todo:
             purse = _Purse(judge, cache, _tokens_each(context, [body for body, _ in todo.values()]))
-            known = f", {len(asked) - len(todo)} known already" if len(todo) < len(asked) else ""
-            console.print(f"  {label}: {len(todo)} questions{known}, {purse.estimate(len(todo))}")
+            known = len(asked) - len(todo)
+            already = f", {known} known already" if known else ""
+            console.print(f"  {label}: {len(todo)} questions{already}, {purse.estimate(len(todo))}")
             purse.require(len(todo))
             totals = Counter(lang for _, lang in todo.values())
             # Without a plan: another configuration finds what it can use in the cache by itself.
@@ -84,7 +86,7 @@ def ask(
                     cache.add(key, verdict)
                     step.advance({todo[key][1]: 1}, verdict.prompt_tokens + verdict.completion_tokens)
 
-                refused = _ask_all(judge, {key: body for key, (body, _) in todo.items()}, purse, keep)
+                refused = _ask_all(judge, {key: body for key, (body, _) in todo.items()}, known, purse, keep)
         return [refused.get(key) or cache.verdicts[key] for key in keys], len(todo) - len(refused)
 
 
@@ -149,11 +151,18 @@ class _Purse:
 
 
 def _ask_all(
-    judge: JudgeConfig, todo: Mapping[str, dict[str, Any]], purse: _Purse, keep: Callable[[str, Verdict], None]
+    judge: JudgeConfig,
+    todo: Mapping[str, dict[str, Any]],
+    known: int,
+    purse: _Purse,
+    keep: Callable[[str, Verdict], None],
 ) -> dict[str, Verdict]:
     """Ask all questions, `judge.concurrency` at once, and give `keep` each verdict as it comes.
 
-    The first question goes alone: it shows what is wrong with all of them before many are paid.
+    Up to the first verdict they go one by one: what is wrong with all of them shows before many are paid.
+
+    Args:
+        known: how many other questions the judge gave verdicts on before.
 
     Returns:
         The undecided verdicts of questions that the endpoint refused.
@@ -163,10 +172,10 @@ def _ask_all(
     waiting = iter(todo.items())
     running: dict[Future[Verdict], str] = {}
     refused: dict[str, Verdict] = {}
-    first = True
+    heard = bool(known)
     try:
         while True:
-            for key, body in islice(waiting, (1 if first else judge.concurrency) - len(running)):
+            for key, body in islice(waiting, (judge.concurrency if heard else 1) - len(running)):
                 purse.require(len(running) + 1)
                 running[threads.submit(_verdict, client, judge, body)] = key
             if not running:
@@ -175,13 +184,13 @@ def _ask_all(
                 try:
                     verdict = future.result()
                 except _RefusedError as refusal:
-                    if first:
-                        raise UserError(f"{_where(judge)}: refuses the first question: {refusal}") from refusal
                     refused[running[future]] = Verdict(verdicts.UNDECIDED, f"refused: {refusal}", 0, 0)
+                    if not heard and len(refused) == _REFUSALS:
+                        raise UserError(f"{_where(judge)}: refuses all questions: {refusal}") from refusal
                 else:
                     keep(running[future], verdict)
+                    heard = True
                 del running[future]
-            first = False
     finally:
         # What is on its way is paid: when a signal or a refusal ends this, it is still waited for and kept.
         for future in wait(running, timeout=_LAST_ANSWERS_SECONDS).done:

@@ -94,6 +94,8 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
     Raises:
         UserError: reference outputs that do not fit, or what the judge's backend raises.
     """
+    from xlr import annotations  # imports torch
+
     judge, baseline, target = context.config.judge, _baseline(context), artifact(context, iteration)
     for model in (iteration, *([] if baseline is None else [baseline])):
         require(evaluation.artifact(context, model), f"xlr evaluate {context.run.path} --iteration {model}")
@@ -117,8 +119,10 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
         for lang in context.config.languages:
             write_json(folder / "annotations" / f"{lang}.json", [row for row in annotated if row["lang"] == lang])
         _require_judged(annotated, given, judge.model)
-        figures = _figures(context, folder / "annotations")
-        write_json(folder / "winrates.json", figures | {"annotations": str(target.folder / "annotations")})
+        difficulty = annotations.read_difficulty(Path(judge.difficulty)) if judge.difficulty else None
+        figures = annotations.measure(annotations.read(folder / "annotations"), None, difficulty)
+        figures |= {"annotations": str(target.folder / "annotations")}
+        write_json(folder / "winrates.json", figures)
     tokens = (sum(one.prompt_tokens for one in given), sum(one.completion_tokens for one in given))
     facts = {
         "judge": judge.model,
@@ -135,6 +139,7 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
     }
     target.finish(len(annotated), facts, context.clock)
     target.remove_pieces()
+    annotations.show(figures)
     return facts
 
 
@@ -263,15 +268,6 @@ def _require_judged(annotated: Sequence[Mapping[str, Any]], given: Sequence[Verd
             f"judge {judge}: gave no verdict on {undecided} of {len(annotated)} comparisons, but for example "
             f"{said[:200]!r}; take another judge.model, judge.preference or judge.template"
         )
-
-
-def _figures(context: Context, folder: Path) -> dict[str, Any]:
-    from xlr import annotations  # imports torch
-
-    difficulty = context.config.judge.difficulty
-    return annotations.measure(
-        annotations.read(folder), None, annotations.read_difficulty(Path(difficulty)) if difficulty else None
-    )
 
 
 def read(context: Context, iteration: Iteration) -> dict[str, Any] | None:
