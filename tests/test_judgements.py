@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import tiny
 from tests.conftest import Cli
 from tests.judgeserver import Judge, longer, serving
 from xlr import annotations, config, evaluation, judgements
@@ -25,8 +26,9 @@ LANGUAGES = ["en", "es"]
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The configuration of a run whose start and a model beside it, `before`, have answered."""
+    """The configuration of a run whose start and a model beside it, `before`, with a tokenizer of its own, answered."""
     folder = tmp_path_factory.mktemp("judged")
+    before = tiny.save(folder / "before", seed=3, family="llama3")
     tree: dict[str, Any] = {
         "run_dir": str(folder / "run"),
         "languages": LANGUAGES,
@@ -35,7 +37,7 @@ def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
         "evaluate": {
             "prompts": {"path": str(config.RECIPES / "quickstart" / "heldout"), "limit": 6},
             "max_new_tokens": 12,
-            "models": {"before": str(tiny_models["initial"])},
+            "models": {"before": str(before)},
         },
         "judge": {"model": "scripted", "baseline": 0},
     }
@@ -78,6 +80,14 @@ def rows_of(context: Context, model: int | str) -> list[dict[str, Any]]:
 def answers(context: Context, model: int | str) -> dict[tuple[str, str], str]:
     rows = read_rows(context.run.iteration(model) / "eval" / "responses", Response)
     return {(row.lang, row.id): row.response for row in rows}
+
+
+def test_a_model_beside_answers_in_its_own_tokens(run: dict[str, Any]) -> None:
+    context = opened(run)
+    for row in read_rows(context.run.iteration("before") / "eval" / "responses", Response):
+        assert context.encoder_of("before").decode(row.token_ids) == row.response
+        assert len(row.token_ids) <= 12
+    assert context.encoder_of("before").tokenizer.get_vocab() != context.encoder.tokenizer.get_vocab()
 
 
 def test_annotations_of_both_orders(run: dict[str, Any], judge: Judge, cli: Cli) -> None:

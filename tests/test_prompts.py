@@ -8,7 +8,7 @@ import pytest
 
 from xlr.config import RECIPES, PromptsConfig
 from xlr.errors import UserError
-from xlr.prompts import load_preferences, load_prompts
+from xlr.prompts import load_held_out, load_preferences, load_prompts
 
 
 def write(folder: Path, lang: str, rows: list[dict[str, object]]) -> None:
@@ -27,6 +27,16 @@ def test_languages_follow_the_english_order(tmp_path: Path) -> None:
     found = load_prompts(PromptsConfig(path=str(tmp_path), limit=2), ["es"])
     assert [(p.id, p.instruction) for p in found["es"]] == [("b", "β"), ("a", "á")]
     assert [p.id for p in found["en"]] == ["b", "a"]
+
+
+def test_held_out_prompts_are_the_same_in_every_language(tmp_path: Path) -> None:
+    write(tmp_path, "en", rows(("a", "A"), ("b", "B"), ("c", "C")))
+    write(tmp_path, "es", rows(("a", "á"), ("c", "ç")))
+    section = PromptsConfig(path=str(tmp_path))
+    assert [p.id for p in load_prompts(section, ["es"])["es"]] == ["a", "c"]
+    with pytest.raises(UserError, match=r"es\.jsonl: lacks the id 'b', which en has; .*same instructions"):
+        load_held_out(section, ["es"])
+    assert [p.id for p in load_held_out(section.model_copy(update={"limit": 1}), ["es"])["es"]] == ["a"]
 
 
 def test_a_json_list_with_numeric_ids_is_read(tmp_path: Path) -> None:
