@@ -117,7 +117,8 @@ class Run:
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: SlurmCluster, tree: dict[str, Any], shared: Path) -> Run:
-    run = Run(shared, "undisturbed", tree)
+    judge = {"backend": "transformers", "model": tree["model"]["initial"]}
+    run = Run(shared, "undisturbed", tree | {"judge": judge})
     run.wait(PAIR[0], lambda: all(run.ray(cluster, NODES[0], name) for name in PAIR), "another Ray beside that")
     states = run.wait_for_end()
     for name, state in states.items():
@@ -139,7 +140,8 @@ def test_a_chain_of_two_iterations_ends_complete(undisturbed: Run) -> None:
         assert undisturbed.job(name).nodes == "n[1-2]"
     assert read_json(undisturbed.path / "iter2" / "model.manifest.json")["facts"]["world_size"] == 2
     said = undisturbed.command("status").stdout
-    assert said.count("done") == 11
+    assert said.count("done") == 13
+    assert 0 < read_json(undisturbed.path / "iter2" / "judgements" / "winrates.json")["win_rate"] < 100
     assert said.count("COMPLETED") == len(undisturbed.ids) == 7
     assert not undisturbed.pieces("slurm/secrets/*/token"), "a token is left"
     assert "every stage is done" in undisturbed.command("submit").stdout
