@@ -143,10 +143,12 @@ def resumable(context: Context, artifact: Artifact, parts: str, work: Work[Row],
 
 
 def _count_workers(context: Context, seconds: float) -> None:
-    """Where the time of the workers went, on average."""
+    """Where the time of the workers went, on average, and what they computed on."""
     workers = context.pool.workers
     if workers:
         load, compute = (
             sum(getattr(worker, f"{kind}_seconds") for worker in workers) / len(workers) for kind in ("load", "compute")
         )
         context.clock.seconds.update({"load": load, "compute": compute, "wait": max(seconds - load - compute, 0.0)})
+        at_work = [worker for worker in workers if not worker.lost]
+        context.clock.count_processors(sum(worker.cpus for worker in at_work), sum(worker.gpus for worker in at_work))

@@ -249,6 +249,7 @@ class Artifact:
                 "rows": rows,
                 "seconds": round(clock.total, 3),
                 "time": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
+                "processors": clock.processors,
                 "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "facts": facts,
                 "settings": self.settings,
