@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,14 @@ class _Judgement:
 
 
 def read(path: Path) -> Annotations:
-    """Read a file; the model is `generator_2` of its first row, rows with the two generators swapped are turned round.
+    """Read a file, or a folder's files; the model is `generator_2` of the first row, rows with the two generators
+    swapped are turned round.
 
     Raises:
         UserError: naming the row and key that is missing or wrong.
     """
-    rows = list(read_json_list(path))
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    rows = [row for file in files for row in read_json_list(file)]
     found: defaultdict[Key, list[_Judgement]] = defaultdict(list)
     seen: Counter[tuple[str, str, bool]] = Counter()
     names = ("", "")
@@ -185,15 +187,31 @@ def measure(first: Annotations, second: Annotations | None, difficulty: Difficul
         return _figures(first, own, difficulty)
     second = _in_places_of(first, second)
     other = winrate.estimates(second.comparisons, difficulty)
-    differences = {
-        group: {name: winrate.describe(rates_R) for name, rates_R in rates.items()}
-        for group, rates in winrate.difference(own, other).items()
-    }
     return {
         "first": _figures(first, own, difficulty),
         "second": _figures(second, other, difficulty),
-        "difference": _by_language(differences),
+        "difference": _difference(own, other),
     }
+
+
+def changes(
+    files: Sequence[Annotations], steps: Sequence[tuple[int, int]], difficulty: Difficulty | None
+) -> list[dict[str, Any]]:
+    """Of each step from one file to another: the second's rates less the first's, as `measure` has it.
+
+    Raises:
+        UserError: the files' instructions differ.
+    """
+    found = [winrate.estimates(_in_places_of(files[0], file).comparisons, difficulty) for file in files]
+    return [_difference(found[first], found[second]) for first, second in steps]
+
+
+def _difference(first: winrate.Estimates, second: winrate.Estimates) -> dict[str, Any]:
+    differences = {
+        group: {name: winrate.describe(rates_R) for name, rates_R in rates.items()}
+        for group, rates in winrate.difference(first, second).items()
+    }
+    return _by_language(differences)
 
 
 def _in_places_of(first: Annotations, second: Annotations) -> Annotations:

@@ -59,6 +59,11 @@ class Context:
             return self.config.model.aligned
         return str(self.run.iteration(iteration) / "model")
 
+    @property
+    def models(self) -> list[int]:
+        """All that are evaluated: of the start and of each iteration."""
+        return list(range(self.config.iterations + 1))
+
     def require_model(self, iteration: int) -> str:
         """As `model`, of which the stage that makes it must have finished.
 
