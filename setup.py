@@ -21,7 +21,11 @@ setup(
     python_requires=">=3.10",
     packages=["xlr", "xlr.recipes", "xlr.recipes.quickstart", *(f"xlr.{name}" for name in BESIDE)],
     package_dir={"xlr": "xlr", **{f"xlr.{name}": name for name in BESIDE}},
-    package_data={"xlr.recipes": ["*.yaml", "quickstart/**/*"], **{f"xlr.{name}": ["*"] for name in BESIDE}},
+    package_data={
+        "xlr": ["templates/*"],
+        "xlr.recipes": ["*.yaml", "quickstart/**/*"],
+        **{f"xlr.{name}": ["*"] for name in BESIDE},
+    },
     install_requires=[
         "torch>=2.9,<3",
         "deepspeed>=0.19,<0.20",
@@ -36,6 +40,8 @@ setup(
         "rich>=14",
         "pyyaml>=6,<7",
         "lingua-language-detector>=2.1,<3",
+        "matplotlib>=3.10,<4",
+        "jinja2>=3.1,<4",
         "tensorboard>=2.20,<3",
     ],
     extras_require={
@@ -45,6 +51,7 @@ setup(
         "bench": ["trl>=1.16,<2"],
         "track": ["wandb>=0.23,<1", "mlflow-skinny>=3,<4"],
         "test": [
+            "axe-playwright-python>=0.1.8,<1",  # brings playwright, for Debian's chromium
             "gguf>=0.17,<1",
             "hypothesis>=6.140,<7",
             "mlflow-skinny>=3,<4",

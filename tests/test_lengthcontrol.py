@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.lengthcontrol import ALPHA_GRID, choose_pairs
+from xlr.lengthcontrol import ALPHA_GRID, choose_pairs, length_gaps
 
 
 def oracle(rewards, lengths, length_control=True, upper_bound=math.inf):
@@ -139,7 +139,11 @@ def test_the_alpha_grid_is_every_thousandth_below_1():
 @settings(max_examples=15, deadline=None)
 @given(candidates(), st.booleans())
 def test_alpha_is_on_the_grid(drawn, length_control):
-    assert choose_pairs(*drawn, length_control=length_control).alpha in ALPHA_GRID
+    choice = choose_pairs(*drawn, length_control=length_control)
+    assert choice.alpha in ALPHA_GRID
+    gaps = length_gaps(*drawn)
+    assert choice.length_gap == gaps[ALPHA_GRID.index(choice.alpha)]
+    assert choice.length_gap == (min(gaps) if length_control else gaps[0])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

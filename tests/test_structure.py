@@ -74,7 +74,7 @@ LAYERS = [
         "judgements",
         "trainer",
     ],
-    ["pipeline", "report"],
+    ["pipeline", "tables", "conclusion", "plots", "curves", "examples", "page", "report"],
     ["jobs"],
     ["submission"],
     ["doctor"],
@@ -89,6 +89,7 @@ HOMES = {
     "vllm": {"vllmsampler"},
     "lingua": {"languages"},
     "openai": {"endpoint"},
+    "matplotlib": {"plots"},
     "wandb": {"trackers"},
     "mlflow": {"trackers"},
 }
@@ -135,7 +136,7 @@ def test_a_heavy_dependency_has_one_home(library: str) -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys; import xlr, xlr.cli; "
-        "print(sorted({'torch', 'ray', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)))"
+        "print(sorted({'torch', 'ray', 'deepspeed', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
@@ -164,10 +165,11 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
         "import xlr; from xlr import config; from xlr.shipped import shipped; print(xlr.__file__); "
         "print(shipped('ds_configs', 'zero3.json'), shipped('ray_jobs', 'score.py'), shipped('slurm', 'lib.sh')); "
         "run = config.load(config.RECIPES / 'quickstart.yaml'); "
+        "from xlr import page; print(page.environment().get_template('report.html').filename); "
         "from xlr.prompts import load_prompts; print(len(load_prompts(run.prompts, run.languages)['fr']))"
     )
     command = [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.count(str(tmp_path / "site")) == 4
+    assert result.stdout.count(str(tmp_path / "site")) == 5
     assert result.stdout.split()[-1] == "24"

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,15 +211,31 @@ def measure(first: Annotations, second: Annotations | None, difficulty: Difficul
         return _figures(first, own, difficulty)
     second = _in_places_of(first, second)
     other = winrate.estimates(second.comparisons, difficulty)
-    differences = {
-        group: {name: winrate.describe(rates_R) for name, rates_R in rates.items()}
-        for group, rates in winrate.difference(own, other).items()
-    }
     return {
         "first": _figures(first, own, difficulty),
         "second": _figures(second, other, difficulty),
-        "difference": _by_language(differences),
+        "difference": _difference(own, other),
     }
+
+
+def changes(
+    files: Sequence[Annotations], steps: Sequence[tuple[int, int]], difficulty: Difficulty | None
+) -> list[dict[str, Any]]:
+    """Of each step from one file to another: the second's rates less the first's, as `measure` has it.
+
+    Raises:
+        UserError: the files' instructions differ.
+    """
+    found = [winrate.estimates(_in_places_of(files[0], file).comparisons, difficulty) for file in files]
+    return [_difference(found[first], found[second]) for first, second in steps]
+
+
+def _difference(first: winrate.Estimates, second: winrate.Estimates) -> dict[str, Any]:
+    differences = {
+        group: {name: winrate.describe(rates_R) for name, rates_R in rates.items()}
+        for group, rates in winrate.difference(first, second).items()
+    }
+    return _by_language(differences)
 
 
 def _in_places_of(first: Annotations, second: Annotations) -> Annotations:

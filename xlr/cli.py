@@ -84,7 +84,7 @@ def run(
         if not all(pipeline.done(context, stage) for stage in plan):
             pipeline.check(context)
         pipeline.run_all(context, plan)
-        report.show(context)
+        report.make([context], context.run.path)
 
 
 @app.command()
@@ -221,11 +221,19 @@ def status(source: Source) -> None:
 
 
 @app.command("report")
-def report_command(source: Source) -> None:
-    """Show what the run achieved so far and write RUN/report.json."""
+def report_command(
+    sources: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directories.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of report.html and report.md; the first run by default.")
+    ] = None,
+) -> None:
+    """Show what runs achieved so far, side by side, and write report.html, report.md and RUN/report.json."""
     from xlr import report
 
-    report.show(_context(source, None))
+    # A run directory may have been copied from where its configuration says it is.
+    places = [[f"run_dir={json.dumps(source)}"] if Path(source).is_dir() else None for source in sources]
+    contexts = [_context(source, place) for source, place in zip(sources, places, strict=True)]
+    report.make(contexts, out or contexts[0].run.path)
 
 
 @app.command("winrate")

@@ -4,6 +4,7 @@ Shapes: `P` prompts, `N` candidates of a prompt (rows with fewer are padded and 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +47,8 @@ def _length_gap(lengths_PN: Tensor, chosen_P: Tensor, rejected_P: Tensor, has_pa
 
 
 def choose_pairs(
-    rewards: list[list[float]],
-    lengths: list[list[int]],
+    rewards: Sequence[Sequence[float]],
+    lengths: Sequence[Sequence[int]],
     length_control: bool = True,
     upper_bound: float = math.inf,
 ) -> Choice:
@@ -66,21 +67,38 @@ def choose_pairs(
 
     Source: arXiv 2503.04647, section 3.3 and its published code.
     """
+    candidates = _padded(rewards, lengths)
+    grid = ALPHA_GRID if length_control else (0.0,)
+    gaps = _gaps(candidates, grid, upper_bound)
+    best = min(range(len(grid)), key=gaps.__getitem__)  # the first of equals
+    chosen_P, rejected_P, has_pair_P = _choose(*candidates, grid[best], upper_bound)
+    chosen_P = chosen_P.masked_fill(~has_pair_P, -1)
+    return Choice(grid[best], chosen_P, rejected_P.masked_fill(~has_pair_P, -1), gaps[best])
+
+
+def length_gaps(
+    rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], upper_bound: float = math.inf
+) -> list[float]:
+    """The gap that each alpha of the grid would leave, in characters, infinite where it leaves no pair.
+
+    Arguments and errors are those of `choose_pairs`.
+    """
+    return _gaps(_padded(rewards, lengths), ALPHA_GRID, upper_bound)
+
+
+def _gaps(candidates: tuple[Tensor, Tensor, Tensor], grid: Sequence[float], upper_bound: float) -> list[float]:
+    _, lengths_PN, _ = candidates
+    return [_length_gap(lengths_PN, *_choose(*candidates, alpha, upper_bound)) for alpha in grid]
+
+
+def _padded(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards, lengths and which of them are no padding, each [P, N]."""
     if not rewards or not all(rewards):
         raise ValueError("every prompt needs at least one candidate")
     width = max(map(len, rewards))
     valid_PN = torch.tensor([[i < len(row) for i in range(width)] for row in rewards])
-    rewards_PN = torch.tensor([row + [0.0] * (width - len(row)) for row in rewards], dtype=torch.float64)
-    lengths_PN = torch.tensor([row + [0] * (width - len(row)) for row in lengths], dtype=torch.float64)
+    rewards_PN = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rewards], dtype=torch.float64)
+    lengths_PN = torch.tensor([[*row, *[0] * (width - len(row))] for row in lengths], dtype=torch.float64)
     if not rewards_PN.isfinite().all():
         raise ValueError("a reward is not finite")
-
-    best_alpha, best_gap = 0.0, math.inf
-    for alpha in ALPHA_GRID if length_control else (0.0,):
-        gap = _length_gap(lengths_PN, *_choose(rewards_PN, lengths_PN, valid_PN, alpha, upper_bound))
-        if gap < best_gap:
-            best_alpha, best_gap = alpha, gap
-
-    chosen_P, rejected_P, has_pair_P = _choose(rewards_PN, lengths_PN, valid_PN, best_alpha, upper_bound)
-    chosen_P = chosen_P.masked_fill(~has_pair_P, -1)
-    return Choice(best_alpha, chosen_P, rejected_P.masked_fill(~has_pair_P, -1), best_gap)
+    return rewards_PN, lengths_PN, valid_PN

@@ -7,12 +7,12 @@ Reads the scores and the prompts; writes `RUN/iter{t}/pairs/pairs.parquet`. Run 
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from xlr import scores
-from xlr.config import settings
+from xlr.config import Flaw, settings
 from xlr.errors import UserError
 from xlr.prompts import sources
 from xlr.quality import without
@@ -70,10 +70,7 @@ def pair_language(
     """The pairs of one language in the order of its prompts, with alpha and what was left out."""
     from xlr.lengthcontrol import NOTHING, choose_pairs  # imports torch
 
-    rows, filtered = without(rows, context.config.pair.filters)
-    candidates: dict[str, list[Score]] = {}
-    for row in rows:
-        candidates.setdefault(row.id, []).append(row)
+    candidates, filtered = candidates_by_prompt(rows, context.config.pair.filters)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
     section = context.config.pair
     rewards = [[row.reward for row in group] for _, group in groups]
@@ -106,6 +103,17 @@ def pair_language(
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
     }
     return pairs, facts
+
+
+def candidates_by_prompt(
+    rows: Sequence[Score], filters: Collection[Flaw]
+) -> tuple[dict[str, list[Score]], dict[str, int]]:
+    """A language's responses that the filters leave, by prompt, and how many rows each filter took out."""
+    kept, filtered = without(rows, filters)
+    candidates: dict[str, list[Score]] = {}
+    for row in kept:
+        candidates.setdefault(row.id, []).append(row)
+    return candidates, filtered
 
 
 def _unusable(group: Sequence[Score], chosen: int, rejected: int) -> str | None:

@@ -57,10 +57,10 @@ def stages(config: Config) -> list[Stage]:
             plan += _training(config.train, "train", iteration)
         if evaluates:
             plan.append(Stage("evaluate", iteration))
-    others = list(config.evaluate.models) if evaluates else []
-    plan += [Stage("evaluate", name) for name in others]
+    if evaluates:
+        plan += [Stage("evaluate", name) for name in config.evaluate.models]
     if config.judge.model:
-        models: list[Iteration] = [*range(config.iterations + 1), *others]
+        models: list[Iteration] = [*range(config.iterations + 1), *config.evaluate.models]
         plan += [Stage("judge", model) for model in models if model != config.judge.baseline]
     return plan
 

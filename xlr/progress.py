@@ -37,6 +37,8 @@ class Clock:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.processors = {"cpus": 1.0, "gpus": 0.0}
+        """The most that computed at a time; one CPU is this process itself."""
 
     @property
     def total(self) -> float:
@@ -51,6 +53,11 @@ class Clock:
             yield
         finally:
             self.seconds[name] += time.monotonic() - begun
+
+    def count_processors(self, cpus: float, gpus: float) -> None:
+        """Note that a part of the stage computes on so many."""
+        counted = {"cpus": cpus, "gpus": gpus}
+        self.processors = {name: max(most, counted[name]) for name, most in self.processors.items()}
 
     def table(self) -> Table:
         """The closing table: every name's time and share of the whole."""
@@ -74,6 +81,8 @@ class Tally:
     compute_seconds: float = 0.0
     splits: int = 0
     lost: bool = False
+    cpus: float = 0
+    gpus: float = 0
 
 
 class Step:

@@ -191,7 +191,7 @@ class Pool:
         actor = self._starting.pop(reference)
         try:
             self._nodes[actor] = ray.get(reference)
-            self._tallies[actor] = Tally(self._nodes[actor])
+            self._tallies[actor] = self._tally(actor)
             self._failed_starts = 0
         except ray.exceptions.RayActorError as error:
             self._failed_starts += 1
@@ -199,6 +199,10 @@ class Pool:
                 raise RuntimeError(f"{_LOSSES} workers failed to start") from error
             return []
         return [actor]
+
+    def _tally(self, actor: Any) -> Tally:
+        cpus, gpus = self._size
+        return Tally(self._nodes[actor], cpus=cpus, gpus=gpus)
 
     def _note_loss(self, ray: Any, actor: Any) -> None:
         progress.console.print(f"  a worker on {self._nodes.pop(actor)} was lost; what it was at is done again")
@@ -226,7 +230,7 @@ class Pool:
 
         self._choose_kind(ray, method)
         waiting = deque(tasks)
-        self._tallies = {actor: Tally(node) for actor, node in self._nodes.items()}
+        self._tallies = {actor: self._tally(actor) for actor in self._nodes}
         idle = list(self._nodes)
         running: dict[Any, _Call] = {}
         lost: Counter[Any] = Counter()

@@ -1,100 +1,174 @@
-"""What a run achieved, as tables on the terminal and as RUN/report.json."""
+"""What a run achieved: RUN/report.json, report.html and report.md, and tables on the terminal.
 
-from typing import Any, get_args
+Run alone with `xlr report RUN [RUN2 ...]`; several runs stand side by side on one page.
+"""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 from rich.table import Table
 
-from xlr import evaluation
-from xlr.config import Flaw
+from xlr import annotations, curves, evaluation, languages, tables
+from xlr.conclusion import conclude
+from xlr.config import Config, settings
+from xlr.errors import UserError
 from xlr.progress import console, details, duration, headline
 from xlr.stage import Context
-from xlr.store import manifest_path, read_json, write_json
+from xlr.store import Iteration, as_json, manifest_path, read_json, write_text
 
-_FLAWS = get_args(Flaw)
-_COLUMNS = (
-    ("complete", "complete %", 100.0),
-    ("in_language", "in language %", 100.0),
-    ("chars_mean", "characters", 1.0),
-    ("reward_mean", "reward", 1.0),
-    ("reward_wins", "beats π0 %", 100.0),
-)
+_ARTEFACTS = ("responses", "scores", "pairs", "reference", "model", "eval", "judgements")
+_KEPT = ("rows", "seconds", "processors", "finished", "digest", "versions", "facts")
 
 
-def collect(context: Context) -> dict[str, Any]:
-    """Everything the report shows, from the files of the run."""
-    found: dict[str, Any] = {"languages": list(context.config.languages), "iterations": {}}
-    for iteration in range(context.config.iterations + 1):
-        folder = context.run.iteration(iteration)
-        entry: dict[str, Any] = {"evaluation": evaluation.read(context, iteration)}
-        for name in ("responses", "scores", "pairs", "model"):
-            manifest = manifest_path(folder / name)
-            if manifest.is_file():
-                content = read_json(manifest)
-                entry[name] = {key: content[key] for key in ("rows", "seconds", "facts")}
-        found["iterations"][str(iteration)] = entry
-    return found
+def make(contexts: Sequence[Context], folder: Path) -> None:
+    """Write `report.html` and `report.md` of the runs into a folder and `report.json` into each run's own, and print
+    the tables.
+
+    Raises:
+        UserError: a run directory is not there or named twice, or nothing can be written.
+    """
+    from xlr import page  # imports matplotlib
+
+    for context in contexts:
+        if not context.run.path.is_dir():
+            raise UserError(f"{context.run.path}: no such run directory; `xlr run` makes it")
+    runs = [(context, collect(context, name)) for context, name in zip(contexts, _names(contexts), strict=True)]
+    found = [own for _, own in runs]
+    for context, own in runs:
+        _write(context.run.path / "report.json", as_json(own))
+    _write(folder / "report.md", _markdown(found))
+    _write(folder / "report.html", page.render(runs))
+    for table in (*tables.data(found), *tables.quality(found), *tables.costs(found)):
+        console.print(table.on_terminal())
+    for own in found:
+        console.print(f"{own['name']}: {conclude(own).sentence}")
+    console.print(f"report: {folder / 'report.html'}")
 
 
-def show(context: Context) -> None:
-    """Write RUN/report.json and print the tables."""
-    found = collect(context)
-    write_json(context.run.path / "report.json", found)
-    for table in (_responses_table(found), _pairs_table(found), _evaluation_table(found), _preferences_table(found)):
-        if table.row_count:
-            console.print(table)
-    console.print(f"report: {context.run.path / 'report.json'}")
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make its folder writable, or choose another with --out"
+        ) from error
 
 
-def _evaluation_table(found: dict[str, Any]) -> Table:
-    table = Table(title="Held-out prompts: one answer each", title_justify="left")
-    table.add_column("language")
-    table.add_column("model")
-    for _, title, _ in _COLUMNS:
-        table.add_column(title, justify="right")
-    for lang in found["languages"]:
-        for iteration, entry in found["iterations"].items():
-            facts = (entry["evaluation"] or {}).get("languages", {}).get(lang)
-            if facts:
-                values = [f"{facts[key] * scale:.1f}" for key, _, scale in _COLUMNS]
-                table.add_row(lang if iteration == "0" else "", f"π{iteration}", *values)
-    return table
+def _names(contexts: Sequence[Context]) -> list[str]:
+    """The folders' names, or their whole paths where two are called the same."""
+    paths = [context.run.path for context in contexts]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{path}: is named twice; name each run once")
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else list(map(str, paths))
 
 
-def _responses_table(found: dict[str, Any]) -> Table:
-    table = Table(title="Sampled responses: share with each flaw, in %", title_justify="left")
-    for column in ("iteration", "language", "scored", *_FLAWS):
-        table.add_column(column.replace("_", " "), justify="right")
-    for iteration, entry in found["iterations"].items():
-        for lang, facts in entry.get("scores", {}).get("facts", {}).get("languages", {}).items():
-            count = max(facts["rows"], 1)
-            shares = [f"{100 * facts['flaws'].get(flaw, 0) / count:.1f}" for flaw in _FLAWS]
-            table.add_row(iteration, lang, str(facts["rows"]), *shares)
-    return table
+def collect(context: Context, name: str) -> dict[str, Any]:
+    """All figures of a run, from what its finished stages left."""
+    iterations = {str(model): _entry(context, model) for model in context.models}
+    stages = [stage for entry in iterations.values() for stage in entry["stages"].values()]
+    versions: defaultdict[str, list[str]] = defaultdict(list)
+    for stage in stages:
+        for library, version in stage.pop("versions").items():
+            if version and version not in versions[library]:
+                versions[library].append(version)
+    return {
+        "name": name,
+        "languages": list(context.config.languages),
+        "names": {lang: languages.name(lang) for lang in context.config.languages},
+        "settings": _settings(context.config),
+        "versions": versions,
+        "finished": max((stage["finished"] for stage in stages), default=""),
+        "iterations": iterations,
+        "changes": _changes(context, iterations),
+    }
 
 
-def _pairs_table(found: dict[str, Any]) -> Table:
-    table = Table(title="Preference pairs", title_justify="left")
-    for column in ("iteration", "language", "pairs", "alpha", "length gap", "dropped"):
-        table.add_column(column, justify="left" if column == "dropped" else "right")
-    for iteration, entry in found["iterations"].items():
-        for lang, facts in entry.get("pairs", {}).get("facts", {}).items():
-            dropped = ", ".join(f"{count} {reason}" for reason, count in facts["dropped"].items())
-            gap = "" if facts["length_gap"] is None else f"{facts['length_gap']:.1f}"
-            table.add_row(iteration, lang, str(facts["pairs"]), f"{facts['alpha']:.3f}", gap, dropped)
-    return table
+def _settings(config: Config) -> dict[str, Any]:
+    """Everything that decides the result, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key in type(config).model_fields:
+        value = getattr(config, key)
+        if isinstance(value, BaseModel):
+            flat |= settings(value, key)
+        elif key not in ("run_dir", "iterations"):
+            flat[key] = value
+    return flat
 
 
-def _preferences_table(found: dict[str, Any]) -> Table:
-    table = Table(title="Held-out preferences: implicit reward log π − log π_I", title_justify="left")
-    for column in ("model", "pairs", "accuracy %", "margin"):
-        table.add_column(column, justify="right")
-    for iteration, entry in found["iterations"].items():
-        facts = (entry["evaluation"] or {}).get("preferences")
-        if facts:
-            table.add_row(
-                f"π{iteration}", str(facts["pairs"]), f"{100 * facts['accuracy']:.1f}", f"{facts['margin']:.2f}"
-            )
-    return table
+def _entry(context: Context, model: Iteration) -> dict[str, Any]:
+    """What is known of one iteration, or of a model beside them."""
+    folder = context.run.iteration(model)
+    stages: dict[str, Any] = {}
+    for name in _ARTEFACTS:
+        if manifest_path(folder / name).is_file():
+            manifest = read_json(manifest_path(folder / name))
+            # Manifests of earlier releases do not name processors.
+            stage = {key: manifest.get(key) for key in _KEPT}
+            stages[manifest["stage"]] = stage | {"tokens": _tokens(manifest, folder)}
+    judgements = None
+    if "judge" in stages:
+        rates = read_json(folder / "judgements" / "winrates.json")
+        judgements = rates | {"judge": stages["judge"]["facts"]["judge"]}
+    return {"evaluation": evaluation.read(context, model), "judgements": judgements, "stages": stages}
+
+
+def _tokens(manifest: Mapping[str, Any], folder: Path) -> dict[str, int]:
+    """How many tokens a stage worked on, by what it did with them."""
+    stage, facts = manifest["stage"], manifest["facts"]
+    if stage == "generate":
+        return {"sampled": sum(own["tokens"] for own in facts.values())}
+    if stage in ("score", "evaluate"):
+        # Scores of earlier releases were not counted.
+        return {"scored": sum(own.get("tokens", 0) for own in facts["languages"].values())}
+    if stage in ("align", "train"):
+        return {"trained on": int(sum(row["num_tokens"] for row in curves.training(folder)))}
+    if stage == "judge":
+        return {"asked": facts["prompt_tokens"], "answered": facts["completion_tokens"]}
+    return {}
+
+
+def _changes(context: Context, iterations: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Paired differences of win rates between iterations that were judged: each and the next, the first and the last.
+
+    They take seconds to minutes, so those of the last report are taken again while their judgements are the same.
+    """
+    judged = [
+        iteration for iteration in range(context.config.iterations + 1) if iterations[str(iteration)]["judgements"]
+    ]
+    places = range(len(judged))
+    steps = list(pairwise(places))
+    if len(judged) > 2:
+        steps.append((0, places[-1]))
+    digests = [iterations[str(iteration)]["stages"]["judge"]["digest"] for iteration in judged]
+    wanted = [{"from": str(judged[a]), "to": str(judged[b]), "digests": [digests[a], digests[b]]} for a, b in steps]
+    last = context.run.path / "report.json"
+    known = read_json(last).get("changes", []) if last.is_file() else []
+    if [{key: value for key, value in one.items() if key != "difference"} for one in known] == wanted:
+        return known
+    files = [annotations.read(context.run.iteration(iteration) / "judgements" / "annotations") for iteration in judged]
+    table = context.config.judge.difficulty
+    difficulty = annotations.read_difficulty(Path(table)) if table else None
+    differences = annotations.changes(files, steps, difficulty) if steps else []
+    return [own | {"difference": difference} for own, difference in zip(wanted, differences, strict=True)]
+
+
+def _markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """The answer, facts and tables for a README or a pull request."""
+    parts = [f"# {tables.plain(', '.join(own['name'] for own in found))}\n"]
+    for own in found:
+        conclusion = conclude(own)
+        parts.append(f"## {tables.plain(own['name'])}\n\n**{tables.plain(conclusion.sentence)}**\n")
+        if conclusion.findings:
+            parts.append(tables.plain(f"{conclusion.figure}; {conclusion.basis}.") + "\n")
+        parts.append("".join(f"- {name}: {tables.plain(value)}\n" for name, value in tables.summary(own)))
+    shown = (*tables.quality(found), *tables.data(found), *tables.costs(found), *tables.facts(found))
+    return "\n".join([*parts, *(table.in_markdown() for table in shown)])
 
 
 def show_status(rows: list[dict[str, Any]]) -> None:

@@ -247,6 +247,7 @@ def reward_facts(scores: Sequence[Score]) -> dict[str, Any]:
     mean = sum(score.reward for score in scores) / count
     return {
         "rows": len(scores),
+        "tokens": sum(score.num_tokens for score in scores),
         "reward_mean": mean,
         "reward_std": (sum((score.reward - mean) ** 2 for score in scores) / count) ** 0.5,
         "chars_mean": sum(score.num_chars for score in scores) / count,

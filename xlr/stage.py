@@ -67,6 +67,11 @@ class Context:
             return self.config.model.aligned
         return str(self.run.iteration(iteration) / "model")
 
+    @property
+    def models(self) -> list[Iteration]:
+        """All that are evaluated: of the start, of each iteration, and those beside them."""
+        return [*range(self.config.iterations + 1), *self.config.evaluate.models]
+
     def require_model(self, iteration: Iteration) -> str:
         """As `model`, of which the stage that makes it must have finished.
 
@@ -153,10 +158,12 @@ def resumable(context: Context, artifact: Artifact, parts: str, work: Work[Row],
 
 
 def _count_workers(context: Context, seconds: float) -> None:
-    """Where the time of the workers went, on average."""
+    """Where the time of the workers went, on average, and what they computed on."""
     workers = context.pool.workers
     if workers:
         load, compute = (
             sum(getattr(worker, f"{kind}_seconds") for worker in workers) / len(workers) for kind in ("load", "compute")
         )
         context.clock.seconds.update({"load": load, "compute": compute, "wait": max(seconds - load - compute, 0.0)})
+        at_work = [worker for worker in workers if not worker.lost]
+        context.clock.count_processors(sum(worker.cpus for worker in at_work), sum(worker.gpus for worker in at_work))

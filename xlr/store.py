@@ -82,7 +82,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a whole JSON file, or nothing."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """A JSON file's text."""
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -249,6 +254,7 @@ class Artifact:
                 "rows": rows,
                 "seconds": round(clock.total, 3),
                 "time": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
+                "processors": clock.processors,
                 "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "facts": facts,
                 "settings": self.settings,

@@ -35,7 +35,7 @@ class MetricsLog:
     def __init__(self, folder: Path, report_to: Sequence[str], name: str, settings: Mapping[str, Any], steps_done: int):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        self.rows = _whole_rows(path, steps_done)
+        self.rows = whole_rows(path, steps_done)
         self._trackers = [_TRACKERS[tracker](folder, name, settings, steps_done) for tracker in report_to]
         self._file = path.open("w", encoding="utf-8")
         self._file.writelines(json.dumps(row) + "\n" for row in self.rows)
@@ -54,11 +54,11 @@ class MetricsLog:
             tracker.close()
 
 
-def _whole_rows(path: Path, steps_done: int) -> list[dict[str, Any]]:
-    """The lines of finished steps; a crash may have torn the last one."""
+def whole_rows(path: Path, steps_done: int | None = None) -> list[dict[str, Any]]:
+    """The lines of finished steps, by default of all; a crash may have torn the last one."""
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        for line in path.read_text(encoding="utf-8").splitlines()[:steps_done]:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:steps_done]:
             rows.append(json.loads(line))
     return rows
 

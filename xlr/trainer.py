@@ -75,6 +75,8 @@ def train(context: Context, iteration: int, ranks: Ranks) -> None:
     if iteration > ALIGN:
         context.require_model(iteration - 1)
     device = engine.init_distributed(ranks)
+    on_gpus = ranks.world_size if device.type == "cuda" else 0
+    clock.count_processors(ranks.world_size * (1 if on_gpus else torch.get_num_threads()), on_gpus)
     job = _Job.plan(context, iteration, ranks, device)
     # The folder's label says what the checkpoints belong to: settings and inputs of the model.
     checkpoints = job.target.parts(_CHECKPOINTS) if job.main else job.target.parts_folder(_CHECKPOINTS)

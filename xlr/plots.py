@@ -1,0 +1,175 @@
+"""Plots as inline SVG: text stays text, colours are the page's, and the same numbers give the same bytes.
+
+The only module that imports matplotlib. Every plot is one small panel, so that pages of any width can arrange them.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+from cycler import cycler
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_SIZE = (3.6, 2.5)  # inches
+_BINS = 40  # where responses are many
+_DOTTED = 20  # steps, below which each is marked
+
+# Stand-ins that the page's own colours, light or dark, take the place of.
+_INK, _LINE = "#010101", "#020202"
+_SERIES = tuple(f"#0300{number:02x}" for number in range(1, 7))
+_COLOURS = {_INK: "var(--ink-soft)", _LINE: "var(--line)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)
+}
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+_STYLE: dict[Any, Any] = {
+    "font.sans-serif": ["DejaVu Sans"],
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "text.color": _INK,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "axes.prop_cycle": cycler(color=_SERIES, linestyle=_DASHES),
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing, what it is of, and its numbers in words, a line a model."""
+
+    title: str
+    numbers: Sequence[str]
+    svg: str
+
+
+def _drawn(draw: Callable[[Axes], None], x: str, y: str, salt: str) -> str:
+    """The SVG of a panel; those of one page differ in their salt, and with it in the names of their parts."""
+    with style.context(["default", _STYLE | {"svg.hashsalt": salt}]), warnings.catch_warnings():
+        # A name may have letters that matplotlib's font lacks; the page's fonts draw them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=_SIZE)
+        axes = figure.subplots()
+        axes.set(xlabel=x, ylabel=y)
+        draw(axes)
+        if len(axes.get_legend_handles_labels()[0]) > 1:
+            axes.legend()
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(file.getvalue())
+
+
+def _inline(document: str) -> str:
+    """The drawing without what only a file of its own needs, in the page's colours."""
+    view = re.search(r'viewBox="[^"]+"', document)
+    assert view is not None
+    drawing = document[document.index("</metadata>") + len("</metadata>") :]
+    drawing = re.sub(r"<style.*?</style>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing)  # other drawings of the page have the same
+    for stand_in, colour in _COLOURS.items():
+        drawing = drawing.replace(stand_in, colour)
+    return f"<svg {view.group()}>{drawing}".strip()
+
+
+def rewards(title: str, run: str, by_model: Mapping[str, Sequence[float]]) -> Plot:
+    """The distribution of rewards, a line a model."""
+    low = min(min(values) for values in by_model.values())
+    high = max(max(values) for values in by_model.values())
+    edges = (low, high if high > low else low + 1)
+    bins = max(_BINS // 4, min(_BINS, min(map(len, by_model.values())) // 8))
+
+    def draw(axes: Axes) -> None:
+        for (name, values), dash in zip(by_model.items(), cycle(_DASHES)):
+            weights = [100 / len(values)] * len(values)
+            axes.hist(values, bins=bins, range=edges, weights=weights, histtype="step", label=name, linestyle=dash)
+
+    numbers = [f"{name}: {_spread(values)}" for name, values in by_model.items()]
+    return Plot(title, numbers, _drawn(draw, "reward, nats", "share of responses, %", f"rewards {title} {run}"))
+
+
+def _spread(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.5, 0.9))
+    return f"median {middle:.2f}, a tenth below {low:.2f}, a tenth above {high:.2f}, {len(values):,} responses"
+
+
+def length_gap(
+    title: str, run: str, grid: Sequence[float], curves: Mapping[str, tuple[Sequence[float], float]]
+) -> Plot:
+    """The length gap that each alpha leaves, a curve a model with the alpha that was taken."""
+    taken = {name: gaps[grid.index(alpha)] for name, (gaps, alpha) in curves.items()}
+
+    def draw(axes: Axes) -> None:
+        for name, (gaps, alpha) in curves.items():
+            (line,) = axes.plot(grid, gaps, label=name)
+            axes.plot([alpha], [taken[name]], marker="o", markersize=5, color=line.get_color(), linestyle="none")
+        axes.margins(x=0.02)
+        axes.set_ylim(bottom=0)
+
+    numbers = [
+        f"{name}: at alpha {alpha:.3f} a gap of {taken[name]:.1f}, without length control {gaps[0]:.1f}"
+        for name, (gaps, alpha) in curves.items()
+    ]
+    return Plot(title, numbers, _drawn(draw, "alpha", "length gap, characters", f"length gap {title} {run}"))
+
+
+def over_steps(title: str, unit: str, run: str, series: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Plot:
+    """A training metric, a line a model."""
+
+    def draw(axes: Axes) -> None:
+        for name, (steps, values) in series.items():
+            axes.plot(steps, values, label=name, marker="o" if len(steps) < _DOTTED else None, markersize=3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    numbers = [
+        f"{name}: {values[0]:.4g} → {values[-1]:.4g} in {steps[-1]:,} steps" for name, (steps, values) in series.items()
+    ]
+    return Plot(title, numbers, _drawn(draw, "optimizer step", unit, f"{title} {run}"))
+
+
+def win_rates(
+    title: str, run: str, models: Sequence[str], series: Mapping[str, Sequence[tuple[float, float, float]]]
+) -> Plot:
+    """Win rates of models as value, low and high of their intervals, a line a kind of rate."""
+
+    def draw(axes: Axes) -> None:
+        for place, (name, rates) in enumerate(series.items()):
+            positions = [number + 0.12 * place for number in range(len(models))]
+            values = [value for value, _, _ in rates]
+            errors = [[value - low for value, low, _ in rates], [high - value for value, _, high in rates]]
+            axes.errorbar(positions, values, errors, marker="o", markersize=4, capsize=3, label=name)
+        axes.axhline(50, color=_INK, linewidth=0.8, linestyle=":")
+        axes.set_xticks(range(len(models)), models)
+        axes.margins(x=0.15)
+
+    numbers = []
+    for name, rates in series.items():
+        shown = (
+            f"{model} {value:.1f} ({low:.1f} … {high:.1f})"
+            for model, (value, low, high) in zip(models, rates, strict=True)
+        )
+        numbers.append(f"{name}: {', '.join(shown)}")
+    return Plot(title, numbers, _drawn(draw, "", "%", f"win rates {title} {run}"))
