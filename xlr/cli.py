@@ -121,6 +121,28 @@ def evaluate(source: Source, overrides: Overrides = None, iteration: Iteration =
     _run_stages(["evaluate"], source, overrides, iteration)
 
 
+@app.command()
+def inspect(
+    source: Source,
+    overrides: Overrides = None,
+    iteration: Iteration = 1,
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts, the same in every language.")] = 4,
+    languages: Annotated[str | None, typer.Option(help="Only these of the run's: es,ru.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with whole texts.")] = False,
+) -> None:
+    """Before scoring and training: a few prompts' candidates under every reward mode, and how the modes agree."""
+    from xlr import inspection, inspectionview, progress
+
+    context = _context(source, overrides)
+    progress.console.stderr = as_json
+    langs = context.config.languages if languages is None else languages.split(",")
+    found = inspection.inspect(context, iteration, prompts, langs)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        inspectionview.show(found)
+
+
 Site = Annotated[Path | None, typer.Option(help="The cluster's profile instead of ~/.config/xlr/site.yaml.")]
 
 
