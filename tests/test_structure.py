@@ -70,7 +70,7 @@ LAYERS = [
         "trainer",
         "diagnosis",
     ],
-    ["pipeline", "report", "inspectionview", "inspection"],
+    ["pipeline", "report", "figures", "inspectionview", "inspection"],
     ["jobs"],
     ["submission"],
     ["doctor"],

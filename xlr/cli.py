@@ -229,11 +229,17 @@ def status(source: Source) -> None:
 
 
 @app.command("report")
-def report_command(source: Source) -> None:
+def report_command(
+    source: Source,
+    to: Annotated[str | None, typer.Option(help="Give the numbers to trackers: tensorboard,wandb,mlflow.")] = None,
+) -> None:
     """Show what the run achieved so far and write RUN/report.json."""
-    from xlr import report
+    from xlr import figures, report
 
-    report.show(_context(source, None))
+    trackers = figures.known_trackers(to.split(",") if to else [])
+    context = _context(source, None)
+    report.show(context)
+    figures.publish(context, trackers)
 
 
 @app.command("winrate")
