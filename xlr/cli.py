@@ -135,6 +135,28 @@ def judge(source: Source, overrides: Overrides = None, iteration: Model = "1") -
     _run_stages(["judge"], source, overrides, _model(iteration))
 
 
+@app.command()
+def inspect(
+    source: Source,
+    overrides: Overrides = None,
+    iteration: Iteration = 1,
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts, the same in every language.")] = 4,
+    languages: Annotated[str | None, typer.Option(help="Only these of the run's: es,ru.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with whole texts.")] = False,
+) -> None:
+    """Before scoring and training: a few prompts' candidates under every reward mode, and how the modes agree."""
+    from xlr import inspection, inspectionview, progress
+
+    context = _context(source, overrides)
+    progress.console.stderr = as_json
+    langs = context.config.languages if languages is None else languages.split(",")
+    found = inspection.inspect(context, iteration, prompts, langs)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        inspectionview.show(found)
+
+
 Site = Annotated[Path | None, typer.Option(help="The cluster's profile instead of ~/.config/xlr/site.yaml.")]
 
 
@@ -226,14 +248,18 @@ def report_command(
     out: Annotated[
         Path | None, typer.Option(help="Folder of report.html and report.md; the first run by default.")
     ] = None,
+    to: Annotated[str | None, typer.Option(help="Give the numbers to trackers: tensorboard,wandb,mlflow.")] = None,
 ) -> None:
     """Show what runs achieved so far, side by side, and write report.html, report.md and RUN/report.json."""
-    from xlr import report
+    from xlr import figures, report
 
+    trackers = figures.known_trackers(to.split(",") if to else [])
     # A run directory may have been copied from where its configuration says it is.
     places = [[f"run_dir={json.dumps(source)}"] if Path(source).is_dir() else None for source in sources]
     contexts = [_context(source, place) for source, place in zip(sources, places, strict=True)]
     report.make(contexts, out or contexts[0].run.path)
+    for context in contexts:
+        figures.publish(context, trackers)
 
 
 @app.command("winrate")

@@ -75,10 +75,13 @@ class GenerateConfig(_Section):
     """Share of a GPU's memory that vLLM takes; on CPUs VLLM_CPU_KVCACHE_SPACE says how many GiB its cache gets."""
 
 
+Reward = Literal["crosslingual", "multilingual", "translate"]
+
+
 class ScoreConfig(_Section):
     """Stage 2: the implicit reward."""
 
-    reward: Literal["crosslingual", "multilingual", "translate"] = "crosslingual"
+    reward: Reward = "crosslingual"
     """What a response is scored under: the prefixed English instruction, its own instruction, or its English
     translation under the English instruction (English itself is then left out)."""
     reference: Literal["initial", "previous"] = "initial"

@@ -8,11 +8,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from xlr import scores
-from xlr.config import Flaw, settings
+from xlr.config import Flaw, PairConfig, settings
 from xlr.errors import UserError
 from xlr.prompts import sources
 from xlr.quality import without
@@ -68,23 +68,59 @@ def pair_language(
     context: Context, rows: Sequence[Score], prompts: Sequence[Prompt]
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of one language in the order of its prompts, with alpha and what was left out."""
+    found = choose(context.config.pair, rows, prompts)
+    pairs = [_pair(prompt, chosen, rejected, found.alpha) for prompt, chosen, rejected in found.pairs]
+    facts = {
+        "pairs": len(pairs),
+        "alpha": found.alpha,
+        "length_gap": found.length_gap if math.isfinite(found.length_gap) else None,  # JSON has no infinity
+        "chosen_chars": _mean([chosen.num_chars for _, chosen, _ in found.pairs]),
+        "rejected_chars": _mean([rejected.num_chars for _, _, rejected in found.pairs]),
+        "filtered": found.filtered,
+        "dropped": {reason: count for reason, count in sorted(found.dropped.items()) if count},
+    }
+    return pairs, facts
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Prompt, chosen and rejected candidate of one language, the length penalty, and what was left out, by reason."""
+
+    pairs: list[tuple[Prompt, Score, Score]]
+    alpha: float
+    length_gap: float
+    filtered: dict[str, int]
+    dropped: Counter[str]
+
+
+def choose(
+    section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt], alpha: float | None = None
+) -> Choices:
+    """Choose among one language's candidates.
+
+    Args:
+        alpha: the length penalty; by default that which makes chosen and rejected equally long.
+
+    Raises:
+        UserError: a reward is not finite.
+    """
     from xlr.lengthcontrol import NOTHING, choose_pairs  # imports torch
 
-    candidates, filtered = candidates_by_prompt(rows, context.config.pair.filters)
+    candidates, filtered = candidates_by_prompt(rows, section.filters)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
-    section = context.config.pair
-    rewards = [[row.reward for row in group] for _, group in groups]
+    rewards = [[row.reward - (alpha or 0.0) * row.num_chars for row in group] for _, group in groups]
     lengths = [[row.num_chars for row in group] for _, group in groups]
     upper_bound = math.inf if section.upper_bound is None else section.upper_bound
+    length_control = section.length_control and alpha is None
     try:
-        choice = choose_pairs(rewards, lengths, section.length_control, upper_bound) if groups else NOTHING
+        choice = choose_pairs(rewards, lengths, length_control, upper_bound) if groups else NOTHING
     except ValueError as error:
         broken = next(row for row in rows if not abs(row.reward) < float("inf"))
         raise UserError(
             f"iteration's scores: {broken.lang} {broken.id} sample {broken.sample}: the reward is {broken.reward}; "
             "the policy or the reference is damaged"
         ) from error
-    pairs: list[Pair] = []
+    pairs: list[tuple[Prompt, Score, Score]] = []
     dropped: Counter[str] = Counter({"no candidate left": len(prompts) - len(groups)})
     indices = zip(choice.chosen_P.tolist(), choice.rejected_P.tolist(), strict=True)
     for (prompt, group), (chosen, rejected) in zip(groups, indices, strict=True):
@@ -92,17 +128,8 @@ def pair_language(
         if reason:
             dropped[reason] += 1
         else:
-            pairs.append(_pair(prompt, group[chosen], group[rejected], choice.alpha))
-    facts = {
-        "pairs": len(pairs),
-        "alpha": choice.alpha,
-        "length_gap": choice.length_gap if math.isfinite(choice.length_gap) else None,  # JSON has no infinity
-        "chosen_chars": _mean([len(pair.chosen[0]["content"]) for pair in pairs]),
-        "rejected_chars": _mean([len(pair.rejected[0]["content"]) for pair in pairs]),
-        "filtered": filtered,
-        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
-    }
-    return pairs, facts
+            pairs.append((prompt, group[chosen], group[rejected]))
+    return Choices(pairs, choice.alpha if alpha is None else alpha, choice.length_gap, filtered, dropped)
 
 
 def candidates_by_prompt(

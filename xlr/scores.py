@@ -11,7 +11,7 @@ from typing import Any
 
 from xlr import languages, responses
 from xlr.batching import even_batches, token_budget_batches
-from xlr.config import RayConfig, settings
+from xlr.config import RayConfig, Reward, settings
 from xlr.encoding import Example, batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.prompts import ENGLISH
 from xlr.quality import count_flaws, repetition
@@ -46,31 +46,14 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     run, mode = context.run, context.config.score.reward
     require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
     target = artifact(context, iteration)
-    policy, reference = context.require_model(iteration - 1), context.reward_reference(iteration)
     scored_languages = [lang for lang in context.config.languages if mode != "translate" or lang != ENGLISH]
     rows = [row for row in read_rows(run.iteration(iteration) / "responses", Response) if row.lang in scored_languages]
-    dropped: Counter[str] = Counter()
-    rows = [row for row in rows if row.response.strip() or dropped.update([f"{row.lang} empty"])]
-    texts = [row.response for row in rows]
-    if mode == "translate":
-        texts = _translate(context, target, policy, rows, iteration)
-        kept = [
-            i for i, text in enumerate(texts) if text.strip() or dropped.update([f"{rows[i].lang} empty translation"])
-        ]
-        rows, texts = [rows[i] for i in kept], [texts[i] for i in kept]
-
-    by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
-    english = {prompt.id: prompt.instruction for prompt in context.prompts[ENGLISH]}
-    instructions = [scoring_instruction(mode, by_prompt[row.lang, row.id], english[row.id]) for row in rows]
-    scores, too_long = score_responses(
-        context, target, policy, reference, instructions, rows, texts, f"score iteration {iteration}"
-    )
-    dropped.update(too_long)
+    scores, dropped = score_in_mode(context, target, mode, rows, iteration, f"score iteration {iteration}")
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         for lang in scored_languages:
             write_shards(folder, lang, Score, [score for score in scores if score.lang == lang])
-        write_json(folder / "probes.json", _probes(context, instructions, rows, scores))
+        write_json(folder / "probes.json", _probes(context, mode, scores))
     facts = {
         "formula": FORMULA,
         "reward": mode,
@@ -84,7 +67,38 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     return facts
 
 
-def scoring_instruction(mode: str, prompt: Prompt, english: str) -> str:
+def score_in_mode(
+    context: Context, target: Artifact, mode: Reward, rows: Sequence[Response], iteration: int, label: str
+) -> tuple[list[Score], Counter[str]]:
+    """The reward of an iteration's responses under a reward mode; for translate none of them is English.
+
+    Returns:
+        Scores in the order of `rows`, and how many rows were left out, by language and reason.
+    """
+    policy, reference = context.require_model(iteration - 1), context.reward_reference(iteration)
+    dropped: Counter[str] = Counter()
+    rows = [row for row in rows if row.response.strip() or dropped.update([f"{row.lang} empty"])]
+    texts = [row.response for row in rows]
+    if mode == "translate":
+        texts = _translate(context, target, policy, rows, iteration)
+        kept = [
+            i for i, text in enumerate(texts) if text.strip() or dropped.update([f"{rows[i].lang} empty translation"])
+        ]
+        rows, texts = [rows[i] for i in kept], [texts[i] for i in kept]
+    instructions = _instructions(context, mode, rows)
+    scores, too_long = score_responses(context, target, policy, reference, instructions, rows, texts, label)
+    return scores, dropped + too_long
+
+
+def _instructions(context: Context, mode: Reward, rows: Sequence[Response] | Sequence[Score]) -> list[str]:
+    """What each row is scored under."""
+    by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
+    return [
+        scoring_instruction(mode, by_prompt[row.lang, row.id], by_prompt[ENGLISH, row.id].instruction) for row in rows
+    ]
+
+
+def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
     """What a response is scored under in each reward mode."""
     if mode == "multilingual":
         return prompt.instruction
@@ -224,20 +238,18 @@ def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[R
     return [row.response for row in translated]
 
 
-def _probes(
-    context: Context, instructions: Sequence[str], rows: Sequence[Response], scores: Sequence[Score]
-) -> list[dict[str, Any]]:
+def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[dict[str, Any]]:
     """A few scored sequences as token ids, against which the trainer checks its own log-probabilities."""
-    instruction_of = {(row.lang, row.id, row.sample): text for row, text in zip(rows, instructions, strict=True)}
     by_length = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))
     middle = max(0, (len(by_length) - _PROBES) // 2)
+    chosen = by_length[middle : middle + _PROBES]
     return [
         {
-            "prompt": context.encoder.prompt(instruction_of[score.lang, score.id, score.sample]),
+            "prompt": context.encoder.prompt(instruction),
             "response": context.encoder.response(score.scored_text),
             "logp_policy": score.logp_policy,
         }
-        for score in by_length[middle : middle + _PROBES]
+        for score, instruction in zip(chosen, _instructions(context, mode, chosen), strict=True)
     ]
 
 

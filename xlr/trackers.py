@@ -1,10 +1,12 @@
-"""Where training metrics go: always metrics.jsonl, and on request TensorBoard, wandb and mlflow."""
+"""Where metrics go: a training's always to metrics.jsonl, and on request to TensorBoard, wandb and mlflow, as do the
+report's numbers."""
 
 import contextlib
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,12 @@ from xlr.errors import UserError
 
 
 class _Tracker(Protocol):
+    """One tracker's run, found again in `folder`; what it holds from `first_step` on is written again.
+
+    `anew` leaves that run and begins another.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], first_step: int, anew: bool): ...
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
@@ -36,7 +44,9 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         self.rows = whole_rows(path, steps_done)
-        self._trackers = [_TRACKERS[tracker](folder, name, settings, steps_done) for tracker in report_to]
+        self._trackers = [
+            _TRACKERS[tracker](folder, name, settings, steps_done + 1, not steps_done) for tracker in report_to
+        ]
         self._file = path.open("w", encoding="utf-8")
         self._file.writelines(json.dumps(row) + "\n" for row in self.rows)
 
@@ -63,11 +73,29 @@ def whole_rows(path: Path, steps_done: int | None = None) -> list[dict[str, Any]
     return rows
 
 
+def publish(
+    folder: Path, report_to: Sequence[str], name: str, settings: Mapping[str, Any], rows: Mapping[int, dict[str, float]]
+) -> None:
+    """Give trackers all numbers there are by now, by step, in place of what they got from this folder before.
+
+    Args:
+        folder: where TensorBoard's files are, and how the other trackers' runs are found again.
+
+    Raises:
+        UserError: a tracker is not installed or refuses.
+    """
+    for tracker in report_to:
+        run = _TRACKERS[tracker](folder, name, settings, 0, anew=False)
+        for step in sorted(rows):
+            run.write(step, rows[step])
+        run.close()
+
+
 class _TensorBoard:
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], steps_done: int):
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], first_step: int, anew: bool):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
@@ -80,16 +108,23 @@ class _TensorBoard:
 class _Wandb:
     """Project, key and mode come from wandb's own environment variables; a resumed training continues its run."""
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], steps_done: int):
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], first_step: int, anew: bool):
         try:
             import wandb
         except ImportError as error:
             raise _not_installed("wandb") from error
-        project = os.environ.get("WANDB_PROJECT", "xlr")
-        run_id = _kept(folder / "wandb.id", lambda: secrets.token_hex(4), steps_done)
-        self._run = wandb.init(
-            project=project, name=name, id=run_id, resume="allow", config=dict(settings), dir=str(folder)
-        )
+        run_id = _kept(folder / "wandb.id", lambda: secrets.token_hex(4), anew)
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "xlr"),
+                name=name,
+                id=run_id,
+                resume="allow" if first_step else None,  # a run that is not resumed replaces that of the same id
+                config=dict(settings),
+                dir=str(folder),
+            )
+        except wandb.errors.Error as error:
+            raise UserError(f"wandb: {error}; log in with `wandb login`, or set WANDB_MODE=offline") from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -101,34 +136,54 @@ class _Wandb:
 class _Mlflow:
     """The server comes from MLFLOW_TRACKING_URI, the experiment from MLFLOW_EXPERIMENT_NAME."""
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], steps_done: int):
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], first_step: int, anew: bool):
         try:
             import mlflow
         except ImportError as error:
             raise _not_installed("mlflow") from error
-        self._client = mlflow.MlflowClient()
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "xlr")
-        experiment = self._client.get_experiment_by_name(title)
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(title)
-        self._run_id = _kept(
-            folder / "mlflow.id", lambda: self._client.create_run(experiment_id, run_name=name).info.run_id, steps_done
-        )
-        if not steps_done:
+        try:
+            self._client = mlflow.MlflowClient()
+            experiment = self._client.get_experiment_by_name(title)
+            experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(title)
+            self._run_id = _kept(
+                folder / "mlflow.id",
+                lambda: self._client.create_run(experiment_id, run_name=name).info.run_id,
+                anew,
+            )
             for key, value in settings.items():
                 self._client.log_param(self._run_id, key, value)
+            self._held = self._history()
+        except mlflow.exceptions.MlflowException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"mlflow: {mlflow.get_tracking_uri()} refuses ({reason}); set MLFLOW_TRACKING_URI, or remove "
+                f"{folder / 'mlflow.id'} to begin another run"
+            ) from error
+
+    def _history(self) -> set[tuple[str, int, float]]:
+        """What the run holds: mlflow forgets nothing and would show what is written again twice."""
+        keys = self._client.get_run(self._run_id).data.metrics
+        metrics = (metric for key in keys for metric in self._client.get_metric_history(self._run_id, key))
+        return {(metric.key, metric.step, metric.value) for metric in metrics}
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        self._client.log_batch(self._run_id, [Metric(key, value, 0, step) for key, value in values.items()])
+        now = int(1000 * time.time())  # of two values of a step the later one counts
+        missing = [
+            Metric(key, value, now, step) for key, value in values.items() if (key, step, value) not in self._held
+        ]
+        self._client.log_batch(self._run_id, missing)
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)
 
 
-def _kept(file: Path, new: Any, steps_done: int) -> str:
-    """A tracker's run id: made at the first start, read again by a resumed one."""
-    if not steps_done or not file.is_file():
+def _kept(file: Path, new: Callable[[], str], anew: bool) -> str:
+    """A tracker's run id: made at the first start, read again later."""
+    if anew or not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(new(), encoding="utf-8")
     return file.read_text(encoding="utf-8")
 
@@ -137,4 +192,4 @@ def _not_installed(name: str) -> UserError:
     return UserError(f'report_to: {name} is not installed; run `pip install "xlr[track]"`, or leave {name} out')
 
 
-_TRACKERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+_TRACKERS: dict[str, type[_Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}

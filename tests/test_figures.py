@@ -1,0 +1,178 @@
+"""The report's numbers in real trackers: all of them, and once, however often they are given."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_bad_input import assert_refused
+from tests.test_trackers import required
+from xlr import figures
+from xlr.config import load
+from xlr.stage import Context
+from xlr.store import write_json
+
+Found = dict[str, Any]
+NAME = "eval/es/win_rate"
+
+
+def model(reward: float, win_rate: float | None = None) -> Found:
+    """What the report has of a model: evaluated, and perhaps judged."""
+    own = {"rows": 2, "reward_mean": reward, "in_language": 0.5, "flaws": {"truncated": 1}}
+    judgements = win_rate and {
+        "model": "pi",
+        "baseline": "pi0",
+        "win_rate": win_rate,
+        "position_bias": {"agreement": 75.0},
+        "languages": {lang: {"win_rate": win_rate, "win_rate_interval": [win_rate - 5, 90]} for lang in ("en", "es")},
+        "average": {"win_rate": win_rate},
+    }
+    preferences = {"pairs": 16, "accuracy": 0.75, "margin": 1.5}
+    evaluation = {"iteration": 0, "languages": {"en": own, "es": own | {"reward_mean": 3.0}}, "dropped": {}}
+    return {"evaluation": evaluation | {"preferences": preferences}, "judgements": judgements}
+
+
+@pytest.fixture
+def context(tiny_tree: dict[str, Any], write_config: Any) -> Context:
+    return Context(load(write_config(tiny_tree)))
+
+
+def report(context: Context, **iterations: Found) -> None:
+    found = {number.removeprefix("iteration"): entry for number, entry in iterations.items()}
+    write_json(context.run.path / "report.json", {"languages": ["en", "es"], "iterations": found})
+
+
+def test_names_are_flat_and_every_number_has_one() -> None:
+    found = dict(figures.flatten(model(1.0, 60.0), ["en", "es"]))
+    assert (
+        found.items()
+        >= {
+            "eval/en/reward_mean": 1.0,
+            "eval/es/reward_mean": 3.0,
+            "eval/average/reward_mean": 2.0,
+            "eval/es/in_language": 0.5,
+            "eval/es/flaws/truncated": 1.0,
+            "eval/preferences/accuracy": 0.75,
+            "eval/es/win_rate": 60.0,
+            "eval/es/win_rate_interval/low": 55.0,
+            "eval/es/win_rate_interval/high": 90.0,
+            "eval/average/win_rate": 60.0,
+            "eval/all/win_rate": 60.0,
+            "eval/all/position_bias/agreement": 75.0,
+        }.items()
+    )
+    assert not dict(figures.flatten({"evaluation": None, "judgements": None}, ["en"]))
+    one = {"evaluation": None, "judgements": {"win_rate": 60.0, "position_bias": None}}
+    assert dict(figures.flatten(one, ["es"])) == {"eval/es/win_rate": 60.0}
+
+
+def test_tensorboard_shows_each_number_once(context: Context) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report(context, iteration0=model(1.0), iteration1=model(2.0, 55.0))
+    figures.publish(context, ["tensorboard"])
+    report(context, iteration0=model(1.0), iteration1=model(2.5, 60.0), iteration2=model(3.0), rival=model(0.5, 40.0))
+    for _ in range(2):
+        figures.publish(context, ["tensorboard"])
+    events = EventAccumulator(str(context.run.path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("eval/en/reward_mean")] == [(0, 1.0), (1, 2.5), (2, 3.0)]
+    assert [(event.step, event.value) for event in events.Scalars(NAME)] == [(1, 60.0)]
+    rival = EventAccumulator(str(context.run.path / "models" / "rival" / "tensorboard")).Reload()
+    assert [event.value for event in rival.Scalars(NAME)] == [40.0]
+
+
+def test_mlflow_holds_each_number_once(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = required("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    report(context, iteration0=model(1.0), iteration1=model(2.0))
+    figures.publish(context, ["mlflow"])
+    report(context, iteration0=model(1.0), iteration1=model(2.0, 60.0), rival=model(0.5, 40.0))
+    for _ in range(2):
+        figures.publish(context, ["mlflow"])
+    client = mlflow.MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("xlr").experiment_id])
+    by_name = {run.info.run_name: run for run in runs}
+    assert set(by_name) == {"run report", "run rival"}
+    own = by_name["run report"]
+    history = client.get_metric_history(own.info.run_id, "eval/en/reward_mean")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 2.0)]
+    assert own.data.metrics[NAME] == 60.0
+    assert own.data.params["train.beta"] == "0.1"
+    assert own.info.status == "FINISHED"
+    assert by_name["run rival"].data.metrics[NAME] == 40.0
+
+
+def test_a_run_that_mlflow_does_not_know_is_refused_with_the_remedy(
+    context: Context, tmp_path: Path, cli: Any, write_config: Any, tiny_tree: dict[str, Any]
+) -> None:
+    required("mlflow")
+    context.run.path.mkdir()
+    (context.run.path / "mlflow.id").write_text("0" * 32)
+    store = {"MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"}
+    result = cli("report", write_config(tiny_tree), "--to", "mlflow", **store)
+    assert_refused(result, f"remove {context.run.path / 'mlflow.id'} to begin another run")
+
+
+def test_wandb_gets_all_numbers_each_time_in_the_place_of_the_same_run(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    required("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    report(context, iteration0=model(1.0), iteration1=model(2.0, 60.0))
+    for _ in range(2):
+        figures.publish(context, ["wandb"])
+    own = context.run.path
+    offline = list((own / "wandb").glob("offline-run-*/*.wandb"))
+    assert {file.name for file in offline} == {f"run-{(own / 'wandb.id').read_text()}.wandb"}
+    for file in offline:
+        assert rows_of(file) == [(0, 1.0, None), (1, 2.0, 60.0)]
+
+
+def rows_of(file: Path) -> list[tuple[int, float, float | None]]:
+    """Step, a reward and a win rate of each row of history in a file of wandb's."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    rows = []
+    for data in records(file.read_bytes()):
+        record = Record.FromString(data)
+        if record.WhichOneof("record_type") == "history":
+            row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            rows.append((row["_step"], row["eval/en/reward_mean"], row.get(NAME)))
+    return rows
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """The records of LevelDB's log format: checksum, length and kind before each piece, no piece across 32 KiB."""
+    place, whole, last = 7, b"", {1, 4}
+    while place + 7 <= len(data):
+        if (room := -place % 32768) and room < 7:
+            place += room
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in last:
+            yield whole
+            whole = b""
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_done(
+    cli: Any, write_config: Any, tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    result = cli("report", write_config(tiny_tree), "--to", "mlflow,neptune")
+    assert_refused(result, "--to neptune: no such tracker; there are tensorboard, wandb, mlflow")
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_without_a_key_is_refused_with_the_remedy(
+    cli: Any, write_config: Any, tiny_tree: dict[str, Any], context: Context, tmp_path: Path
+) -> None:
+    required("wandb")
+    context.run.path.mkdir()
+    nobody = {"HOME": str(tmp_path), "WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    result = cli("report", write_config(tiny_tree), "--to", "wandb", **nobody)
+    assert_refused(result, "log in with `wandb login`, or set WANDB_MODE=offline")

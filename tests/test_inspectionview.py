@@ -1,0 +1,82 @@
+"""The terminal and the Markdown page show every script as it is, and nothing that steers a terminal."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from xlr import inspectionview
+
+CHINESE = "睡前不要喝咖啡，也不要看手机。" * 30
+ARABIC = "لا تشرب القهوة قبل النوم."
+HOSTILE = "bold\x1b[31mred\x1b]0;title\x07 | pipe\r\nnew line"
+
+
+def found() -> dict[str, Any]:
+    facts = {"rows": 3, "reward_mean": 1.5, "chars_mean": 20.0, "in_language": 1.0}
+    mode = {
+        "candidates": facts,
+        "chosen": facts,
+        "rejected": facts | {"rows": 0},
+        "reward_deviation": 0.5,
+        "length_correlation": None,
+        "alpha": 0.012,
+        "alpha_of": "pairs",
+    }
+    candidates = [
+        {
+            "sample": sample,
+            "response": text,
+            "translation": None,
+            "chars": len(text),
+            "language": "zh",
+            "flaws": ["wrong_language"],
+            "rewards": {"crosslingual": float(sample)} if text else {},
+            "chosen_by": ["crosslingual"] if sample == 2 else [],
+            "rejected_by": ["crosslingual"] if sample == 0 else [],
+        }
+        for sample, text in enumerate([CHINESE, ARABIC, HOSTILE, ""])
+    ]
+    prompt = {"id": "q1", "instruction": "怎样睡得更好？", "english": "How to sleep better?", "candidates": candidates}
+    own = {
+        "verdict": [{"text": "a warning", "warning": True}],
+        "modes": {"crosslingual": mode},
+        "agreement": [],
+        "prompts": [prompt],
+    }
+    names = {"iteration": 1, "policy": "p", "reference": "r", "formula": "f", "reward": "crosslingual"}
+    return {**names, "languages": {"zh": own}}
+
+
+def test_the_terminal_shows_each_text_cut_with_a_mark_below_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=80, highlight=False, soft_wrap=True)
+    monkeypatch.setattr(inspectionview, "console", console)
+    inspectionview.show(found())
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = said.splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    best, empty = (
+        lines.index(f"   2         2.00 +{len(HOSTILE):>8}  zh    wrong language"),
+        lines.index("     (empty)"),
+    )
+    assert lines[best + 1].strip() == "bold [31mred ]0;title | pipe new line"
+    assert f"     {ARABIC}" in lines
+    cut = next(line for line in lines if line.rstrip().endswith("…"))
+    assert cut.strip()[:-1] in CHINESE
+    assert best < lines.index(f"     {ARABIC}") < lines.index(cut) < empty
+    assert "0.012*" in said
+    assert "20/20/–" in said
+    assert lines[-2:] == ["Chinese (zh): 1 warning", "  ! a warning"]
+
+
+def test_markdown_keeps_its_tables_whole_whatever_a_model_wrote() -> None:
+    lines = inspectionview.markdown(found()).splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert "bold [31mred ]0;title \\| pipe new line" in rows[-4]
+    assert ARABIC in rows[-3]
+    assert {line.replace("\\|", "").count("|") for line in rows[-5:]} == {8}
+    assert "- ! a warning" in lines
