@@ -313,6 +313,12 @@ def test_a_verdict_says_no_more_than_its_interval(run: Path) -> None:
     assert conclude(against_start).sentence.startswith(
         "π1 against π0: better in English, Chinese; not clear in Arabic."
     )
+    shrunk = found["iterations"]["1"]["judgements"]["languages"]["ar"]
+    shrunk |= {"length_controlled_win_rate": 50.0, "length_controlled_standard_error": 0.0}
+    plain = conclude(against_start)
+    assert plain.figure == "Win rate of π1 against π0, in %"
+    assert "too few judgements" in plain.basis
+    assert {one.lang: one.value for one in plain.findings}["ar"] == shrunk["win_rate"]
     assert tables.share_interval(0.5, 16) == pytest.approx((0.2800, 0.7200), abs=1e-4)
 
 

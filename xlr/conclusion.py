@@ -76,14 +76,19 @@ def _by_judge(found: Found, judged: Sequence[str]) -> Conclusion:
     )
     change = next((one for one in found["changes"] if (one["from"], one["to"]) == (first, last)), None)
     against_start = found["settings"].get("judge.baseline") == 0
+    rate, ends, name = "length_controlled_win_rate", "length_controlled_interval", "Length-controlled win rate"
+    if not all(own["length_controlled_standard_error"] for _, own in of_languages(found, figures)):
+        rate, ends, name = "win_rate", "win_rate_interval", "Win rate"
+        basis += ", whose regression found too few judgements in a language to say anything: these are plain win rates"
     if change and not against_start:
-        rates = of_languages(found, change["difference"])
-        findings = [_changed(lang, own["length_controlled_win_rate"]) for lang, own in rates]
-        other, figure = label(first), f"Length-controlled win rate, {label(first)} → {label(last)}, in points"
+        findings = [_changed(lang, own[rate]) for lang, own in of_languages(found, change["difference"])]
+        other, figure = label(first), f"{name}, {label(first)} → {label(last)}, in points"
     else:
-        findings = [_won(lang, own) for lang, own in of_languages(found, figures)]
+        findings = [
+            Finding(lang, own[rate], own[ends][0], own[ends][1], _HALF) for lang, own in of_languages(found, figures)
+        ]
         other = label("0") if against_start else figures["baseline"]
-        figure = f"Length-controlled win rate of {label(last)} against {other}, in %"
+        figure = f"{name} of {label(last)} against {other}, in %"
     return Conclusion(_sentence(found, label(last), other, findings), basis, figure, findings)
 
 
@@ -100,11 +105,6 @@ def _by_reward(found: Found, last: str, by_language: Mapping[str, Any]) -> Concl
 
 def _changed(lang: str, rate: Mapping[str, float]) -> Finding:
     return Finding(lang, rate["value"], rate["low"], rate["high"], 0.0)
-
-
-def _won(lang: str, own: Mapping[str, Any]) -> Finding:
-    low, high = own["length_controlled_interval"]
-    return Finding(lang, own["length_controlled_win_rate"], low, high, _HALF)
 
 
 def _rewarded(found: Found, by_language: Mapping[str, Any]) -> Iterator[Finding]:

@@ -101,6 +101,7 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
         require(evaluation.artifact(context, model), f"xlr evaluate {context.run.path} --iteration {model}")
     comparisons, names = _comparisons(context, iteration)
     template = judgeprompt.load(judge.template)
+    judge_name = Path(str(judge.model)).name if judge.backend == "transformers" else str(judge.model)
     asked = [
         (comparison, swapped) for comparison in comparisons if comparison.known is None for swapped in comparison.orders
     ]
@@ -113,19 +114,19 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
     )
     each = iter(given)
     judged = [[] if one.known is not None else [next(each) for _ in one.orders] for one in comparisons]
-    annotated = [_row(one, own, names, str(judge.model)) for one, own in zip(comparisons, judged, strict=True)]
+    annotated = [_row(one, own, names, judge_name) for one, own in zip(comparisons, judged, strict=True)]
     with atomic_path(target.folder) as folder:
         (folder / "annotations").mkdir(parents=True)
         for lang in context.config.languages:
             write_json(folder / "annotations" / f"{lang}.json", [row for row in annotated if row["lang"] == lang])
-        _require_judged(annotated, given, judge.model)
+        _require_judged(annotated, given, judge_name)
         difficulty = annotations.read_difficulty(Path(judge.difficulty)) if judge.difficulty else None
         figures = annotations.measure(annotations.read(folder / "annotations"), None, difficulty)
         figures |= {"annotations": str(target.folder / "annotations")}
         write_json(folder / "winrates.json", figures)
     tokens = (sum(one.prompt_tokens for one in given), sum(one.completion_tokens for one in given))
     facts = {
-        "judge": judge.model,
+        "judge": judge_name,
         "baseline": names[0],
         "questions": len(given),
         "asked": paid,
@@ -260,7 +261,7 @@ def _scale(preference: float) -> float | None:
     return None if math.isnan(preference) else 1 + preference
 
 
-def _require_judged(annotated: Sequence[Mapping[str, Any]], given: Sequence[Verdict], judge: str | None) -> None:
+def _require_judged(annotated: Sequence[Mapping[str, Any]], given: Sequence[Verdict], judge: str) -> None:
     undecided = sum(row["preference"] is None for row in annotated)
     if 2 * undecided > len(annotated):
         said = next(verdict.answer for verdict in given if math.isnan(verdict.preference))

@@ -4,6 +4,8 @@ A step's state is a plain dictionary, so that `xlr status` can show it from a fi
 """
 
 import math
+import os
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,10 @@ LINE_SECONDS = 15.0
 _KEEP_SECONDS = 5.0
 _WORKERS_SHOWN = 16
 
-console = Console(highlight=False, soft_wrap=True)
+# A file or a job's log has no width of its own, for which rich takes 80, and breaks tables.
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+
+console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
 
 
 def duration(seconds: float) -> str:
