@@ -1,5 +1,5 @@
 # make quickstart: the main job on a real small model. make test: all tests. Both set up what they need in .venv.
-# make test-vllm: the tests of sampling with vLLM, which asks for other releases than .venv has, on top of it in .venv-vllm.
+# make test-vllm: the tests with vLLM, which asks for other releases than .venv has, on top of it in .venv-vllm.
 PYTHON ?= python3
 # The CPU build of torch serves everything here; TORCH_INDEX names another package index to take torch from.
 TORCH ?= torch==2.13.0

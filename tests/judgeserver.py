@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -93,9 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(judge: Judge) -> Iterator[Judge]:
-    """Serve while the block runs, on a port of its own."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+def serving(judge: Judge, port: int = 0) -> Iterator[Judge]:
+    """Serve while the block runs, by default on a free port."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     server.judge = judge  # type: ignore[attr-defined]
     judge.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -111,3 +112,8 @@ def serving(judge: Judge) -> Iterator[Judge]:
 def longer(first: str, second: str) -> float:
     """Prefers the longer answer."""
     return 1 / (1 + math.exp((len(first) - len(second)) / 20))
+
+
+if __name__ == "__main__":
+    with serving(Judge(longer), int(sys.argv[1])):
+        time.sleep(3600)

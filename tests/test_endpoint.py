@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -174,6 +175,34 @@ def test_nobody_listens(tiny_tree: dict[str, Any]) -> None:
         pass
     with pytest.raises(UserError, match=r"cannot be reached, 1 times .*does a server listen there"):
         ask(context(tiny_tree, judge, max_retries=0), questions(1))
+
+
+def test_an_endpoint_is_asked_something_free(tiny_tree: dict[str, Any]) -> None:
+    with serving(Judge(longer)) as judge:
+        settings = context(tiny_tree, judge).config.judge
+        endpoint.require_answering(settings)  # it knows no list of models, but answers
+    with pytest.raises(UserError, match="cannot be reached, 1 times"):
+        endpoint.require_answering(settings)
+
+
+def test_a_judge_is_served_while_it_is_asked(
+    tiny_tree: dict[str, Any], judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.chdir(Path(__file__).parents[1])
+    command = f"{sys.executable} -m tests.judgeserver {{port}}"
+    run = context(tiny_tree, judge, serve=command)
+    found = ask(run, questions(3))
+    assert preferences(found) == pytest.approx(expected(3))
+    assert not judge.requests, "another one was asked"
+    assert not [one for one in psutil.Process().children() if "tests.judgeserver" in one.cmdline()]
+    assert ask(run, questions(3))[1] == 0  # nothing to ask, nothing to serve
+    with pytest.raises(UserError, match=r"judge\.serve: ended with code 3 before it listened; see .*judge-server\.log"):
+        ask(context(tiny_tree, judge, serve=f"{sys.executable} -c 'raise SystemExit(3)' {{port}}"), questions(4))
+    with pytest.raises(UserError, match=r"judge\.serve: /nowhere/vllm cannot be started"):
+        ask(context(tiny_tree, judge, serve="/nowhere/vllm {port}"), questions(4))
+    with pytest.raises(UserError, match=r"judge\.serve: has no \{port\}"):
+        context(tiny_tree, judge, serve="vllm serve {model}")
 
 
 def test_the_key_is_missing(tiny_tree: dict[str, Any], judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:

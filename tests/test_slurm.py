@@ -247,13 +247,18 @@ def test_the_doctor_finds_what_is_well_and_what_is_not(
     cluster: SlurmCluster, tree: dict[str, Any], shared: Path
 ) -> None:
     config = shared / "doctor.yaml"
-    config.write_text(yaml.safe_dump(tree | {"run_dir": str(shared / "doctor")}), encoding="utf-8")
+    judge = {"model": "judge", "base_url": "http://127.0.0.1:9/v1"}  # where no node finds anybody
+    tree = tree | {"run_dir": str(shared / "doctor"), "judge": judge}
+    config.write_text(yaml.safe_dump(tree), encoding="utf-8")
     command = [sys.executable, "-m", "xlr", "doctor", str(config)]
-    well = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
-    assert well.returncode == 0, well.stdout + well.stderr
+    environment = os.environ | {"OPENAI_API_KEY": "none"}
+    well = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG)
+    assert well.returncode == 2, well.stdout + well.stderr
+    assert well.stdout.count("FAILED") == len(NODES), well.stdout
     for node in NODES:
         assert re.search(rf"ok +{node}: Python: .*torch .*; no GPU", well.stdout)
         assert f"{node}: run_dir: sees 3 of 3 files" in well.stdout
+        assert f"FAILED  {node}: judge: judge judge at http://127.0.0.1:9/v1: cannot be reached" in well.stdout
         assert f"{node}: collectives: 2 tasks met over gloo" in well.stdout
     assert "Ray: n1 n2 joined at 10." in well.stdout
     ill = subprocess.run([*command, "slurm.python=/nowhere/python"], capture_output=True, text=True, timeout=LONG)

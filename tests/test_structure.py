@@ -61,6 +61,7 @@ LAYERS = [
         "judgeprompt",
         "verdictcache",
         "localjudge",
+        "servedjudge",
         "endpoint",
     ],
     [

@@ -4,7 +4,6 @@ import importlib.util
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from tests.conftest import Cli, missing
 from tests.waiting import wait_until
-from xlr import config, endpoint, judgements, judgeprompt, verdicts
+from xlr import config, endpoint, judgements, judgeprompt, servedjudge, verdicts
 from xlr.config import RECIPES
 from xlr.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.errors import UserError
@@ -285,20 +284,11 @@ def test_samplers_make_room_for_scorers(source: Path, cli: Cli) -> None:
 @pytest.fixture(scope="module")
 def judge_url(vllm: Any, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's own OpenAI-compatible server on loopback, with the real small model as judge."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2)]
-    command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:
-        try:
-            wait_until(lambda: server.poll() is not None or "startup complete" in log.read_text(), 180)
-            assert server.poll() is None, log.read_text()
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            server.terminate()
+    command = f"{sys.executable} -m vllm.entrypoints.openai.api_server --model {{model}} --served-model-name judge"
+    command += " --host 127.0.0.1 --port {port} --dtype float32 --enforce-eager --max-model-len 1024"
+    judge = config.JudgeConfig(model=str(smollm2), serve=command)
+    with servedjudge.serving(judge, tmp_path_factory.mktemp("server") / "server.log") as served:
+        yield str(served.base_url)
 
 
 def test_a_real_judge_s_preferences_are_its_own_probabilities(

@@ -215,6 +215,9 @@ class JudgeConfig(_Section):
     """The judge: the endpoint's name of it, or a Hugging Face folder or hub name. Without it nothing is judged."""
     base_url: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
     """The endpoint, up to and with /v1; OPENAI_BASE_URL or OpenAI's own by default."""
+    serve: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """A command that serves the judge on this node for as long as it is asked, instead of base_url, with {model} and
+    {port} filled in: vllm serve {model} --host 127.0.0.1 --port {port}."""
     api_key_variable: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = "OPENAI_API_KEY"
     """The environment variable that holds the endpoint's key; for a server without keys it may hold anything."""
     baseline: Annotated[int, Field(ge=0)] | str = 0
@@ -256,6 +259,8 @@ class JudgeConfig(_Section):
     def _consistent(self) -> "JudgeConfig":
         if (self.input_price is None) != (self.output_price is None):
             raise UserError("judge.input_price and judge.output_price: set both or neither")
+        if self.serve is not None and "{port}" not in self.serve:
+            raise UserError("judge.serve: has no {port}; the server must listen where it is told to")
         if self.budget is not None and self.input_price is None:
             raise UserError("judge.budget: needs judge.input_price and judge.output_price, in the same currency")
         return self

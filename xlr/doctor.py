@@ -1,7 +1,7 @@
 """Whether a run can work on this cluster; each check says what it found and, where that is no good, what to do.
 
 From the login node: Slurm, what the jobs ask for, models, room. Then, in a short job as large as training, from the
-nodes: Python environment, shared folder, GPUs, collectives between all tasks, Ray.
+nodes: Python environment, shared folder, GPUs, the judge's endpoint, collectives between all tasks, Ray.
 """
 
 import importlib.metadata
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from xlr import jobs, launch, pipeline, progress, scheduler, submission
-from xlr.config import SlurmConfig
+from xlr import endpoint, jobs, launch, pipeline, progress, scheduler, submission
+from xlr.config import Config, SlurmConfig
 from xlr.errors import UserError
 from xlr.jobs import Job
 from xlr.pipeline import Stage
@@ -59,11 +59,19 @@ def show(finding: Finding) -> None:
 def _models(context: Context) -> Iterator[Finding]:
     from xlr.models import load_config  # imports torch
 
-    for name in filter(None, (context.config.model.initial, context.config.model.aligned)):
+    for name in _opened(context.config):
         try:
             yield Finding("model", f"{name}: {load_config(name).model_type}")
         except UserError as error:
             yield Finding("model", str(error), "name a folder that all nodes see, or fetch the hub's model first")
+
+
+def _opened(config: Config) -> list[str]:
+    """All models that stages open, but for those that the run makes."""
+    judge = config.judge.model if config.judge.backend == "transformers" else None
+    return [
+        name for name in (config.model.initial, config.model.aligned, *config.evaluate.models.values(), judge) if name
+    ]
 
 
 def _room(context: Context) -> Finding:
@@ -119,7 +127,7 @@ def on_node(context: Context) -> None:
     node = os.environ["SLURMD_NODENAME"]
     write_text(_folder(context) / f"canary-{ranks.rank}", node)
     if ranks.local_rank == 0:
-        findings = [_environment(node), *_sight(context, node)]
+        findings = [_environment(node), *_sight(context, node), *_judge(context, node)]
         write_json(_folder(context) / f"{node}-looks.json", [asdict(finding) for finding in findings])
     if ranks.world_size > 1:
         met = _meet(node, ranks)
@@ -149,12 +157,24 @@ def _sight(context: Context, node: str) -> Iterator[Finding]:
         time.sleep(_LOOK_SECONDS)
     found = f"sees {len(wanted) - len(unseen)} of {len(wanted)} files that the login node and all tasks wrote"
     yield Finding(f"{node}: run_dir", found, "choose a file system that all nodes share" if unseen else "")
-    for name in filter(None, (context.config.model.initial, context.config.model.aligned)):
+    for name in _opened(context.config):
         if Path(name).is_absolute() and not Path(name).is_dir():
             yield Finding(f"{node}: model", f"{name} is not there", "put it on a file system that all nodes share")
     free = shutil.disk_usage("/tmp").free // _GIB
     remedy = "" if free else "Ray needs room in /tmp of each node: ask the administrators"
     yield Finding(f"{node}: /tmp", f"{free} GiB free", remedy)
+
+
+def _judge(context: Context, node: str) -> Iterator[Finding]:
+    """Whether a node reaches the judge's endpoint, where there is one: many clusters' nodes reach nothing outside."""
+    judge, run = context.config.judge, context.run.path
+    if judge.model and judge.backend == "openai" and judge.serve is None:
+        try:
+            endpoint.require_answering(judge)
+            yield Finding(f"{node}: judge", "the endpoint answers")
+        except UserError as error:
+            remedy = f"submit with judge.model=null, and judge where it answers: xlr judge {run} judge.model=… -i t"
+            yield Finding(f"{node}: judge", str(error), remedy)
 
 
 def _meet(node: str, ranks: launch.Ranks) -> Finding:

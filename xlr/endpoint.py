@@ -1,5 +1,6 @@
 """A judge behind an OpenAI-compatible endpoint. The only module that imports openai."""
 
+import importlib.util
 import json
 import os
 import statistics
@@ -18,12 +19,14 @@ from xlr.config import JudgeConfig
 from xlr.errors import UserError
 from xlr.progress import console
 from xlr.records import Message, Verdict
+from xlr.servedjudge import serving
 from xlr.stage import PROGRESS, Context
 from xlr.store import Artifact, write_json
 from xlr.verdictcache import VerdictCache, content_key
 
 _SAMPLE = 200  # questions that the estimate counts the tokens of
 _REFUSALS = 3  # before any verdict, after which it is not the questions that are at fault
+_PROBE_SECONDS = 10
 _LAST_ANSWERS_SECONDS = 30  # for those that are on their way when all is to end: they are paid
 
 
@@ -33,15 +36,32 @@ def require_usable(judge: JudgeConfig) -> None:
     Raises:
         UserError: the package, or the key.
     """
-    try:
-        import openai  # noqa: F401
-    except ImportError as error:
-        raise UserError('judge.backend openai: the client is not installed; pip install "xlr[eval]"') from error
-    if not os.environ.get(judge.api_key_variable):
+    if importlib.util.find_spec("openai") is None:
+        raise UserError('judge.backend openai: the client is not installed; pip install "xlr[eval]"')
+    if judge.serve is None and not os.environ.get(judge.api_key_variable):
         raise UserError(
             f"{judge.api_key_variable}: not set, and judge.backend openai needs the endpoint's key there; export it "
             "(anything, for a server without keys), or name another variable in judge.api_key_variable"
         )
+
+
+def require_answering(judge: JudgeConfig) -> None:
+    """Ask the endpoint something that costs nothing, from here.
+
+    Raises:
+        UserError: it does not answer within seconds, or refuses the key.
+    """
+    import openai
+
+    require_usable(judge)
+    once = judge.model_copy(update={"timeout": _PROBE_SECONDS, "max_retries": 0})
+    with _client(once) as client:
+        try:
+            client.models.list()
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
+            _give_up(once, error)
+        except openai.APIStatusError:
+            pass  # not every endpoint has such a list, but this one answers
 
 
 class _RefusedError(Exception):
@@ -86,7 +106,8 @@ def ask(
                     cache.add(key, verdict)
                     step.advance({todo[key][1]: 1}, verdict.prompt_tokens + verdict.completion_tokens)
 
-                refused = _ask_all(judge, {key: body for key, (body, _) in todo.items()}, known, purse, keep)
+                with serving(judge, context.run.path / "logs" / "judge-server.log") as served:
+                    refused = _ask_all(served, {key: body for key, (body, _) in todo.items()}, known, purse, keep)
         return [refused.get(key) or cache.verdicts[key] for key in keys], len(todo) - len(refused)
 
 
@@ -205,7 +226,7 @@ def _client(judge: JudgeConfig) -> Any:
 
     return openai.OpenAI(
         base_url=judge.base_url,
-        api_key=os.environ[judge.api_key_variable],
+        api_key=os.environ.get(judge.api_key_variable, "none"),  # what judge.serve starts has none
         timeout=judge.timeout,
         max_retries=judge.max_retries,  # on lost connections, time-outs, 429 and 5xx, with growing pauses
     )
