@@ -244,6 +244,7 @@ CASES: dict[str, tuple[object, str]] = {
     "several generators": ([*GOOD, row(3, 1, generator_2="other")], "element 3: compares 'base' with 'other'"),
     "empty output that wins": ([*GOOD, row(3, 2, output_2=" ")], "element 3: output_2 is empty"),
     "empty output that ties": ([*GOOD, row(3, 1.5, output_1="")], "element 3: output_1 is empty"),
+    "empty instruction": ([*GOOD, row(3, None, instruction=" ")], "element 3: instruction is empty"),
     "orders that differ": ([*GOOD, row(3, 1.5, preferences=[1.2, 1.4])], "element 3: preference is not the mean of"),
     "a bad order": ([*GOOD, row(3, 1.5, preferences=[1, 3])], "element 3: preference 3 is none of"),
     "no text": ([*GOOD, row(3, 1, output_1=None)], "element 3: output_1 is empty or no text"),

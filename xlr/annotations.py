@@ -93,9 +93,11 @@ def read(path: Path) -> Annotations:
 
 
 def _lost(row: Mapping[str, Any], name: str) -> bool:
-    """Whether an empty answer is judged as it must be: it loses, or ties with another empty one."""
+    """Whether an empty text is an answer and judged as it must be: it loses, or ties with another empty one."""
+    if name not in ("output_1", "output_2"):
+        return False
     both = not str(row["output_1"]).strip() and not str(row["output_2"]).strip()
-    return row["preference"] == {"output_1": 1.5 if both else 2, "output_2": 1.5 if both else 1}.get(name)
+    return bool(row["preference"] == (1.5 if both else 2 if name == "output_1" else 1))
 
 
 def _preferences(row: Mapping[str, Any], place: str) -> list[float]:

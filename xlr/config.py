@@ -251,7 +251,8 @@ class JudgeConfig(_Section):
     output_price: Annotated[float | None, Field(ge=0, json_schema_extra=OPERATIONAL)] = None
     """Price of a million tokens of verdicts."""
     budget: Annotated[float | None, Field(gt=0, json_schema_extra=OPERATIONAL)] = None
-    """The most that all verdicts in the cache may cost together."""
+    """The most that all verdicts in the cache may cost together; of jobs that judge at the same time, each knows what
+    was spent before it began and what it spends itself."""
     cache: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
     """Folder of an endpoint's verdicts by content, which runs may share; RUN/verdicts by default."""
 

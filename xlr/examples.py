@@ -77,7 +77,9 @@ def _judged_example(row: dict[str, Any], model: str) -> dict[str, Any]:
         verdict = "judging failed"
     else:
         orders = ", ".join(number(one, ".2f") or "failed" for one in row["preferences"])
-        verdict = f"preference {preference:.2f} of 1 to 2, by order {orders}"
+        verdict = (
+            f"preference {preference:.2f} of 1 to 2, {f'by order {orders}' if orders else 'without asking the judge'}"
+        )
     wins = preference is not None and preference > 1.5, preference is not None and preference < 1.5
     return {
         "id": str(row["id"]),
