@@ -21,8 +21,6 @@ from xlr.errors import UserError
 from xlr.records import Message, Verdict
 from xlr.stage import Context
 
-pytest.importorskip("openai")
-
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:

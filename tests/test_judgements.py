@@ -20,7 +20,6 @@ from xlr.records import Response
 from xlr.stage import Context
 from xlr.store import read_json, read_rows, write_rows
 
-pytest.importorskip("openai")
 LANGUAGES = ["en", "es"]
 
 
