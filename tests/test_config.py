@@ -103,3 +103,11 @@ def test_the_schema_describes_every_field() -> None:
     for name, section in schema["$defs"].items():
         for key, field in section["properties"].items():
             assert field.get("description") or "$ref" in str(field), f"{name}.{key} has no description"
+
+
+def test_what_decides_a_result_is_neither_where_it_lies_nor_what_computes_it() -> None:
+    recipe = config.load(config.RECIPES / "quickstart.yaml")
+    decisive = config.settings(recipe)
+    assert decisive.items() >= config.settings(recipe.train, "train").items()
+    assert decisive["seed"] == recipe.seed
+    assert not {key for key in decisive if key.startswith(("slurm", "ray", "run_dir", "iterations"))}

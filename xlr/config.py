@@ -536,15 +536,15 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def settings(section: BaseModel, prefix: str) -> dict[str, Any]:
-    """A section's settings that decide a result, flat: `{"train.beta": 0.1, ...}`."""
+def settings(section: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """What of a section, or of a whole configuration, decides a result, flat: `{"train.beta": 0.1, ...}`."""
     flat: dict[str, Any] = {}
     for key, field in type(section).model_fields.items():
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"):
             continue
-        value = getattr(section, key)
+        value, dotted = getattr(section, key), f"{prefix}.{key}" if prefix else key
         if isinstance(value, BaseModel):
-            flat |= settings(value, f"{prefix}.{key}")
+            flat |= settings(value, dotted)
         else:
-            flat[f"{prefix}.{key}"] = value
+            flat[dotted] = value
     return flat

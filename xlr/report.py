@@ -9,12 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from rich.table import Table
 
 from xlr import annotations, curves, evaluation, languages, tables
 from xlr.conclusion import conclude
-from xlr.config import Config, settings
+from xlr.config import settings
 from xlr.errors import UserError
 from xlr.progress import console, details, duration, headline
 from xlr.stage import Context
@@ -81,24 +80,12 @@ def collect(context: Context, name: str) -> dict[str, Any]:
         "name": name,
         "languages": list(context.config.languages),
         "names": {lang: languages.name(lang) for lang in context.config.languages},
-        "settings": _settings(context.config),
+        "settings": settings(context.config),
         "versions": versions,
         "finished": max((stage["finished"] for stage in stages), default=""),
         "iterations": iterations,
         "changes": _changes(context, iterations),
     }
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """Everything that decides the result, by dotted key."""
-    flat: dict[str, Any] = {}
-    for key in type(config).model_fields:
-        value = getattr(config, key)
-        if isinstance(value, BaseModel):
-            flat |= settings(value, key)
-        elif key not in ("run_dir", "iterations"):
-            flat[key] = value
-    return flat
 
 
 def _entry(context: Context, model: Iteration) -> dict[str, Any]:
