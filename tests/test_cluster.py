@@ -1,8 +1,8 @@
 """A Ray cluster of several nodes on this machine, each a `ray start` of its own: nodes leave and join during a run."""
 
+import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import Cli
-from tests.waiting import wait_until
+from tests.waiting import descendants, wait_until
 from xlr.records import Response
 from xlr.store import read_rows
 
@@ -52,14 +52,13 @@ class Cluster:
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """kill -9 of everything that runs on a node."""
         for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with another one
+                process.kill()
         node.wait()
 
 
 def worker_on(node: subprocess.Popen[bytes]) -> bool:
-    return any(
-        process.name().startswith("ray::Worker.run") for process in psutil.Process(node.pid).children(recursive=True)
-    )
+    return bool(descendants(node.pid, lambda process: process.name().startswith("ray::Worker.run")))
 
 
 @pytest.fixture

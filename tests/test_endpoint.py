@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
 from tests.judgeserver import PROMPT_TOKENS, Judge, longer, serving
+from tests.waiting import descendants
 from xlr import config, endpoint, judgements, judgeprompt
 from xlr.errors import UserError
 from xlr.records import Message, Verdict
@@ -193,7 +193,7 @@ def test_a_judge_is_served_while_it_is_asked(
     found = ask(run, questions(3))
     assert preferences(found) == pytest.approx(expected(3))
     assert not judge.requests, "another one was asked"
-    assert not [one for one in psutil.Process().children() if "tests.judgeserver" in one.cmdline()]
+    assert not descendants(os.getpid(), lambda process: "tests.judgeserver" in process.cmdline())
     assert ask(run, questions(3))[1] == 0  # nothing to ask, nothing to serve
     with pytest.raises(UserError, match=r"judge\.serve: ended with code 3 before it listened; see .*judge-server\.log"):
         ask(context(tiny_tree, judge, serve=f"{sys.executable} -c 'raise SystemExit(3)' {{port}}"), questions(4))

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.conftest import Cli
-from tests.waiting import wait_until
+from tests.waiting import descendants, wait_until
 from xlr.preemption import EXIT_CODE
 from xlr.records import Pair, Response, Score
 from xlr.store import read_json, read_rows, write_json, write_rows
@@ -245,9 +245,7 @@ def test_a_signal_ends_a_stage_of_workers_with_its_own_code(
 
 def worker_of(pid: int) -> int:
     """The Ray worker among a process's descendants."""
-    return next(
-        child.pid for child in psutil.Process(pid).children(recursive=True) if child.name().startswith("ray::Worker")
-    )
+    return descendants(pid, lambda child: child.name().startswith("ray::Worker"))[0].pid
 
 
 def test_two_xlr_on_one_run_directory_are_refused(

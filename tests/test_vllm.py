@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.conftest import Cli, missing
-from tests.waiting import wait_until
+from tests.waiting import descendants, wait_until
 from xlr import config, endpoint, judgements, judgeprompt, servedjudge, verdicts
 from xlr.config import RECIPES
 from xlr.encoding import ChatEncoder, Example, load_tokenizer
@@ -250,8 +250,7 @@ def test_a_killed_stage_goes_on_where_it_was(source: Path, cli: Cli, tmp_path: P
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     parts = run / "iter1" / "responses.parts"
     wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
-    children = psutil.Process(process.pid).children(recursive=True)
-    samplers = [child for child in children if child.name().startswith("ray::VllmSampler")]
+    samplers = descendants(process.pid, lambda child: child.name().startswith("ray::VllmSampler"))
     assert samplers
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

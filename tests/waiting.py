@@ -1,5 +1,6 @@
 """Waiting for what another process does, with an end."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,17 @@ def wait_until(happened: Callable[[], Any], what: str, seconds: float = 180, pau
     raise AssertionError(f"did not happen within {seconds} s: {what}")
 
 
+def descendants(pid: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """The processes below a process that are wanted; of those that end while they are asked, none."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if wanted(process):
+                found.append(process)
+    return found
+
+
 def ranks_of(pid: int) -> list[psutil.Process]:
     """The training processes below a process, by rank."""
-    children = psutil.Process(pid).children(recursive=True)
-    ranks = [child for child in children if "RANK" in child.environ() and "-m" in child.cmdline()]
+    ranks = descendants(pid, lambda child: "RANK" in child.environ() and "-m" in child.cmdline())
     return sorted(ranks, key=lambda child: int(child.environ()["RANK"]))
