@@ -2,7 +2,7 @@
 
 The work is ten responses of 100-700 tokens to each of a few instructions in Spanish and Russian, sampled with
 `xlr generate` and kept in the work folder; they are scored under the English instruction with the prefix. Contestants
-open their models once, each in a process of its own, and are then given the same work in turn, round after round.
+are given the same work in turn, round after round, each in a process of its own that opens its models first.
 The last line is JSON; see README.md for what is counted and for figures.
 
     python benchmarks/score.py WORK --model models/smollm2-135m-instruct [--rounds 3] [--instructions 2]
@@ -44,7 +44,7 @@ LANGUAGES = ["es", "ru" if SHARED_PROMPTS.is_dir() else "de"]  # what ships has 
 INSTRUCTION_TOKENS = 203  # those of about this length in English are taken: the mean of the shared set
 SAMPLES, SPARE, SHORTEST, LONGEST = 10, 6, 100, 700  # spare ones stand in for responses that are too short
 PLAIN_ROWS = 3
-BATCH_TOKENS = 3328  # cuts the default work into six batches of a size; of so few, the last one decides for two actors
+BATCH_TOKENS = 2560  # cuts the default work into eight batches; of so few, the last one decides for two actors
 TITLES = {
     "torch_products": "the model's matrix products by torch",
     "products": "the same as xlr takes them",
@@ -75,11 +75,8 @@ def main() -> None:
     sample(arguments.work, arguments.model, arguments.instructions)
     contestants = {name: Contestant(name, arguments.work, arguments.model) for name in arguments.contestants}
     for number in range(arguments.rounds):
-        for contestant in contestants.values():
-            seconds = contestant.round()
-            print(f"round {number + 1} {contestant.name}: {seconds:.1f} s", file=sys.stderr, flush=True)
-    for contestant in contestants.values():
-        contestant.end()
+        for name, contestant in contestants.items():
+            print(f"round {number + 1} {name}: {contestant.round():.1f} s", file=sys.stderr, flush=True)
     report(Work(arguments.work, arguments.model, "report"), contestants)
 
 
@@ -170,61 +167,38 @@ class Work:
 
 
 class Contestant:
-    """A process that has its models open and scores all responses whenever it is told to."""
+    """A process that opens its models and then scores all responses, anew each round."""
 
     def __init__(self, name: str, work: Path, model: Path):
-        self.name = name
-        command = [sys.executable, __file__, str(work), "--model", str(model), "--be", name]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            # Ray runs its workers at niceness 15: beside other work the plain way would come first.
-            env={**ALLOCATOR, "RAY_worker_niceness": "0", **os.environ},
-        )
-        self.load_seconds = self._answer()["seconds"]
+        self._command = [sys.executable, __file__, str(work), "--model", str(model), "--be", name]
         self.rounds: list[dict[str, Any]] = []
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.name} ended with code {self._process.wait()}")
-        return dict(json.loads(line))
-
     def round(self) -> float:
-        """Score everything once; seconds."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("score\n")
-        self._process.stdin.flush()
-        self.rounds.append(self._answer())
+        """Score everything once; seconds.
+
+        The process ends with its round: a Ray that waits for its next one would take 2 % of a core from the others.
+        """
+        # Ray runs its workers at niceness 15: beside other work the plain way would come first.
+        environment = {**ALLOCATOR, "RAY_worker_niceness": "0", **os.environ}
+        answer = subprocess.run(self._command, stdout=subprocess.PIPE, check=True, env=environment).stdout
+        self.rounds.append(json.loads(answer))
         return float(self.rounds[-1]["seconds"])
 
-    @property
-    def seconds(self) -> float:
-        """The median round."""
-        return statistics.median(one["seconds"] for one in self.rounds)
-
-    def end(self) -> None:
-        """Let the process end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+    def median(self, key: str) -> float:
+        """Of all rounds."""
+        return statistics.median(one[key] for one in self.rounds)
 
 
 def compete(name: str, work: Work) -> None:
-    """Open the models, then score once a line of standard input; every answer is a line of JSON."""
+    """Open the models, score, and print what that took as a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # progress goes where it is not taken for an answer
     begun = time.monotonic()
     score = {"plain": plain, "products": products, "torch_products": torch_products}.get(name, pool)(work)
-    print(json.dumps({"seconds": time.monotonic() - begun}), file=answers, flush=True)
-    for _ in sys.stdin:
-        begun = time.monotonic()
-        result = score()
-        answer = {"seconds": time.monotonic() - begun, "result": result, "peak_gb": peak_gb()}
-        print(json.dumps(answer), file=answers, flush=True)
+    loaded = time.monotonic()
+    result = score()
+    seconds = {"load_seconds": loaded - begun, "seconds": time.monotonic() - loaded}
+    print(json.dumps(seconds | {"result": result, "peak_gb": peak_gb()}), file=answers, flush=True)
     work.context.close()
 
 
@@ -351,19 +325,20 @@ def report(work: Work, contestants: dict[str, Contestant]) -> None:
     """The table, and one line of JSON for machines."""
     tokens = sum(len(response) for example in work.examples for response in example.responses)
     flop = useful_flop(work)
-    rates = {name: flop / contestant.seconds / 1e9 for name, contestant in contestants.items()}
+    seconds = {name: contestant.median("seconds") for name, contestant in contestants.items()}
+    rates = {name: flop / seconds[name] / 1e9 for name in contestants}
     alone = [name for name in contestants if name.endswith("products")]
     for name in alone:
-        rates[name] = statistics.median(one["result"] for one in contestants[name].rounds) / 1e9
+        rates[name] = contestants[name].median("result") / 1e9
     print(f"{len(work.rows)} responses, {tokens} tokens; useful work of two models: {flop / 1e12:.2f} TFLOP")
     print(f"{'':36} {'rows/s':>7} {'tokens/s':>9} {'GFLOP/s':>8} {'peak GB':>8} {'with Ray':>9} {'load s':>7}")
     for name, contestant in contestants.items():
-        done = "" if name in alone else f"{len(work.rows) / contestant.seconds:.3f}"
-        speed = "" if name in alone else f"{tokens / contestant.seconds:.1f}"
+        done = "" if name in alone else f"{len(work.rows) / contestant.median('seconds'):.3f}"
+        speed = "" if name in alone else f"{tokens / contestant.median('seconds'):.1f}"
         peak = contestant.rounds[-1]["peak_gb"]
         print(
             f"{TITLES[name]:36} {done:>7} {speed:>9} {rates[name]:8.1f} {peak['computing']:8.2f} "
-            f"{peak['all']:9.2f} {contestant.load_seconds:7.1f}"
+            f"{peak['all']:9.2f} {contestant.median('load_seconds'):7.1f}"
         )
     if contestants.keys() != TITLES.keys():
         return
@@ -375,10 +350,10 @@ def report(work: Work, contestants: dict[str, Contestant]) -> None:
         sys.exit(f"the contestants' log-probabilities differ by {gap:.2g}")
     print(f"largest relative difference of a log-probability from the plain way's: {gap:.1g}")
     figures = {
-        "vs_plain": contestants["plain"].seconds / contestants["xlr"].seconds,
+        "vs_plain": seconds["plain"] / seconds["xlr"],
         "matmul_share": rates["xlr"] / rates["products"],
         "torch_matmul_share": rates["xlr"] / rates["torch_products"],
-        "two_actors": contestants["xlr_thread"].seconds / contestants["xlr_two"].seconds,
+        "two_actors": seconds["xlr_thread"] / seconds["xlr_two"],
     }
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
