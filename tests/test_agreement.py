@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from xlr.agreement import chance_deviation, kendall, same_order, spearman
+from xlr.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 
 VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e3, 1e3))  # with and without ties
 
@@ -80,12 +80,19 @@ def test_one_value_for_all_candidates_has_no_correlation():
     assert same_order(flat, rising) == 1.5
 
 
-@pytest.mark.parametrize("sizes", [(2,), (5,), (3, 4)])
-def test_the_deviation_by_chance_is_that_of_all_orders(sizes):
-    counts = [0.0]
+def sums_of_all_orders(measure, sizes):
+    """A measure summed over prompts of these sizes, for every order of their candidates."""
+    sums = [0.0]
     for size in sizes:
         rising = torch.arange(size, dtype=torch.float64)
-        own = [same_order(rising, torch.tensor(order).double()) for order in itertools.permutations(range(size))]
-        counts = [before + count for before in counts for count in own]
+        own = [measure(rising, torch.tensor(order).double()) for order in itertools.permutations(range(size))]
+        sums = [before + one for before in sums for one in own]
+    return sums
+
+
+@pytest.mark.parametrize("sizes", [(2,), (5,), (3, 4)])
+def test_deviations_by_chance_are_those_of_all_orders(sizes):
+    counts = sums_of_all_orders(same_order, sizes)
     assert statistics.mean(counts) == pytest.approx(sum(math.comb(size, 2) for size in sizes) / 2)
     assert chance_deviation(sizes) == pytest.approx(statistics.pstdev(counts))
+    assert spearman_deviation(sizes) == pytest.approx(statistics.pstdev(sums_of_all_orders(spearman, sizes)))

@@ -14,7 +14,12 @@ Reward = Callable[[int], float]
 
 
 def diagnosed(
-    first: Reward, second: Reward, chars: Callable[[int], int] = lambda sample: 20 + 7 * sample % SAMPLES, **facts: Any
+    first: Reward,
+    second: Reward,
+    chars: Callable[[int], int] = lambda sample: 20 + 7 * sample % SAMPLES,
+    prompts: int = PROMPTS,
+    samples: int = SAMPLES,
+    **facts: Any,
 ) -> dict[str, Any]:
     """Of two modes that give the same rewards, by sample, in every prompt."""
 
@@ -35,15 +40,15 @@ def diagnosed(
                 facts.get("language", lambda _: "es")(sample),
                 0.0,
             )
-            for prompt in range(PROMPTS)
-            for sample in range(SAMPLES)
+            for prompt in range(prompts)
+            for sample in range(samples)
         ]
 
     scores = {"crosslingual": scored(first), "multilingual": scored(second)}
     responses = [Response(row.id, row.lang, row.sample, row.response, [1], "stop") for row in scores["crosslingual"]]
-    prompts = [Prompt(f"q{prompt}", "es", "¿?") for prompt in range(PROMPTS)]
-    twins = {prompt.id: "?" for prompt in prompts}
-    return diagnose(PairConfig(), Candidates(prompts, twins, responses, scores, facts.get("alphas", {})))
+    asked = [Prompt(f"q{prompt}", "es", "¿?") for prompt in range(prompts)]
+    twins = {prompt.id: "?" for prompt in asked}
+    return diagnose(PairConfig(), Candidates(asked, twins, responses, scores, facts.get("alphas", {})))
 
 
 def translated(text: str) -> dict[str, Any]:
@@ -98,6 +103,17 @@ def test_a_reward_that_is_mostly_length_is_warned_of_whichever_way() -> None:
     assert [text.split(":")[0] for text in short] == [
         f"{mode} is mostly length (rank correlation -1.00)" for mode in ("crosslingual", "multilingual")
     ]
+
+
+def test_a_few_candidates_may_follow_length_by_chance() -> None:
+    def chars(sample: int) -> int:
+        return 10 + 3 * sample
+
+    rising = diagnosed(float, float, chars, samples=2)
+    assert rising["modes"]["crosslingual"]["length_correlation"] == pytest.approx(1)
+    assert rising["modes"]["crosslingual"]["length_correlation_deviation"] == pytest.approx(0.5)
+    assert len(warnings(rising)) == 2  # 1 is just above 1.96 times 0.5
+    assert not warnings(diagnosed(float, float, chars, samples=2, prompts=3))
 
 
 def test_best_candidates_in_another_language_are_warned_of() -> None:

@@ -61,6 +61,16 @@ def preferences(found: tuple[list[Verdict], int]) -> list[float]:
     return [verdict.preference for verdict in found[0]]
 
 
+def test_a_cache_that_cannot_be_written_is_said_before_anything_is_paid(
+    tiny_tree: dict[str, Any], judge: Judge, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    run = context(tiny_tree, judge, cache=str(tmp_path / "file" / "verdicts"))
+    with pytest.raises(UserError, match=r"file/verdicts: verdicts cannot be kept there \(Not a directory\)"):
+        ask(run, questions(2))
+    assert not judge.requests
+
+
 def test_weighted_verdicts_and_the_cache(tiny_tree: dict[str, Any], judge: Judge) -> None:
     run = context(tiny_tree, judge)
     found = ask(run, questions(10))

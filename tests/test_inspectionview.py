@@ -76,7 +76,7 @@ def test_the_terminal_shows_each_text_cut_with_a_mark_below_its_figures(monkeypa
 def test_markdown_keeps_its_tables_whole_whatever_a_model_wrote() -> None:
     lines = inspectionview.markdown(found()).splitlines()
     rows = [line for line in lines if line.startswith("| ")]
-    assert "bold [31mred ]0;title \\| pipe new line" in rows[-4]
+    assert "bold \\[31mred \\]0;title \\| pipe new line" in rows[-4]
     assert ARABIC in rows[-3]
     assert {line.replace("\\|", "").count("|") for line in rows[-5:]} == {8}
     assert "- ! a warning" in lines

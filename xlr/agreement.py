@@ -36,6 +36,14 @@ def chance_deviation(sizes: Iterable[int]) -> float:
     return math.sqrt(sum(n * (n - 1) * (2 * n + 5) / 18 for n in sizes)) / 2
 
 
+def spearman_deviation(sizes: Iterable[int]) -> float:
+    """Standard deviation of `spearman`, summed over prompts of these sizes, where two orders have nothing in common.
+
+    Source: Kendall, Rank Correlation Methods, 1948: the variance is 1 / (n - 1).
+    """
+    return math.sqrt(sum(1 / (n - 1) for n in sizes))
+
+
 def _correlation(first_NN: Tensor, second_NN: Tensor) -> float:
     """Daniels' coefficient, which is Spearman's or Kendall's by what is said of each pair of candidates."""
     return ((first_NN * second_NN).sum() / (first_NN.square().sum() * second_NN.square().sum()).sqrt()).item()

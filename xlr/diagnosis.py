@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xlr import languages
-from xlr.agreement import chance_deviation, kendall, same_order, spearman
+from xlr.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 from xlr.config import Flaw, PairConfig, Reward
 from xlr.pairs import Choices, choose
 from xlr.prompts import ENGLISH
@@ -90,13 +90,16 @@ def diagnose(section: PairConfig, candidates: Candidates) -> dict[str, Any]:
 
 def _mode_facts(rows: Sequence[Score], choices: Choices) -> dict[str, Any]:
     """What is known of all candidates, the chosen and the rejected, and within prompts: how far rewards lie apart, in
-    nats, and how they follow length."""
+    nats, and how they follow length, which chance alone makes them do within a deviation."""
     groups = list(_by_prompt(rows).values())
     rewards = [_double(row.reward for row in group) for group in groups]
     lengths = [_double(row.num_chars for row in group) for group in groups]
+    correlations = list(map(spearman, rewards, lengths))
+    sizes = [len(group) for group, correlation in zip(groups, correlations, strict=True) if not isnan(correlation)]
     return {
         "reward_deviation": _mean(rewards_N.std(correction=0).item() for rewards_N in rewards),
-        "length_correlation": _mean(map(spearman, rewards, lengths)),
+        "length_correlation": _mean(correlations),
+        "length_correlation_deviation": spearman_deviation(sizes) / len(sizes) if sizes else None,
         "candidates": reward_facts(rows),
         "chosen": reward_facts([chosen for _, chosen, _ in choices.pairs]),
         "rejected": reward_facts([rejected for _, _, rejected in choices.pairs]),
@@ -225,8 +228,8 @@ def _on_reward(mode: str, own: Mapping[str, Any]) -> Iterator[str]:
         yield f"{foreign} of {rows} translations are not English: the policy does not translate, and {mode} says little"
     if not own["reward_deviation"]:
         yield f"{mode} does not tell candidates apart: those of a prompt all have the same reward"
-    correlation = own["length_correlation"] or 0.0
-    if abs(correlation) >= _MOSTLY_LENGTH:
+    correlation, deviation = own["length_correlation"] or 0.0, own["length_correlation_deviation"] or 0.0
+    if abs(correlation) >= max(_MOSTLY_LENGTH, _TWO_SIDED * deviation):
         who = (
             "long responses win before length control"
             if correlation > 0

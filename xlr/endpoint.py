@@ -71,13 +71,7 @@ class _RefusedError(Exception):
 def ask(
     context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
 ) -> tuple[list[Verdict], int]:
-    """The verdict on every question, from the cache or from the endpoint.
-
-    Args:
-        langs: the language of each question.
-
-    Returns:
-        Verdicts in the order of the questions, and how many of them were asked now.
+    """The verdict on every question, from the cache or from the endpoint; see `judgements`.
 
     Raises:
         UserError: the endpoint refuses or does not answer, or the budget is spent. All verdicts so far are kept.

@@ -5,12 +5,10 @@ from statistics import mean
 from typing import Any, get_args
 
 from xlr import trackers
-from xlr.config import Tracker, settings
+from xlr.config import Tracker
 from xlr.errors import UserError
 from xlr.stage import Context
 from xlr.store import read_json
-
-_SECTIONS = ("model", "prompts", "align", "generate", "score", "pair", "train", "evaluate", "judge")
 
 
 def known_trackers(names: Sequence[str]) -> Sequence[str]:
@@ -31,15 +29,14 @@ def publish(context: Context, report_to: Sequence[str]) -> None:
     Raises:
         UserError: a tracker is not installed or refuses.
     """
-    config, run = context.config, context.run.path
+    run = context.run.path
     found = read_json(run / "report.json")
-    shown = {key: value for name in _SECTIONS for key, value in settings(getattr(config, name), name).items()}
     numbers = {model: dict(flatten(entry, found["languages"])) for model, entry in found["iterations"].items()}
     rows = {int(model): own for model, own in numbers.items() if own and model.isdigit()}
-    trackers.publish(run, report_to, f"{run.name} report", shown, rows)
+    trackers.publish(run, report_to, f"{run.name} report", found["settings"], rows)
     for model, own in numbers.items():
         if own and not model.isdigit():
-            trackers.publish(run / "models" / model, report_to, f"{run.name} {model}", shown, {0: own})
+            trackers.publish(run / "models" / model, report_to, f"{run.name} {model}", found["settings"], {0: own})
 
 
 def flatten(entry: Mapping[str, Any], langs: Sequence[str]) -> Iterator[tuple[str, float]]:

@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from xlr import languages
 from xlr.progress import console
+from xlr.tables import Table
 
 _LINES = 2  # of a text on the terminal
 _INDENT = 5
@@ -25,28 +24,14 @@ _LEGEND = (
 )
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """A table; the first column is a name, the others are figures."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def show(found: Mapping[str, Any]) -> None:
     """Print candidates and figures, and last, where a reader looks first, the verdicts."""
     for lang, own in found["languages"].items():
         console.rule(f"{languages.name(lang)} ({lang})", align="left", style="bold")
         for prompt in own["prompts"]:
             _show_prompt(prompt, list(own["modes"]), found["reward"])
-        for grid in _figures(own):
-            table = Table(title=grid.title, title_justify="left")
-            for column in grid.columns:
-                table.add_column(column, justify="right" if table.columns else "left", no_wrap=not table.columns)
-            for row in grid.rows:
-                table.add_row(*row)
-            console.print(table)
+        for table in _figures(own):
+            console.print(table.on_terminal())
     console.print(Text(_LEGEND, style="dim"), soft_wrap=False)
     for lang, own in found["languages"].items():
         console.print(Text(_headline(lang, own), style="bold"))
@@ -64,17 +49,16 @@ def markdown(found: Mapping[str, Any]) -> str:
     ]
     for lang, own in found["languages"].items():
         lines += ["", f"## {_headline(lang, own)}", "", *(f"- {_mark(fact)} {fact['text']}" for fact in own["verdict"])]
-        modes = list(own["modes"])
-        for grid in _figures(own):
-            lines += ["", f"{grid.title}:", "", *_markdown_table(grid.columns, grid.rows)]
+        modes, tables = list(own["modes"]), _figures(own)
         for prompt in own["prompts"]:
             rows = [
-                [*_cells(row, modes), _cut(row["response"]), _cut(row["translation"] or "")]
+                (*_cells(row, modes), _cut(row["response"]), _cut(row["translation"] or ""))
                 for row in _ordered(prompt, modes, found["reward"])
             ]
-            lines += ["", f"### {prompt['id']}: {_one_line(prompt['instruction'])}", ""]
-            lines += _markdown_table([*_header(modes), "response", "translation"], rows)
-    return "\n".join(lines) + "\n"
+            title = f"{prompt['id']}: {_one_line(prompt['instruction'])}"
+            tables.append(Table(title, (*_header(modes), "response", "translation"), rows))
+        lines += ["", *(table.in_markdown() for table in tables)]
+    return "\n".join(lines)
 
 
 def _headline(lang: str, own: Mapping[str, Any]) -> str:
@@ -132,39 +116,34 @@ def _line(cells: Sequence[str]) -> str:
     return f"{sample:>4}{''.join(f'{cell:>15}' for cell in rewards)}{chars:>8}  {lang:<5} {flaws}"
 
 
-def _figures(own: Mapping[str, Any]) -> list[_Grid]:
+def _figures(own: Mapping[str, Any]) -> list[Table]:
     rewards = [
-        [
+        (
             mode,
             f"{facts['candidates']['reward_mean']:.2f}",
             _number(facts["reward_deviation"]),
             _number(facts["length_correlation"]),
             f"{facts['alpha']:.3f}{'*' * (facts['alpha_of'] == 'pairs')}",
             *("/".join(_rounded(facts[group], key, scale) for group in _GROUPS) for key, scale in _OF_GROUPS),
-        ]
+        )
         for mode, facts in own["modes"].items()
     ]
     agreement = [
-        [
+        (
             " / ".join(facts["modes"]),
             "" if facts["same_order"] is None else f"{100 * facts['same_order']:.0f}",
             str(facts["candidate_pairs"]),
             _number(facts["spearman"]),
             _number(facts["kendall"]),
             *(f"{facts[key]}/{facts['prompts']}" for key in ("same_best", "same_worst")),
-        ]
+        )
         for facts in own["agreement"]
     ]
-    found = [
-        _Grid(
-            "Rewards within prompts",
-            ["mode", "mean", "spread", "length ρ", "α", "chars", "in language %"],
-            rewards,
-        )
-    ]
+    columns = ("mode", "mean", "spread", "length ρ", "α", "chars", "in language %")
+    found = [Table("Rewards within prompts", columns, rewards)]
     if agreement:
-        columns = ["modes", "same order %", "of pairs", "ρ", "τ", "same best", "same worst"]
-        found.append(_Grid("How the modes agree", columns, agreement))
+        columns = ("modes", "same order %", "of pairs", "ρ", "τ", "same best", "same worst")
+        found.append(Table("How the modes agree", columns, agreement))
     return found
 
 
@@ -174,11 +153,6 @@ def _rounded(facts: Mapping[str, Any], key: str, scale: int) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _cut(text: str) -> str:

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from xlr import endpoint, evaluation, judgeprompt, languages, localjudge
-from xlr.config import settings
+from xlr.config import JudgeConfig, settings
 from xlr.errors import UserError
 from xlr.prompts import load_held_out, read_objects, source
 from xlr.records import Message, Prompt, Response, Verdict
@@ -21,7 +20,33 @@ from xlr.responses import row_seed
 from xlr.stage import Context, require
 from xlr.store import Artifact, Iteration, atomic_path, read_json, read_rows, write_json
 
-_BACKENDS: dict[str, ModuleType] = {"openai": endpoint, "transformers": localjudge}
+
+class _Judge(Protocol):
+    """What asks judges of one kind; a module."""
+
+    def require_usable(self, judge: JudgeConfig) -> None:
+        """Find what is lacking before anything else is computed.
+
+        Raises:
+            UserError: naming it.
+        """
+
+    def ask(
+        self, context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
+    ) -> tuple[list[Verdict], int]:
+        """The verdict on every question, in their order, and how many were asked now.
+
+        Args:
+            target: whose pieces hold what must survive an interruption.
+            label: what the user is shown.
+            langs: the language of each question.
+
+        Raises:
+            UserError: the judge cannot be asked. All verdicts so far are kept.
+        """
+
+
+_BACKENDS: dict[str, _Judge] = {"openai": endpoint, "transformers": localjudge}
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,9 @@ def _encoder(judge: JudgeConfig) -> ChatEncoder:
 def ask(
     context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
 ) -> tuple[list[Verdict], int]:
-    """The verdict on every question, by the model folder or hub name `judge.model`.
+    """The verdict on every question, by the model folder or hub name `judge.model`; see `judgements`.
 
-    Args:
-        langs: the language of each question.
-
-    Returns:
-        Verdicts in the order of the questions, undecided where one is longer than the judge reads; and how many
-        were asked: the others.
+    A question longer than the judge reads is not asked, and its verdict undecided.
     """
     from xlr.models import load_config  # imports torch
 

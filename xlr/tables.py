@@ -1,4 +1,4 @@
-"""The report's tables as plain text cells, and how they look on a terminal and in Markdown.
+"""Tables of plain text cells, and how they look on a terminal and in Markdown; and the report's.
 
 `found` is what `report.collect` found of one run; with several runs each row names its own.
 """
@@ -20,7 +20,10 @@ Row: TypeAlias = tuple[str, ...]
 
 _FLAWS = get_args(Flaw)
 _LABELS = ("language", "model", "models", "iteration", "stage")
-_TEXTS = (*_LABELS, "run", "warnings", "filtered", "dropped", "on", "setting", "value", "library")
+_TEXTS = (
+    *(*_LABELS, "run", "warnings", "filtered", "dropped", "on", "setting", "value", "library"),
+    *("mode", "modes", "lang", "flaws", "response", "translation"),
+)
 AVERAGE = "average"
 
 
@@ -41,7 +44,7 @@ class Table:
         """For rich's console."""
         shown = rich.table.Table(title=self.title, title_justify="left")
         for column, text in zip(self.columns, self.texts, strict=True):
-            shown.add_column(column, justify="left" if text else "right")
+            shown.add_column(column, justify="left" if text else "right", no_wrap=not shown.columns)
         for row in self.rows:
             shown.add_row(*map(rich.markup.escape, row))
         return shown
@@ -50,7 +53,7 @@ class Table:
         """For GitHub and other readers of pipe tables."""
         rules = ["---" if text else "---:" for text in self.texts]
         lines = [self.columns, rules, *([plain(cell) for cell in row] for row in self.rows)]
-        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        return f"### {plain(self.title)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def plain(cell: str) -> str:

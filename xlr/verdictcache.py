@@ -24,7 +24,7 @@ class VerdictCache:
     """All verdicts of a folder. `add` writes a line and has it on the disk before it returns.
 
     Raises:
-        UserError: a line that is no verdict.
+        UserError: a line that is no verdict, or a folder that cannot be written.
     """
 
     def __init__(self, folder: Path):
@@ -34,8 +34,14 @@ class VerdictCache:
         for file in sorted(folder.glob("*.jsonl")):
             for key, verdict in _read(file):
                 self._note(key, verdict)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"{secrets.token_hex(8)}.jsonl").open("a", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / f"{secrets.token_hex(8)}.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{folder}: verdicts cannot be kept there ({error.strerror}); name a folder that you can write in "
+                "judge.cache"
+            ) from error
 
     def __enter__(self) -> "VerdictCache":
         return self
