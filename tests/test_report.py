@@ -17,7 +17,8 @@ import yaml
 from tests.conftest import Cli, missing, tiny_tree
 from tests.test_bad_input import assert_refused
 from xlr import annotations, config, examples, report, tables
-from xlr.conclusion import conclude
+from xlr.comparison import compare
+from xlr.conclusion import Conclusion, conclude
 from xlr.records import Pair, Response
 from xlr.stage import Context
 from xlr.store import manifest_path, read_json, read_rows, write_json, write_rows
@@ -252,8 +253,57 @@ def test_two_runs_stand_side_by_side(run: Path, cli: Cli, tmp_path: Path) -> Non
     assert "<b>other" not in page
     assert "By the implicit reward, with no judge yet" in page
     assert "By the implicit reward" in (tmp_path / "both" / "report.md").read_text(encoding="utf-8")
+    assert "is not compared with run answer by answer: &lt;b&gt;other &amp; co has no judgements yet." in page
     assert (other / "report.json").is_file()
     assert not (other / "report.html").exists()
+
+
+def both(run: Path, other: Path, folder: Path, *changes: str) -> Conclusion:
+    """What is said of another run against the first."""
+    contexts = [context(run), Context(config.load(other, [f"run_dir={other}", *changes]))]
+    report.make(contexts, folder)
+    ((heading, conclusion),) = compare([(own, report.collect(own, own.run.path.name)) for own in contexts])
+    assert heading == "other against run"
+    for file in ("report.html", "report.md"):
+        assert "other against run" in (folder / file).read_text(encoding="utf-8")
+    return conclusion
+
+
+def test_two_runs_are_compared_answer_by_answer(run: Path, page: str, tmp_path: Path) -> None:
+    other = copied(run, tmp_path / "other")
+    even = both(run, other, tmp_path)
+    assert even.sentence.startswith("other's π1 against run's π1: not clear in English, Arabic, Chinese. On average")
+    assert {(one.value, one.low, one.high) for one in even.findings} == {(0.0, 0.0, 0.0)}
+    shutil.rmtree(other / "iter1" / "judgements")
+    shutil.copytree(other / "iter0" / "judgements", other / "iter1" / "judgements")
+    worse = both(run, other, tmp_path)
+    assert worse.sentence.startswith("other's π1 against run's π1: worse in English, Arabic, Chinese. On average -")
+    assert worse.figure == "Length-controlled win rate, run's π1 → other's π1, in points"
+    assert "Judge: a <judge>, which compared the answers of both with the same ones of reference" in worse.basis
+    own = read_json(run / "report.json")["changes"][0]["difference"]["languages"]["ar"]["length_controlled_win_rate"]
+    found = {one.lang: one for one in worse.findings}["ar"]
+    assert found.value == pytest.approx(-own["value"])
+    assert (found.low, found.high) == pytest.approx((-own["high"], -own["low"]))
+    assert "π<sup>1</sup> against run&#39;s π<sup>1</sup>: worse" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_runs_that_cannot_be_compared_are_said_to_be_so(run: Path, tmp_path: Path) -> None:
+    other = copied(run, tmp_path / "other")
+    because = "other is not compared with run answer by answer: "
+    differs = both(run, other, tmp_path, "judge.both_orders=false")
+    assert differs.sentence == f"{because}judge.both_orders is True there and False here."
+    assert not differs.findings
+    file = other / "iter1" / "judgements" / "annotations" / "ar.json"
+    rows = read_json(file)
+    write_json(file, [{**rows[0], "output_1": "another"}, *rows[1:]])
+    assert both(run, other, tmp_path).sentence == f"{because}the baseline's answers differ."
+    write_json(file, rows[1:])
+    assert both(run, other, tmp_path).sentence == f"{because}their judged instructions differ."
+    shutil.rmtree(other / "iter1" / "judgements")
+    shutil.rmtree(other / "iter0" / "judgements")
+    for iteration in (0, 1):
+        manifest_path(other / f"iter{iteration}" / "judgements").unlink()
+    assert both(run, other, tmp_path).sentence == f"{because}other has no judgements yet."
 
 
 @pytest.mark.parametrize(

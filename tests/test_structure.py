@@ -81,6 +81,7 @@ LAYERS = [
         "pipeline",
         "tables",
         "conclusion",
+        "comparison",
         "plots",
         "curves",
         "examples",

@@ -34,6 +34,7 @@ class Annotations:
     model: str
     baseline: str
     keys: list[Key]
+    baseline_answers: list[str]
     comparisons: Comparisons
     position_bias: dict[str, float] | None
 
@@ -139,7 +140,8 @@ def _annotations(path: Path, names: tuple[str, str], found: Mapping[Key, list[_J
         places.append(next_place[lang])
         next_place[lang] += 1
     comparisons = Comparisons(langs, _double(preferences), _double(gaps), torch.tensor(places))
-    return Annotations(path, names[1], names[0], list(found), comparisons, _position_bias(found))
+    answers = [own[0].answers[0] for own in found.values()]
+    return Annotations(path, names[1], names[0], list(found), answers, comparisons, _position_bias(found))
 
 
 def _double(values: Any) -> Tensor:

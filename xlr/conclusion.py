@@ -6,6 +6,10 @@ from typing import Any
 
 from xlr.tables import AVERAGE, Found, interval, label, number, of_languages, share_interval
 
+PLAIN_RATES = (
+    "; the regression for length control found too few judgements in a language to say anything: these are plain win "
+    "rates"
+)
 _HALF = 50.0  # a win rate at which two models are as good, in percent
 
 
@@ -77,11 +81,11 @@ def _by_judge(found: Found, judged: Sequence[str]) -> Conclusion:
     change = next((one for one in found["changes"] if (one["from"], one["to"]) == (first, last)), None)
     against_start = found["settings"].get("judge.baseline") == 0
     rate, ends, name = "length_controlled_win_rate", "length_controlled_interval", "Length-controlled win rate"
-    if not all(own["length_controlled_standard_error"] for _, own in of_languages(found, figures)):
+    if not controls_length(found, figures):
         rate, ends, name = "win_rate", "win_rate_interval", "Win rate"
-        basis += ", whose regression found too few judgements in a language to say anything: these are plain win rates"
+        basis += PLAIN_RATES
     if change and not against_start:
-        findings = [_changed(lang, own[rate]) for lang, own in of_languages(found, change["difference"])]
+        findings = [changed(lang, own[rate]) for lang, own in of_languages(found, change["difference"])]
         other, figure = label(first), f"{name}, {label(first)} → {label(last)}, in points"
     else:
         findings = [
@@ -89,13 +93,13 @@ def _by_judge(found: Found, judged: Sequence[str]) -> Conclusion:
         ]
         other = label("0") if against_start else figures["baseline"]
         figure = f"{name} of {label(last)} against {other}, in %"
-    return Conclusion(_sentence(found, label(last), other, findings), basis, figure, findings)
+    return Conclusion(sentence(found["names"], label(last), other, findings), basis, figure, findings)
 
 
 def _by_reward(found: Found, last: str, by_language: Mapping[str, Any]) -> Conclusion:
     findings = list(_rewarded(found, by_language))
     return Conclusion(
-        "By the implicit reward, with no judge yet, " + _sentence(found, label(last), label("0"), findings),
+        "By the implicit reward, with no judge yet, " + sentence(found["names"], label(last), label("0"), findings),
         "No judge has compared the answers; this is the implicit reward log π0 − log π_I of held-out answers, "
         "which the training itself pursues",
         f"Held-out answers of {label(last)} with a higher reward than those of {label('0')}, in %",
@@ -103,7 +107,13 @@ def _by_reward(found: Found, last: str, by_language: Mapping[str, Any]) -> Concl
     )
 
 
-def _changed(lang: str, rate: Mapping[str, float]) -> Finding:
+def controls_length(found: Found, figures: Mapping[str, Any]) -> bool:
+    """Whether length-controlled rates say anything: of few judgements their regression makes 50 % without an error."""
+    return all(own["length_controlled_standard_error"] for _, own in of_languages(found, figures))
+
+
+def changed(lang: str, rate: Mapping[str, float]) -> Finding:
+    """A difference of two win rates, as `annotations.changes` gives it."""
     return Finding(lang, rate["value"], rate["low"], rate["high"], 0.0)
 
 
@@ -114,11 +124,11 @@ def _rewarded(found: Found, by_language: Mapping[str, Any]) -> Iterator[Finding]
             yield Finding(lang, 100 * own["reward_wins"], 100 * low, 100 * high, _HALF)
 
 
-def _sentence(found: Found, model: str, other: str, findings: Sequence[Finding]) -> str:
+def sentence(languages: Mapping[str, str], model: str, other: str, findings: Sequence[Finding]) -> str:
     """`π2 against π0: better in Spanish, Russian; not clear in German. On average +4.0 (95 %: +1.2 … +6.9).`"""
     parts = []
     for verdict in ("better", "worse", "not clear"):
-        names = [found["names"][one.lang] for one in findings if one.verdict == verdict and one.lang != AVERAGE]
+        names = [languages[one.lang] for one in findings if one.verdict == verdict and one.lang != AVERAGE]
         if names:
             parts.append(f"{verdict} in {', '.join(names)}")
     average = [f" On average {one.shown} (95 %: {one.interval})." for one in findings if one.lang == AVERAGE]

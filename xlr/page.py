@@ -43,8 +43,12 @@ _HEADINGS = {
 Group = tuple[str, str, Sequence[Plot]]
 
 
-def render(runs: Sequence[tuple[Context, Found]]) -> str:
-    """The whole page."""
+def render(runs: Sequence[tuple[Context, Found]], between: Sequence[tuple[str, Conclusion]]) -> str:
+    """The whole page.
+
+    Args:
+        between: the runs against each other, under their headings.
+    """
     found = [own for _, own in runs]
     several = len(runs) > 1
     shown = examples.collect(runs)
@@ -63,7 +67,8 @@ def render(runs: Sequence[tuple[Context, Found]]) -> str:
             several=several,
             runs=found,
             contents=[(name, heading) for name, heading in _HEADINGS.items() if parts[name]],
-            conclusions=[(own, conclude(own)) for own in found],
+            conclusions=[*between, *((own["name"], conclude(own)) for own in found)],
+            languages={lang: name for own in found for lang, name in own["names"].items()},
             win_rate_plots=[_win_rate_plots(own, several) for own in found],
             data_plots=[group for context, own in runs for group in _data_plots(context, own, several)],
             training_plots=[_training_plots(context, own, several) for context, own in runs],

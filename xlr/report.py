@@ -12,7 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from xlr import annotations, curves, evaluation, languages, tables
-from xlr.conclusion import conclude
+from xlr.comparison import compare
+from xlr.conclusion import Conclusion, conclude
 from xlr.config import settings
 from xlr.errors import UserError
 from xlr.progress import console, details, duration, headline
@@ -36,15 +37,17 @@ def make(contexts: Sequence[Context], folder: Path) -> None:
         if not context.run.path.is_dir():
             raise UserError(f"{context.run.path}: no such run directory; `xlr run` makes it")
     runs = [(context, collect(context, name)) for context, name in zip(contexts, _names(contexts), strict=True)]
-    found = [own for _, own in runs]
+    found, between = [own for _, own in runs], compare(runs)
     for context, own in runs:
         _write(context.run.path / "report.json", as_json(own))
-    _write(folder / "report.md", _markdown(found))
-    _write(folder / "report.html", page.render(runs))
+    _write(folder / "report.md", _markdown(found, between))
+    _write(folder / "report.html", page.render(runs, between))
     for table in (*tables.data(found), *tables.quality(found), *tables.costs(found)):
         console.print(table.on_terminal())
     for own in found:
         console.print(f"{own['name']}: {conclude(own).sentence}")
+    for _, conclusion in between:
+        console.print(conclusion.sentence)
     console.print(f"report: {folder / 'report.html'}")
 
 
@@ -145,17 +148,23 @@ def _changes(context: Context, iterations: Mapping[str, Any]) -> list[dict[str, 
     return [own | {"difference": difference} for own, difference in zip(wanted, differences, strict=True)]
 
 
-def _markdown(found: Sequence[Mapping[str, Any]]) -> str:
-    """The answer, facts and tables for a README or a pull request."""
+def _markdown(found: Sequence[Mapping[str, Any]], between: Sequence[tuple[str, Conclusion]]) -> str:
+    """The answers, facts and tables for a README or a pull request."""
     parts = [f"# {tables.plain(', '.join(own['name'] for own in found))}\n"]
+    for heading, conclusion in between:
+        parts += _answer(heading, conclusion)
     for own in found:
-        conclusion = conclude(own)
-        parts.append(f"## {tables.plain(own['name'])}\n\n**{tables.plain(conclusion.sentence)}**\n")
-        if conclusion.findings:
-            parts.append(tables.plain(f"{conclusion.figure}; {conclusion.basis}.") + "\n")
+        parts += _answer(own["name"], conclude(own))
         parts.append("".join(f"- {name}: {tables.plain(value)}\n" for name, value in tables.summary(own)))
     shown = (*tables.quality(found), *tables.data(found), *tables.costs(found), *tables.facts(found))
     return "\n".join([*parts, *(table.in_markdown() for table in shown)])
+
+
+def _answer(heading: str, conclusion: Conclusion) -> list[str]:
+    answer = [f"## {tables.plain(heading)}\n\n**{tables.plain(conclusion.sentence)}**\n"]
+    if conclusion.findings:
+        answer.append(tables.plain(f"{conclusion.figure}; {conclusion.basis}.") + "\n")
+    return answer
 
 
 def show_status(rows: list[dict[str, Any]]) -> None:
