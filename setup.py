@@ -33,6 +33,7 @@ setup(
         "accelerate>=1.12,<2",  # transformers loads weights into ZeRO-3 partitions through it
         "ray>=2.60,<3",
         "datasets>=5,<6",
+        "huggingface-hub>=1,<3",
         "safetensors>=0.7,<1",
         "pyarrow>=21",
         "pydantic>=2.12,<3",

@@ -45,6 +45,7 @@ LAYERS = [
         "store",
         "lease",
         "prompts",
+        "difficulty",
         "annotations",
         "encoding",
         "metrics",

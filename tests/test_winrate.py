@@ -1,9 +1,11 @@
 """Win rates against plain loops, against the package alpaca_eval's figures, and what must hold for any judge."""
 
+import http.server
 import itertools
 import json
 import math
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import Cli
 from tests.test_bad_input import assert_refused
-from xlr import annotations, winrate
+from xlr import annotations, difficulty, winrate
 from xlr.errors import UserError
 from xlr.winrate import Comparisons
 
@@ -106,8 +108,8 @@ def test_rates_equal_plain_loops(seed: int) -> None:
 @pytest.mark.parametrize("name", ["graded", "hard"])
 def test_figures_are_those_of_alpaca_eval(name: str, form: str) -> None:
     golden = json.loads((GOLDEN / "figures.json").read_text(encoding="utf-8"))["figures"][name][form]
-    difficulty = annotations.read_difficulty(GOLDEN / "df_gamed.csv") if form == "length_controlled_v1" else None
-    found = annotations.measure(annotations.read(GOLDEN / f"{name}.json"), None, difficulty)
+    table = difficulty.load(str(GOLDEN / "df_gamed.csv") if form == "length_controlled_v1" else None)
+    found = annotations.measure(annotations.read(GOLDEN / f"{name}.json"), None, table)
     assert found["length_control"] == form
     assert found["win_rate"] == pytest.approx(golden["win_rate"], abs=1e-6)
     assert found["standard_error"] == pytest.approx(golden["standard_error"], abs=1e-6)
@@ -316,7 +318,48 @@ def test_a_bad_difficulty_table_is_refused(spoil: Callable[[str], str], message:
     file = tmp_path / "df.csv"
     file.write_text(spoil((GOLDEN / "df_gamed.csv").read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        annotations.read_difficulty(file)
+        difficulty.load(str(file))
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What the hub answers to who wants the table."""
+
+    def do_HEAD(self) -> None:
+        self.respond()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.respond())
+
+    def respond(self) -> bytes:
+        known = self.path == "/datasets/tatsu-lab/alpaca_eval/resolve/main/df_gamed.csv"
+        table = (GOLDEN / "df_gamed.csv").read_bytes() if known else b""
+        self.send_response(200 if known else 404)
+        for name, value in (("X-Repo-Commit", "0" * 40), ("ETag", '"table"'), ("Content-Length", str(len(table)))):
+            self.send_header(name, value)
+        self.end_headers()
+        return table
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_the_table_comes_from_the_hub_once(cli: Cli, tmp_path: Path) -> None:
+    file, table = GOLDEN / "graded.json", "tatsu-lab/alpaca_eval"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+        place |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        fetched = cli("winrate", file, "--difficulty", table, "--json", **place)
+        other = cli("winrate", file, "--difficulty", "some/other", **place)
+        assert_refused(other, "some/other: no file, and no dataset")
+        server.shutdown()
+    assert fetched.returncode == 0, fetched.stderr
+    expected = cli("winrate", file, "--difficulty", GOLDEN / "df_gamed.csv", "--json").stdout
+    assert fetched.stdout == expected
+    assert cli("winrate", file, "--difficulty", table, "--json", **place).stdout == expected
+    elsewhere = place | {"HF_HOME": str(tmp_path / "another"), "HF_HUB_OFFLINE": "1"}  # else it tries for 24 s
+    refused = cli("winrate", file, "--difficulty", table, **elsewhere)
+    assert_refused(refused, "tatsu-lab/alpaca_eval: no file, and no dataset on the hub whose df_gamed.csv can be had")
 
 
 def test_the_command_shows_tables(cli: Cli, tmp_path: Path) -> None:

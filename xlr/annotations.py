@@ -1,6 +1,5 @@
 """Annotations in AlpacaEval's format: read, measured, shown. `xlr winrate ANNOTATIONS [OTHER]`."""
 
-import csv
 import dataclasses
 import math
 from collections import Counter, defaultdict
@@ -20,7 +19,6 @@ from xlr.prompts import read_json_list
 from xlr.winrate import Comparisons, Difficulty
 
 _TEXTS = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
-_COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
 
 # Language, instruction, and which of its repetitions.
 Key = tuple[str, str, int]
@@ -160,43 +158,6 @@ def _position_bias(found: Mapping[Key, list[_Judgement]]) -> dict[str, float] | 
         "second_place_win_rate": 100 * sum(second) / len(second),
         "agreement": 100 * sum(one == other for one, other in sides) / len(both),
     }
-
-
-def read_difficulty(path: Path) -> Difficulty:
-    """Read AlpacaEval's `df_gamed.csv`: two gamed baselines' judgements with the instructions' difficulty.
-
-    Raises:
-        UserError: naming the line and column.
-    """
-    difficulties: dict[int, float] = {}
-    features, preferences = [], []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            for name in _COLUMNS:
-                if name not in (reader.fieldnames or ()):
-                    raise UserError(f"{path}: has no column {name!r}; --difficulty takes AlpacaEval's df_gamed.csv")
-            for row in reader:
-                index, difficulty = int(row["index"]), _finite(row["instruction_difficulty"])
-                difficulties.setdefault(index, difficulty)
-                not_gamed = float(row["not_gamed_baseline"].lower() in ("true", "1", "1.0"))
-                features.append([math.tanh(_finite(row["std_delta_len"])), difficulty, not_gamed])
-                preferences.append(_finite(row["preference"]))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise UserError(f"{path}:{reader.line_num}: not a row of AlpacaEval's df_gamed.csv ({error})") from error
-    if sorted(difficulties) != list(range(len(difficulties))) or not difficulties:
-        raise UserError(f"{path}: its index does not count the instructions from 0; take AlpacaEval's df_gamed.csv")
-    in_order = [difficulties[index] for index in range(len(difficulties))]
-    return Difficulty(_double(in_order), _double(features), _double(preferences))
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
 
 
 def measure(first: Annotations, second: Annotations | None, difficulty: Difficulty | None) -> dict[str, Any]:

@@ -269,17 +269,23 @@ def winrate_command(
     ],
     other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="Of the same instructions.")] = None,
     difficulty: Annotated[
-        Path | None, typer.Option(help="AlpacaEval's df_gamed.csv: length_controlled_v1 instead of _minimal.")
+        str | None,
+        typer.Option(
+            metavar="FILE|DATASET",
+            help="AlpacaEval's df_gamed.csv, or tatsu-lab/alpaca_eval for the hub's: length_controlled_v1 instead of "
+            "_minimal.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Win rate and length-controlled win rate of generator_2; of two files also the second less the first."""
     from xlr import annotations as files
+    from xlr.difficulty import load
 
     found = files.measure(
         files.read(annotations),
         files.read(other) if other else None,
-        files.read_difficulty(difficulty) if difficulty else None,
+        load(difficulty),
     )
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))

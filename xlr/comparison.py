@@ -4,9 +4,8 @@ The last judged models are compared answer by answer, which needs the same judge
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from xlr import annotations
+from xlr import annotations, difficulty
 from xlr.annotations import Annotations
 from xlr.conclusion import PLAIN_RATES, Conclusion, changed, controls_length, sentence
 from xlr.stage import Context
@@ -40,17 +39,16 @@ def _compare(first: Run, second: Run) -> Conclusion:
         return _none(names, "their judged instructions differ")
     if baselines[0] != baselines[1]:
         return _none(names, "the baseline's answers differ")
-    table = first[0].config.judge.difficulty
-    difficulty = annotations.read_difficulty(Path(table)) if table else None
-    (difference,) = annotations.changes(files, [(0, 1)], difficulty)
+    table = difficulty.load(first[0].config.judge.difficulty)
+    (difference,) = annotations.changes(files, [(0, 1)], table)
     figures = [own["iterations"][model]["judgements"] for own, model in zip(found, models, strict=True)]
     controlled = all(controls_length(own, rates) for own, rates in zip(found, figures, strict=True))
     rate, what = (
         ("length_controlled_win_rate", "Length-controlled win rate") if controlled else ("win_rate", "Win rate")
     )
     basis = (
-        f"Judge: {figures[0]['judge']}, which compared the answers of both with the same ones of {figures[0]['baseline']}"
-        f"{'' if controlled else PLAIN_RATES}"
+        f"Judge: {figures[0]['judge']}, which compared the answers of both with the same ones of "
+        f"{figures[0]['baseline']}{'' if controlled else PLAIN_RATES}"
     )
     before, after = (f"{name}'s {label(model)}" for name, model in zip(names, models, strict=True))
     findings = [changed(lang, own[rate]) for lang, own in of_languages(found[0], difference)]

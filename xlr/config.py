@@ -239,7 +239,8 @@ class JudgeConfig(_Section):
     extra_body: dict[str, Any] = {}
     """What requests hold beside OpenAI's keys, e.g. {chat_template_kwargs: {enable_thinking: false}}."""
     difficulty: str | None = None
-    """AlpacaEval's df_gamed.csv, for length_controlled_v1 instead of length_controlled_minimal."""
+    """AlpacaEval's df_gamed.csv, a file or the hub's dataset tatsu-lab/alpaca_eval that has it, for
+    length_controlled_v1 instead of length_controlled_minimal."""
     concurrency: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 16
     """Requests to an endpoint at once."""
     timeout: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 120
@@ -524,7 +525,8 @@ def _absolute(config: Config) -> Config:
                 update={
                     "model": hub(config.judge.model) if config.judge.backend == "transformers" else config.judge.model,
                     "baseline": baseline,
-                    **{key: place(getattr(config.judge, key)) for key in ("template", "difficulty", "cache")},
+                    "difficulty": hub(config.judge.difficulty),
+                    **{key: place(getattr(config.judge, key)) for key in ("template", "cache")},
                 }
             ),
         }

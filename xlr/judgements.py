@@ -74,13 +74,12 @@ def check(context: Context) -> None:
     Raises:
         UserError: naming it.
     """
-    from xlr import annotations  # imports torch
+    from xlr import difficulty  # imports torch
 
     judge, prompts = context.config.judge, context.config.evaluate.prompts
     _BACKENDS[judge.backend].require_usable(judge)
     judgeprompt.load(judge.template)
-    if judge.difficulty:
-        annotations.read_difficulty(Path(judge.difficulty))
+    difficulty.load(judge.difficulty)
     if prompts and _baseline(context) is None:
         held_out = load_held_out(prompts, context.config.languages)
         reference_outputs(str(judge.baseline), [one for lang in context.config.languages for one in held_out[lang]])
@@ -119,7 +118,7 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
     Raises:
         UserError: reference outputs that do not fit, or what the judge's backend raises.
     """
-    from xlr import annotations  # imports torch
+    from xlr import annotations, difficulty  # import torch
 
     judge, baseline, target = context.config.judge, _baseline(context), artifact(context, iteration)
     for model in (iteration, *([] if baseline is None else [baseline])):
@@ -145,8 +144,8 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
         for lang in context.config.languages:
             write_json(folder / "annotations" / f"{lang}.json", [row for row in annotated if row["lang"] == lang])
         _require_judged(annotated, given, judge_name)
-        difficulty = annotations.read_difficulty(Path(judge.difficulty)) if judge.difficulty else None
-        figures = annotations.measure(annotations.read(folder / "annotations"), None, difficulty)
+        table = difficulty.load(judge.difficulty)
+        figures = annotations.measure(annotations.read(folder / "annotations"), None, table)
         figures |= {"annotations": str(target.folder / "annotations")}
         write_json(folder / "winrates.json", figures)
     tokens = (sum(one.prompt_tokens for one in given), sum(one.completion_tokens for one in given))

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from xlr import annotations, curves, evaluation, languages, tables
+from xlr import annotations, curves, difficulty, evaluation, languages, tables
 from xlr.comparison import compare
 from xlr.conclusion import Conclusion, conclude
 from xlr.config import settings
@@ -142,9 +142,8 @@ def _changes(context: Context, iterations: Mapping[str, Any]) -> list[dict[str, 
     if [{key: value for key, value in one.items() if key != "difference"} for one in known] == wanted:
         return known
     files = [annotations.read(context.run.iteration(iteration) / "judgements" / "annotations") for iteration in judged]
-    table = context.config.judge.difficulty
-    difficulty = annotations.read_difficulty(Path(table)) if table else None
-    differences = annotations.changes(files, steps, difficulty) if steps else []
+    table = difficulty.load(context.config.judge.difficulty)
+    differences = annotations.changes(files, steps, table) if steps else []
     return [own | {"difference": difference} for own, difference in zip(wanted, differences, strict=True)]
 
 
