@@ -42,7 +42,10 @@ def context(tiny_tree: dict[str, Any], write_config: Any) -> Context:
 
 def report(context: Context, **iterations: Found) -> None:
     found = {number.removeprefix("iteration"): entry for number, entry in iterations.items()}
-    write_json(context.run.path / "report.json", {"languages": ["en", "es"], "iterations": found})
+    write_json(
+        context.run.path / "report.json",
+        {"evaluated": ["en", "es"], "settings": {"train.beta": 0.1}, "iterations": found},
+    )
 
 
 def test_names_are_flat_and_every_number_has_one() -> None:

@@ -13,7 +13,7 @@ import yaml
 from tests import tiny
 from tests.conftest import Cli
 from tests.judgeserver import Judge, longer, serving
-from xlr import annotations, config, evaluation, judgements
+from xlr import annotations, config, evaluation, judgements, report, tables
 from xlr.errors import UserError
 from xlr.prompts import load_held_out
 from xlr.records import Response
@@ -30,11 +30,12 @@ def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     before = tiny.save(folder / "before", seed=3, family="llama3")
     tree: dict[str, Any] = {
         "run_dir": str(folder / "run"),
-        "languages": LANGUAGES,
+        "languages": ["de", "es"],
         "model": {name: str(path) for name, path in tiny_models.items()},
         "prompts": {"path": str(config.RECIPES / "quickstart" / "prompts"), "limit": 2},
         "evaluate": {
             "prompts": {"path": str(config.RECIPES / "quickstart" / "heldout"), "limit": 6},
+            "languages": LANGUAGES,
             "max_new_tokens": 12,
             "models": {"before": str(before)},
         },
@@ -87,6 +88,20 @@ def test_a_model_beside_answers_in_its_own_tokens(run: dict[str, Any]) -> None:
         assert context.encoder_of("before").decode(row.token_ids) == row.response
         assert len(row.token_ids) <= 12
     assert context.encoder_of("before").tokenizer.get_vocab() != context.encoder.tokenizer.get_vocab()
+
+
+def test_answers_may_be_in_languages_that_are_not_trained_in(run: dict[str, Any], judge: Judge) -> None:
+    context = opened(run, base_url=judge.url)
+    judgements.make(context, "before")
+    found = report.collect(context, "run")
+    shown = {table.title: {row[0] for row in table.rows} for table in tables.quality([found])}
+    assert shown["Judged answers, in %"] == {*LANGUAGES, "average"}
+    assert shown["Held-out prompts: one answer each"] == set(LANGUAGES)
+    facts = dict(tables.summary(found))
+    assert (facts["Languages"], facts["Answers in"]) == ("German (de), Spanish (es)", "English (en), Spanish (es)")
+    run["evaluate"] = run["evaluate"] | {"languages": ["es", "es"]}
+    with pytest.raises(UserError, match=r"evaluate\.languages: a code stands twice"):
+        opened(run)
 
 
 def test_annotations_of_both_orders(run: dict[str, Any], judge: Judge, cli: Cli) -> None:

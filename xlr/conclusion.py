@@ -118,7 +118,7 @@ def changed(lang: str, rate: Mapping[str, float]) -> Finding:
 
 
 def _rewarded(found: Found, by_language: Mapping[str, Any]) -> Iterator[Finding]:
-    for lang in found["languages"]:
+    for lang in found["evaluated"]:
         if own := by_language.get(lang):
             low, high = share_interval(own["reward_wins"], max(own["rows"], 1))
             yield Finding(lang, 100 * own["reward_wins"], 100 * low, 100 * high, _HALF)

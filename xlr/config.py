@@ -191,6 +191,9 @@ class EvaluateConfig(_Section):
 
     prompts: PromptsConfig | None = None
     """Held-out parallel instructions; without them only preferences are evaluated."""
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Codes of the languages that models answer in, those that they are not trained in among them; the run's own by
+    default."""
     preferences: str | None = None
     """Held-out English preferences, in the form of align.preferences."""
     temperature: float = Field(0.6, gt=0)
@@ -366,14 +369,20 @@ class Config(_Section):
     ray: RayConfig = RayConfig()
     slurm: Annotated[SlurmConfig, Field(json_schema_extra=OPERATIONAL)] = SlurmConfig()
 
+    @property
+    def evaluated_languages(self) -> tuple[str, ...]:
+        """The languages that held-out answers are in."""
+        return self.evaluate.languages or self.languages
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         from xlr import languages
 
-        for code in self.languages:
-            languages.name(code)
-        if len(set(self.languages)) != len(self.languages):
-            raise UserError(f"languages: a code stands twice in {list(self.languages)}; remove one")
+        for key, codes in (("languages", self.languages), ("evaluate.languages", self.evaluated_languages)):
+            for code in codes:
+                languages.name(code)
+            if len(set(codes)) != len(codes):
+                raise UserError(f"{key}: a code stands twice in {list(codes)}; remove one")
         if self.model.aligned is None and self.align.preferences is None:
             raise UserError(
                 "model.aligned is not set: name the English-aligned model, or set align.preferences to English "

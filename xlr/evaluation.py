@@ -13,7 +13,7 @@ from xlr import scores
 from xlr.batching import token_budget_batches
 from xlr.config import GenerateConfig, settings
 from xlr.encoding import Example, batch_shape
-from xlr.prompts import ENGLISH, load_held_out, load_preferences, sources
+from xlr.prompts import ENGLISH, load_preferences, sources
 from xlr.records import Response, Score
 from xlr.responses import sample_responses
 from xlr.rewards import implicit_reward
@@ -30,7 +30,7 @@ def artifact(context: Context, iteration: Iteration) -> Artifact:
     section = context.config.evaluate
     inputs: dict[str, str | Path] = {"model": context.model(iteration), "reference": context.model(-1)}
     if section.prompts:
-        inputs |= sources(section.prompts, context.config.languages)
+        inputs |= sources(section.prompts, context.config.evaluated_languages)
         inputs["reward policy"] = context.model(0)
         if iteration:
             inputs["start"] = context.run.iteration(0) / "eval"
@@ -38,7 +38,7 @@ def artifact(context: Context, iteration: Iteration) -> Artifact:
         inputs["preferences"] = section.preferences
     own = {
         "seed": context.config.seed,
-        "languages": list(context.config.languages),
+        "languages": list(context.config.evaluated_languages),
         "model.dtype": context.config.model.dtype,
         "generate.backend": context.config.generate.backend,
         "generate.tensor_parallel_size": context.config.generate.tensor_parallel_size,
@@ -70,14 +70,14 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
                 [row for row in scored if row.lang == lang],
                 {row.id: row.reward for row in start if row.lang == lang},
             )
-            for lang in context.config.languages
+            for lang in context.config.evaluated_languages
         }
     if isinstance(iteration, int) and section.preferences:
         facts["preferences"] = _preference_facts(context, section.preferences, iteration)
     with atomic_path(target.folder) as folder:
         for name, row_type, rows in (("responses", Response, answers), ("scores", Score, scored)):
             (folder / name).mkdir(parents=True)
-            for lang in context.config.languages:
+            for lang in context.config.evaluated_languages:
                 write_shards(folder / name, lang, row_type, [row for row in rows if row.lang == lang])
         write_json(folder / "eval.json", facts)
     target.finish(len(answers), facts, context.clock)
@@ -90,22 +90,20 @@ def _answer(
 ) -> tuple[list[Response], list[Score], Counter[str]]:
     """One answer to each held-out prompt, and its reward log pi^0 - log pi_I: one yardstick for all iterations."""
     section = context.config.evaluate
-    assert section.prompts is not None
-    prompts = load_held_out(section.prompts, context.config.languages)
     how = GenerateConfig(
         temperature=section.temperature,
         top_p=section.top_p,
         max_new_tokens=section.max_new_tokens,
         batch_size=context.config.generate.batch_size,
     )
-    wanted = [(prompt, 0) for lang in context.config.languages for prompt in prompts[lang]]
+    wanted = [(prompt, 0) for prompt in context.questions]
     label = f"evaluate {iteration}"
     model, encoder = context.model(iteration), context.encoder_of(iteration)
     answers = sample_responses(
         context, target, "responses", model, wanted, how, _SEED_ITERATION, f"{label}: answer", encoder
     )
     filled = [row for row in answers if row.response.strip()]
-    english = {prompt.id: prompt.instruction for prompt in prompts[ENGLISH]}
+    english = {prompt.id: prompt.instruction for prompt in context.held_out[ENGLISH]}
     by_key = {(prompt.lang, prompt.id): prompt for prompt, _ in wanted}
     instructions = [scoring_instruction("crosslingual", by_key[row.lang, row.id], english[row.id]) for row in filled]
     texts = [row.response for row in filled]

@@ -20,7 +20,7 @@ def collect(runs: Sequence[tuple[Context, Found]]) -> dict[str, Any]:
     A row's texts are pairs of what is shown and how many characters are not.
     """
     groups = sum(
-        len(found["languages"]) * (("pair" in entry["stages"]) + bool(entry["judgements"]))
+        len(found["languages"]) * ("pair" in entry["stages"]) + len(found["evaluated"]) * bool(entry["judgements"])
         for _, found in runs
         for entry in found["iterations"].values()
     )
@@ -53,7 +53,7 @@ def _groups(context: Context, found: Found) -> Iterator[tuple[str, int | str, st
             for lang in found["languages"]:
                 yield "pairs", model, lang, [pair for pair in pairs if pair.lang == lang]
         if entry["judgements"]:
-            for lang in found["languages"]:
+            for lang in found["evaluated"]:
                 file = folder / "judgements" / "annotations" / f"{lang}.json"
                 yield "judged answers", model, lang, read_json(file) if file.is_file() else []
 

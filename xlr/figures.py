@@ -31,7 +31,7 @@ def publish(context: Context, report_to: Sequence[str]) -> None:
     """
     run = context.run.path
     found = read_json(run / "report.json")
-    numbers = {model: dict(flatten(entry, found["languages"])) for model, entry in found["iterations"].items()}
+    numbers = {model: dict(flatten(entry, found["evaluated"])) for model, entry in found["iterations"].items()}
     rows = {int(model): own for model, own in numbers.items() if own and model.isdigit()}
     trackers.publish(run, report_to, f"{run.name} report", found["settings"], rows)
     for model, own in numbers.items():
@@ -43,7 +43,7 @@ def flatten(entry: Mapping[str, Any], langs: Sequence[str]) -> Iterator[tuple[st
     """Name and value of every number that evaluation and judge found of one model; shares and percents stay so.
 
     Args:
-        langs: the run's languages.
+        langs: the languages that answers are in.
     """
     evaluation, judgements = entry["evaluation"] or {}, entry.get("judgements") or {}
     by_lang = evaluation.get("languages", {})

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from xlr import endpoint, evaluation, judgeprompt, languages, localjudge
 from xlr.config import JudgeConfig, settings
 from xlr.errors import UserError
-from xlr.prompts import load_held_out, read_objects, source
+from xlr.prompts import read_objects, source
 from xlr.records import Message, Prompt, Response, Verdict
 from xlr.responses import row_seed
 from xlr.stage import Context, require
@@ -76,13 +76,12 @@ def check(context: Context) -> None:
     """
     from xlr import difficulty  # imports torch
 
-    judge, prompts = context.config.judge, context.config.evaluate.prompts
+    judge = context.config.judge
     _BACKENDS[judge.backend].require_usable(judge)
     judgeprompt.load(judge.template)
     difficulty.load(judge.difficulty)
-    if prompts and _baseline(context) is None:
-        held_out = load_held_out(prompts, context.config.languages)
-        reference_outputs(str(judge.baseline), [one for lang in context.config.languages for one in held_out[lang]])
+    if _baseline(context) is None:
+        reference_outputs(str(judge.baseline), context.questions)
 
 
 def _baseline(context: Context) -> Iteration | None:
@@ -98,11 +97,11 @@ def artifact(context: Context, iteration: Iteration) -> Artifact:
     if baseline is not None:
         inputs["baseline"] = context.run.iteration(baseline) / "eval"
     else:
-        inputs |= {f"baseline {lang}": source(str(config.judge.baseline), lang) for lang in config.languages}
+        inputs |= {f"baseline {lang}": source(str(config.judge.baseline), lang) for lang in config.evaluated_languages}
     for name in ("template", "difficulty"):
         if path := getattr(config.judge, name):
             inputs[name] = path
-    own: dict[str, Any] = {"languages": list(config.languages)}
+    own: dict[str, Any] = {"languages": list(config.evaluated_languages)}
     if config.judge.backend == "transformers":
         inputs["judge"] = config.judge.model or ""
         own |= {"model.dtype": config.model.dtype, "score.batch_tokens": config.score.batch_tokens}
@@ -141,7 +140,7 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
     annotated = [_row(one, own, names, judge_name) for one, own in zip(comparisons, judged, strict=True)]
     with atomic_path(target.folder) as folder:
         (folder / "annotations").mkdir(parents=True)
-        for lang in context.config.languages:
+        for lang in context.config.evaluated_languages:
             write_json(folder / "annotations" / f"{lang}.json", [row for row in annotated if row["lang"] == lang])
         _require_judged(annotated, given, judge_name)
         table = difficulty.load(judge.difficulty)
@@ -171,21 +170,18 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
 def _comparisons(context: Context, iteration: Iteration) -> tuple[list[_Comparison], tuple[str, str]]:
     """All comparisons, and the names of the baseline and of the model."""
     config, baseline = context.config, _baseline(context)
-    assert config.evaluate.prompts is not None
-    prompts = load_held_out(config.evaluate.prompts, config.languages)
-    wanted = [prompt for lang in config.languages for prompt in prompts[lang]]
     answers, model_name = _answers(context, iteration)
     if baseline is not None:
         others, baseline_name = _answers(context, baseline)
     else:
-        others, baseline_name = reference_outputs(str(config.judge.baseline), wanted)
+        others, baseline_name = reference_outputs(str(config.judge.baseline), context.questions)
     pairs = [
         _Comparison(
             prompt,
             (others[prompt.lang, prompt.id], answers[prompt.lang, prompt.id]),
             (False, True) if config.judge.both_orders else (_drawn(config.seed, prompt),),
         )
-        for prompt in wanted
+        for prompt in context.questions
     ]
     return pairs, (baseline_name, model_name)
 

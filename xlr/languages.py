@@ -40,7 +40,7 @@ def detect(texts: Iterable[str], expected: Iterable[str]) -> list[str]:
     """The ISO 639-1 code of each text's language, or an empty string where nothing can be told.
 
     Args:
-        expected: the run's languages, told apart from each other and from the most common ones.
+        expected: the languages they should be in, told apart from each other and from the most common ones.
     """
     detector = _detector(tuple(sorted({*expected, *_COMMON})))
     found = [detector.detect_language_of(text) for text in texts]

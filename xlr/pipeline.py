@@ -13,7 +13,7 @@ from xlr.config import Config, TrainConfig, dump
 from xlr.dsconfig import policy_config, reference_config
 from xlr.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
-from xlr.prompts import load_held_out, load_preferences
+from xlr.prompts import load_preferences
 from xlr.stage import PROGRESS, Context
 from xlr.store import Artifact, Iteration, manifest_path, read_json, write_text
 
@@ -138,8 +138,7 @@ def check(context: Context) -> None:
     for train in (config.align, config.train):
         policy_config(train, config.model.dtype == "bfloat16", hidden_size)
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)
-    if config.evaluate.prompts:
-        load_held_out(config.evaluate.prompts, config.languages)
+    _ = context.held_out
     for name in config.evaluate.models:
         context.encoder_of(name)
     if config.judge.model:

@@ -82,7 +82,10 @@ def collect(context: Context, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "languages": list(context.config.languages),
-        "names": {lang: languages.name(lang) for lang in context.config.languages},
+        "evaluated": list(context.config.evaluated_languages),
+        "names": {
+            lang: languages.name(lang) for lang in (*context.config.languages, *context.config.evaluated_languages)
+        },
         "settings": settings(context.config),
         "versions": versions,
         "finished": max((stage["finished"] for stage in stages), default=""),

@@ -163,6 +163,7 @@ def score_responses(
     def to_logps(number: int, result: list[list[tuple[float]]]) -> list[Logp]:
         return [Logp(logp) for example in result for (logp,) in example]
 
+    expected = {*context.config.languages, *(row.lang for row in rows)}
     known: list[Logp] = []
     for names in first:
         known = resumable(context, target, "policy", work(names, Logp, to_logps), f"{label}: policy", "responses")
@@ -174,7 +175,7 @@ def score_responses(
         if first:
             logps = [(logp, *own) for logp, own in zip(policy_logps[number], logps, strict=True)]
         # While the workers compute: before them it would keep every GPU waiting for minutes.
-        detected = languages.detect((rows[index].response for index in indices[number]), context.config.languages)
+        detected = languages.detect((rows[index].response for index in indices[number]), expected)
         return [
             Score(
                 rows[index].id,

@@ -12,7 +12,7 @@ from xlr import progress
 from xlr.config import Config
 from xlr.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
-from xlr.prompts import load_prompts
+from xlr.prompts import load_held_out, load_prompts
 from xlr.records import Prompt
 from xlr.store import Artifact, Iteration, RunDir, manifest_path, read_rows, write_json, write_rows
 
@@ -44,6 +44,17 @@ class Context:
     def prompts(self) -> dict[str, list[Prompt]]:
         """lang -> training instructions; English is always there."""
         return load_prompts(self.config.prompts, self.config.languages)
+
+    @cached_property
+    def held_out(self) -> dict[str, list[Prompt]]:
+        """lang -> instructions of `evaluate.prompts`, the same in every language; English is always there."""
+        section = self.config.evaluate.prompts
+        return load_held_out(section, self.config.evaluated_languages) if section else {}
+
+    @property
+    def questions(self) -> list[Prompt]:
+        """The held-out instructions that models answer, language by language."""
+        return [prompt for lang in self.config.evaluated_languages for prompt in self.held_out.get(lang, ())]
 
     @cached_property
     def encoder(self) -> ChatEncoder:

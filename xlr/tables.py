@@ -87,11 +87,11 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def of_languages(found: Found, figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Win rates or their differences by language, then their average; a run of one language has that alone."""
+    """Win rates or their differences by language, then their average; where answers are in one, it stands alone."""
     if "languages" not in figures:
-        return [(found["languages"][0], figures)]
+        return [(found["evaluated"][0], figures)]
     own = figures["languages"]
-    return [*((lang, own[lang]) for lang in found["languages"] if lang in own), (AVERAGE, figures[AVERAGE])]
+    return [*((lang, own[lang]) for lang in found["evaluated"] if lang in own), (AVERAGE, figures[AVERAGE])]
 
 
 def quality(runs: Sequence[Found]) -> list[Table]:
@@ -202,7 +202,8 @@ def summary(found: Found) -> list[tuple[str, str]]:
     aligned = _base_name(own["model.aligned"] or "") or "π_I aligned on English preferences by this run"
     control = "α of each language makes chosen and rejected equally long: r − α · characters"
     facts = [
-        ("Languages", ", ".join(f"{name} ({lang})" for lang, name in found["names"].items())),
+        ("Languages", _languages(found, "languages")),
+        *([("Answers in", _languages(found, "evaluated"))] * (found["evaluated"] != found["languages"])),
         ("π_I", _base_name(own["model.initial"])),
         ("π0", aligned),
         ("Reward r", reward_formula(found)),
@@ -227,6 +228,10 @@ def summary(found: Found) -> list[tuple[str, str]]:
     if found["finished"]:
         facts.append(("Last stage finished", f"{datetime.fromisoformat(found['finished']):%Y-%m-%d %H:%M} UTC"))
     return facts
+
+
+def _languages(found: Found, key: str) -> str:
+    return ", ".join(f"{found['names'][lang]} ({lang})" for lang in found[key])
 
 
 def _base_name(model: str) -> str:
@@ -282,7 +287,7 @@ def _stages(found: Found, stage: str) -> Iterator[tuple[str, Any]]:
 
 def _judged(found: Found) -> Iterator[Row]:
     by_model = {model: dict(of_languages(found, figures)) for model, figures in _models(found, "judgements")}
-    for lang in (*found["languages"], AVERAGE):
+    for lang in (*found["evaluated"], AVERAGE):
         for model, figures in by_model.items():
             if own := figures.get(lang):
                 yield (
@@ -297,7 +302,7 @@ def _judged(found: Found) -> Iterator[Row]:
 
 
 def _changes(found: Found) -> Iterator[Row]:
-    for lang in (*found["languages"], AVERAGE):
+    for lang in (*found["evaluated"], AVERAGE):
         for change in found["changes"]:
             if own := dict(of_languages(found, change["difference"])).get(lang):
                 cells = [
@@ -315,7 +320,7 @@ def _position_bias(found: Found) -> Iterator[Row]:
 
 
 def _held_out(found: Found) -> Iterator[Row]:
-    for lang in found["languages"]:
+    for lang in found["evaluated"]:
         for model, evaluation in _models(found, "evaluation"):
             if own := evaluation["languages"].get(lang):
                 low, high = share_interval(own["reward_wins"], max(own["rows"], 1))
