@@ -403,8 +403,6 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_a_browser_draws_it_for_everybody(run: Path, browser: Any, width: int, scheme: str) -> None:
     """No sideways scrolling, no complaint of the browser, no request, no breach of WCAG that axe-core finds."""
-    import axe_playwright_python
-
     trouble: list[str] = []
     view = {"width": width, "height": 800}
     with browser.new_context(viewport=view, color_scheme=scheme, offline=True) as opened:
@@ -420,11 +418,28 @@ def test_a_browser_draws_it_for_everybody(run: Path, browser: Any, width: int, s
         for details in page.locator("summary").all():
             details.click()
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-        found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']})")
-        assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
-        assert found["passes"]
+        assert breaches(page) == []
         assert len(trouble) == 1
+
+
+def breaches(page: Any) -> list[tuple[str, str]]:
+    """Of the rules of accessibility: rule and element."""
+    import axe_playwright_python
+
+    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']})")
+    assert found["passes"]
+    return [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]]
+
+
+def test_a_browser_draws_several_runs_of_long_names(run: Path, browser: Any, tmp_path: Path) -> None:
+    other = copied(run, tmp_path / "of-a-long-name" / run.name)
+    report.make([context(run), context(other)], tmp_path)
+    with browser.new_context(viewport={"width": 360, "height": 800}) as opened:
+        page = opened.new_page()
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        assert breaches(page) == []
 
 
 def use_the_examples(page: Any) -> None:
