@@ -4,6 +4,9 @@ The last judged models are compared answer by answer, which needs the same judge
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from xlr import annotations, difficulty
 from xlr.annotations import Annotations
@@ -11,69 +14,80 @@ from xlr.conclusion import PLAIN_RATES, Conclusion, changed, controls_length, se
 from xlr.stage import Context
 from xlr.tables import Found, label, of_languages
 
-Run = tuple[Context, Found]
+
+@dataclass(frozen=True)
+class _Side:
+    """A run, and its last judged model."""
+
+    context: Context
+    found: Found
+
+    @property
+    def name(self) -> str:
+        return str(self.found["name"])
+
+    @cached_property
+    def model(self) -> int:
+        """The iteration, or -1 where none was judged."""
+        entries = self.found["iterations"].items()
+        return max((int(model) for model, entry in entries if model.isdigit() and entry["judgements"]), default=-1)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}'s {label(str(self.model))}"
+
+    @property
+    def judge(self) -> dict[str, Any]:
+        """What decides a verdict, but for the baseline, whose answers are compared themselves."""
+        own = self.found["settings"]
+        return {key: own[key] for key in own if key.startswith("judge.") and key != "judge.baseline"}
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return dict(self.found["iterations"][str(self.model)]["judgements"])
+
+    @cached_property
+    def file(self) -> Annotations:
+        return annotations.read(self.context.run.iteration(self.model) / "judgements" / "annotations")
+
+    @property
+    def baseline_answers(self) -> dict[annotations.Key, str]:
+        return dict(zip(self.file.keys, self.file.baseline_answers, strict=True))
 
 
-def compare(runs: Sequence[Run]) -> list[tuple[str, Conclusion]]:
+def compare(runs: Sequence[tuple[Context, Found]]) -> list[tuple[str, Conclusion]]:
     """Each run after the first against the first: a heading, and the answer or why there is none."""
-    first, *others = runs
-    return [(f"{found['name']} against {first[1]['name']}", _compare(first, (other, found))) for other, found in others]
+    first, *others = (_Side(*run) for run in runs)
+    return [(f"{other.name} against {first.name}", _compare(first, other)) for other in others]
 
 
-def _compare(first: Run, second: Run) -> Conclusion:
-    found, names = [first[1], second[1]], [first[1]["name"], second[1]["name"]]
-    for own in found:
-        if not _judged(own):
-            return _none(names, f"{own['name']} has no judgements yet")
-    settings = [_judge(own) for own in found]
-    for key in settings[0]:
-        if settings[0][key] != settings[1][key]:
-            return _none(names, f"{key} is {settings[0][key]} there and {settings[1][key]} here")
-    models = [_judged(own)[-1] for own in found]
-    files = [
-        annotations.read(context.run.iteration(int(model)) / "judgements" / "annotations")
-        for (context, _), model in zip((first, second), models, strict=True)
-    ]
-    baselines = [_baseline_answers(file) for file in files]
-    if baselines[0].keys() != baselines[1].keys():
-        return _none(names, "their judged instructions differ")
-    if baselines[0] != baselines[1]:
-        return _none(names, "the baseline's answers differ")
-    table = difficulty.load(first[0].config.judge.difficulty)
-    (difference,) = annotations.changes(files, [(0, 1)], table)
-    figures = [own["iterations"][model]["judgements"] for own, model in zip(found, models, strict=True)]
-    controlled = all(controls_length(own, rates) for own, rates in zip(found, figures, strict=True))
-    rate, what = (
-        ("length_controlled_win_rate", "Length-controlled win rate") if controlled else ("win_rate", "Win rate")
-    )
-    basis = (
-        f"Judge: {figures[0]['judge']}, which compared the answers of both with the same ones of "
-        f"{figures[0]['baseline']}{'' if controlled else PLAIN_RATES}"
-    )
-    before, after = (f"{name}'s {label(model)}" for name, model in zip(names, models, strict=True))
-    findings = [changed(lang, own[rate]) for lang, own in of_languages(found[0], difference)]
+def _compare(first: _Side, other: _Side) -> Conclusion:
+    if why := _obstacle(first, other):
+        return Conclusion(f"{other.name} is not compared with {first.name} answer by answer: {why}.", "", "", [])
+    table = difficulty.load(first.context.config.judge.difficulty)
+    (difference,) = annotations.changes([first.file, other.file], [(0, 1)], table)
+    rate, what, note = "length_controlled_win_rate", "Length-controlled win rate", ""
+    if not all(controls_length(side.found, side.figures) for side in (first, other)):
+        rate, what, note = "win_rate", "Win rate", PLAIN_RATES
+    findings = [changed(lang, own[rate]) for lang, own in of_languages(first.found, difference)]
+    judge, baseline = (first.figures[key] for key in ("judge", "baseline"))
     return Conclusion(
-        sentence(found[0]["names"], after, before, findings),
-        basis,
-        f"{what}, {before} → {after}, in points",
+        sentence(first.found["names"], other.title, first.title, findings),
+        f"Judge: {judge}, which compared the answers of both with the same ones of {baseline}{note}",
+        f"{what}, {first.title} → {other.title}, in points",
         findings,
     )
 
 
-def _none(names: Sequence[str], why: str) -> Conclusion:
-    return Conclusion(f"{names[1]} is not compared with {names[0]} answer by answer: {why}.", "", "", [])
-
-
-def _judged(found: Found) -> list[str]:
-    """The iterations that were judged."""
-    return [model for model, entry in found["iterations"].items() if model.isdigit() and entry["judgements"]]
-
-
-def _judge(found: Found) -> dict[str, object]:
-    """What decides a verdict, but for the baseline, whose answers are compared themselves."""
-    own = found["settings"]
-    return {key: own[key] for key in own if key.startswith("judge.") and key != "judge.baseline"}
-
-
-def _baseline_answers(file: Annotations) -> dict[annotations.Key, str]:
-    return dict(zip(file.keys, file.baseline_answers, strict=True))
+def _obstacle(first: _Side, other: _Side) -> str | None:
+    """Why two runs cannot be compared."""
+    for side in (first, other):
+        if side.model < 0:
+            return f"{side.name} has no judgements yet"
+    here = other.judge
+    for key, there in first.judge.items():
+        if there != here[key]:
+            return f"{key} is {there} there and {here[key]} here"
+    if first.baseline_answers.keys() != other.baseline_answers.keys():
+        return "their judged instructions differ"
+    return "the baseline's answers differ" if first.baseline_answers != other.baseline_answers else None
