@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from xlr import encoding
 from xlr.encoding import ChatEncoder, Example, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 
@@ -133,6 +134,14 @@ def whole_conversation(family: str, instruction: str, answer: str) -> list[int]:
 def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(family, instruction, answer):
     joined = [*encoder(family).prompt(instruction), *encoder(family).response(answer)]
     assert joined == whole_conversation(family, instruction, answer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_answers_have_the_tokens_of_each(family, monkeypatch):
+    monkeypatch.setattr(encoding, "_TEXTS_AT_ONCE", 3)
+    texts = [*TEXTS, f"{tiny.TERMINATORS[family]} spelled out", ""]
+    assert encoder(family).responses(texts) == [encoder(family).response(text) for text in texts]
+    assert encoder(family).responses([]) == []
 
 
 # Text that spells out no special token and, where it meets the template, begins without white space.

@@ -20,6 +20,7 @@ from xlr.errors import UserError
 from xlr.records import Message
 
 _PROBE = "xlr probe"
+_TEXTS_AT_ONCE = 1024  # the tokenizer's own form of an answer takes many times the memory of its ids
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,21 @@ class ChatEncoder:
 
     def response(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer and its terminator. Special tokens spelled out in the text stay text."""
-        ids = (*self._tokenize_content(text), self.terminator_id)
-        # Each id is one object for all answers: a scoring stage holds those of a whole iteration.
-        return tuple(map(self._numbers.setdefault, ids, ids))
+        return self.responses([text])[0]
+
+    def responses(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """As `response`, of many answers on all CPUs."""
+        found = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = list(texts[start : start + _TEXTS_AT_ONCE])
+            encoded = self.tokenizer(
+                some, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+            )
+            for own in encoded["input_ids"]:
+                ids = (*own, self.terminator_id)
+                # Each id is one object for all answers: a scoring stage holds those of a whole iteration.
+                found.append(tuple(map(self._numbers.setdefault, ids, ids)))
+        return found
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of a sampled response, without terminator and other special tokens."""

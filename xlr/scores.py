@@ -133,7 +133,7 @@ def score_responses(
     limit = context.config.score.max_length
     with context.clock.measure("tokenise"):
         prompt_ids = {instruction: encoder.prompt(instruction) for instruction in set(instructions)}
-        response_ids = [encoder.response(text) for text in texts]
+        response_ids = encoder.responses(texts)
     members: dict[str, list[int]] = {}
     too_long: Counter[str] = Counter()
     for index, instruction in enumerate(instructions):
