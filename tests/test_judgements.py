@@ -102,6 +102,9 @@ def test_answers_may_be_in_languages_that_are_not_trained_in(run: dict[str, Any]
     run["evaluate"] = run["evaluate"] | {"languages": ["es", "es"]}
     with pytest.raises(UserError, match=r"evaluate\.languages: a code stands twice"):
         opened(run)
+    run["evaluate"]["languages"] = ["xx"]
+    with pytest.raises(UserError, match=r"evaluate\.languages: 'xx' is not a known ISO 639-1 language code"):
+        opened(run)
 
 
 def test_annotations_of_both_orders(run: dict[str, Any], judge: Judge, cli: Cli) -> None:

@@ -380,7 +380,10 @@ class Config(_Section):
 
         for key, codes in (("languages", self.languages), ("evaluate.languages", self.evaluated_languages)):
             for code in codes:
-                languages.name(code)
+                try:
+                    languages.name(code)
+                except UserError as error:
+                    raise UserError(f"{key}: {error}") from error
             if len(set(codes)) != len(codes):
                 raise UserError(f"{key}: a code stands twice in {list(codes)}; remove one")
         if self.model.aligned is None and self.align.preferences is None:

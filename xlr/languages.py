@@ -17,7 +17,7 @@ def _language(code: str) -> Any:
         if language.iso_code_639_1.name.lower() == code:
             return language
     known = ", ".join(sorted(language.iso_code_639_1.name.lower() for language in Language.all()))
-    raise UserError(f"languages: {code!r} is not a known ISO 639-1 language code; known are {known}")
+    raise UserError(f"{code!r} is not a known ISO 639-1 language code; known are {known}")
 
 
 def name(code: str) -> str:
