@@ -333,8 +333,8 @@ def report(work: Work, contestants: dict[str, Contestant]) -> None:
     print(f"{len(work.rows)} responses, {tokens} tokens; useful work of two models: {flop / 1e12:.2f} TFLOP")
     print(f"{'':36} {'rows/s':>7} {'tokens/s':>9} {'GFLOP/s':>8} {'peak GB':>8} {'with Ray':>9} {'load s':>7}")
     for name, contestant in contestants.items():
-        done = "" if name in alone else f"{len(work.rows) / contestant.median('seconds'):.3f}"
-        speed = "" if name in alone else f"{tokens / contestant.median('seconds'):.1f}"
+        done = "" if name in alone else f"{len(work.rows) / seconds[name]:.3f}"
+        speed = "" if name in alone else f"{tokens / seconds[name]:.1f}"
         peak = contestant.rounds[-1]["peak_gb"]
         print(
             f"{TITLES[name]:36} {done:>7} {speed:>9} {rates[name]:8.1f} {peak['computing']:8.2f} "

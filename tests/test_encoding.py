@@ -137,9 +137,9 @@ def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(family, in
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_many_answers_have_the_tokens_of_each(family, monkeypatch):
-    monkeypatch.setattr(encoding, "_TEXTS_AT_ONCE", 3)
-    texts = [*TEXTS, f"{tiny.TERMINATORS[family]} spelled out", ""]
+def test_many_answers_have_the_tokens_of_each(family):
+    texts = [f"{number} {text}" for number in range(300) for text in (*TEXTS, tiny.TERMINATORS[family])] + [""]
+    assert len(texts) > 2 * encoding._TEXTS_AT_ONCE
     assert encoder(family).responses(texts) == [encoder(family).response(text) for text in texts]
     assert encoder(family).responses([]) == []
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from xlr import annotations, difficulty
 from xlr.annotations import Annotations
-from xlr.conclusion import PLAIN_RATES, Conclusion, changed, controls_length, sentence
+from xlr.conclusion import Conclusion, changed, sentence, telling_rate
 from xlr.stage import Context
 from xlr.tables import Found, label, of_languages
 
@@ -66,15 +66,13 @@ def _compare(first: _Side, other: _Side) -> Conclusion:
         return Conclusion(f"{other.name} is not compared with {first.name} answer by answer: {why}.", "", "", [])
     table = difficulty.load(first.context.config.judge.difficulty)
     (difference,) = annotations.changes([first.file, other.file], [(0, 1)], table)
-    rate, what, note = "length_controlled_win_rate", "Length-controlled win rate", ""
-    if not all(controls_length(side.found, side.figures) for side in (first, other)):
-        rate, what, note = "win_rate", "Win rate", PLAIN_RATES
-    findings = [changed(lang, own[rate]) for lang, own in of_languages(first.found, difference)]
+    rate = telling_rate(*((side.found, side.figures) for side in (first, other)))
+    findings = [changed(lang, own[rate.value]) for lang, own in of_languages(first.found, difference)]
     judge, baseline = (first.figures[key] for key in ("judge", "baseline"))
     return Conclusion(
         sentence(first.found["names"], other.title, first.title, findings),
-        f"Judge: {judge}, which compared the answers of both with the same ones of {baseline}{note}",
-        f"{what}, {first.title} → {other.title}, in points",
+        f"Judge: {judge}, which compared the answers of both with the same ones of {baseline}{rate.note}",
+        f"{rate.name}, {first.title} → {other.title}, in points",
         findings,
     )
 

@@ -6,11 +6,27 @@ from typing import Any
 
 from xlr.tables import AVERAGE, Found, interval, label, number, of_languages, share_interval
 
-PLAIN_RATES = (
-    "; the regression for length control found too few judgements in a language to say anything: these are plain win "
-    "rates"
-)
 _HALF = 50.0  # a win rate at which two models are as good, in percent
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Which win rate answers: where figures have it and its interval, its name, and why it is not the better one."""
+
+    value: str
+    interval: str
+    name: str
+    note: str = ""
+
+
+_LENGTH_CONTROLLED = Rate("length_controlled_win_rate", "length_controlled_interval", "Length-controlled win rate")
+_PLAIN = Rate(
+    "win_rate",
+    "win_rate_interval",
+    "Win rate",
+    "; the regression for length control found too few judgements in a language to say anything: these are plain win "
+    "rates",
+)
 
 
 @dataclass(frozen=True)
@@ -80,19 +96,18 @@ def _by_judge(found: Found, judged: Sequence[str]) -> Conclusion:
     )
     change = next((one for one in found["changes"] if (one["from"], one["to"]) == (first, last)), None)
     against_start = found["settings"].get("judge.baseline") == 0
-    rate, ends, name = "length_controlled_win_rate", "length_controlled_interval", "Length-controlled win rate"
-    if not controls_length(found, figures):
-        rate, ends, name = "win_rate", "win_rate_interval", "Win rate"
-        basis += PLAIN_RATES
+    rate = telling_rate((found, figures))
+    basis += rate.note
     if change and not against_start:
-        findings = [changed(lang, own[rate]) for lang, own in of_languages(found, change["difference"])]
-        other, figure = label(first), f"{name}, {label(first)} → {label(last)}, in points"
+        findings = [changed(lang, own[rate.value]) for lang, own in of_languages(found, change["difference"])]
+        other, figure = label(first), f"{rate.name}, {label(first)} → {label(last)}, in points"
     else:
         findings = [
-            Finding(lang, own[rate], own[ends][0], own[ends][1], _HALF) for lang, own in of_languages(found, figures)
+            Finding(lang, own[rate.value], own[rate.interval][0], own[rate.interval][1], _HALF)
+            for lang, own in of_languages(found, figures)
         ]
         other = label("0") if against_start else figures["baseline"]
-        figure = f"{name} of {label(last)} against {other}, in %"
+        figure = f"{rate.name} of {label(last)} against {other}, in %"
     return Conclusion(sentence(found["names"], label(last), other, findings), basis, figure, findings)
 
 
@@ -107,9 +122,14 @@ def _by_reward(found: Found, last: str, by_language: Mapping[str, Any]) -> Concl
     )
 
 
-def controls_length(found: Found, figures: Mapping[str, Any]) -> bool:
-    """Whether length-controlled rates say anything: of few judgements their regression makes 50 % without an error."""
-    return all(own["length_controlled_standard_error"] for _, own in of_languages(found, figures))
+def telling_rate(*judged: tuple[Found, Mapping[str, Any]]) -> Rate:
+    """The length-controlled one, unless it says nothing: of few judgements its regression makes 50 % without an error.
+
+    Args:
+        judged: runs, each with the judgements' figures of its model.
+    """
+    rows = [own for found, figures in judged for _, own in of_languages(found, figures)]
+    return _LENGTH_CONTROLLED if all(own["length_controlled_standard_error"] for own in rows) else _PLAIN
 
 
 def changed(lang: str, rate: Mapping[str, float]) -> Finding:

@@ -20,10 +20,9 @@ Row: TypeAlias = tuple[str, ...]
 
 _FLAWS = get_args(Flaw)
 _LABELS = ("language", "model", "models", "iteration", "stage")
-_TEXTS = (
-    *(*_LABELS, "run", "warnings", "filtered", "dropped", "on", "setting", "value", "library"),
-    *("mode", "modes", "lang", "flaws", "response", "translation"),
-)
+_OF_REPORT = ("run", "warnings", "filtered", "dropped", "on", "setting", "value", "library")
+_OF_INSPECTION = ("mode", "modes", "lang", "flaws", "response", "translation")
+_TEXTS = (*_LABELS, *_OF_REPORT, *_OF_INSPECTION)
 AVERAGE = "average"
 
 
