@@ -33,7 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from xlr import config, languages, scores
 from xlr.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.launch import ALLOCATOR
-from xlr.logprobs import CPU_CHUNK_TOKENS
+from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.products import compute_repeatably
 from xlr.records import Response
 from xlr.stage import Context

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from xlr.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
+from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 
 VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e3, 1e3))  # with and without ties
 

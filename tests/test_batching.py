@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.batching import even_batches, micro_batches, token_budget_batches
+from xlr.maths.batching import even_batches, micro_batches, token_budget_batches
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=30)
 BUDGET = st.integers(1, 100)

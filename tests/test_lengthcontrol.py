@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.lengthcontrol import ALPHA_GRID, choose_pairs, length_gaps
+from xlr.maths.lengthcontrol import ALPHA_GRID, choose_pairs, length_gaps
 
 
 def oracle(rewards, lengths, length_control=True, upper_bound=math.inf):

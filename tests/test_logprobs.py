@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xlr.logprobs import sum_per_response, token_logps
+from xlr.maths.logprobs import sum_per_response, token_logps
 
 CHUNKS = [1, 2, 3, 7, 100]  # the problems below have 7 tokens: below, dividing, equal and above
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
+from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
 
 LOGP = st.floats(-2000, 0)
 FOUR_LOGPS = st.lists(st.tuples(LOGP, LOGP, LOGP, LOGP), min_size=1, max_size=5)

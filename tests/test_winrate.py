@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import Cli
 from tests.test_bad_input import assert_refused
-from xlr import annotations, difficulty, winrate
+from xlr import annotations, difficulty
 from xlr.errors import UserError
-from xlr.winrate import Comparisons
+from xlr.maths import winrate
+from xlr.maths.winrate import Comparisons
 
 # figures.json: get_length_controlled_winrate of the package on graded.json and hard.json, reading df_gamed.csv here
 # instead of its own.

@@ -23,7 +23,7 @@ def scores(context: Context, iteration: int) -> Iterator[tuple[str, list[Score]]
 
 def length_gaps(context: Context, rows: Sequence[Score]) -> list[float]:
     """|mean length of chosen - mean length of rejected| of a language at every alpha of the grid, in characters."""
-    from xlr import lengthcontrol  # imports torch
+    from xlr.maths import lengthcontrol  # imports torch
 
     section = context.config.pair
     candidates, _ = candidates_by_prompt(rows, section.filters)

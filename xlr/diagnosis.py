@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from xlr import languages
-from xlr.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 from xlr.config import Flaw, PairConfig, Reward
+from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 from xlr.pairs import Choices, choose
 from xlr.prompts import ENGLISH
 from xlr.quality import flaws

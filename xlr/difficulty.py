@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from xlr.errors import UserError
-from xlr.winrate import Difficulty
+from xlr.maths.winrate import Difficulty
 
 _FILE = "df_gamed.csv"
 _COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from xlr import scores
-from xlr.batching import token_budget_batches
 from xlr.config import GenerateConfig, settings
 from xlr.encoding import Example, batch_shape
+from xlr.maths.batching import token_budget_batches
+from xlr.maths.rewards import implicit_reward
 from xlr.prompts import ENGLISH, load_preferences, sources
 from xlr.records import Response, Score
 from xlr.responses import sample_responses
-from xlr.rewards import implicit_reward
 from xlr.scores import score_responses, scoring_instruction
 from xlr.stage import Context, require
 from xlr.store import Artifact, Iteration, atomic_path, read_json, read_rows, write_json, write_shards

@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from xlr.config import SHARED_PROMPT
 from xlr.encoding import Example, Layout, layout
 from xlr.errors import UserError
-from xlr.logprobs import sum_per_response, token_logps
+from xlr.maths.logprobs import sum_per_response, token_logps
 
 
 @dataclass(frozen=True)

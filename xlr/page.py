@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from xlr import curves, examples, plots, tables
 from xlr.conclusion import Conclusion, conclude
-from xlr.lengthcontrol import ALPHA_GRID
+from xlr.maths.lengthcontrol import ALPHA_GRID
 from xlr.plots import Plot
 from xlr.stage import Context
 from xlr.tables import Found, label

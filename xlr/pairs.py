@@ -104,7 +104,7 @@ def choose(
     Raises:
         UserError: a reward is not finite.
     """
-    from xlr.lengthcontrol import NOTHING, choose_pairs  # imports torch
+    from xlr.maths.lengthcontrol import NOTHING, choose_pairs  # imports torch
 
     candidates, filtered = candidates_by_prompt(rows, section.filters)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from xlr.batching import token_budget_batches
 from xlr.encoding import batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
+from xlr.maths.batching import token_budget_batches
 from xlr.records import ReferenceLogps
 from xlr.stage import Context, Work, require, resumable
 from xlr.store import Artifact, atomic_path, fingerprint, read_rows, sha256, write_shards

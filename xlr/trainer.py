@@ -18,13 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xlr import engine, progress, reference
-from xlr.batching import Batch, micro_batches
 from xlr.config import TrainConfig
 from xlr.config import settings as flat_settings
 from xlr.encoding import Example, batch_shape
 from xlr.errors import UserError
 from xlr.launch import Ranks
-from xlr.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
+from xlr.maths.batching import Batch, micro_batches
+from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
 from xlr.metrics import Metrics, peak_flops, peak_memory_gb
 from xlr.modelcard import model_card
 from xlr.models import resolve_dtype

@@ -20,10 +20,10 @@ from xlr import models
 from xlr.actor import Actor, Halves, list_halves
 from xlr.encoding import Example
 from xlr.errors import UserError
+from xlr.maths.sampling import draw
 from xlr.packing import LogprobModel, batch
 from xlr.products import compute_repeatably
 from xlr.records import SampleRequest, SampleSettings
-from xlr.sampling import draw
 
 
 class Worker(Actor):

@@ -1,0 +1,1 @@
+"""Formulas: torch and the standard library only, per-example values out."""
