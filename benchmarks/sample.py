@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from xlr import config
-from xlr.encoding import ChatEncoder, load_tokenizer
-from xlr.prompts import load_prompts
+from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.data.prompts import load_prompts
 from xlr.records import SampleRequest, SampleSettings
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"

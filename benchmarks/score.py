@@ -31,7 +31,7 @@ from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xlr import config, languages, scores
-from xlr.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.launch import ALLOCATOR
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.products import compute_repeatably

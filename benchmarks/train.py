@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from xlr import config
-from xlr.encoding import ChatEncoder, load_tokenizer
+from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.products import compute_repeatably
 from xlr.records import Response
 from xlr.shipped import shipped

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from xlr import encoding
-from xlr.encoding import ChatEncoder, Example, load_tokenizer, require_same_tokenizer
+from xlr.data import encoding
+from xlr.data.encoding import ChatEncoder, Example, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 
 FAMILIES = list(tiny.FAMILIES)

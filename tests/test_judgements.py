@@ -14,8 +14,8 @@ from tests import tiny
 from tests.conftest import Cli
 from tests.judgeserver import Judge, longer, serving
 from xlr import annotations, config, evaluation, judgements, report, tables
+from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
-from xlr.prompts import load_held_out
 from xlr.records import Response
 from xlr.stage import Context
 from xlr.store import read_json, read_rows, write_rows

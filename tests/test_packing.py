@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from xlr import packing
-from xlr.encoding import ChatEncoder, Example, Layout, batch_shape, layout
+from xlr.data.encoding import ChatEncoder, Example, Layout, batch_shape, layout
 from xlr.errors import UserError
 from xlr.packing import SHARED_PROMPT, LogprobModel, concatenate, pack, pad, shared_prompt_attention
 

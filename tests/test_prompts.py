@@ -7,8 +7,8 @@ import datasets
 import pytest
 
 from xlr.config import RECIPES, PromptsConfig
+from xlr.data.prompts import load_held_out, load_preferences, load_prompts
 from xlr.errors import UserError
-from xlr.prompts import load_held_out, load_preferences, load_prompts
 
 
 def write(folder: Path, lang: str, rows: list[dict[str, object]]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlr.config import Flaw
-from xlr.quality import count_flaws, flaws, repetition, without
+from xlr.data.quality import count_flaws, flaws, repetition, without
 from xlr.records import Score
 
 FLAWS = get_args(Flaw)

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import Cli
 from xlr.config import PromptsConfig
-from xlr.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.prompts import load_prompts
 from xlr.packing import SHARED_PROMPT, LogprobModel, pack, pad
-from xlr.prompts import load_prompts
 from xlr.records import Pair, Score
 from xlr.store import read_json, read_rows
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
-from xlr.encoding import Example
+from xlr.data.encoding import Example
 from xlr.packing import SHARED_PROMPT, LogprobModel, pack
 from xlr.recompute import recomputation
 

@@ -183,7 +183,7 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
         "print(shipped('ds_configs', 'zero3.json'), shipped('ray_jobs', 'score.py'), shipped('slurm', 'lib.sh')); "
         "run = config.load(config.RECIPES / 'quickstart.yaml'); "
         "from xlr import page; print(page.environment().get_template('report.html').filename); "
-        "from xlr.prompts import load_prompts; print(len(load_prompts(run.prompts, run.languages)['fr']))"
+        "from xlr.data.prompts import load_prompts; print(len(load_prompts(run.prompts, run.languages)['fr']))"
     )
     command = [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

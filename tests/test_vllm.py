@@ -22,7 +22,7 @@ from tests.conftest import Cli, missing
 from tests.waiting import descendants, wait_until
 from xlr import config, endpoint, judgements, judgeprompt, servedjudge, verdicts
 from xlr.config import RECIPES
-from xlr.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.errors import UserError
 from xlr.packing import SHARED_PROMPT
 from xlr.records import Response, SampleRequest, SampleSettings, Score, Verdict

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from xlr.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.errors import UserError
 from xlr.packing import SHARED_PROMPT
 from xlr.records import SampleRequest, SampleSettings

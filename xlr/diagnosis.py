@@ -13,10 +13,10 @@ from torch import Tensor
 
 from xlr import languages
 from xlr.config import Flaw, PairConfig, Reward
+from xlr.data.prompts import ENGLISH
+from xlr.data.quality import flaws
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 from xlr.pairs import Choices, choose
-from xlr.prompts import ENGLISH
-from xlr.quality import flaws
 from xlr.records import Prompt, Response, Score
 from xlr.scores import reward_facts
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from xlr import scores
 from xlr.config import GenerateConfig, settings
-from xlr.encoding import Example, batch_shape
+from xlr.data.encoding import Example, batch_shape
+from xlr.data.prompts import ENGLISH, load_preferences, sources
 from xlr.maths.batching import token_budget_batches
 from xlr.maths.rewards import implicit_reward
-from xlr.prompts import ENGLISH, load_preferences, sources
 from xlr.records import Response, Score
 from xlr.responses import sample_responses
 from xlr.scores import score_responses, scoring_instruction

@@ -11,9 +11,9 @@ from typing import Any, get_args
 
 from xlr import inspectionview, lease, pipeline, responses, scores
 from xlr.config import Reward
+from xlr.data.prompts import ENGLISH
 from xlr.diagnosis import Candidates, diagnose
 from xlr.errors import UserError
-from xlr.prompts import ENGLISH
 from xlr.records import Prompt, Response, Score
 from xlr.stage import Context, require
 from xlr.store import Artifact, atomic_path, manifest_path, read_json, read_rows, write_json, write_rows, write_text

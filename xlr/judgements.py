@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from xlr import endpoint, evaluation, judgeprompt, languages, localjudge
 from xlr.config import JudgeConfig, settings
+from xlr.data.prompts import read_objects, source
 from xlr.errors import UserError
-from xlr.prompts import read_objects, source
 from xlr.records import Message, Prompt, Response, Verdict
 from xlr.responses import row_seed
 from xlr.stage import Context, require

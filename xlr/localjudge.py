@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from xlr import verdicts
 from xlr.config import JudgeConfig
-from xlr.encoding import ChatEncoder, Example, batch_shape, load_tokenizer
+from xlr.data.encoding import ChatEncoder, Example, batch_shape, load_tokenizer
 from xlr.maths.batching import token_budget_batches
 from xlr.records import Message, Verdict
 from xlr.stage import Context, Work, resumable

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from xlr.config import SHARED_PROMPT
-from xlr.encoding import Example, Layout, layout
+from xlr.data.encoding import Example, Layout, layout
 from xlr.errors import UserError
 from xlr.maths.logprobs import sum_per_response, token_logps
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from xlr import scores
 from xlr.config import Flaw, PairConfig, settings
+from xlr.data.prompts import sources
+from xlr.data.quality import without
 from xlr.errors import UserError
-from xlr.prompts import sources
-from xlr.quality import without
 from xlr.records import Pair, Prompt, Score
 from xlr.stage import Context, require
 from xlr.store import Artifact, atomic_path, read_rows, write_rows, write_text

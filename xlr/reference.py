@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from xlr.encoding import batch_shape, load_tokenizer, require_same_tokenizer
+from xlr.data.encoding import batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.maths.batching import token_budget_batches
 from xlr.records import ReferenceLogps

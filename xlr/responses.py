@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from xlr.config import GenerateConfig, settings
-from xlr.encoding import ChatEncoder
-from xlr.prompts import sources
+from xlr.data.encoding import ChatEncoder
+from xlr.data.prompts import sources
 from xlr.records import Prompt, Response, SampleRequest, SampleSettings
 from xlr.stage import Context, Work, resumable
 from xlr.store import Artifact, atomic_path, write_shards

@@ -11,11 +11,11 @@ from typing import Any
 
 from xlr import languages, responses
 from xlr.config import RayConfig, Reward, settings
-from xlr.encoding import Example, batch_shape, load_tokenizer, require_same_tokenizer
+from xlr.data.encoding import Example, batch_shape, load_tokenizer, require_same_tokenizer
+from xlr.data.prompts import ENGLISH
+from xlr.data.quality import count_flaws, repetition
 from xlr.maths.batching import even_batches, token_budget_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
-from xlr.prompts import ENGLISH
-from xlr.quality import count_flaws, repetition
 from xlr.records import Logp, Prompt, Response, Score
 from xlr.stage import Context, Row, Work, require, resumable
 from xlr.store import Artifact, atomic_path, read_rows, write_json, write_shards

@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 
 from xlr import progress
 from xlr.config import Config
-from xlr.encoding import ChatEncoder, load_tokenizer
+from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
-from xlr.prompts import load_held_out, load_prompts
 from xlr.records import Prompt
 from xlr.store import Artifact, Iteration, RunDir, manifest_path, read_rows, write_json, write_rows
 

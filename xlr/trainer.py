@@ -20,7 +20,7 @@ from torch import Tensor
 from xlr import engine, progress, reference
 from xlr.config import TrainConfig
 from xlr.config import settings as flat_settings
-from xlr.encoding import Example, batch_shape
+from xlr.data.encoding import Example, batch_shape
 from xlr.errors import UserError
 from xlr.launch import Ranks
 from xlr.maths.batching import Batch, micro_batches

@@ -12,7 +12,7 @@ from typing import Any
 
 from xlr import launch, reference
 from xlr.config import settings
-from xlr.encoding import load_tokenizer, require_same_tokenizer
+from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.launch import Ranks
 from xlr.stage import Context, require
 from xlr.store import Artifact, manifest_path, read_json

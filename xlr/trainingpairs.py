@@ -8,9 +8,9 @@ from random import Random
 
 from xlr import pairs
 from xlr.config import TrainConfig
-from xlr.encoding import Example
+from xlr.data.encoding import Example
+from xlr.data.prompts import ENGLISH, load_preferences
 from xlr.errors import UserError
-from xlr.prompts import ENGLISH, load_preferences
 from xlr.records import Pair
 from xlr.stage import Context, require
 from xlr.store import read_rows

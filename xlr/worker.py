@@ -18,7 +18,7 @@ from transformers import (
 
 from xlr import models
 from xlr.actor import Actor, Halves, list_halves
-from xlr.encoding import Example
+from xlr.data.encoding import Example
 from xlr.errors import UserError
 from xlr.maths.sampling import draw
 from xlr.packing import LogprobModel, batch

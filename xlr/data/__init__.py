@@ -1,0 +1,1 @@
+"""What a run reads: prompts, preferences, chat templates and tokenizers."""
