@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 
-import xlr.worker
-from xlr.actor import Actor
+import xlr.model.worker
 from xlr.config import Config
+from xlr.model.actor import Actor
 from xlr.records import Response, SampleRequest, SampleSettings
 from xlr.stage import Context, Work, resumable
 from xlr.store import Artifact, remove
@@ -55,7 +55,7 @@ def main() -> None:
     tasks = [("", [SampleRequest(prompts[row // SAMPLES], row) for row in batch], settings) for batch in batches]
     text = "palabra " * (tokens // 2)  # four characters a token
 
-    xlr.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
+    xlr.model.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
     run = {"languages": ["es"], "model": {"initial": "none", "aligned": "none"}, "prompts": {"path": "none"}}
     context = Context(Config.model_validate({"run_dir": str(arguments.work), "ray": {"actors": ACTORS}, **run}))
     begun = time.monotonic()

@@ -58,8 +58,8 @@ def main() -> None:
 
 def sample(arguments: argparse.Namespace) -> dict[str, Any]:
     """Sample with one backend in this process."""
-    from xlr.vllmsampler import VllmSampler
-    from xlr.worker import Worker
+    from xlr.model.vllmsampler import VllmSampler
+    from xlr.model.worker import Worker
 
     encoder = ChatEncoder(load_tokenizer(arguments.model), arguments.model)
     source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else config.RECIPES / "quickstart" / "prompts"

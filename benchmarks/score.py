@@ -34,7 +34,7 @@ from xlr import config, languages, scores
 from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.launch import ALLOCATOR
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
-from xlr.products import compute_repeatably
+from xlr.model.products import compute_repeatably
 from xlr.records import Response
 from xlr.stage import Context
 from xlr.store import read_rows, remove, write_text

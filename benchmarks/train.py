@@ -25,7 +25,7 @@ import yaml
 
 from xlr import config
 from xlr.data.encoding import ChatEncoder, load_tokenizer
-from xlr.products import compute_repeatably
+from xlr.model.products import compute_repeatably
 from xlr.records import Response
 from xlr.shipped import shipped
 from xlr.store import read_json, read_rows, write_text

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from xlr.actor import Actor, list_halves
 from xlr.errors import UserError
+from xlr.model.actor import Actor, list_halves
 
 
 def doubled_by_a_gpu_of(most: int) -> tuple[list[int], "Doubler"]:

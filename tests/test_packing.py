@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from xlr import packing
 from xlr.data.encoding import ChatEncoder, Example, Layout, batch_shape, layout
 from xlr.errors import UserError
-from xlr.packing import SHARED_PROMPT, LogprobModel, concatenate, pack, pad, shared_prompt_attention
+from xlr.model import attention as packing
+from xlr.model.attention import SHARED_PROMPT, LogprobModel, concatenate, pack, pad, shared_prompt_attention
 
 VOCAB = 50
 LAYOUTS = {SHARED_PROMPT: pack, "sdpa": pad, "eager": pad}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import profile
 
-from xlr.products import compute_repeatably
+from xlr.model.products import compute_repeatably
 
 SIZES = st.sampled_from([0, 1, 3, 64, 129, 300])
 

@@ -14,7 +14,7 @@ from tests.conftest import Cli
 from xlr.config import PromptsConfig
 from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.data.prompts import load_prompts
-from xlr.packing import SHARED_PROMPT, LogprobModel, pack, pad
+from xlr.model.attention import SHARED_PROMPT, LogprobModel, pack, pad
 from xlr.records import Pair, Score
 from xlr.store import read_json, read_rows
 

@@ -27,7 +27,7 @@ from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.data.prompts import load_preferences
 from xlr.errors import UserError
 from xlr.launch import Ranks
-from xlr.packing import SHARED_PROMPT
+from xlr.model.attention import SHARED_PROMPT
 from xlr.preemption import EXIT_CODE
 from xlr.records import ReferenceLogps
 from xlr.shipped import shipped

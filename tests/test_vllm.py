@@ -24,12 +24,12 @@ from xlr import config, endpoint, judgements, judgeprompt, servedjudge, verdicts
 from xlr.config import RECIPES
 from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.errors import UserError
-from xlr.packing import SHARED_PROMPT
+from xlr.model.attention import SHARED_PROMPT
+from xlr.model.vllmsampler import VllmSampler
+from xlr.model.worker import Worker
 from xlr.records import Response, SampleRequest, SampleSettings, Score, Verdict
 from xlr.stage import Context
 from xlr.store import read_json, read_rows
-from xlr.vllmsampler import VllmSampler
-from xlr.worker import Worker
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 

@@ -57,7 +57,7 @@ def show(finding: Finding) -> None:
 
 
 def _models(context: Context) -> Iterator[Finding]:
-    from xlr.models import load_config  # imports torch
+    from xlr.model.weights import load_config  # imports torch
 
     for name in _opened(context.config):
         try:

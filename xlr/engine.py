@@ -28,13 +28,13 @@ from torch import nn
 from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
-from xlr import models
 from xlr.config import TrainConfig
 from xlr.dsconfig import policy_config, reference_config
 from xlr.errors import UserError
 from xlr.launch import Ranks
-from xlr.packing import LogprobModel
-from xlr.products import compute_repeatably
+from xlr.model import weights as models
+from xlr.model.attention import LogprobModel
+from xlr.model.products import compute_repeatably
 from xlr.recompute import recomputation
 from xlr.store import atomic_path, remove, write_json
 

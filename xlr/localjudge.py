@@ -33,7 +33,7 @@ def ask(
 
     A question longer than the judge reads is not asked, and its verdict undecided.
     """
-    from xlr.models import load_config  # imports torch
+    from xlr.model.weights import load_config  # imports torch
 
     judge = context.config.judge
     encoder = _encoder(judge)

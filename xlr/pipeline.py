@@ -126,8 +126,8 @@ def check(context: Context) -> None:
     Raises:
         UserError: naming it.
     """
-    from xlr.models import load_config  # imports torch
-    from xlr.vllmsampler import require_installed
+    from xlr.model.vllmsampler import require_installed
+    from xlr.model.weights import load_config  # imports torch
 
     config = context.config
     _ = context.encoder

@@ -177,8 +177,8 @@ class Pool:
 
     def _kind(self) -> tuple[Any, tuple[Any, ...]]:
         """The workers' class and, beside its threads, its arguments."""
-        from xlr.vllmsampler import VllmSampler
-        from xlr.worker import Worker
+        from xlr.model.vllmsampler import VllmSampler
+        from xlr.model.worker import Worker
 
         model, generate = self._model, self._generate
         if self._vllm:

@@ -26,8 +26,9 @@ from xlr.launch import Ranks
 from xlr.maths.batching import Batch, micro_batches
 from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
 from xlr.metrics import Metrics, peak_flops, peak_memory_gb
+from xlr.model.weights import resolve_dtype
+from xlr.model.worker import batch_logps
 from xlr.modelcard import model_card
-from xlr.models import resolve_dtype
 from xlr.preemption import Preempted, Request
 from xlr.stage import PROGRESS, Context
 from xlr.store import Artifact, read_json, remove, write_json
@@ -35,7 +36,6 @@ from xlr.trackers import MetricsLog
 from xlr.training import artifact
 from xlr.trainingpairs import ALIGN, TrainingPair, hold_out, load_pairs, reference_model, section, start_model
 from xlr.watch import Watch
-from xlr.worker import batch_logps
 
 # Pairs -> the reference's log-probabilities of chosen and rejected, `(B, 2)`.
 ReferenceLogps = Callable[[Sequence[TrainingPair]], Tensor]

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from xlr import models
-from xlr.actor import Actor
 from xlr.errors import UserError
-from xlr.products import compute_repeatably
+from xlr.model import weights as models
+from xlr.model.actor import Actor
+from xlr.model.products import compute_repeatably
+from xlr.model.worker import until_stop
 from xlr.records import SampleRequest, SampleSettings
-from xlr.worker import until_stop
 
 # What vLLM reads when it is imported, unless the user sets it otherwise.
 _DEFAULTS = {

@@ -1,0 +1,1 @@
+"""Weights, and what computes beside them: log-probabilities and samples."""
