@@ -2,9 +2,9 @@
 
 import pytest
 
+from xlr.cluster.raypool import plan_actors, with_tensor_parallelism
 from xlr.config import RayConfig
 from xlr.errors import UserError
-from xlr.raypool import plan_actors, with_tensor_parallelism
 
 
 @pytest.mark.parametrize(

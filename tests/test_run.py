@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import Cli
 from tests.waiting import descendants, wait_until
-from xlr.preemption import EXIT_CODE
+from xlr.cluster.preemption import EXIT_CODE
 from xlr.records import Pair, Response, Score
 from xlr.store import read_json, read_rows, write_json, write_rows
 

@@ -18,9 +18,9 @@ from tests import slurmcluster
 from tests.conftest import missing, tiny_tree
 from tests.slurmcluster import NODES, SlurmCluster
 from tests.waiting import wait_until
-from xlr import scheduler
+from xlr.cluster import slurm as scheduler
+from xlr.cluster.slurm import JobState
 from xlr.records import Response
-from xlr.scheduler import JobState
 from xlr.store import read_json, read_rows
 
 MODELS = ("iter1/model", "iter2/model")

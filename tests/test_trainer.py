@@ -23,12 +23,12 @@ from tests import tiny
 from tests.conftest import Cli, tiny_tree
 from tests.waiting import ranks_of, wait_until
 from xlr import config, engine, reference, trainer
+from xlr.cluster.preemption import EXIT_CODE
 from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.data.prompts import load_preferences
 from xlr.errors import UserError
 from xlr.launch import Ranks
 from xlr.model.attention import SHARED_PROMPT
-from xlr.preemption import EXIT_CODE
 from xlr.records import ReferenceLogps
 from xlr.shipped import shipped
 from xlr.stage import Context

@@ -335,8 +335,8 @@ def init(
 def main() -> None:
     """Entry point: bad input ends with one message and exit code 2, SIGTERM and SIGUSR1 with exit code 75 after
     saving, a failure of ours with a traceback and exit code 1."""
+    from xlr.cluster.preemption import EXIT_CODE, end_on_signals, said
     from xlr.launch import ERROR_FILE
-    from xlr.preemption import EXIT_CODE, end_on_signals, said
 
     end_on_signals()
 

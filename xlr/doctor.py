@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from xlr import endpoint, jobs, launch, pipeline, progress, scheduler, submission
+from xlr import endpoint, jobs, launch, pipeline, progress, submission
+from xlr.cluster import slurm as scheduler
 from xlr.config import Config, SlurmConfig
 from xlr.errors import UserError
 from xlr.jobs import Job

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from xlr import preemption
+from xlr.cluster import preemption
+from xlr.cluster.preemption import Preempted
 from xlr.errors import UserError
-from xlr.preemption import Preempted
 
 ERROR_FILE = "XLR_ERROR_FILE"
 _PR_SET_PDEATHSIG = 1

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from xlr import progress, scheduler
+from xlr import progress
+from xlr.cluster import slurm as scheduler
 from xlr.errors import UserError
 
 RENEW_SECONDS = 20.0

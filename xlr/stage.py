@@ -36,7 +36,7 @@ class Context:
     @cached_property
     def pool(self) -> Any:
         """The workers; they start with the first task."""
-        from xlr.raypool import Pool
+        from xlr.cluster.raypool import Pool
 
         return Pool(self.config.ray, self.config.model, self.config.generate)
 

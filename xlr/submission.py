@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xlr import jobs, pipeline, scheduler
+from xlr import jobs, pipeline
+from xlr.cluster import slurm as scheduler
+from xlr.cluster.slurm import JobState
 from xlr.config import SlurmConfig, load_site
 from xlr.errors import UserError
 from xlr.jobs import Job
 from xlr.pipeline import Stage
-from xlr.scheduler import JobState
 from xlr.shipped import shipped
 from xlr.stage import Context
 from xlr.store import read_json, write_json, write_text

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xlr import engine, progress, reference
+from xlr.cluster.preemption import Preempted, Request
 from xlr.config import TrainConfig
 from xlr.config import settings as flat_settings
 from xlr.data.encoding import Example, batch_shape
@@ -29,7 +30,6 @@ from xlr.metrics import Metrics, peak_flops, peak_memory_gb
 from xlr.model.weights import resolve_dtype
 from xlr.model.worker import batch_logps
 from xlr.modelcard import model_card
-from xlr.preemption import Preempted, Request
 from xlr.stage import PROGRESS, Context
 from xlr.store import Artifact, read_json, remove, write_json
 from xlr.trackers import MetricsLog
