@@ -36,8 +36,8 @@ from xlr.launch import ALLOCATOR
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.model.products import compute_repeatably
 from xlr.records import Response
-from xlr.stage import Context
-from xlr.store import read_rows, remove, write_text
+from xlr.run.artifact import read_rows, remove, write_text
+from xlr.run.context import Context
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
 LANGUAGES = ["es", "ru" if SHARED_PROMPTS.is_dir() else "de"]  # what ships has no Russian

@@ -27,8 +27,8 @@ from xlr import config
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.model.products import compute_repeatably
 from xlr.records import Response
+from xlr.run.artifact import read_json, read_rows, write_text
 from xlr.shipped import shipped
-from xlr.store import read_json, read_rows, write_text
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
 GLOBAL_BATCH, MAX_LENGTH, MAX_PROMPT, RATE, SEED = 4, 512, 192, 1e-6, 42

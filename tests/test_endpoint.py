@@ -19,7 +19,7 @@ from tests.waiting import descendants
 from xlr import config, endpoint, judgements, judgeprompt
 from xlr.errors import UserError
 from xlr.records import Message, Verdict
-from xlr.stage import Context
+from xlr.run.context import Context
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +268,7 @@ def test_a_killed_judging_goes_on_where_it_was(tiny_tree: dict[str, Any]) -> Non
         run = context(tiny_tree, judge, concurrency=1)
         code = (
             "import sys; from tests.test_endpoint import ask, questions; from xlr import config, preemption; "
-            "from xlr.stage import Context; preemption.end_on_signals(); "
+            "from xlr.run.context import Context; preemption.end_on_signals(); "
             "ask(Context(config.load(sys.argv[1])), questions(15))"
         )
         command = [sys.executable, "-c", code, str(Path(tiny_tree["run_dir"]).with_name("judged.yaml"))]

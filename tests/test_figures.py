@@ -12,8 +12,8 @@ from tests.test_bad_input import assert_refused
 from tests.test_trackers import required
 from xlr import figures
 from xlr.config import load
-from xlr.stage import Context
-from xlr.store import write_json
+from xlr.run.artifact import write_json
+from xlr.run.context import Context
 
 Found = dict[str, Any]
 NAME = "eval/es/win_rate"

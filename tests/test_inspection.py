@@ -18,7 +18,7 @@ from tests.test_bad_input import assert_refused
 from tests.waiting import wait_until
 from xlr.inspection import choose_ids
 from xlr.records import Pair, Prompt, Response, Score
-from xlr.store import read_json, read_rows, write_rows
+from xlr.run.artifact import read_json, read_rows, write_rows
 
 NAME = "inspect-3-en-es"
 COMMAND = [sys.executable, "-m", "xlr"]

@@ -17,8 +17,8 @@ from xlr import annotations, config, evaluation, judgements, report, tables
 from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
 from xlr.records import Response
-from xlr.stage import Context
-from xlr.store import read_json, read_rows, write_rows
+from xlr.run.artifact import read_json, read_rows, write_rows
+from xlr.run.context import Context
 
 LANGUAGES = ["en", "es"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from xlr import lease
 from xlr.errors import UserError
+from xlr.run import lease
 
 HOLD = (
     "import sys, time; from pathlib import Path; from xlr import lease; from xlr.errors import UserError\n"

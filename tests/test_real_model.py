@@ -16,7 +16,7 @@ from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.data.prompts import load_prompts
 from xlr.model.attention import SHARED_PROMPT, LogprobModel, pack, pad
 from xlr.records import Pair, Score
-from xlr.store import read_json, read_rows
+from xlr.run.artifact import read_json, read_rows
 
 MAX_PROMPT_CHARACTERS = 300
 

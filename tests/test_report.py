@@ -20,8 +20,8 @@ from xlr import annotations, config, examples, report, tables
 from xlr.comparison import compare
 from xlr.conclusion import Conclusion, conclude
 from xlr.records import Pair, Response
-from xlr.stage import Context
-from xlr.store import manifest_path, read_json, read_rows, write_json, write_rows
+from xlr.run.artifact import manifest_path, read_json, read_rows, write_json, write_rows
+from xlr.run.context import Context
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1"><!-- {{ 7*7 }} | `x` \u2028'
 INSTRUCTIONS = {

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from xlr import store
 from xlr.errors import UserError
 from xlr.progress import Clock
 from xlr.records import Pair, Response
-from xlr.store import Artifact
+from xlr.run import artifact as store
+from xlr.run.artifact import Artifact
 
 ROWS = [Response(f"q{i}", "es", i, f"¿Qué? {i} 你好", [i, i + 1], "stop") for i in range(5)]
 
@@ -142,7 +142,7 @@ from pathlib import Path
 from xlr.errors import UserError
 from xlr.progress import Clock
 from xlr.records import Logp
-from xlr.store import write_rows
+from xlr.run.artifact import write_rows
 try:
     write_rows(Path(sys.argv[1]) / "rows.parquet", Logp, [Logp(float(number)) for number in range(100_000)])
 except UserError as error:

@@ -30,9 +30,9 @@ from xlr.errors import UserError
 from xlr.launch import Ranks
 from xlr.model.attention import SHARED_PROMPT
 from xlr.records import ReferenceLogps
+from xlr.run.artifact import read_json, read_rows, write_json, write_rows
+from xlr.run.context import Context
 from xlr.shipped import shipped
-from xlr.stage import Context
-from xlr.store import read_json, read_rows, write_json, write_rows
 from xlr.trainingpairs import TrainingPair, hold_out, load_pairs
 
 STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0

@@ -28,8 +28,8 @@ from xlr.model.attention import SHARED_PROMPT
 from xlr.model.vllmsampler import VllmSampler
 from xlr.model.worker import Worker
 from xlr.records import Response, SampleRequest, SampleSettings, Score, Verdict
-from xlr.stage import Context
-from xlr.store import read_json, read_rows
+from xlr.run.artifact import read_json, read_rows
+from xlr.run.context import Context
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 

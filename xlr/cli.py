@@ -14,7 +14,7 @@ import typer
 from xlr.errors import UserError
 
 if TYPE_CHECKING:
-    from xlr.stage import Context
+    from xlr.run.context import Context
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,7 +33,7 @@ Model = Annotated[
 
 def _context(source: str, overrides: list[str] | None) -> "Context":
     from xlr import config
-    from xlr.stage import Context
+    from xlr.run.context import Context
 
     return Context(config.load(source, overrides))
 

@@ -11,7 +11,7 @@ from typing import Any
 from xlr import annotations, difficulty
 from xlr.annotations import Annotations
 from xlr.conclusion import Conclusion, changed, sentence, telling_rate
-from xlr.stage import Context
+from xlr.run.context import Context
 from xlr.tables import Found, label, of_languages
 
 

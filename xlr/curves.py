@@ -8,8 +8,8 @@ from typing import Any
 from xlr import trackers
 from xlr.pairs import candidates_by_prompt
 from xlr.records import Score
-from xlr.stage import Context
-from xlr.store import manifest_path, read_rows
+from xlr.run.artifact import manifest_path, read_rows
+from xlr.run.context import Context
 
 
 def scores(context: Context, iteration: int) -> Iterator[tuple[str, list[Score]]]:

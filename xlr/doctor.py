@@ -19,8 +19,8 @@ from xlr.config import Config, SlurmConfig
 from xlr.errors import UserError
 from xlr.jobs import Job
 from xlr.pipeline import Stage
-from xlr.stage import Context
-from xlr.store import read_json, remove, write_json, write_text
+from xlr.run.artifact import read_json, remove, write_json, write_text
+from xlr.run.context import Context
 
 _DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for a parameter of 2, and each iteration leaves a model
 _GIB = 1 << 30

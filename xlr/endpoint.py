@@ -19,9 +19,9 @@ from xlr.config import JudgeConfig
 from xlr.errors import UserError
 from xlr.progress import console
 from xlr.records import Message, Verdict
+from xlr.run.artifact import Artifact, write_json
+from xlr.run.context import PROGRESS, Context
 from xlr.servedjudge import serving
-from xlr.stage import PROGRESS, Context
-from xlr.store import Artifact, write_json
 from xlr.verdictcache import VerdictCache, content_key
 
 _SAMPLE = 200  # questions that the estimate counts the tokens of

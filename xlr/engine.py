@@ -36,7 +36,7 @@ from xlr.model import weights as models
 from xlr.model.attention import LogprobModel
 from xlr.model.products import compute_repeatably
 from xlr.recompute import recomputation
-from xlr.store import atomic_path, remove, write_json
+from xlr.run.artifact import atomic_path, remove, write_json
 
 SHARD_BYTES = 4_500_000_000
 _STATE = "state"

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from xlr.records import Pair
-from xlr.stage import Context
-from xlr.store import read_json, read_rows
+from xlr.run.artifact import read_json, read_rows
+from xlr.run.context import Context
 from xlr.tables import Found, label, number
 
 SHOWN = 800  # in all

@@ -7,8 +7,8 @@ from typing import Any, get_args
 from xlr import trackers
 from xlr.config import Tracker
 from xlr.errors import UserError
-from xlr.stage import Context
-from xlr.store import read_json
+from xlr.run.artifact import read_json
+from xlr.run.context import Context
 
 
 def known_trackers(names: Sequence[str]) -> Sequence[str]:

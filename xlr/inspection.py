@@ -9,14 +9,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from xlr import inspectionview, lease, pipeline, responses, scores
+from xlr import inspectionview, pipeline, responses, scores
 from xlr.config import Reward
 from xlr.data.prompts import ENGLISH
 from xlr.diagnosis import Candidates, diagnose
 from xlr.errors import UserError
 from xlr.records import Prompt, Response, Score
-from xlr.stage import Context, require
-from xlr.store import Artifact, atomic_path, manifest_path, read_json, read_rows, write_json, write_rows, write_text
+from xlr.run import lease
+from xlr.run.artifact import (
+    Artifact,
+    atomic_path,
+    manifest_path,
+    read_json,
+    read_rows,
+    write_json,
+    write_rows,
+    write_text,
+)
+from xlr.run.context import Context, require
 
 
 def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) -> dict[str, Any]:

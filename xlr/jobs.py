@@ -12,7 +12,7 @@ from typing import Any
 from xlr.config import JobConfig, JobKindConfig, SlurmConfig
 from xlr.errors import UserError
 from xlr.pipeline import TRAINING, Stage
-from xlr.store import Iteration
+from xlr.run.artifact import Iteration
 
 DEFAULTS = SlurmConfig(
     nodes=1,

@@ -8,8 +8,8 @@ from xlr.config import JudgeConfig
 from xlr.data.encoding import ChatEncoder, Example, batch_shape, load_tokenizer
 from xlr.maths.batching import token_budget_batches
 from xlr.records import Message, Verdict
-from xlr.stage import Context, Work, resumable
-from xlr.store import Artifact
+from xlr.run.artifact import Artifact
+from xlr.run.context import Context, Work, resumable
 
 
 def require_usable(judge: JudgeConfig) -> None:

@@ -18,7 +18,7 @@ from xlr import curves, examples, plots, tables
 from xlr.conclusion import Conclusion, conclude
 from xlr.maths.lengthcontrol import ALPHA_GRID
 from xlr.plots import Plot
-from xlr.stage import Context
+from xlr.run.context import Context
 from xlr.tables import Found, label
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -17,8 +17,8 @@ from xlr.data.prompts import sources
 from xlr.data.quality import without
 from xlr.errors import UserError
 from xlr.records import Pair, Prompt, Score
-from xlr.stage import Context, require
-from xlr.store import Artifact, atomic_path, read_rows, write_rows, write_text
+from xlr.run.artifact import Artifact, atomic_path, read_rows, write_rows, write_text
+from xlr.run.context import Context, require
 
 
 def artifact(context: Context, iteration: int) -> Artifact:

@@ -15,8 +15,8 @@ from xlr.data.encoding import batch_shape, load_tokenizer, require_same_tokenize
 from xlr.errors import UserError
 from xlr.maths.batching import token_budget_batches
 from xlr.records import ReferenceLogps
-from xlr.stage import Context, Work, require, resumable
-from xlr.store import Artifact, atomic_path, fingerprint, read_rows, sha256, write_shards
+from xlr.run.artifact import Artifact, atomic_path, fingerprint, read_rows, sha256, write_shards
+from xlr.run.context import Context, Work, require, resumable
 from xlr.trainingpairs import TrainingPair, load_pairs, reference_model, section, training_inputs
 
 

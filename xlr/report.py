@@ -17,8 +17,8 @@ from xlr.conclusion import Conclusion, conclude
 from xlr.config import settings
 from xlr.errors import UserError
 from xlr.progress import console, details, duration, headline
-from xlr.stage import Context
-from xlr.store import Iteration, as_json, manifest_path, read_json, write_text
+from xlr.run.artifact import Iteration, as_json, manifest_path, read_json, write_text
+from xlr.run.context import Context
 
 _ARTEFACTS = ("responses", "scores", "pairs", "reference", "model", "eval", "judgements")
 _KEPT = ("rows", "seconds", "processors", "finished", "digest", "versions", "facts")

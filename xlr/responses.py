@@ -13,8 +13,8 @@ from xlr.config import GenerateConfig, settings
 from xlr.data.encoding import ChatEncoder
 from xlr.data.prompts import sources
 from xlr.records import Prompt, Response, SampleRequest, SampleSettings
-from xlr.stage import Context, Work, resumable
-from xlr.store import Artifact, atomic_path, write_shards
+from xlr.run.artifact import Artifact, atomic_path, write_shards
+from xlr.run.context import Context, Work, resumable
 
 
 def artifact(context: Context, iteration: int) -> Artifact:

@@ -17,8 +17,8 @@ from xlr.data.quality import count_flaws, repetition
 from xlr.maths.batching import even_batches, token_budget_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
 from xlr.records import Logp, Prompt, Response, Score
-from xlr.stage import Context, Row, Work, require, resumable
-from xlr.store import Artifact, atomic_path, read_rows, write_json, write_shards
+from xlr.run.artifact import Artifact, atomic_path, read_rows, write_json, write_shards
+from xlr.run.context import Context, Row, Work, require, resumable
 
 _PROBES = 4
 

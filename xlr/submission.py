@@ -16,9 +16,9 @@ from xlr.config import SlurmConfig, load_site
 from xlr.errors import UserError
 from xlr.jobs import Job
 from xlr.pipeline import Stage
+from xlr.run.artifact import read_json, write_json, write_text
+from xlr.run.context import Context
 from xlr.shipped import shipped
-from xlr.stage import Context
-from xlr.store import read_json, write_json, write_text
 
 SITE = Path("~/.config/xlr/site.yaml")
 

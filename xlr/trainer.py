@@ -30,8 +30,8 @@ from xlr.metrics import Metrics, peak_flops, peak_memory_gb
 from xlr.model.weights import resolve_dtype
 from xlr.model.worker import batch_logps
 from xlr.modelcard import model_card
-from xlr.stage import PROGRESS, Context
-from xlr.store import Artifact, read_json, remove, write_json
+from xlr.run.artifact import Artifact, read_json, remove, write_json
+from xlr.run.context import PROGRESS, Context
 from xlr.trackers import MetricsLog
 from xlr.training import artifact
 from xlr.trainingpairs import ALIGN, TrainingPair, hold_out, load_pairs, reference_model, section, start_model

@@ -14,8 +14,8 @@ from xlr import launch, reference
 from xlr.config import settings
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.launch import Ranks
-from xlr.stage import Context, require
-from xlr.store import Artifact, manifest_path, read_json
+from xlr.run.artifact import Artifact, manifest_path, read_json
+from xlr.run.context import Context, require
 from xlr.trainingpairs import ALIGN, hold_out, load_pairs, reference_model, section, start_model, training_inputs
 
 

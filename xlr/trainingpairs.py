@@ -12,8 +12,8 @@ from xlr.data.encoding import Example
 from xlr.data.prompts import ENGLISH, load_preferences
 from xlr.errors import UserError
 from xlr.records import Pair
-from xlr.stage import Context, require
-from xlr.store import read_rows
+from xlr.run.artifact import read_rows
+from xlr.run.context import Context, require
 
 ALIGN = 0  # the iteration that makes pi^0
 

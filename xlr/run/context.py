@@ -14,7 +14,7 @@ from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
 from xlr.records import Prompt
-from xlr.store import Artifact, Iteration, RunDir, manifest_path, read_rows, write_json, write_rows
+from xlr.run.artifact import Artifact, Iteration, RunDir, manifest_path, read_rows, write_json, write_rows
 
 Row = TypeVar("Row")
 

@@ -1,0 +1,1 @@
+"""A run directory: its files, its artefacts, who writes them, and work that resumes."""
