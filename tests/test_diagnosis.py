@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from xlr.config import PairConfig
-from xlr.diagnosis import Candidates, diagnose
 from xlr.records import Prompt, Response, Score
+from xlr.rewarding.diagnosis import Candidates, diagnose
 
 PROMPTS, SAMPLES = 4, 10
 Reward = Callable[[int], float]

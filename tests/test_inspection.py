@@ -16,8 +16,8 @@ import yaml
 from tests.conftest import Cli
 from tests.test_bad_input import assert_refused
 from tests.waiting import wait_until
-from xlr.inspection import choose_ids
 from xlr.records import Pair, Prompt, Response, Score
+from xlr.rewarding.inspection import choose_ids
 from xlr.run.artifact import read_json, read_rows, write_rows
 
 NAME = "inspect-3-en-es"

@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from xlr import inspectionview
+from xlr.rewarding import inspectionview
 
 CHINESE = "睡前不要喝咖啡，也不要看手机。" * 30
 ARABIC = "لا تشرب القهوة قبل النوم."

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlr.maths.sampling import draw
-from xlr.responses import row_seed
+from xlr.rewarding.responses import row_seed
 
 BELOW_ONE = 0.9999999999999999  # the largest float64 below 1
 LOGIT = st.one_of(st.floats(-20, 20, width=32), st.just(-math.inf))

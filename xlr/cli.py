@@ -145,7 +145,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with whole texts.")] = False,
 ) -> None:
     """Before scoring and training: a few prompts' candidates under every reward mode, and how the modes agree."""
-    from xlr import inspection, inspectionview, progress
+    from xlr import progress
+    from xlr.rewarding import inspection, inspectionview
 
     context = _context(source, overrides)
     progress.console.stderr = as_json

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from xlr import trackers
-from xlr.pairs import candidates_by_prompt
 from xlr.records import Score
+from xlr.rewarding.pairs import candidates_by_prompt
 from xlr.run.artifact import manifest_path, read_rows
 from xlr.run.context import Context
 

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xlr import scores
 from xlr.config import GenerateConfig, settings
 from xlr.data.encoding import Example, batch_shape
 from xlr.data.prompts import ENGLISH, load_preferences, sources
 from xlr.maths.batching import token_budget_batches
 from xlr.maths.rewards import implicit_reward
 from xlr.records import Response, Score
-from xlr.responses import sample_responses
+from xlr.rewarding import scores
+from xlr.rewarding.responses import sample_responses
+from xlr.rewarding.scores import score_responses, scoring_instruction
 from xlr.run.artifact import Artifact, Iteration, atomic_path, read_json, read_rows, write_json, write_shards
 from xlr.run.context import Context, require
-from xlr.scores import score_responses, scoring_instruction
 
 # All iterations draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1

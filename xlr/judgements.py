@@ -16,7 +16,7 @@ from xlr.config import JudgeConfig, settings
 from xlr.data.prompts import read_objects, source
 from xlr.errors import UserError
 from xlr.records import Message, Prompt, Response, Verdict
-from xlr.responses import row_seed
+from xlr.rewarding.responses import row_seed
 from xlr.run.artifact import Artifact, Iteration, atomic_path, read_json, read_rows, write_json
 from xlr.run.context import Context, require
 

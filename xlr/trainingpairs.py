@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from xlr import pairs
 from xlr.config import TrainConfig
 from xlr.data.encoding import Example
 from xlr.data.prompts import ENGLISH, load_preferences
 from xlr.errors import UserError
 from xlr.records import Pair
+from xlr.rewarding import pairs
 from xlr.run.artifact import read_rows
 from xlr.run.context import Context, require
 

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from xlr import inspectionview, pipeline, responses, scores
+from xlr import pipeline
 from xlr.config import Reward
 from xlr.data.prompts import ENGLISH
-from xlr.diagnosis import Candidates, diagnose
 from xlr.errors import UserError
 from xlr.records import Prompt, Response, Score
+from xlr.rewarding import inspectionview, responses, scores
+from xlr.rewarding.diagnosis import Candidates, diagnose
 from xlr.run import lease
 from xlr.run.artifact import (
     Artifact,

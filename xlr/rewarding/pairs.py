@@ -11,12 +11,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xlr import scores
 from xlr.config import Flaw, PairConfig, settings
 from xlr.data.prompts import sources
 from xlr.data.quality import without
 from xlr.errors import UserError
 from xlr.records import Pair, Prompt, Score
+from xlr.rewarding import scores
 from xlr.run.artifact import Artifact, atomic_path, read_rows, write_rows, write_text
 from xlr.run.context import Context, require
 

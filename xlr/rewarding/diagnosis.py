@@ -16,9 +16,9 @@ from xlr.config import Flaw, PairConfig, Reward
 from xlr.data.prompts import ENGLISH
 from xlr.data.quality import flaws
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
-from xlr.pairs import Choices, choose
 from xlr.records import Prompt, Response, Score
-from xlr.scores import reward_facts
+from xlr.rewarding.pairs import Choices, choose
+from xlr.rewarding.scores import reward_facts
 
 _MOSTLY_LENGTH = 0.7  # rank correlation
 _FOREIGN = 0.2  # share of texts in another language
