@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from xlr.config import TrainConfig
-from xlr.dsconfig import policy_config, reference_config
 from xlr.errors import UserError
 from xlr.shipped import shipped
+from xlr.training.dsconfig import policy_config, reference_config
 
 HIDDEN = 4096
 # The file that the Hugging Face documentation shows for ZeRO-3, all values auto.

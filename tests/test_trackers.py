@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import missing
-from xlr import trackers
 from xlr.errors import UserError
+from xlr.training import trackers
 
 
 def log(folder: Path, report_to: list[str], steps_done: int = 0) -> trackers.MetricsLog:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlr.watch import WINDOW, Watch, accuracy_drop, falls_steadily
+from xlr.training.watch import WINDOW, Watch, accuracy_drop, falls_steadily
 
 
 def metrics(chosen: float = 0.0, english: float = 0.8) -> dict[str, float]:

@@ -44,7 +44,8 @@ def _model(text: str) -> int | str:
 
 
 def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, iteration: int | str) -> None:
-    from xlr import launch, pipeline
+    from xlr import pipeline
+    from xlr.training import launcher as launch
 
     context = _context(source, overrides)
     plan = [pipeline.Stage(name, iteration) for name in names]
@@ -54,7 +55,7 @@ def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, 
             raise UserError(f"{stage}: not a stage of this run, which has {have}")
     ranks = launch.ranks()
     if ranks is not None and isinstance(iteration, int) and plan[0].name in pipeline.TRAINING:
-        from xlr import training
+        from xlr.training import model as training
 
         # Ranks of our own launcher work under its leases; others' first rank takes them.
         alone = ranks.rank == 0 and launch.ERROR_FILE not in os.environ
@@ -337,7 +338,7 @@ def main() -> None:
     """Entry point: bad input ends with one message and exit code 2, SIGTERM and SIGUSR1 with exit code 75 after
     saving, a failure of ours with a traceback and exit code 1."""
     from xlr.cluster.preemption import EXIT_CODE, end_on_signals, said
-    from xlr.launch import ERROR_FILE
+    from xlr.training.launcher import ERROR_FILE
 
     end_on_signals()
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from xlr import trackers
 from xlr.records import Score
 from xlr.rewarding.pairs import candidates_by_prompt
 from xlr.run.artifact import manifest_path, read_rows
 from xlr.run.context import Context
+from xlr.training import trackers
 
 
 def scores(context: Context, iteration: int) -> Iterator[tuple[str, list[Score]]]:

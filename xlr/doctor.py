@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from xlr import endpoint, jobs, launch, pipeline, progress, submission
+from xlr import endpoint, jobs, pipeline, progress, submission
 from xlr.cluster import slurm as scheduler
 from xlr.config import Config, SlurmConfig
 from xlr.errors import UserError
@@ -21,6 +21,7 @@ from xlr.jobs import Job
 from xlr.pipeline import Stage
 from xlr.run.artifact import read_json, remove, write_json, write_text
 from xlr.run.context import Context
+from xlr.training import launcher as launch
 
 _DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for a parameter of 2, and each iteration leaves a model
 _GIB = 1 << 30
@@ -183,7 +184,7 @@ def _meet(node: str, ranks: launch.Ranks) -> Finding:
     import torch
     import torch.distributed as dist
 
-    from xlr import engine
+    from xlr.training import engine
 
     begun = time.monotonic()
     device = engine.init_distributed(ranks)

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import Any, get_args
 
-from xlr import trackers
 from xlr.config import Tracker
 from xlr.errors import UserError
 from xlr.run.artifact import read_json
 from xlr.run.context import Context
+from xlr.training import trackers
 
 
 def known_trackers(names: Sequence[str]) -> Sequence[str]:

@@ -8,16 +8,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from xlr import evaluation, judgements, progress, reference, training
+from xlr import evaluation, judgements, progress
 from xlr.config import Config, TrainConfig, dump
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.prompts import load_preferences
-from xlr.dsconfig import policy_config, reference_config
 from xlr.errors import UserError
 from xlr.rewarding import pairs, responses, scores
 from xlr.run import lease
 from xlr.run.artifact import Artifact, Iteration, manifest_path, read_json, write_text
 from xlr.run.context import PROGRESS, Context
+from xlr.training import model as training
+from xlr.training import reference
+from xlr.training.dsconfig import policy_config, reference_config
 
 _MODULES: dict[str, ModuleType] = {
     "align": training,

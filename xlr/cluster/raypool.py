@@ -18,8 +18,8 @@ from typing import Any
 from xlr import progress
 from xlr.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.errors import UserError
-from xlr.launch import ALLOCATOR
 from xlr.progress import Tally
+from xlr.training.launcher import ALLOCATOR
 
 _LOSSES = 3  # workers that one task may cost, and starts that may fail, before it is a fault
 _LOOK_SECONDS = 10  # between looks at which nodes there are and which tasks take too long

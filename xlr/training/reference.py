@@ -17,7 +17,7 @@ from xlr.maths.batching import token_budget_batches
 from xlr.records import ReferenceLogps
 from xlr.run.artifact import Artifact, atomic_path, fingerprint, read_rows, sha256, write_shards
 from xlr.run.context import Context, Work, require, resumable
-from xlr.trainingpairs import TrainingPair, load_pairs, reference_model, section, training_inputs
+from xlr.training.inputs import TrainingPair, load_pairs, reference_model, section, training_inputs
 
 
 def artifact(context: Context, iteration: int) -> Artifact:

@@ -29,14 +29,14 @@ from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
 from xlr.config import TrainConfig
-from xlr.dsconfig import policy_config, reference_config
 from xlr.errors import UserError
-from xlr.launch import Ranks
 from xlr.model import weights as models
 from xlr.model.attention import LogprobModel
 from xlr.model.products import compute_repeatably
-from xlr.recompute import recomputation
 from xlr.run.artifact import atomic_path, remove, write_json
+from xlr.training.dsconfig import policy_config, reference_config
+from xlr.training.launcher import Ranks
+from xlr.training.recompute import recomputation
 
 SHARD_BYTES = 4_500_000_000
 _STATE = "state"

@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xlr import launch, reference
 from xlr.config import settings
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
-from xlr.launch import Ranks
 from xlr.run.artifact import Artifact, manifest_path, read_json
 from xlr.run.context import Context, require
-from xlr.trainingpairs import ALIGN, hold_out, load_pairs, reference_model, section, start_model, training_inputs
+from xlr.training import launcher as launch
+from xlr.training import reference
+from xlr.training.inputs import ALIGN, hold_out, load_pairs, reference_model, section, start_model, training_inputs
+from xlr.training.launcher import Ranks
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
@@ -65,7 +66,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
 def join(context: Context, iteration: int, ranks: Ranks) -> None:
     """Train as one of the ranks that a launcher or srun started."""
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed speaks on standard output, which is for the user
-        from xlr import trainer
+        from xlr.training import loop as trainer
 
     if artifact(context, iteration).manifest() is None:
         trainer.train(context, iteration, ranks)

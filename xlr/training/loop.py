@@ -17,25 +17,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xlr import engine, progress, reference
+from xlr import progress
 from xlr.cluster.preemption import Preempted, Request
 from xlr.config import TrainConfig
 from xlr.config import settings as flat_settings
 from xlr.data.encoding import Example, batch_shape
 from xlr.errors import UserError
-from xlr.launch import Ranks
 from xlr.maths.batching import Batch, micro_batches
 from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
-from xlr.metrics import Metrics, peak_flops, peak_memory_gb
 from xlr.model.weights import resolve_dtype
 from xlr.model.worker import batch_logps
-from xlr.modelcard import model_card
 from xlr.run.artifact import Artifact, read_json, remove, write_json
 from xlr.run.context import PROGRESS, Context
-from xlr.trackers import MetricsLog
-from xlr.training import artifact
-from xlr.trainingpairs import ALIGN, TrainingPair, hold_out, load_pairs, reference_model, section, start_model
-from xlr.watch import Watch
+from xlr.training import engine, reference
+from xlr.training.inputs import ALIGN, TrainingPair, hold_out, load_pairs, reference_model, section, start_model
+from xlr.training.launcher import Ranks
+from xlr.training.metrics import Metrics, peak_flops, peak_memory_gb
+from xlr.training.model import artifact
+from xlr.training.modelcard import model_card
+from xlr.training.trackers import MetricsLog
+from xlr.training.watch import Watch
 
 # Pairs -> the reference's log-probabilities of chosen and rejected, `(B, 2)`.
 ReferenceLogps = Callable[[Sequence[TrainingPair]], Tensor]
