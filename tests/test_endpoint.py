@@ -16,8 +16,10 @@ import yaml
 
 from tests.judgeserver import PROMPT_TOKENS, Judge, longer, serving
 from tests.waiting import descendants
-from xlr import config, endpoint, judgements, judgeprompt
+from xlr import config
 from xlr.errors import UserError
+from xlr.evaluation import endpoint, judgements
+from xlr.evaluation import question as judgeprompt
 from xlr.records import Message, Verdict
 from xlr.run.context import Context
 

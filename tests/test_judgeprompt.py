@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from xlr import judgeprompt
 from xlr.errors import UserError
+from xlr.evaluation import question as judgeprompt
 
 
 def test_the_default_holds_everything_and_nothing_twice() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from xlr.errors import UserError
+from xlr.evaluation.verdictcache import VerdictCache, content_key
 from xlr.records import Verdict
-from xlr.verdictcache import VerdictCache, content_key
 
 
 def test_what_is_added_is_there_the_next_time(tmp_path: Path) -> None:

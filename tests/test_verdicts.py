@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlr import verdicts
+from xlr.evaluation import verdicts
 
 logps = st.floats(-50, 0)
 

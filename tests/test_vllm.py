@@ -20,10 +20,12 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from tests.conftest import Cli, missing
 from tests.waiting import descendants, wait_until
-from xlr import config, endpoint, judgements, judgeprompt, servedjudge, verdicts
+from xlr import config
 from xlr.config import RECIPES
 from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
 from xlr.errors import UserError
+from xlr.evaluation import endpoint, judgements, servedjudge, verdicts
+from xlr.evaluation import question as judgeprompt
 from xlr.model.attention import SHARED_PROMPT
 from xlr.model.vllmsampler import VllmSampler
 from xlr.model.worker import Worker

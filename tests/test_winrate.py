@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import Cli
 from tests.test_bad_input import assert_refused
-from xlr import annotations, difficulty
 from xlr.errors import UserError
+from xlr.evaluation import annotations, difficulty
 from xlr.maths import winrate
 from xlr.maths.winrate import Comparisons
 

@@ -281,8 +281,8 @@ def winrate_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Win rate and length-controlled win rate of generator_2; of two files also the second less the first."""
-    from xlr import annotations as files
-    from xlr.difficulty import load
+    from xlr.evaluation import annotations as files
+    from xlr.evaluation.difficulty import load
 
     found = files.measure(
         files.read(annotations),

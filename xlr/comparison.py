@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from xlr import annotations, difficulty
-from xlr.annotations import Annotations
 from xlr.conclusion import Conclusion, changed, sentence, telling_rate
+from xlr.evaluation import annotations, difficulty
+from xlr.evaluation.annotations import Annotations
 from xlr.run.context import Context
 from xlr.tables import Found, label, of_languages
 

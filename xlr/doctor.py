@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from xlr import endpoint, jobs, pipeline, progress, submission
+from xlr import jobs, pipeline, progress, submission
 from xlr.cluster import slurm as scheduler
 from xlr.config import Config, SlurmConfig
 from xlr.errors import UserError
+from xlr.evaluation import endpoint
 from xlr.jobs import Job
 from xlr.pipeline import Stage
 from xlr.run.artifact import read_json, remove, write_json, write_text

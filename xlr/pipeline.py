@@ -8,11 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from xlr import evaluation, judgements, progress
+from xlr import progress
 from xlr.config import Config, TrainConfig, dump
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.prompts import load_preferences
 from xlr.errors import UserError
+from xlr.evaluation import answers as evaluation
+from xlr.evaluation import judgements
 from xlr.rewarding import pairs, responses, scores
 from xlr.run import lease
 from xlr.run.artifact import Artifact, Iteration, manifest_path, read_json, write_text

@@ -11,11 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
-from xlr import annotations, curves, difficulty, evaluation, languages, tables
+from xlr import curves, languages, tables
 from xlr.comparison import compare
 from xlr.conclusion import Conclusion, conclude
 from xlr.config import settings
 from xlr.errors import UserError
+from xlr.evaluation import annotations, difficulty
+from xlr.evaluation import answers as evaluation
 from xlr.progress import console, details, duration, headline
 from xlr.run.artifact import Iteration, as_json, manifest_path, read_json, write_text
 from xlr.run.context import Context

@@ -14,15 +14,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from xlr import progress, verdicts
+from xlr import progress
 from xlr.config import JudgeConfig
 from xlr.errors import UserError
+from xlr.evaluation import verdicts
+from xlr.evaluation.servedjudge import serving
+from xlr.evaluation.verdictcache import VerdictCache, content_key
 from xlr.progress import console
 from xlr.records import Message, Verdict
 from xlr.run.artifact import Artifact, write_json
 from xlr.run.context import PROGRESS, Context
-from xlr.servedjudge import serving
-from xlr.verdictcache import VerdictCache, content_key
 
 _SAMPLE = 200  # questions that the estimate counts the tokens of
 _REFUSALS = 3  # before any verdict, after which it is not the questions that are at fault

@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from xlr import endpoint, evaluation, judgeprompt, languages, localjudge
+from xlr import languages
 from xlr.config import JudgeConfig, settings
 from xlr.data.prompts import read_objects, source
 from xlr.errors import UserError
+from xlr.evaluation import answers as evaluation
+from xlr.evaluation import endpoint, localjudge
+from xlr.evaluation import question as judgeprompt
 from xlr.records import Message, Prompt, Response, Verdict
 from xlr.rewarding.responses import row_seed
 from xlr.run.artifact import Artifact, Iteration, atomic_path, read_json, read_rows, write_json
@@ -74,7 +77,7 @@ def check(context: Context) -> None:
     Raises:
         UserError: naming it.
     """
-    from xlr import difficulty  # imports torch
+    from xlr.evaluation import difficulty  # imports torch
 
     judge = context.config.judge
     _BACKENDS[judge.backend].require_usable(judge)
@@ -117,7 +120,7 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
     Raises:
         UserError: reference outputs that do not fit, or what the judge's backend raises.
     """
-    from xlr import annotations, difficulty  # import torch
+    from xlr.evaluation import annotations, difficulty  # import torch
 
     judge, baseline, target = context.config.judge, _baseline(context), artifact(context, iteration)
     for model in (iteration, *([] if baseline is None else [baseline])):

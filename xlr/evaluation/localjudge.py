@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from xlr import verdicts
 from xlr.config import JudgeConfig
 from xlr.data.encoding import ChatEncoder, Example, batch_shape, load_tokenizer
+from xlr.evaluation import verdicts
 from xlr.maths.batching import token_budget_batches
 from xlr.records import Message, Verdict
 from xlr.run.artifact import Artifact
