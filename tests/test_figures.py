@@ -10,8 +10,8 @@ import pytest
 
 from tests.test_bad_input import assert_refused
 from tests.test_trackers import required
-from xlr import figures
 from xlr.config import load
+from xlr.report import publish as figures
 from xlr.run.artifact import write_json
 from xlr.run.context import Context
 

@@ -13,12 +13,13 @@ import yaml
 from tests import tiny
 from tests.conftest import Cli
 from tests.judgeserver import Judge, longer, serving
-from xlr import config, report, tables
+from xlr import config
 from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
 from xlr.evaluation import annotations, judgements
 from xlr.evaluation import answers as evaluation
 from xlr.records import Response
+from xlr.report import report, tables
 from xlr.run.artifact import read_json, read_rows, write_rows
 from xlr.run.context import Context
 

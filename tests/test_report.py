@@ -16,11 +16,12 @@ import yaml
 
 from tests.conftest import Cli, missing, tiny_tree
 from tests.test_bad_input import assert_refused
-from xlr import config, examples, report, tables
-from xlr.comparison import compare
-from xlr.conclusion import Conclusion, conclude
+from xlr import config
 from xlr.evaluation import annotations
 from xlr.records import Pair, Response
+from xlr.report import examples, report, tables
+from xlr.report.comparison import compare
+from xlr.report.conclusion import Conclusion, conclude
 from xlr.run.artifact import manifest_path, read_json, read_rows, write_json, write_rows
 from xlr.run.context import Context
 

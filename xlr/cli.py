@@ -74,7 +74,8 @@ def run(
     iteration: Model = "1",
 ) -> None:
     """Run every stage that is not done yet, then show the report."""
-    from xlr import pipeline, report
+    from xlr import pipeline
+    from xlr.report import report
 
     if only is not None:
         _run_stages(only.split(","), source, overrides, _model(iteration))
@@ -237,7 +238,8 @@ def doctor(
 @app.command()
 def status(source: Source) -> None:
     """Show every stage of every iteration: done, running, waiting, rows, time; and the Slurm jobs, where there are."""
-    from xlr import pipeline, report, submission
+    from xlr import pipeline, submission
+    from xlr.report import report
 
     context = _context(source, None)
     report.show_status(pipeline.status(context))
@@ -253,7 +255,8 @@ def report_command(
     to: Annotated[str | None, typer.Option(help="Give the numbers to trackers: tensorboard,wandb,mlflow.")] = None,
 ) -> None:
     """Show what runs achieved so far, side by side, and write report.html, report.md and RUN/report.json."""
-    from xlr import figures, report
+    from xlr.report import publish as figures
+    from xlr.report import report
 
     trackers = figures.known_trackers(to.split(",") if to else [])
     # A run directory may have been copied from where its configuration says it is.

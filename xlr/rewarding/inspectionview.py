@@ -9,7 +9,7 @@ from rich.text import Text
 
 from xlr import languages
 from xlr.progress import console
-from xlr.tables import Table
+from xlr.report.tables import Table
 
 _LINES = 2  # of a text on the terminal
 _INDENT = 5

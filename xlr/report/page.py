@@ -14,12 +14,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from xlr import curves, examples, plots, tables
-from xlr.conclusion import Conclusion, conclude
 from xlr.maths.lengthcontrol import ALPHA_GRID
-from xlr.plots import Plot
+from xlr.report import curves, examples, plots, tables
+from xlr.report.conclusion import Conclusion, conclude
+from xlr.report.plots import Plot
+from xlr.report.tables import Found, label
 from xlr.run.context import Context
-from xlr.tables import Found, label
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _METRICS = {

@@ -11,14 +11,15 @@ from typing import Any
 
 from rich.table import Table
 
-from xlr import curves, languages, tables
-from xlr.comparison import compare
-from xlr.conclusion import Conclusion, conclude
+from xlr import languages
 from xlr.config import settings
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty
 from xlr.evaluation import answers as evaluation
 from xlr.progress import console, details, duration, headline
+from xlr.report import curves, tables
+from xlr.report.comparison import compare
+from xlr.report.conclusion import Conclusion, conclude
 from xlr.run.artifact import Iteration, as_json, manifest_path, read_json, write_text
 from xlr.run.context import Context
 
@@ -33,7 +34,7 @@ def make(contexts: Sequence[Context], folder: Path) -> None:
     Raises:
         UserError: a run directory is not there or named twice, or nothing can be written.
     """
-    from xlr import page  # imports matplotlib
+    from xlr.report import page  # imports matplotlib
 
     for context in contexts:
         if not context.run.path.is_dir():

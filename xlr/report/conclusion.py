@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlr.tables import AVERAGE, Found, interval, label, number, of_languages, share_interval
+from xlr.report.tables import AVERAGE, Found, interval, label, number, of_languages, share_interval
 
 _HALF = 50.0  # a win rate at which two models are as good, in percent
 

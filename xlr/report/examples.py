@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from xlr.records import Pair
+from xlr.report.tables import Found, label, number
 from xlr.run.artifact import read_json, read_rows
 from xlr.run.context import Context
-from xlr.tables import Found, label, number
 
 SHOWN = 800  # in all
 TEXT_CHARS = 1500

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from xlr.conclusion import Conclusion, changed, sentence, telling_rate
 from xlr.evaluation import annotations, difficulty
 from xlr.evaluation.annotations import Annotations
+from xlr.report.conclusion import Conclusion, changed, sentence, telling_rate
+from xlr.report.tables import Found, label, of_languages
 from xlr.run.context import Context
-from xlr.tables import Found, label, of_languages
 
 
 @dataclass(frozen=True)

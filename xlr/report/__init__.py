@@ -1,0 +1,1 @@
+"""Everything a run left -> one page."""
