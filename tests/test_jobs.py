@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Cli, missing
-from xlr import jobs
 from xlr.cluster import slurm as scheduler
 from xlr.config import RECIPES, SlurmConfig
 from xlr.errors import UserError
-from xlr.jobs import DEFAULTS, layered, options, plan, wants
+from xlr.jobs import graph as jobs
+from xlr.jobs.graph import DEFAULTS, layered, options, plan, wants
 from xlr.pipeline import Stage
 from xlr.shipped import shipped
 

@@ -171,7 +171,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print jobs and scripts; needs no Slurm.")] = False,
 ) -> None:
     """Submit every stage that is not done yet as a chain of Slurm jobs."""
-    from xlr import submission
+    from xlr.jobs import submission
 
     context = _context(source, overrides)
     if dry_run:
@@ -188,7 +188,7 @@ def submit(
 @app.command()
 def cancel(source: Source) -> None:
     """Cancel the Slurm jobs of a run; what is finished is kept."""
-    from xlr import submission
+    from xlr.jobs import submission
 
     context = _context(source, None)
     for job in submission.cancel(context):
@@ -203,7 +203,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
 ) -> None:
     """Show what a stage said: its job's output."""
-    from xlr import submission
+    from xlr.jobs import submission
     from xlr.pipeline import Stage
 
     log = submission.log(_context(source, None), Stage(stage, _model(iteration)))
@@ -219,7 +219,7 @@ def doctor(
     ray: Annotated[bool, typer.Option("--ray", hidden=True)] = False,
 ) -> None:
     """Check that a run can work on this Slurm cluster: from here, then from its nodes in a short job."""
-    from xlr import doctor as examination
+    from xlr.jobs import doctor as examination
 
     context = _context(source, overrides)
     if on_node:
@@ -238,7 +238,8 @@ def doctor(
 @app.command()
 def status(source: Source) -> None:
     """Show every stage of every iteration: done, running, waiting, rows, time; and the Slurm jobs, where there are."""
-    from xlr import pipeline, submission
+    from xlr import pipeline
+    from xlr.jobs import submission
     from xlr.report import report
 
     context = _context(source, None)

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from xlr import jobs, pipeline, progress, submission
+from xlr import pipeline, progress
 from xlr.cluster import slurm as scheduler
 from xlr.config import Config, SlurmConfig
 from xlr.errors import UserError
 from xlr.evaluation import endpoint
-from xlr.jobs import Job
+from xlr.jobs import graph as jobs
+from xlr.jobs import submission
+from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
 from xlr.run.artifact import read_json, remove, write_json, write_text
 from xlr.run.context import Context

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xlr import jobs, pipeline
+from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.slurm import JobState
 from xlr.config import SlurmConfig, load_site
 from xlr.errors import UserError
-from xlr.jobs import Job
+from xlr.jobs import graph as jobs
+from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
 from xlr.run.artifact import read_json, write_json, write_text
 from xlr.run.context import Context
