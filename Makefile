@@ -19,7 +19,7 @@ test: .venv/.tests model
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest tests/test_vllm.py $(PYTEST_ARGS)
+	.venv-vllm/bin/python -m pytest tests/model/test_vllmsampler.py $(PYTEST_ARGS)
 
 check: .venv/.tests
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "xlr" / "__init__.py").read_text(encoding="utf-8")).group(1)
@@ -19,10 +19,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["xlr", "xlr.recipes", "xlr.recipes.quickstart", *(f"xlr.{name}" for name in BESIDE)],
+    packages=[*find_packages(include=["xlr", "xlr.*"]), *(f"xlr.{name}" for name in BESIDE)],
     package_dir={"xlr": "xlr", **{f"xlr.{name}": name for name in BESIDE}},
     package_data={
-        "xlr": ["templates/*"],
+        "xlr.report": ["templates/*"],
         "xlr.recipes": ["*.yaml", "quickstart/**/*"],
         **{f"xlr.{name}": ["*"] for name in BESIDE},
     },

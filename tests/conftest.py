@@ -1,5 +1,6 @@
 """Shared fixtures: tiny real models, run configurations, and what turns a missing real part into a failure."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -24,6 +25,14 @@ def missing(reason: str) -> None:
     if REQUIRE_REAL:
         pytest.fail(f"{reason} (XLR_REQUIRE_REAL=1)")
     pytest.skip(reason)
+
+
+def required(name: str) -> Any:
+    """Import a package of an extra, or skip the test (fail where real parts are required)."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return missing(f"{name} is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +88,14 @@ def tiny_tree(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
             "max_new_tokens": 12,
         },
     }
+
+
+def assert_refused(result: Any, message: str) -> None:
+    """Bad input: exit code 2, one message that holds these words, no traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
 
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from tests.conftest import Cli
+from tests.conftest import Cli, assert_refused
 from xlr.config import RECIPES
 
 Tree = dict[str, Any]
@@ -118,13 +118,6 @@ CASES: list[tuple[Break, str]] = [
     (sampler_that_is_not_installed, 'vllm is not installed; `pip install "xlr[vllm]"`'),
     (unwritable_run_directory, "cannot be written"),
 ]
-
-
-def assert_refused(result: Any, message: str) -> None:
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert message in result.stderr
-    assert result.stderr.count("error: ") == 1
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(("spoil", "message"), CASES, ids=[case[0].__name__ for case in CASES])

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_bad_input import assert_refused
-from tests.test_trackers import required
+from tests.conftest import assert_refused, required
 from xlr.config import load
 from xlr.report import publish as figures
 from xlr.run.artifact import write_json

@@ -20,7 +20,7 @@ from xlr.jobs.graph import DEFAULTS, layered, options, plan, wants
 from xlr.pipeline import Stage
 from xlr.shipped import shipped
 
-GOLDEN = Path(__file__).parent / "golden" / "submit-llama3-8b.txt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "submit-llama3-8b.txt"
 
 
 def chain(iterations: int, evaluates: bool = True) -> dict[Stage, list[Stage]]:

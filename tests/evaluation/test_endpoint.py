@@ -199,7 +199,7 @@ def test_a_judge_is_served_while_it_is_asked(
     tiny_tree: dict[str, Any], judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     command = f"{sys.executable} -m tests.judgeserver {{port}}"
     run = context(tiny_tree, judge, serve=command)
     found = ask(run, questions(3))
@@ -269,14 +269,15 @@ def test_a_killed_judging_goes_on_where_it_was(tiny_tree: dict[str, Any]) -> Non
     with serving(Judge(slowly)) as judge:
         run = context(tiny_tree, judge, concurrency=1)
         code = (
-            "import sys; from tests.test_endpoint import ask, questions; from xlr import config, preemption; "
+            "import sys; from tests.evaluation.test_endpoint import ask, questions; "
+            "from xlr import config; from xlr.cluster import preemption; "
             "from xlr.run.context import Context; preemption.end_on_signals(); "
             "ask(Context(config.load(sys.argv[1])), questions(15))"
         )
         command = [sys.executable, "-c", code, str(Path(tiny_tree["run_dir"]).with_name("judged.yaml"))]
         for number in (signal.SIGKILL, signal.SIGTERM):
             already = len(judge.requests)
-            process = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=os.environ, stderr=subprocess.PIPE)
+            process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=os.environ, stderr=subprocess.PIPE)
             while len(judge.requests) < already + 5:
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.01)

@@ -15,8 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Cli
-from tests.test_bad_input import assert_refused
+from tests.conftest import Cli, assert_refused
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty
 from xlr.maths import winrate
@@ -24,7 +23,7 @@ from xlr.maths.winrate import Comparisons
 
 # figures.json: get_length_controlled_winrate of the package on graded.json and hard.json, reading df_gamed.csv here
 # instead of its own.
-GOLDEN = Path(__file__).parent / "golden" / "winrate"
+GOLDEN = Path(__file__).parents[1] / "golden" / "winrate"
 Row = dict[str, Any]
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import Cli, missing, tiny_tree
-from tests.test_bad_input import assert_refused
+from tests.conftest import Cli, assert_refused, missing, tiny_tree
 from xlr import config
 from xlr.evaluation import annotations
 from xlr.records import Pair, Response

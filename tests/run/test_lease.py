@@ -14,7 +14,7 @@ from xlr.errors import UserError
 from xlr.run import lease
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from xlr import lease; from xlr.errors import UserError\n"
+    "import sys, time; from pathlib import Path; from xlr.run import lease; from xlr.errors import UserError\n"
     "try:\n"
     "    with lease.held(Path(sys.argv[1]), ['iter1/scores']):\n"
     "        print('held', flush=True); time.sleep(float(sys.argv[2]))\n"
@@ -110,7 +110,7 @@ def test_an_earlier_run_of_our_own_job_is_dead(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_holder_that_lost_its_lease_ends_before_it_writes_more(tmp_path: Path) -> None:
-    code = HOLD.replace("from xlr import lease;", "from xlr import lease; lease.RENEW_SECONDS = 0.1;")
+    code = HOLD.replace("from xlr.run import lease;", "from xlr.run import lease; lease.RENEW_SECONDS = 0.1;")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), "600"], stdout=subprocess.PIPE, text=True)
     assert first_line(process) == "held\n"
     (tmp_path / "iter1" / "scores" / "000002").write_text("{}")

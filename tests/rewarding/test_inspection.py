@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import Cli
-from tests.test_bad_input import assert_refused
+from tests.conftest import Cli, assert_refused
 from tests.waiting import wait_until
 from xlr.records import Pair, Prompt, Response, Score
 from xlr.rewarding.inspection import choose_ids

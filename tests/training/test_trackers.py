@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import missing
+from tests.conftest import required
 from xlr.errors import UserError
 from xlr.training import trackers
 
@@ -81,10 +80,3 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_remedy(
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match=r'report_to: wandb is not installed; run `pip install "xlr\[track\]"`'):
         log(tmp_path, ["wandb"])
-
-
-def required(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError:
-        return missing(f"{name} is not installed")
