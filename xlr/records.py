@@ -1,7 +1,18 @@
-"""The row type on each arrow of the data flow: prompts -> responses -> scores -> pairs."""
+"""The row type on each arrow of the data flow (prompts -> responses -> scores -> pairs), and what workers are given."""
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
+
+# An iteration's number, or the name of a model in evaluate.models.
+ModelKey: TypeAlias = int | str
+
+INITIAL = -1
+"""The number of pi_I, the model before alignment: pi^t is trained from pi^(t-1), and pi^0 from pi_I."""
+START = 0
+"""The iteration that holds pi^0, where the align stage makes it, and its evaluation."""
+
+# Identifies a row within a stage: its language first, then the prompt's id and, where there are several, the sample.
+RowKey: TypeAlias = tuple[str, ...]
 
 
 class Message(TypedDict):
@@ -56,10 +67,19 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Logp:
-    """A response's log-probability under the policy, in nats, while the reference's is still to be computed."""
+class Logps:
+    """The log-probabilities of an example's responses under one model, in nats, until those of the next are known."""
 
-    logp: float
+    logps: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceReward:
+    """The implicit rewards of a held-out preference's two responses, in nats."""
+
+    id: str
+    chosen: float
+    rejected: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +119,19 @@ class Verdict:
     completion_tokens: int
 
 
+@dataclass(frozen=True)
+class Example:
+    """One prompt and the responses that share it, as token ids."""
+
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that enter the model: the prompt once, every response without its terminator."""
+        return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
+
+
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
     """One response to sample: the prompt's token ids and the row's own seed."""
@@ -116,3 +149,23 @@ class SampleSettings:
     top_k: int
     max_new_tokens: int
     stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTask:
+    """Responses for a worker to sample: its result is `(token ids, finish_reason)` for each request."""
+
+    model: str
+    requests: tuple[SampleRequest, ...]
+    settings: SampleSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTask:
+    """Responses for a worker to score: for each example, its responses' log-probabilities under each model, in nats."""
+
+    models: tuple[str, ...]
+    examples: tuple[Example, ...]
+
+
+Task: TypeAlias = SampleTask | ScoreTask

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from xlr.data.encoding import ChatEncoder, Example, Layout, batch_shape, layout
+from xlr.data.encoding import ChatEncoder
 from xlr.errors import UserError
 from xlr.model import attention as packing
 from xlr.model.attention import SHARED_PROMPT, LogprobModel, concatenate, pack, pad, shared_prompt_attention
+from xlr.model.layout import Layout, batch_shape, layout
+from xlr.records import Example
 
 VOCAB = 50
 LAYOUTS = {SHARED_PROMPT: pack, "sdpa": pad, "eager": pad}

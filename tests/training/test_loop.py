@@ -24,11 +24,11 @@ from tests.conftest import Cli, tiny_tree
 from tests.waiting import ranks_of, wait_until
 from xlr import config
 from xlr.cluster.preemption import EXIT_CODE
-from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_preferences
 from xlr.errors import UserError
 from xlr.model.attention import SHARED_PROMPT
-from xlr.records import ReferenceLogps
+from xlr.records import Example, ReferenceLogps
 from xlr.run.artifact import read_json, read_rows, write_json, write_rows
 from xlr.run.context import Context
 from xlr.shipped import shipped

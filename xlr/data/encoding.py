@@ -7,58 +7,17 @@ puts after an assistant's turn.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from xlr.config import SHARED_PROMPT
 from xlr.errors import UserError
 from xlr.records import Message
 
 _PROBE = "xlr probe"
 _TEXTS_AT_ONCE = 1024  # the tokenizer's own form of an answer takes many times the memory of its ids
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt and the responses that share it, as token ids."""
-
-    prompt: tuple[int, ...]
-    responses: tuple[tuple[int, ...], ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that enter the model: the prompt once, every response without its terminator."""
-        return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
-
-
-class Layout(Enum):
-    """How examples lie in a batch."""
-
-    SHARED = "one row, a prompt once for all its responses"
-    SEQUENCES = "one row, whole sequences"
-    PADDED = "a right-padded row a response"
-
-
-def layout(attn_implementation: str) -> Layout:
-    """The layout that an attention implementation reads."""
-    if attn_implementation == SHARED_PROMPT:
-        return Layout.SHARED
-    return Layout.SEQUENCES if "flash" in attn_implementation else Layout.PADDED
-
-
-def batch_shape(examples: Sequence[Example], attn_implementation: str) -> tuple[list[int], list[int] | None]:
-    """What examples cost in a batch, as `batching` counts it: `(lengths, rows)`, rows None where they are packed."""
-    if layout(attn_implementation) is Layout.SHARED:
-        return [example.num_tokens for example in examples], None
-    if layout(attn_implementation) is Layout.SEQUENCES:
-        return [example.num_tokens + (len(example.responses) - 1) * len(example.prompt) for example in examples], None
-    widths = [len(example.prompt) + max(map(len, example.responses)) - 1 for example in examples]
-    return widths, [len(example.responses) for example in examples]
 
 
 class ChatEncoder:

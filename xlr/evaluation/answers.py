@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from xlr.config import GenerateConfig, settings
-from xlr.data.encoding import Example, batch_shape
 from xlr.data.prompts import ENGLISH, load_preferences, sources
 from xlr.maths.batching import token_budget_batches
 from xlr.maths.rewards import implicit_reward
-from xlr.records import Response, Score
+from xlr.model.layout import batch_shape
+from xlr.records import Example, Response, Score
 from xlr.rewarding import scores
 from xlr.rewarding.responses import sample_responses
 from xlr.rewarding.scores import score_responses, scoring_instruction

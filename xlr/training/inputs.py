@@ -7,10 +7,9 @@ from pathlib import Path
 from random import Random
 
 from xlr.config import TrainConfig
-from xlr.data.encoding import Example
 from xlr.data.prompts import ENGLISH, load_preferences
 from xlr.errors import UserError
-from xlr.records import Pair
+from xlr.records import Example, Pair
 from xlr.rewarding import pairs
 from xlr.run.artifact import read_rows
 from xlr.run.context import Context, require

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from xlr.data.encoding import batch_shape, load_tokenizer, require_same_tokenizer
+from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.maths.batching import token_budget_batches
+from xlr.model.layout import batch_shape
 from xlr.records import ReferenceLogps
 from xlr.run.artifact import Artifact, atomic_path, fingerprint, read_rows, sha256, write_shards
 from xlr.run.context import Context, Work, require, resumable
