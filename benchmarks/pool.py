@@ -20,8 +20,10 @@ import xlr.model.worker
 from xlr.config import Config
 from xlr.model.actor import Actor
 from xlr.records import Response, SampleRequest, SampleSettings
-from xlr.run.artifact import Artifact, remove
-from xlr.run.context import Context, Work, resumable
+from xlr.run.artifact import Artifact
+from xlr.run.context import Context
+from xlr.run.files import remove
+from xlr.run.work import Work, resumable
 
 SAMPLES, BATCH_ROWS, PROMPT_TOKENS, ACTORS = 10, 64, 200, 2
 VOCABULARY = 49152

@@ -31,14 +31,15 @@ from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xlr import config, languages
+from xlr.cluster.environment import ALLOCATOR
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.model.products import compute_repeatably
 from xlr.records import Example, Response
 from xlr.rewarding import scores
-from xlr.run.artifact import read_rows, remove, write_text
 from xlr.run.context import Context
-from xlr.training.launcher import ALLOCATOR
+from xlr.run.files import remove, write_text
+from xlr.run.rows import read_rows
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
 LANGUAGES = ["es", "ru" if SHARED_PROMPTS.is_dir() else "de"]  # what ships has no Russian

@@ -27,7 +27,8 @@ from xlr import config
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.model.products import compute_repeatably
 from xlr.records import Response
-from xlr.run.artifact import read_json, read_rows, write_text
+from xlr.run.files import read_json, write_text
+from xlr.run.rows import read_rows
 from xlr.shipped import shipped
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"

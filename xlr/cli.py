@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xlr.errors import UserError
+from xlr.stages import STAGES, StageKind
 
 if TYPE_CHECKING:
     from xlr.run.context import Context
@@ -25,9 +26,9 @@ app = typer.Typer(
 
 Source = Annotated[str, typer.Argument(metavar="RUN|CONFIG.yaml", help="A run directory, or a configuration file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.beta=0.2.")]
-Iteration = Annotated[int, typer.Option("--iteration", "-i", min=0, help="Which iteration, from 1.")]
-Model = Annotated[
-    str, typer.Option("--iteration", "-i", help="Which iteration, 0 for the start, or a name of evaluate.models.")
+IterationOption = Annotated[int, typer.Option("--iteration", "-i", min=0, help="Which iteration, from 1.")]
+ModelOption = Annotated[
+    str, typer.Option("--iteration", "-i", help="Which iteration (0 is the start), or a name in evaluate.models.")
 ]
 
 
@@ -38,14 +39,16 @@ def _context(source: str, overrides: list[str] | None) -> "Context":
     return Context(config.load(source, overrides))
 
 
-def _model(text: str) -> int | str:
+def _model_key(text: str) -> int | str:
     """An iteration's number, or a model's name."""
     return int(text) if text.isdecimal() else text
 
 
 def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, iteration: int | str) -> None:
+    """Run stages of one iteration, in workers or in training ranks."""
     from xlr import pipeline
-    from xlr.training import launcher as launch
+    from xlr.cluster.ranks import ranks
+    from xlr.training.launcher import ERROR_FILE
 
     context = _context(source, overrides)
     plan = [pipeline.Stage(name, iteration) for name in names]
@@ -53,17 +56,17 @@ def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, 
         if stage not in pipeline.stages(context.config):
             have = ", ".join(map(str, pipeline.stages(context.config)))
             raise UserError(f"{stage}: not a stage of this run, which has {have}")
-    ranks = launch.ranks()
-    if ranks is not None and isinstance(iteration, int) and plan[0].name in pipeline.TRAINING:
-        from xlr.training import model as training
-
-        # Ranks of our own launcher work under its leases; others' first rank takes them.
-        alone = ranks.rank == 0 and launch.ERROR_FILE not in os.environ
-        with pipeline.holding(context, plan) if alone else contextlib.nullcontext():
-            training.join(context, iteration, ranks)
+    found = ranks()
+    if found is None or not plan[0].kind.in_ranks:
+        with pipeline.holding(context, plan):
+            pipeline.run_all(context, plan)
         return
-    with pipeline.holding(context, plan):
-        pipeline.run_all(context, plan)
+    from xlr.training import model
+
+    # The launcher holds the leases of the ranks that it started. Otherwise the first rank takes them.
+    takes_leases = found.rank == 0 and ERROR_FILE not in os.environ
+    with pipeline.holding(context, plan) if takes_leases else contextlib.nullcontext():
+        model.join(context, int(iteration), found)
 
 
 @app.command()
@@ -71,14 +74,14 @@ def run(
     source: Source,
     overrides: Overrides = None,
     only: Annotated[str | None, typer.Option("--stages", help="Only these, of one iteration: generate,score.")] = None,
-    iteration: Model = "1",
+    iteration: ModelOption = "1",
 ) -> None:
     """Run every stage that is not done yet, then show the report."""
     from xlr import pipeline
     from xlr.report import report
 
     if only is not None:
-        _run_stages(only.split(","), source, overrides, _model(iteration))
+        _run_stages(only.split(","), source, overrides, _model_key(iteration))
         return
     context = _context(source, overrides)
     plan = pipeline.stages(context.config)
@@ -89,71 +92,44 @@ def run(
         report.make([context], context.run.path)
 
 
-@app.command()
-def align(source: Source, overrides: Overrides = None) -> None:
-    """Stage 0: make the English-aligned model from the initial one, with English preferences."""
-    _run_stages(["align"], source, overrides, 0)
+def _add_stage_command(kind: StageKind) -> None:
+    """The command that runs one stage of one iteration."""
+
+    def at_start(source: Source, overrides: Overrides = None) -> None:
+        _run_stages([kind.name], source, overrides, kind.default)
+
+    def at_iteration(source: Source, overrides: Overrides = None, iteration: IterationOption = kind.default) -> None:
+        _run_stages([kind.name], source, overrides, iteration)
+
+    def at_model(source: Source, overrides: Overrides = None, iteration: ModelOption = str(kind.default)) -> None:
+        _run_stages([kind.name], source, overrides, _model_key(iteration))
+
+    command = at_start if kind.only_start else at_model if kind.any_model else at_iteration
+    app.command(kind.name, help=kind.help)(command)
 
 
-@app.command()
-def generate(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
-    """Stage 1: sample responses in every language."""
-    _run_stages(["generate"], source, overrides, iteration)
-
-
-@app.command()
-def score(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
-    """Stage 2: score the responses with the implicit reward."""
-    _run_stages(["score"], source, overrides, iteration)
-
-
-@app.command()
-def pair(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
-    """Stage 3: turn scores into preference pairs."""
-    _run_stages(["pair"], source, overrides, iteration)
-
-
-@app.command()
-def reference(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
-    """Before training with reference_mode cached: the reference's log-probabilities of all pairs."""
-    _run_stages(["reference"], source, overrides, iteration)
-
-
-@app.command()
-def train(source: Source, overrides: Overrides = None, iteration: Iteration = 1) -> None:
-    """Stage 4: fine-tune on the pairs; starts its own processes unless a launcher or srun did."""
-    _run_stages(["train"], source, overrides, iteration)
-
-
-@app.command()
-def evaluate(source: Source, overrides: Overrides = None, iteration: Model = "0") -> None:
-    """Stage 5: evaluate a model on held-out prompts and preferences."""
-    _run_stages(["evaluate"], source, overrides, _model(iteration))
-
-
-@app.command()
-def judge(source: Source, overrides: Overrides = None, iteration: Model = "1") -> None:
-    """Stage 6: have a judge compare a model's held-out answers with the baseline's."""
-    _run_stages(["judge"], source, overrides, _model(iteration))
+for _kind in STAGES:
+    _add_stage_command(_kind)
 
 
 @app.command()
 def inspect(
     source: Source,
     overrides: Overrides = None,
-    iteration: Iteration = 1,
+    iteration: IterationOption = 1,
     prompts: Annotated[int, typer.Option(min=1, help="How many prompts, the same in every language.")] = 4,
     languages: Annotated[str | None, typer.Option(help="Only these of the run's: es,ru.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with whole texts.")] = False,
 ) -> None:
     """Before scoring and training: a few prompts' candidates under every reward mode, and how the modes agree."""
-    from xlr import progress
+    from xlr import pipeline, progress
     from xlr.rewarding import inspection, inspectionview
 
     context = _context(source, overrides)
     progress.console.stderr = as_json
     langs = context.config.languages if languages is None else languages.split(",")
-    found = inspection.inspect(context, iteration, prompts, langs)
+    with pipeline.holding(context, ()):
+        found = inspection.inspect(context, iteration, prompts, langs)
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     else:
@@ -199,14 +175,14 @@ def cancel(source: Source) -> None:
 def logs(
     source: Source,
     stage: Annotated[str, typer.Argument(help="A stage, for example train.")],
-    iteration: Model = "1",
+    iteration: ModelOption = "1",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
 ) -> None:
     """Show what a stage said: its job's output."""
     from xlr.jobs import submission
     from xlr.pipeline import Stage
 
-    log = submission.log(_context(source, None), Stage(stage, _model(iteration)))
+    log = submission.log(_context(source, None), Stage(stage, _model_key(iteration)))
     os.execvp("tail", ["tail", "--lines=+1", *(["--follow"] if follow else []), str(log)])
 
 
@@ -228,9 +204,9 @@ def doctor(
         examination.with_ray(context)
     else:
         troubles = 0
-        for finding in examination.examine(context, site):
-            examination.show(finding)
-            troubles += bool(finding.remedy)
+        for check in examination.examine(context, site):
+            examination.show(check)
+            troubles += bool(check.remedy)
         if troubles:
             raise UserError(f"{troubles} checks found trouble; see their remedies above")
 

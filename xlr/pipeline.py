@@ -1,88 +1,96 @@
-"""The stages of a run, in order, and what each needs. `xlr run` walks them, `xlr submit` makes jobs of them."""
+"""The stages of a run in their order, and what each needs. `xlr run` walks them; `xlr submit` makes jobs of them."""
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
-from xlr import progress
-from xlr.config import Config, TrainConfig, dump
-from xlr.data.encoding import load_tokenizer, require_same_tokenizer
-from xlr.data.prompts import load_preferences
+from typing_extensions import TypedDict
+
+from xlr.config import Config, dump
 from xlr.errors import UserError
-from xlr.evaluation import answers as evaluation
-from xlr.evaluation import judgements
-from xlr.rewarding import pairs, responses, scores
+from xlr.progress import Clock, console, duration
+from xlr.records import START, ModelKey
 from xlr.run import lease
-from xlr.run.artifact import Artifact, Iteration, manifest_path, read_json, write_text
-from xlr.run.context import PROGRESS, Context
-from xlr.training import model as training
-from xlr.training import reference
-from xlr.training.dsconfig import policy_config, reference_config
+from xlr.run.artifact import Artifact, read_manifest
+from xlr.run.context import Context
+from xlr.run.files import read_json, write_text
+from xlr.run.work import PROGRESS
+from xlr.stages import KINDS, STAGES, StageKind
 
-_MODULES: dict[str, ModuleType] = {
-    "align": training,
-    "generate": responses,
-    "score": scores,
-    "pair": pairs,
-    "reference": reference,
-    "train": training,
-    "evaluate": evaluation,
-    "judge": judgements,
-}
 
-TRAINING = ("align", "train")  # the stages that compute in ranks; the others compute in Ray workers
+class StageModule(Protocol):
+    """What the module of a kind of stage has."""
+
+    def iterations(self, config: Config) -> Sequence[ModelKey]:
+        """The iterations, or models of evaluate.models, that it belongs to in a run."""
+
+    def artifact(self, context: Context, iteration: Any, /) -> Artifact:
+        """What it makes there, and what decides that: settings and inputs."""
+
+    def check(self, context: Context) -> None:
+        """Find bad input now, and not after hours of computing.
+
+        Raises:
+            UserError: naming it.
+        """
+
+    def make(self, context: Context, iteration: Any, /) -> Any:
+        """Make the artefact, from its finished pieces if there are any. Returns facts for the log."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one iteration; align and the start's evaluation belong to iteration 0. Models that are evaluated
-    beside the iterations stand for one by their name."""
+    """One stage of one iteration; of a model in evaluate.models the iteration is its name."""
 
     name: str
-    iteration: Iteration
+    iteration: ModelKey
 
     def __str__(self) -> str:
-        return self.name if self.name == "align" else f"{self.name} {self.iteration}"
+        return self.name if self.kind.only_start else f"{self.name} {self.iteration}"
+
+    @property
+    def kind(self) -> StageKind:
+        """Its entry in the registry."""
+        return KINDS[self.name]
+
+    @property
+    def module(self) -> StageModule:
+        """What implements it."""
+        return _module(self.kind)
 
     def artifact(self, context: Context) -> Artifact:
         """What the stage makes."""
-        return _MODULES[self.name].artifact(context, self.iteration)
+        return self.module.artifact(context, self.iteration)
+
+
+def _module(kind: StageKind) -> StageModule:
+    return cast(StageModule, importlib.import_module(kind.module))
 
 
 def stages(config: Config) -> list[Stage]:
-    """All stages of a run in an order they can run in."""
-    evaluates = bool(config.evaluate.prompts or config.evaluate.preferences)
-    plan = [] if config.model.aligned else _training(config.align, "align", 0)
-    for iteration in range(config.iterations + 1):
-        if iteration:
-            plan += [Stage(name, iteration) for name in ("generate", "score", "pair")]
-            plan += _training(config.train, "train", iteration)
-        if evaluates:
-            plan.append(Stage("evaluate", iteration))
-    if evaluates:
-        plan += [Stage("evaluate", name) for name in config.evaluate.models]
-    if config.judge.model:
-        models: list[Iteration] = [*range(config.iterations + 1), *config.evaluate.models]
-        plan += [Stage("judge", model) for model in models if model != config.judge.baseline]
-    return plan
-
-
-def _training(train: TrainConfig, name: str, iteration: int) -> list[Stage]:
-    before = [Stage("reference", iteration)] if train.reference_mode == "cached" else []
-    return [*before, Stage(name, iteration)]
+    """All stages of a run in an order in which they can run."""
+    belongs = {kind: _module(kind).iterations(config) for kind in STAGES}
+    models: list[ModelKey] = [*range(START, config.iterations + 1), *config.evaluate.models]
+    return [
+        Stage(kind.name, model)
+        for last in (False, True)
+        for model in models
+        for kind in STAGES
+        if kind.comes_last is last and model in belongs[kind]
+    ]
 
 
 @contextlib.contextmanager
 def holding(context: Context, plan: Sequence[Stage]) -> Iterator[None]:
-    """Keep every other xlr from these stages while the block runs, with all that is already there checked.
+    """Keep every other xlr process from these stages while the block runs, after checking what is already there.
 
     Raises:
-        UserError: another xlr is at one of them, the prompts are not usable, or a finished artefact or a stage that
-            is running was made with another configuration.
+        UserError: another process works on one of them, the prompts are not usable, or a finished artefact or a running
+            stage was made with another configuration.
     """
     context.run.create()
     with lease.held(context.run.leases, [stage.artifact(context).title for stage in plan]):
@@ -105,19 +113,19 @@ def _record(context: Context, plan: Sequence[Stage]) -> None:
         user = None if stage in plan else holder(context, stage)
         if user:
             raise UserError(
-                f"{recorded}: differs from this configuration, with which {stage} is being made now ({user}); "
+                f"{recorded}: differs from this configuration, and {stage} is running with the recorded one ({user}); "
                 "wait for it, or use another run_dir"
             )
     write_text(recorded, text)
 
 
 def holder(context: Context, stage: Stage) -> str | None:
-    """Which process is at a stage now, if any."""
+    """Which process works on a stage now, if any."""
     return lease.holder(context.run.leases, stage.artifact(context).title)
 
 
 def needs(context: Context) -> dict[Stage, list[Stage]]:
-    """Which stages each stage reads from, as their artefacts say."""
+    """Which stages each stage reads from, according to their artefacts' inputs."""
     plan = stages(context.config)
     makers = {stage.artifact(context).folder: stage for stage in plan}
     return {
@@ -127,61 +135,41 @@ def needs(context: Context) -> dict[Stage, list[Stage]]:
 
 
 def check(context: Context) -> None:
-    """Find bad input of later stages now, and not after hours of computing.
+    """Find bad input of all stages now, and not after hours of computing.
 
     Raises:
         UserError: naming it.
     """
-    from xlr.model.vllmsampler import require_installed
-    from xlr.model.weights import load_config  # imports torch
-
-    config = context.config
-    _ = context.encoder
-    if config.model.aligned:
-        aligned, initial = config.model.aligned, config.model.initial
-        require_same_tokenizer(load_tokenizer(aligned), load_tokenizer(initial), aligned, initial)
-    hidden_size = load_config(config.model.initial).get_text_config().hidden_size
-    for train in (config.align, config.train):
-        policy_config(train, config.model.dtype == "bfloat16", hidden_size)
-        reference_config(train, config.model.dtype == "bfloat16", hidden_size)
-    _ = context.held_out
-    for name in config.evaluate.models:
-        context.encoder_of(name)
-    if config.judge.model:
-        judgements.check(context)
-    if config.generate.backend == "vllm":
-        require_installed()
-    for preferences in (config.align.preferences, config.evaluate.preferences):
-        if preferences:
-            load_preferences(preferences)
+    for check_stage in dict.fromkeys(stage.module.check for stage in stages(context.config)):
+        check_stage(context)
 
 
 def execute(context: Context, stage: Stage) -> None:
-    """Run a stage, unless its manifest proves it done."""
+    """Run a stage, unless its manifest proves it finished."""
     if done(context, stage):
-        progress.console.print(f"{stage}: done already")
+        console.print(f"{stage}: done already")
         return
-    progress.console.print(f"{stage}")
+    console.print(f"{stage}")
     log = logging.FileHandler(context.run.log(stage.name, stage.iteration), encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(log)
     logging.getLogger("xlr").setLevel(logging.INFO)
-    context.clock = progress.Clock()
-    if stage.name in TRAINING:
+    context.clock = Clock()
+    if stage.kind.in_ranks:
         context.close()  # training needs the memory that the workers hold
     try:
-        facts = _MODULES[stage.name].make(context, stage.iteration)
+        facts = stage.module.make(context, stage.iteration)
         logging.getLogger("xlr").info("%s finished: %s", stage, facts)
     finally:
         logging.getLogger().removeHandler(log)
         log.close()
     if context.clock.seconds:
-        progress.console.print(context.clock.table())
-    progress.console.print(f"{stage}: finished in {progress.duration(context.clock.total)}")
+        console.print(context.clock.table())
+    console.print(f"{stage}: finished in {duration(context.clock.total)}")
 
 
 def run_all(context: Context, plan: Sequence[Stage]) -> None:
-    """Every stage of the plan that is not done yet; its leases are held."""
+    """Run every stage of the plan that is not finished yet. The caller holds their leases."""
     try:
         for stage in plan:
             execute(context, stage)
@@ -190,7 +178,7 @@ def run_all(context: Context, plan: Sequence[Stage]) -> None:
 
 
 def done(context: Context, stage: Stage) -> bool:
-    """Whether a manifest proves a stage done, of this configuration.
+    """Whether a manifest proves a stage finished with this configuration.
 
     Raises:
         UserError: it was made with another configuration.
@@ -198,28 +186,37 @@ def done(context: Context, stage: Stage) -> bool:
     return stage.artifact(context).manifest() is not None
 
 
-def status(context: Context) -> list[dict[str, Any]]:
-    """What is known of each stage: state (done, running, interrupted, waiting), rows, seconds, and of a stage that is
-    not finished how far it is."""
-    found: list[dict[str, Any]] = []
-    for stage in stages(context.config):
-        folder = stage.artifact(context).folder
-        manifest = read_json(manifest_path(folder)) if manifest_path(folder).is_file() else None
-        state = "done"
-        if not manifest:
-            log = context.run.log(stage.name, stage.iteration)
-            begun = log.is_file() or any(folder.parent.glob(f"{folder.name}.*"))
-            state = "waiting" if not begun else "running" if holder(context, stage) else "interrupted"
-        found.append(
-            {
-                "stage": str(stage),
-                "state": state,
-                "rows": manifest["rows"] if manifest else None,
-                "seconds": manifest["seconds"] if manifest else None,
-                "progress": None if manifest else _progress(folder),
-            }
-        )
-    return found
+class StageStatus(TypedDict):
+    """What `xlr status` shows of a stage."""
+
+    stage: str
+    state: str
+    """done, running, interrupted or waiting."""
+    rows: int | None
+    seconds: float | None
+    progress: dict[str, Any] | None
+    """How far an unfinished stage is; see `progress.Step.state`."""
+
+
+def status(context: Context) -> list[StageStatus]:
+    """The state of each stage."""
+    return [_status(context, stage) for stage in stages(context.config)]
+
+
+def _status(context: Context, stage: Stage) -> StageStatus:
+    folder = stage.artifact(context).folder
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return {
+            "stage": str(stage),
+            "state": "done",
+            "rows": manifest["rows"],
+            "seconds": manifest["seconds"],
+            "progress": None,
+        }
+    begun = context.run.log(stage.name, stage.iteration).is_file() or any(folder.parent.glob(f"{folder.name}.*"))
+    state = "waiting" if not begun else "running" if holder(context, stage) else "interrupted"
+    return {"stage": str(stage), "state": state, "rows": None, "seconds": None, "progress": _progress(folder)}
 
 
 def _progress(folder: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from xlr.cluster.raypool import plan_actors, with_tensor_parallelism
+from xlr.cluster.sizing import plan_actors, with_tensor_parallelism
 from xlr.config import RayConfig
 from xlr.errors import UserError
 

@@ -20,8 +20,9 @@ from xlr.evaluation import annotations, judgements
 from xlr.evaluation import answers as evaluation
 from xlr.records import Response
 from xlr.report import report, tables
-from xlr.run.artifact import read_json, read_rows, write_rows
 from xlr.run.context import Context
+from xlr.run.files import read_json
+from xlr.run.rows import read_rows, write_rows
 
 LANGUAGES = ["en", "es"]
 

@@ -21,7 +21,8 @@ from tests.waiting import wait_until
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.slurm import JobState
 from xlr.records import Response
-from xlr.run.artifact import read_json, read_rows
+from xlr.run.files import read_json
+from xlr.run.rows import read_rows
 
 MODELS = ("iter1/model", "iter2/model")
 PAIR = ("annotate-1", "evaluate-0")  # jobs that run at the same time, both on the first node

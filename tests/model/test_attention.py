@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder
 from xlr.errors import UserError
 from xlr.model import attention as packing
-from xlr.model.attention import SHARED_PROMPT, LogprobModel, concatenate, pack, pad, shared_prompt_attention
+from xlr.model.attention import shared_prompt_attention
+from xlr.model.batch import concatenate, pack, pad
 from xlr.model.layout import Layout, batch_shape, layout
+from xlr.model.logprobmodel import LogprobModel
 from xlr.records import Example
 
 VOCAB = 50

@@ -11,12 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import Cli
-from xlr.config import PromptsConfig
+from xlr.config import SHARED_PROMPT, PromptsConfig
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
-from xlr.model.attention import SHARED_PROMPT, LogprobModel, pack, pad
+from xlr.model.batch import pack, pad
+from xlr.model.logprobmodel import LogprobModel
 from xlr.records import Example, Pair, Score
-from xlr.run.artifact import read_json, read_rows
+from xlr.run.files import read_json
+from xlr.run.rows import read_rows
 
 MAX_PROMPT_CHARACTERS = 300
 

@@ -21,17 +21,17 @@ from tests import tiny
 from tests.conftest import Cli, missing
 from tests.waiting import descendants, wait_until
 from xlr import config
-from xlr.config import RECIPES
+from xlr.config import RECIPES, SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.evaluation import endpoint, judgements, servedjudge, verdicts
 from xlr.evaluation import question as judgeprompt
-from xlr.model.attention import SHARED_PROMPT
 from xlr.model.vllmsampler import VllmSampler
 from xlr.model.worker import Worker
 from xlr.records import Example, Response, SampleRequest, SampleSettings, Score, Verdict
-from xlr.run.artifact import read_json, read_rows
 from xlr.run.context import Context
+from xlr.run.files import read_json
+from xlr.run.rows import read_rows
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 

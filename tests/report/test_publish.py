@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import assert_refused, required
 from xlr.config import load
 from xlr.report import publish as figures
-from xlr.run.artifact import write_json
 from xlr.run.context import Context
+from xlr.run.files import write_json
 
 Found = dict[str, Any]
 NAME = "eval/es/win_rate"

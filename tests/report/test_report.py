@@ -21,8 +21,10 @@ from xlr.records import Pair, Response
 from xlr.report import examples, report, tables
 from xlr.report.comparison import compare
 from xlr.report.conclusion import Conclusion, conclude
-from xlr.run.artifact import manifest_path, read_json, read_rows, write_json, write_rows
+from xlr.run.artifact import manifest_path
 from xlr.run.context import Context
+from xlr.run.files import read_json, write_json
+from xlr.run.rows import read_rows, write_rows
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1"><!-- {{ 7*7 }} | `x` \u2028'
 INSTRUCTIONS = {

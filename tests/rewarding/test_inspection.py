@@ -17,7 +17,8 @@ from tests.conftest import Cli, assert_refused
 from tests.waiting import wait_until
 from xlr.records import Pair, Prompt, Response, Score
 from xlr.rewarding.inspection import choose_ids
-from xlr.run.artifact import read_json, read_rows, write_rows
+from xlr.run.files import read_json
+from xlr.run.rows import read_rows, write_rows
 
 NAME = "inspect-3-en-es"
 COMMAND = [sys.executable, "-m", "xlr"]

@@ -142,7 +142,7 @@ from pathlib import Path
 from xlr.errors import UserError
 from xlr.progress import Clock
 from xlr.records import Logp
-from xlr.run.artifact import write_rows
+from xlr.run.rows import write_rows
 try:
     write_rows(Path(sys.argv[1]) / "rows.parquet", Logp, [Logp(float(number)) for number in range(100_000)])
 except UserError as error:

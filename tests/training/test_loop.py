@@ -24,18 +24,19 @@ from tests.conftest import Cli, tiny_tree
 from tests.waiting import ranks_of, wait_until
 from xlr import config
 from xlr.cluster.preemption import EXIT_CODE
+from xlr.cluster.ranks import Ranks
+from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_preferences
 from xlr.errors import UserError
-from xlr.model.attention import SHARED_PROMPT
 from xlr.records import Example, ReferenceLogps
-from xlr.run.artifact import read_json, read_rows, write_json, write_rows
 from xlr.run.context import Context
+from xlr.run.files import read_json, write_json
+from xlr.run.rows import read_rows, write_rows
 from xlr.shipped import shipped
 from xlr.training import engine, reference
 from xlr.training import loop as trainer
 from xlr.training.inputs import TrainingPair, hold_out, load_pairs
-from xlr.training.launcher import Ranks
 
 STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
 

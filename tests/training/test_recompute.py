@@ -6,7 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
-from xlr.model.attention import SHARED_PROMPT, LogprobModel, pack
+from xlr.config import SHARED_PROMPT
+from xlr.model.batch import pack
+from xlr.model.logprobmodel import LogprobModel
 from xlr.records import Example
 from xlr.training.recompute import recomputation
 

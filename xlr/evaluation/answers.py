@@ -1,40 +1,47 @@
-"""Stage 5: how a model answers held-out prompts, and whether its implicit reward knows held-out preferences.
+"""Stage 5: how a model answers held-out prompts, and whether its implicit reward agrees with held-out preferences.
 
 Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-out sets; writes `RUN/iter{t}/eval/` or
-`RUN/models/{name}/eval/`: responses, scores and `eval.json`. `xlr evaluate RUN --iteration t`, or a name for t.
+`RUN/models/{name}/eval/`: responses, scores and `eval.json`. Run alone with `xlr evaluate RUN --iteration t`, or a name.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xlr.config import GenerateConfig, settings
+from xlr.config import Config, GenerateConfig, settings
 from xlr.data.prompts import ENGLISH, load_preferences, sources
-from xlr.maths.batching import token_budget_batches
 from xlr.maths.rewards import implicit_reward
-from xlr.model.layout import batch_shape
-from xlr.records import Example, Response, Score
-from xlr.rewarding import scores
+from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score
 from xlr.rewarding.responses import sample_responses
-from xlr.rewarding.scores import score_responses, scoring_instruction
-from xlr.run.artifact import Artifact, Iteration, atomic_path, read_json, read_rows, write_json, write_shards
+from xlr.rewarding.scores import Candidate, reward_facts, row_key, score_candidates, scoring_instruction
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
+from xlr.run.dropped import Dropped
+from xlr.run.files import atomic_path, read_json, write_json
+from xlr.run.rows import read_rows, require_each_once, write_shards
+from xlr.run.work import ExampleLogps, resumable_logps
 
-# All iterations draw with the same random numbers, so that their answers differ by the model alone.
+# All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
 
 
-def artifact(context: Context, iteration: Iteration) -> Artifact:
+def iterations(config: Config) -> list[ModelKey]:
+    """All models, if there is something to evaluate them on."""
+    if not config.evaluate.prompts and not config.evaluate.preferences:
+        return []
+    return [*range(START, config.iterations + 1), *config.evaluate.models]
+
+
+def artifact(context: Context, model: ModelKey) -> Artifact:
     """The evaluation of a model and what decides it."""
     section = context.config.evaluate
-    inputs: dict[str, str | Path] = {"model": context.model(iteration), "reference": context.model(-1)}
+    inputs: dict[str, str | Path] = {"model": context.model(model), "reference": context.model(INITIAL)}
     if section.prompts:
         inputs |= sources(section.prompts, context.config.evaluated_languages)
-        inputs["reward policy"] = context.model(0)
-        if iteration:
-            inputs["start"] = context.run.iteration(0) / "eval"
-    if isinstance(iteration, int) and section.preferences:
+        inputs["reward policy"] = context.model(START)
+        if model != START:
+            inputs["start"] = context.run.iteration(START) / "eval"
+    if isinstance(model, int) and section.preferences:
         inputs["preferences"] = section.preferences
     own = {
         "seed": context.config.seed,
@@ -42,86 +49,124 @@ def artifact(context: Context, iteration: Iteration) -> Artifact:
         "model.dtype": context.config.model.dtype,
         "generate.backend": context.config.generate.backend,
         "generate.tensor_parallel_size": context.config.generate.tensor_parallel_size,
-        # How the work is cut into pieces.
         "generate.batch_size": context.config.generate.batch_size,
         "score.batch_tokens": context.config.score.batch_tokens,
         "score.max_length": context.config.score.max_length,
     }
-    return Artifact(context.run.iteration(iteration) / "eval", "evaluate", settings(section, "evaluate") | own, inputs)
+    return Artifact(context.run.iteration(model) / "eval", "evaluate", settings(section, "evaluate") | own, inputs)
 
 
-def make(context: Context, iteration: Iteration) -> dict[str, Any]:
+def check(context: Context) -> None:
+    """Check early that the held-out sets and the models beside the iterations can be read.
+
+    Raises:
+        UserError: naming what cannot.
+    """
+    _ = context.held_out
+    for name in context.config.evaluate.models:
+        context.encoder_of(name)
+    if context.config.evaluate.preferences:
+        load_preferences(context.config.evaluate.preferences)
+
+
+def make(context: Context, model: ModelKey) -> dict[str, Any]:
     """Evaluate one model."""
-    section = context.config.evaluate
-    context.require_model(iteration)
-    target = artifact(context, iteration)
-    facts: dict[str, Any] = {"iteration": iteration, "languages": {}, "dropped": {}}
+    section, langs = context.config.evaluate, context.config.evaluated_languages
+    context.require_model(model)
+    target, dropped = artifact(context, model), Dropped()
+    facts: dict[str, Any] = {"iteration": model, "languages": {}, "dropped": {}}
     answers: list[Response] = []
     scored: list[Score] = []
     if section.prompts:
-        if iteration:
-            require(artifact(context, 0), f"xlr evaluate {context.run.path} --iteration 0")
-        answers, scored, too_long = _answer(context, target, iteration)
-        facts["dropped"] = dict(too_long)
-        start = read_rows(context.run.iteration(0) / "eval" / "scores", Score) if iteration else scored
+        if model != START:
+            require(artifact(context, START), f"xlr evaluate {context.run.path} --iteration 0")
+        answers, scored = _answer(context, target, model, dropped)
+        start_folder = context.run.iteration(START) / "eval" / "scores"
+        start = scored if model == START else read_rows(start_folder, Score)
+        facts["dropped"] = dropped.counts()
         facts["languages"] = {
             lang: _language_facts(
                 [row for row in answers if row.lang == lang],
                 [row for row in scored if row.lang == lang],
                 {row.id: row.reward for row in start if row.lang == lang},
             )
-            for lang in context.config.evaluated_languages
+            for lang in langs
         }
-    if isinstance(iteration, int) and section.preferences:
-        facts["preferences"] = _preference_facts(context, section.preferences, iteration)
+    if isinstance(model, int) and section.preferences:
+        facts["preferences"] = _preference_facts(context, target, section.preferences, model)
     with atomic_path(target.folder) as folder:
         for name, row_type, rows in (("responses", Response, answers), ("scores", Score, scored)):
             (folder / name).mkdir(parents=True)
-            for lang in context.config.evaluated_languages:
+            for lang in langs:
                 write_shards(folder / name, lang, row_type, [row for row in rows if row.lang == lang])
+        asked = [(prompt.lang, prompt.id, "0") for prompt in context.questions]
+        require_each_once(folder / "responses", asked)
+        filled = {row_key(row) for row in answers if row.response.strip()}
+        require_each_once(folder / "scores", filled - dropped.keys)
         write_json(folder / "eval.json", facts)
-    target.finish(len(answers), facts, context.clock)
+    target.finish(len(answers), facts, context.clock, {"scored": sum(row.num_tokens for row in scored)})
     target.remove_pieces()
     return facts
 
 
 def _answer(
-    context: Context, target: Artifact, iteration: Iteration
-) -> tuple[list[Response], list[Score], Counter[str]]:
-    """One answer to each held-out prompt, and its reward log pi^0 - log pi_I: one yardstick for all iterations."""
+    context: Context, target: Artifact, model: ModelKey, dropped: Dropped
+) -> tuple[list[Response], list[Score]]:
+    """One answer to each held-out prompt, and its reward log pi^0 - log pi_I, which is the same measure for all models.
+
+    Args:
+        dropped: gets the answers that cannot be scored, but for empty ones.
+    """
     section = context.config.evaluate
-    how = GenerateConfig(
+    generate = GenerateConfig(
         temperature=section.temperature,
         top_p=section.top_p,
         max_new_tokens=section.max_new_tokens,
         batch_size=context.config.generate.batch_size,
     )
     wanted = [(prompt, 0) for prompt in context.questions]
-    label = f"evaluate {iteration}"
-    model, encoder = context.model(iteration), context.encoder_of(iteration)
     answers = sample_responses(
-        context, target, "responses", model, wanted, how, _SEED_ITERATION, f"{label}: answer", encoder
+        context,
+        target,
+        "responses",
+        context.model(model),
+        wanted,
+        generate,
+        _SEED_ITERATION,
+        f"evaluate {model}: answer",
+        context.encoder_of(model),
     )
-    filled = [row for row in answers if row.response.strip()]
     english = {prompt.id: prompt.instruction for prompt in context.held_out[ENGLISH]}
-    by_key = {(prompt.lang, prompt.id): prompt for prompt, _ in wanted}
-    instructions = [scoring_instruction("crosslingual", by_key[row.lang, row.id], english[row.id]) for row in filled]
-    texts = [row.response for row in filled]
-    policy, reference = context.model(0), context.model(-1)
-    scored, too_long = score_responses(
-        context, target, policy, reference, instructions, filled, texts, f"{label}: score"
+    candidates = [
+        Candidate(row, row.response, scoring_instruction("crosslingual", prompt, english[prompt.id]))
+        for row, (prompt, _) in zip(answers, wanted, strict=True)
+        if row.response.strip()
+    ]
+    scored = score_candidates(
+        context,
+        target,
+        context.model(START),
+        context.model(INITIAL),
+        candidates,
+        f"evaluate {model}: score",
+        dropped,
     )
-    return answers, scored, too_long
+    return answers, scored
 
 
 def _language_facts(
     answers: Sequence[Response], scored: Sequence[Score], start_rewards: dict[str, float]
 ) -> dict[str, Any]:
+    """Figures of one language's answers.
+
+    Args:
+        start_rewards: rewards of pi^0's answers, by prompt id.
+    """
     count = max(len(answers), 1)
     gains = [row.reward - start_rewards[row.id] for row in scored if row.id in start_rewards]
     compared = max(len(gains), 1)
     return {
-        **scores.reward_facts(scored),
+        **reward_facts(scored),
         "rows": len(answers),
         "in_language": sum(row.detected_lang == row.lang for row in scored) / count,
         "complete": sum(row.finish_reason == "stop" for row in answers) / count,
@@ -134,23 +179,31 @@ def _language_facts(
     }
 
 
-def _preference_facts(context: Context, path: str, iteration: int) -> dict[str, Any]:
-    """Accuracy and margin of the implicit reward log pi^t - log pi_I on a preference set."""
-    encoder = context.encoder
+def _preference_facts(context: Context, target: Artifact, path: str, iteration: int) -> dict[str, Any]:
+    """Accuracy and mean margin of the implicit reward log pi^t - log pi_I on a preference set."""
+    encoder, preferences = context.encoder, load_preferences(path)
     examples = [
         Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
-        for _, prompt, chosen, rejected in load_preferences(path)
+        for _, prompt, chosen, rejected in preferences
     ]
-    lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
-    batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
-    policy, reference = context.model(iteration), context.model(-1)
-    logps: list[list[float]] = []  # of each model, chosen and rejected in turn
-    for names in scores.model_passes(context.config.ray, policy, reference):
-        tasks = {number: (names, [examples[i] for i in batch]) for number, batch in enumerate(batches)}
-        results = [result for _, result in sorted(context.pool.map("score", tasks))]
-        logps += map(list, zip(*(own for result in results for example in result for own in example), strict=True))
-    rewards = list(map(implicit_reward, *logps))
-    margins = [chosen - rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
+
+    def to_rows(item: int, logps: ExampleLogps) -> list[PreferenceReward]:
+        chosen, rejected = (implicit_reward(policy, reference) for policy, reference in logps)
+        return [PreferenceReward(preferences[item][0], chosen, rejected)]
+
+    rewards = resumable_logps(
+        context,
+        target,
+        "preferences",
+        (context.model(iteration), context.model(INITIAL)),
+        examples,
+        [[(ENGLISH, key)] for key, *_ in preferences],
+        PreferenceReward,
+        to_rows,
+        f"evaluate {iteration}: preferences",
+        "preferences",
+    )
+    margins = [reward.chosen - reward.rejected for reward in rewards]
     return {
         "pairs": len(margins),
         "accuracy": sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins),
@@ -158,7 +211,7 @@ def _preference_facts(context: Context, path: str, iteration: int) -> dict[str, 
     }
 
 
-def read(context: Context, iteration: Iteration) -> dict[str, Any] | None:
-    """The evaluation of pi^t, if it is finished."""
-    file = context.run.iteration(iteration) / "eval" / "eval.json"
+def read(context: Context, model: ModelKey) -> dict[str, Any] | None:
+    """The evaluation of a model, if it is finished."""
+    file = context.run.iteration(model) / "eval" / "eval.json"
     return read_json(file) if file.is_file() else None

@@ -22,8 +22,10 @@ from xlr.evaluation.servedjudge import serving
 from xlr.evaluation.verdictcache import VerdictCache, content_key
 from xlr.progress import console
 from xlr.records import Message, Verdict
-from xlr.run.artifact import Artifact, write_json
-from xlr.run.context import PROGRESS, Context
+from xlr.run.artifact import Artifact
+from xlr.run.context import Context
+from xlr.run.files import write_json
+from xlr.run.work import PROGRESS
 
 _SAMPLE = 200  # questions that the estimate counts the tokens of
 _REFUSALS = 3  # before any verdict, after which it is not the questions that are at fault
@@ -94,7 +96,7 @@ def ask(
             purse.require(len(todo))
             totals = Counter(lang for _, lang in todo.values())
             # Without a plan: another configuration finds what it can use in the cache by itself.
-            show = partial(write_json, target.parts_folder("parts") / PROGRESS)
+            show = partial(write_json, target.pieces_folder("parts") / PROGRESS)
             with context.clock.measure("judge"), progress.step(label, totals, "verdicts", Counter(), show) as step:
 
                 def keep(key: str, verdict: Verdict) -> None:

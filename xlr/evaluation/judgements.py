@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xlr import languages
-from xlr.config import JudgeConfig, settings
+from xlr.config import Config, JudgeConfig, settings
 from xlr.data.prompts import read_objects, source
 from xlr.errors import UserError
 from xlr.evaluation import answers as evaluation
 from xlr.evaluation import endpoint, localjudge
 from xlr.evaluation import question as judgeprompt
-from xlr.records import Message, Prompt, Response, Verdict
+from xlr.records import Message, ModelKey, Prompt, Response, Verdict
 from xlr.rewarding.responses import row_seed
-from xlr.run.artifact import Artifact, Iteration, atomic_path, read_json, read_rows, write_json
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
+from xlr.run.files import atomic_path, read_json, write_json
+from xlr.run.rows import read_rows
 
 
 class _Judge(Protocol):
@@ -71,6 +73,14 @@ class _Comparison:
         return None
 
 
+def iterations(config: Config) -> list[ModelKey]:
+    """All models but the baseline, if there is a judge."""
+    if not config.judge.model:
+        return []
+    models: list[ModelKey] = [*range(config.iterations + 1), *config.evaluate.models]
+    return [model for model in models if model != config.judge.baseline]
+
+
 def check(context: Context) -> None:
     """Find bad input before anything is computed.
 
@@ -87,13 +97,13 @@ def check(context: Context) -> None:
         reference_outputs(str(judge.baseline), context.questions)
 
 
-def _baseline(context: Context) -> Iteration | None:
+def _baseline(context: Context) -> ModelKey | None:
     """The model of this run that is the baseline, or None where it is a folder of reference outputs."""
     baseline = context.config.judge.baseline
     return baseline if isinstance(baseline, int) or baseline in context.config.evaluate.models else None
 
 
-def artifact(context: Context, iteration: Iteration) -> Artifact:
+def artifact(context: Context, iteration: ModelKey) -> Artifact:
     """The judgements of a model's answers and what decides them."""
     config, baseline = context.config, _baseline(context)
     inputs: dict[str, str | Path] = {"answers": context.run.iteration(iteration) / "eval"}
@@ -114,7 +124,7 @@ def artifact(context: Context, iteration: Iteration) -> Artifact:
     return Artifact(folder, "judge", settings(config.judge, "judge") | own, inputs)
 
 
-def make(context: Context, iteration: Iteration) -> dict[str, Any]:
+def make(context: Context, iteration: ModelKey) -> dict[str, Any]:
     """Judge one model's answers.
 
     Raises:
@@ -170,7 +180,7 @@ def make(context: Context, iteration: Iteration) -> dict[str, Any]:
     return facts
 
 
-def _comparisons(context: Context, iteration: Iteration) -> tuple[list[_Comparison], tuple[str, str]]:
+def _comparisons(context: Context, iteration: ModelKey) -> tuple[list[_Comparison], tuple[str, str]]:
     """All comparisons, and the names of the baseline and of the model."""
     config, baseline = context.config, _baseline(context)
     answers, model_name = _answers(context, iteration)
@@ -194,7 +204,7 @@ def _drawn(seed: int, prompt: Prompt) -> bool:
     return bool(row_seed(seed, -1, prompt.lang, prompt.id, 0) % 2)
 
 
-def _answers(context: Context, iteration: Iteration) -> tuple[dict[tuple[str, str], str], str]:
+def _answers(context: Context, iteration: ModelKey) -> tuple[dict[tuple[str, str], str], str]:
     """(lang, id) -> answer, and how annotations name the model."""
     folder = context.run.iteration(iteration)
     answers = read_rows(folder / "eval" / "responses", Response)
@@ -294,7 +304,7 @@ def _require_judged(annotated: Sequence[Mapping[str, Any]], given: Sequence[Verd
         )
 
 
-def read(context: Context, iteration: Iteration) -> dict[str, Any] | None:
+def read(context: Context, iteration: ModelKey) -> dict[str, Any] | None:
     """The win rates of a model, if its judgements are finished."""
     file = context.run.iteration(iteration) / "judgements" / "winrates.json"
     return read_json(file) if file.is_file() else None

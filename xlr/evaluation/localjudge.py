@@ -1,23 +1,21 @@
-"""A judge in the Ray workers: the log-probabilities of both verdicts after each question, as responses are scored."""
+"""A judge in the Ray workers: the log-probabilities of both verdicts after each question, scored like responses."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from xlr.config import JudgeConfig
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.evaluation import verdicts
-from xlr.maths.batching import token_budget_batches
-from xlr.model.layout import batch_shape
 from xlr.records import Example, Message, Verdict
 from xlr.run.artifact import Artifact
-from xlr.run.context import Context, Work, resumable
+from xlr.run.context import Context
+from xlr.run.work import ExampleLogps, resumable_logps
 
 
 def require_usable(judge: JudgeConfig) -> None:
-    """Find what is lacking before anything else is computed.
+    """Check early that the judge's tokenizer and chat template can be used.
 
     Raises:
-        UserError: the tokenizer, or its chat template.
+        UserError: they cannot.
     """
     _encoder(judge)
 
@@ -30,41 +28,38 @@ def _encoder(judge: JudgeConfig) -> ChatEncoder:
 def ask(
     context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
 ) -> tuple[list[Verdict], int]:
-    """The verdict on every question, by the model folder or hub name `judge.model`; see `judgements`.
+    """The verdict on every question by `judge.model`, a folder or hub name; see `judgements`.
 
-    A question longer than the judge reads is not asked, and its verdict undecided.
+    A question longer than the judge's context is not asked; its verdict is undecided.
     """
     from xlr.model.weights import load_config  # imports torch
 
-    judge = context.config.judge
-    encoder = _encoder(judge)
+    encoder = _encoder(context.config.judge)
     answers = tuple(encoder.response(verdict) for verdict in (verdicts.FIRST, verdicts.SECOND))
     with context.clock.measure("tokenise"):
         examples = [Example(encoder.prompt_of(question), answers) for question in questions]
     limit = load_config(encoder.name).get_text_config().max_position_embeddings - max(map(len, answers))
     short = [index for index, example in enumerate(examples) if len(example.prompt) <= limit]
-    lengths, padded_rows = batch_shape([examples[i] for i in short], context.config.model.attn_implementation)
-    plan = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
-    batches = [[short[i] for i in batch] for batch in plan]
 
-    def to_rows(number: int, result: list[list[tuple[float]]]) -> list[Verdict]:
-        return [
-            _verdict(first, second, len(examples[index].prompt))
-            for index, ((first,), (second,)) in zip(batches[number], result, strict=True)
-        ]
+    def to_rows(item: int, logps: ExampleLogps) -> list[Verdict]:
+        (first,), (second,) = logps
+        return [_verdict(first, second, len(examples[short[item]].prompt))]
 
-    work = Work(
-        "score",
-        [((encoder.name,), [examples[i] for i in batch]) for batch in batches],
-        [Counter(langs[i] for i in batch) for batch in batches],
+    given = resumable_logps(
+        context,
+        target,
+        "parts",
+        [encoder.name],
+        [examples[index] for index in short],
+        [[(langs[index], str(index))] for index in short],
         Verdict,
         to_rows,
-        lambda number, _: sum(len(examples[i].prompt) for i in batches[number]),
+        label,
+        "verdicts",
     )
-    found = resumable(context, target, "parts", work, label, "verdicts")
     too_long = Verdict(verdicts.UNDECIDED, f"longer than the {limit} tokens that the judge reads", 0, 0)
-    placed = dict(zip((i for batch in batches for i in batch), found, strict=True))
-    return [placed.get(index, too_long) for index in range(len(questions))], len(found)
+    of_question = dict(zip(short, given, strict=True))
+    return [of_question.get(index, too_long) for index in range(len(questions))], len(given)
 
 
 def _verdict(first: float, second: float, prompt_tokens: int) -> Verdict:

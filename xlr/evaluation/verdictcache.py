@@ -12,7 +12,7 @@ from typing import Any
 
 from xlr.errors import UserError
 from xlr.records import Verdict
-from xlr.run.artifact import sha256
+from xlr.run.files import sha256
 
 
 def content_key(question: Any) -> str:

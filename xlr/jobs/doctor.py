@@ -15,6 +15,7 @@ from pathlib import Path
 
 from xlr import pipeline, progress
 from xlr.cluster import slurm as scheduler
+from xlr.cluster.ranks import Ranks, ranks
 from xlr.config import Config, SlurmConfig
 from xlr.errors import UserError
 from xlr.evaluation import endpoint
@@ -22,9 +23,8 @@ from xlr.jobs import graph as jobs
 from xlr.jobs import submission
 from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
-from xlr.run.artifact import read_json, remove, write_json, write_text
 from xlr.run.context import Context
-from xlr.training import launcher as launch
+from xlr.run.files import read_json, remove, write_json, write_text
 
 _DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for a parameter of 2, and each iteration leaves a model
 _GIB = 1 << 30
@@ -34,7 +34,7 @@ _VISIBLE_SECONDS = 60  # that a network file system may take to show another nod
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """What a check found; the remedy is empty where all is well."""
 
     check: str
@@ -42,33 +42,33 @@ class Finding:
     remedy: str = ""
 
 
-def examine(context: Context, site: Path | None) -> Iterator[Finding]:
+def examine(context: Context, site: Path | None) -> Iterator[Check]:
     """All checks, each as soon as it is made; the job only where nothing speaks against it before."""
     slurm = submission.settings(context, site)
     with pipeline.holding(context, []):  # the job reads the configuration from there
         well = True
-        for finding in (*_models(context), _room(context), *_requests(context, slurm)):
-            well &= not finding.remedy
-            yield finding
+        for check in (*_models(context), _room(context), *_requests(context, slurm)):
+            well &= not check.remedy
+            yield check
         if well:
             yield from _by_job(context, slurm)
 
 
-def show(finding: Finding) -> None:
-    """Print a finding."""
-    progress.console.print(f"{'FAILED' if finding.remedy else 'ok':8}{finding.check}: {finding.found}")
-    if finding.remedy:
-        progress.console.print(f"        -> {finding.remedy}")
+def show(check: Check) -> None:
+    """Print a check."""
+    progress.console.print(f"{'FAILED' if check.remedy else 'ok':8}{check.check}: {check.found}")
+    if check.remedy:
+        progress.console.print(f"        -> {check.remedy}")
 
 
-def _models(context: Context) -> Iterator[Finding]:
+def _models(context: Context) -> Iterator[Check]:
     from xlr.model.weights import load_config  # imports torch
 
     for name in _opened(context.config):
         try:
-            yield Finding("model", f"{name}: {load_config(name).model_type}")
+            yield Check("model", f"{name}: {load_config(name).model_type}")
         except UserError as error:
-            yield Finding("model", str(error), "name a folder that all nodes see, or fetch the hub's model first")
+            yield Check("model", str(error), "name a folder that all nodes see, or fetch the hub's model first")
 
 
 def _opened(config: Config) -> list[str]:
@@ -79,31 +79,31 @@ def _opened(config: Config) -> list[str]:
     ]
 
 
-def _room(context: Context) -> Finding:
+def _room(context: Context) -> Check:
     folder, model = context.run.path, Path(context.config.model.initial)
     needed = sum(file.stat().st_size for file in model.glob("*.safetensors")) * _DISK_BYTES_A_WEIGHT_BYTE
     free = shutil.disk_usage(folder).free
     found = f"{folder}: {free // _GIB} GiB free" + (f", about {needed // _GIB} needed" if needed else "")
-    return Finding("room", found, "choose a run_dir with more room" if free < needed else "")
+    return Check("room", found, "choose a run_dir with more room" if free < needed else "")
 
 
-def _requests(context: Context, slurm: SlurmConfig) -> Iterator[Finding]:
+def _requests(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
     """Whether Slurm would take each kind of job."""
     try:
         scheduler.require()
     except UserError as error:
-        yield Finding("Slurm", str(error), "go to a login node of the cluster")
+        yield Check("Slurm", str(error), "go to a login node of the cluster")
         return
     submission.write_scripts(context.run.path, slurm)
     for kind, job in {job.kind: job for job in submission.plan(context, slurm)}.items():
         try:
             submission.require_accepted(job, slurm, context.run.path)
-            yield Finding(f"{kind} jobs", " ".join(jobs.options(job, jobs.wants(slurm, kind))))
+            yield Check(f"{kind} jobs", " ".join(jobs.options(job, jobs.wants(slurm, kind))))
         except UserError as error:
-            yield Finding(f"{kind} jobs", str(error), f"correct the site profile, or slurm.jobs.{kind}")
+            yield Check(f"{kind} jobs", str(error), f"correct the site profile, or slurm.jobs.{kind}")
 
 
-def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Finding]:
+def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
     """What the nodes find, in a job that is submitted and waited for."""
     run, folder = context.run.path, _folder(context)
     remove(folder)
@@ -120,27 +120,27 @@ def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Finding]:
         scheduler.cancel([number])
         raise
     for file in sorted(folder.glob("*.json")):
-        yield from (Finding(**finding) for finding in read_json(file))
+        yield from (Check(**check) for check in read_json(file))
     if state is None or state.state != "COMPLETED":
         ended = f"{state.state} {state.reason}".strip() if state else "unknown to Slurm"
-        yield Finding(f"job {number}", f"{ended}: {submission.last_line(log)}", f"see {log}")
+        yield Check(f"job {number}", f"{ended}: {submission.last_line(log)}", f"see {log}")
 
 
 def on_node(context: Context) -> None:
     """As a task of that job: look around, then meet the others, and write down what was found."""
-    ranks = launch.ranks() or launch.Ranks(0, 1, 0)
+    own = ranks() or Ranks(0, 1, 0)
     node = os.environ["SLURMD_NODENAME"]
-    write_text(_folder(context) / f"canary-{ranks.rank}", node)
-    if ranks.local_rank == 0:
-        findings = [_environment(node), *_sight(context, node), *_judge(context, node)]
-        write_json(_folder(context) / f"{node}-looks.json", [asdict(finding) for finding in findings])
-    if ranks.world_size > 1:
-        met = _meet(node, ranks)
-        if ranks.local_rank == 0:
+    write_text(_folder(context) / f"canary-{own.rank}", node)
+    if own.local_rank == 0:
+        checks = [_environment(node), *_sight(context, node), *_judge(context, node)]
+        write_json(_folder(context) / f"{node}-looks.json", [asdict(check) for check in checks])
+    if own.world_size > 1:
+        met = _meet(node, own)
+        if own.local_rank == 0:
             write_json(_folder(context) / f"{node}-meets.json", [asdict(met)])
 
 
-def _environment(node: str) -> Finding:
+def _environment(node: str) -> Check:
     import torch
 
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "deepspeed", "ray", "transformers")]
@@ -150,10 +150,10 @@ def _environment(node: str) -> Finding:
         "this torch sees no GPU: install the build for the node's driver (nvidia-smi)" if asked and not gpus else ""
     )
     found = f"{len(gpus)} x {gpus[0]}, CUDA {torch.version.cuda}" if gpus else "no GPU"
-    return Finding(f"{node}: Python", f"{sys.executable}, {', '.join(versions)}; {found}", remedy)
+    return Check(f"{node}: Python", f"{sys.executable}, {', '.join(versions)}; {found}", remedy)
 
 
-def _sight(context: Context, node: str) -> Iterator[Finding]:
+def _sight(context: Context, node: str) -> Iterator[Check]:
     """What a node sees of the run directory's other writers, of the models, and its own room."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     wanted = {_folder(context) / name for name in ("canary", *(f"canary-{rank}" for rank in range(tasks)))}
@@ -161,28 +161,28 @@ def _sight(context: Context, node: str) -> Iterator[Finding]:
     while (unseen := {path for path in wanted if not path.is_file()}) and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     found = f"sees {len(wanted) - len(unseen)} of {len(wanted)} files that the login node and all tasks wrote"
-    yield Finding(f"{node}: run_dir", found, "choose a file system that all nodes share" if unseen else "")
+    yield Check(f"{node}: run_dir", found, "choose a file system that all nodes share" if unseen else "")
     for name in _opened(context.config):
         if Path(name).is_absolute() and not Path(name).is_dir():
-            yield Finding(f"{node}: model", f"{name} is not there", "put it on a file system that all nodes share")
+            yield Check(f"{node}: model", f"{name} is not there", "put it on a file system that all nodes share")
     free = shutil.disk_usage("/tmp").free // _GIB
     remedy = "" if free else "Ray needs room in /tmp of each node: ask the administrators"
-    yield Finding(f"{node}: /tmp", f"{free} GiB free", remedy)
+    yield Check(f"{node}: /tmp", f"{free} GiB free", remedy)
 
 
-def _judge(context: Context, node: str) -> Iterator[Finding]:
+def _judge(context: Context, node: str) -> Iterator[Check]:
     """Whether a node reaches the judge's endpoint, where there is one: many clusters' nodes reach nothing outside."""
     judge, run = context.config.judge, context.run.path
     if judge.model and judge.backend == "openai" and judge.serve is None:
         try:
             endpoint.require_answering(judge)
-            yield Finding(f"{node}: judge", "the endpoint answers")
+            yield Check(f"{node}: judge", "the endpoint answers")
         except UserError as error:
             remedy = f"submit with judge.model=null, and judge where it answers: xlr judge {run} judge.model=… -i t"
-            yield Finding(f"{node}: judge", str(error), remedy)
+            yield Check(f"{node}: judge", str(error), remedy)
 
 
-def _meet(node: str, ranks: launch.Ranks) -> Finding:
+def _meet(node: str, own: Ranks) -> Check:
     """One reduction over all tasks, as training makes them."""
     import torch
     import torch.distributed as dist
@@ -190,13 +190,13 @@ def _meet(node: str, ranks: launch.Ranks) -> Finding:
     from xlr.training import engine
 
     begun = time.monotonic()
-    device = engine.init_distributed(ranks)
+    device = engine.init_distributed(own)
     ones = torch.ones(1, device=device)
     dist.all_reduce(ones)
     backend = dist.get_backend()
     engine.close_distributed()
     found = f"{int(ones.item())} tasks met over {backend} in {time.monotonic() - begun:.1f} s"
-    return Finding(f"{node}: collectives", found, "" if ones.item() == ranks.world_size else "some tasks are missing")
+    return Check(f"{node}: collectives", found, "" if ones.item() == own.world_size else "some tasks are missing")
 
 
 def with_ray(context: Context) -> None:
@@ -204,7 +204,7 @@ def with_ray(context: Context) -> None:
     context.pool.start()
     context.close()
     found = f"{os.environ['XLR_RAY_NODES']} joined at {os.environ['RAY_ADDRESS']}"
-    write_json(_folder(context) / "ray.json", [asdict(Finding("Ray", found))])
+    write_json(_folder(context) / "ray.json", [asdict(Check("Ray", found))])
 
 
 def _folder(context: Context) -> Path:

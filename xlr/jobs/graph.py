@@ -9,20 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlr.config import JobConfig, JobKindConfig, SlurmConfig
+from xlr.config import JobConfig, SlurmConfig
 from xlr.errors import UserError
-from xlr.pipeline import TRAINING, Stage
-from xlr.run.artifact import Iteration
+from xlr.pipeline import Stage
+from xlr.records import ModelKey
+from xlr.stages import STAGES
 
-DEFAULTS = SlurmConfig(
-    nodes=1,
-    max_restarts=20,
-    jobs={
-        "annotate": JobKindConfig(stages=("generate", "score", "pair", "reference")),
-        "train": JobKindConfig(stages=("train",)),
-        "evaluate": JobKindConfig(stages=("evaluate", "judge"), nice=100),
-    },
-)
+
+def _defaults() -> SlurmConfig:
+    """The kinds of jobs that the registry of stages names. Evaluation yields to the jobs of the next iteration."""
+    names: dict[str, list[str]] = {}
+    for kind in STAGES:
+        if not kind.only_start:
+            names.setdefault(kind.job, []).append(kind.name)
+    jobs = {job: {"stages": stages, "nice": 100 if job == "evaluate" else None} for job, stages in names.items()}
+    return SlurmConfig.model_validate({"nodes": 1, "max_restarts": 20, "jobs": jobs})
+
+
+DEFAULTS = _defaults()
 SCRIPTS = ("lib.sh", "annotate.sbatch", "train.sbatch", "evaluate.sbatch", "iteration.sbatch", "doctor.sbatch")
 _OPTIONS = ("time", "partition", "account", "qos", "constraint", "nice")  # which sbatch calls by the same names
 
@@ -49,7 +53,7 @@ class Job:
     """One job: stages of one iteration, and the names of the jobs it waits for."""
 
     kind: str
-    iteration: Iteration
+    iteration: ModelKey
     stages: tuple[Stage, ...]
     after: tuple[str, ...]
 
@@ -69,11 +73,13 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
         UserError: two kinds of jobs would wait for each other, or a stage is in none.
     """
     kind_of: dict[str, str] = {stage: name for name, kind in slurm.jobs.items() for stage in kind.stages or ()}
-    if "train" in kind_of:
-        kind_of["align"] = kind_of["train"]
+    for start in (stage for stage in STAGES if stage.only_start):
+        # It goes with the stages that its default kind of job has beside it.
+        beside = (kind_of[other.name] for other in STAGES if other.job == start.job and other.name in kind_of)
+        kind_of |= {start.name: job for job in beside}
     if homeless := {stage.name for stage in needs} - set(kind_of):
         raise UserError(f"slurm.jobs: no kind of job has {', '.join(sorted(homeless))}; name them in one's stages")
-    members: dict[tuple[str, Iteration], list[Stage]] = {}
+    members: dict[tuple[str, ModelKey], list[Stage]] = {}
     for stage in needs:
         members.setdefault((kind_of[stage.name], stage.iteration), []).append(stage)
     home = {stage: key for key, stages in members.items() for stage in stages}
@@ -82,7 +88,7 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
         for key, stages in members.items()
     }
     jobs: list[Job] = []
-    placed: dict[tuple[str, Iteration], str] = {}
+    placed: dict[tuple[str, ModelKey], str] = {}
     while len(placed) < len(waiting):
         ready = [key for key in waiting if key not in placed and waiting[key] <= set(placed)]
         if not ready:
@@ -145,18 +151,19 @@ def command(job: Job, slurm: SlurmConfig, run: Path, after: Sequence[str]) -> li
 def _script(job: Job, run: Path) -> list[str]:
     """The job's script and its arguments."""
     training = _training(job.stages)
-    others = ",".join(stage.name for stage in job.stages if stage.name not in TRAINING)
+    others = ",".join(stage.name for stage in job.stages if not stage.kind.in_ranks)
     if training and others:
         script = "iteration"
     elif training:
         script = "train"
     else:
-        script = "evaluate" if {stage.name for stage in job.stages} <= {"evaluate", "judge"} else "annotate"
+        script = "evaluate" if {stage.kind.job for stage in job.stages} == {"evaluate"} else "annotate"
     return [str(run / "slurm" / f"{script}.sbatch"), str(run), str(job.iteration), *filter(None, [others, training])]
 
 
 def _training(stages: Iterable[Stage]) -> str | None:
-    return next((stage.name for stage in stages if stage.name in TRAINING), None)
+    """The name of the stage that computes in ranks, if there is one."""
+    return next((stage.name for stage in stages if stage.kind.in_ranks), None)
 
 
 def environment(slurm: SlurmConfig, python: str) -> str:

@@ -17,8 +17,8 @@ from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
-from xlr.run.artifact import read_json, write_json, write_text
 from xlr.run.context import Context
+from xlr.run.files import read_json, write_json, write_text
 from xlr.shipped import shipped
 
 SITE = Path("~/.config/xlr/site.yaml")

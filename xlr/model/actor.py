@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from xlr.errors import UserError
+from xlr.records import Task
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,10 +38,14 @@ class Actor:
         """The name of the machine."""
         return socket.gethostname()
 
-    def run(self, method: str, *arguments: Any) -> Answer:
-        """Call a method by its name."""
+    def compute(self, task: Task) -> Any:
+        """The result of a task, which each kind of worker computes in its own way."""
+        raise NotImplementedError
+
+    def run(self, task: Task) -> Answer:
+        """Compute a task and count what it took."""
         begun, loaded, splits = time.monotonic(), self._load_seconds, self._splits
-        result = getattr(self, method)(*arguments)
+        result = self.compute(task)
         load_seconds = self._load_seconds - loaded
         return Answer(result, load_seconds, time.monotonic() - begun - load_seconds, self._splits - splits)
 

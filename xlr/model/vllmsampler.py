@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from xlr.errors import UserError
-from xlr.model import weights as models
+from xlr.model import weights
 from xlr.model.actor import Actor
+from xlr.model.precision import DType
 from xlr.model.products import compute_repeatably
 from xlr.model.worker import until_stop
-from xlr.records import SampleRequest, SampleSettings
+from xlr.records import SampleRequest, SampleSettings, SampleTask, Task
 
 # What vLLM reads when it is imported, unless the user sets it otherwise.
 _DEFAULTS = {
@@ -51,7 +52,7 @@ class VllmSampler(Actor):
         gpu_memory_utilization: share of their memory that the engine takes.
     """
 
-    def __init__(self, threads: int | None, dtype: str, tensor_parallel_size: int, gpu_memory_utilization: float):
+    def __init__(self, threads: int | None, dtype: DType, tensor_parallel_size: int, gpu_memory_utilization: float):
         super().__init__()
         compute_repeatably()
         # The engine runs in this process: its scheduling repeats, and it dies with its worker.
@@ -61,11 +62,16 @@ class VllmSampler(Actor):
         if threads:
             torch.set_num_threads(threads)
         self._on_gpu = torch.cuda.is_available()
-        self._dtype = models.resolve_dtype(dtype, torch.device("cuda" if self._on_gpu else "cpu"))
+        self._dtype = weights.resolve_dtype(dtype, torch.device("cuda" if self._on_gpu else "cpu"))
         self._tensor_parallel_size = tensor_parallel_size
         self._gpu_memory_utilization = gpu_memory_utilization
         self._model: str | None = None
         self._engine: Any = None
+
+    def compute(self, task: Task) -> Any:
+        """The responses that a task asks for; scoring is the other workers' work."""
+        assert isinstance(task, SampleTask)
+        return self.sample(task.model, task.requests, task.settings)
 
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
@@ -110,7 +116,7 @@ class VllmSampler(Actor):
     def _open(self, model: str) -> Any:
         require_installed()
         # vLLM itself takes missing and damaged weights in silence.
-        models.require_finite(models.load_causal_lm(model, self._dtype, "eager"), model)
+        weights.require_finite(weights.load_causal_lm(model, self._dtype, "eager"), model)
         from vllm import LLM
 
         try:

@@ -9,13 +9,12 @@ from torch import nn
 
 from xlr.config import SHARED_PROMPT
 from xlr.errors import UserError
+from xlr.model.precision import DType, precision
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on GPUs and float32 on CPUs, where bfloat16 is some hundred times slower."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """`model.dtype` as torch's type; see `precision`."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision(dtype, device.type == "cuda")]
 
 
 def load_config(model: str | Path) -> Any:

@@ -16,13 +16,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from xlr.errors import UserError
 from xlr.maths.sampling import draw
-from xlr.model import weights as models
+from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
-from xlr.model.attention import LogprobModel, batch
+from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
+from xlr.model.precision import DType
 from xlr.model.products import compute_repeatably
-from xlr.records import Example, SampleRequest, SampleSettings
+from xlr.records import Example, SampleRequest, SampleSettings, SampleTask, Task
 
 
 class Worker(Actor):
@@ -35,13 +35,13 @@ class Worker(Actor):
         models_kept: how many models stay in memory: 2, policy and reference, or 1.
     """
 
-    def __init__(self, threads: int | None, dtype: str, attn_implementation: str, models_kept: int = 2):
+    def __init__(self, threads: int | None, dtype: DType, attn_implementation: str, models_kept: int = 2):
         super().__init__()
         compute_repeatably()
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = models.resolve_dtype(dtype, self.device)
+        self.dtype = weights.resolve_dtype(dtype, self.device)
         self.attn_implementation = attn_implementation
         self._models_kept = models_kept
         self._models: dict[str, Any] = {}
@@ -53,12 +53,18 @@ class Worker(Actor):
             while len(self._models) >= self._models_kept:
                 self._models.pop(next(iter(self._models)))
             with self.loading():
-                causal_lm = models.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
-                models.require_finite(causal_lm, name)
+                causal_lm = weights.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
+                weights.require_finite(causal_lm, name)
             causal_lm.generation_config = GenerationConfig()  # its penalties and limits are not the method's
         self._models[name] = causal_lm  # the most recently used one stands last
         causal_lm.set_attn_implementation(attn_implementation)
         return causal_lm
+
+    def compute(self, task: Task) -> Any:
+        """The responses or log-probabilities that a task asks for."""
+        if isinstance(task, SampleTask):
+            return self.sample(task.model, task.requests, task.settings)
+        return self.score(task.models, task.examples)
 
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
@@ -68,7 +74,7 @@ class Worker(Actor):
         Raises:
             UserError: a GPU's memory does not hold a single one.
         """
-        causal_lm = self._model(model, models.default_attention(self.attn_implementation))
+        causal_lm = self._model(model, weights.default_attention(self.attn_implementation))
         remedy = f"{model}: lower max_new_tokens={settings.max_new_tokens}, or use generate.backend=vllm"
         return self.in_halves(lambda part: self._sample(causal_lm, part, settings), requests, list_halves, remedy)
 
@@ -118,10 +124,6 @@ class Worker(Actor):
         each = iter(zip(*logps, strict=True))
         return [[next(each) for _ in example.responses] for example in examples]
 
-    def reference_logps(self, model: str, examples: Sequence[Example]) -> tuple[str, list[float]]:
-        """The precision computed in, and the log-probability of each response, in nats."""
-        return str(self.dtype), self.logps(model, examples)
-
     def logps(self, model: str, examples: Sequence[Example]) -> list[float]:
         """The log-probability of each of the examples' responses, in nats.
 
@@ -150,49 +152,6 @@ def _example_halves(examples: Sequence[Example]) -> Halves[Example]:
         return None
     first, second = ([Example(example.prompt, tuple(part))] for part in responses)
     return first, second
-
-
-def batch_logps(
-    model: torch.nn.Module, examples: Sequence[Example], attn_implementation: str, device: torch.device
-) -> Tensor:
-    """`(S,)` log-probabilities, on batches of the form that the attention implementation reads."""
-    return model(batch(examples, attn_implementation).to(device))
-
-
-@torch.inference_mode()
-def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:
-    """Check on two probe sequences that batched log-probabilities are the model's own.
-
-    Each probe's value inside a batch is held against a plain forward pass over that sequence alone with the
-    model's whole head: it must not depend on the batch, nor on what the fast path leaves out (soft-capped or
-    scaled logits, sliding windows).
-
-    Raises:
-        UserError: they differ.
-    """
-    device, size = causal_lm.device, causal_lm.config.vocab_size
-    tokens = [(7 * i + 3) % size for i in range(64)]
-    probes = [
-        Example(tuple(tokens[:20]), (tuple(tokens[20:40]), tuple(tokens[30:36]))),
-        Example(tuple(tokens[5:9]), (tuple(tokens[10:25]),)),
-    ]
-    batched_S = batch_logps(LogprobModel(causal_lm), probes, attn_implementation, device)
-    causal_lm.set_attn_implementation(models.default_attention(attn_implementation))
-    plain = []
-    for prompt, response in [(probe.prompt, response) for probe in probes for response in probe.responses]:
-        ids_1T = torch.tensor([[*prompt, *response]], device=device)
-        logps_TV = causal_lm(input_ids=ids_1T).logits[0].float().log_softmax(-1)
-        targets_T = ids_1T[0, len(prompt) :, None]
-        plain.append(logps_TV[len(prompt) - 1 : -1].gather(-1, targets_T).sum())
-    causal_lm.set_attn_implementation(attn_implementation)
-    error = ((batched_S - torch.stack(plain)).abs() / torch.stack(plain).abs()).max().item()
-    allowed = 1e-4 if causal_lm.dtype == torch.float32 else 2e-2
-    if not error <= allowed:
-        raise UserError(
-            f"{name}: log-probabilities with attn_implementation={attn_implementation} differ from the model's own by "
-            f"{error:.2g} (allowed {allowed:g}); this architecture ({causal_lm.config.model_type}) needs another "
-            "model.attn_implementation, such as eager, or is not supported"
-        )
 
 
 class _SeededSampling:

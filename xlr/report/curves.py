@@ -7,8 +7,9 @@ from typing import Any
 
 from xlr.records import Score
 from xlr.rewarding.pairs import candidates_by_prompt
-from xlr.run.artifact import manifest_path, read_rows
+from xlr.run.artifact import manifest_path
 from xlr.run.context import Context
+from xlr.run.rows import read_rows
 from xlr.training import trackers
 
 

@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 from xlr.records import Pair
 from xlr.report.tables import Found, label, number
-from xlr.run.artifact import read_json, read_rows
 from xlr.run.context import Context
+from xlr.run.files import read_json
+from xlr.run.rows import read_rows
 
 SHOWN = 800  # in all
 TEXT_CHARS = 1500

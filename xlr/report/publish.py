@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 from xlr.config import Tracker
 from xlr.errors import UserError
-from xlr.run.artifact import read_json
 from xlr.run.context import Context
+from xlr.run.files import read_json
 from xlr.training import trackers
 
 

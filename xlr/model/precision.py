@@ -1,0 +1,12 @@
+"""What `model.dtype: auto` means."""
+
+from typing import Literal
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+def precision(dtype: DType, on_gpus: bool) -> Literal["float32", "bfloat16"]:
+    """The precision of weights and arithmetic: `auto` is bfloat16 on GPUs and float32 on CPUs."""
+    if dtype == "auto":
+        return "bfloat16" if on_gpus else "float32"
+    return dtype

@@ -1,0 +1,27 @@
+"""Rows that a stage leaves out, by language and reason. Nothing is left out silently."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from xlr.records import RowKey
+
+# lang -> reason -> rows
+DroppedCounts = dict[str, dict[str, int]]
+
+
+class Dropped:
+    """Collects the rows that a stage leaves out."""
+
+    def __init__(self) -> None:
+        self.keys: set[RowKey] = set()
+        self._reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, reason: str, keys: Iterable[RowKey]) -> None:
+        """Note rows that are left out for a reason."""
+        for key in keys:
+            self.keys.add(key)
+            self._reasons[key[0]][reason] += 1
+
+    def counts(self) -> DroppedCounts:
+        """How many rows were left out, by language and reason."""
+        return {lang: dict(sorted(reasons.items())) for lang, reasons in sorted(self._reasons.items())}

@@ -1,0 +1,203 @@
+"""Work that resumes: items are computed by the workers in batches, and each finished batch is a file.
+
+Such a piece carries a stamp: its number, and a digest of everything that decides its rows (settings, inputs, which rows
+are in which piece, precision, device, library releases). A file with another stamp is never used.
+"""
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from xlr import progress
+from xlr.config import settings
+from xlr.maths.batching import Batch, token_budget_batches
+from xlr.model.layout import batch_shape
+from xlr.records import Example, Logps, RowKey, ScoreTask, Task
+from xlr.run.artifact import Artifact, numeric_versions
+from xlr.run.context import Context
+from xlr.run.files import sha256, write_json
+from xlr.run.rows import Row, read_rows, read_stamp, write_rows
+
+AnyRow = TypeVar("AnyRow")
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Work(Generic[Row]):
+    """Items for the workers, which of them are computed together, and the rows that they become."""
+
+    keys: Sequence[Sequence[RowKey]]
+    """Of each item, the keys of the rows it becomes. A key begins with its language."""
+    batches: Sequence[Batch]
+    """Indices of the items that are computed together; every item once."""
+    tasks: Sequence[Task]
+    """What a worker is given for each batch."""
+    row_type: type[Row]
+    to_rows: Callable[[Batch, Any], list[Row]]
+    """Turns a batch's result into rows, in the order of the batch's items."""
+    num_tokens: Callable[[Batch, Sequence[Row]], int]
+    """Tokens of a finished batch, for the progress view."""
+
+    @property
+    def cut(self) -> str:
+        """A digest of which rows are in which piece."""
+        return sha256(json.dumps([[self.keys[item] for item in batch] for batch in self.batches]))
+
+    def languages(self, batch: Batch) -> Counter[str]:
+        """How many rows of each language a batch becomes."""
+        return Counter(key[0] for item in batch for key in self.keys[item])
+
+    def size(self, batch: Batch) -> int:
+        """How many rows a batch becomes."""
+        return sum(len(self.keys[item]) for item in batch)
+
+
+def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], label: str, unit: str) -> list[Row]:
+    """Compute all items, keeping each batch's rows in a file as soon as it is finished.
+
+    Args:
+        target: the artefact being made.
+        pieces: name of the folder of pieces beside it.
+        label, unit: what the progress view calls the step and its rows; `xlr status` finds its state beside the pieces.
+
+    Returns:
+        The rows of all items, in the order of the items.
+
+    Raises:
+        UserError: pieces are there that were made from other settings or inputs, or under other conditions.
+    """
+    if not work.batches:
+        return []
+    conditions = context.pool.conditions(type(work.tasks[0])) | numeric_versions() | {"cut": work.cut}
+    stamp = target.claim_pieces(pieces, conditions, settings(context.config))
+    folder = target.pieces_folder(pieces)
+    files = [folder / f"{number:06d}.parquet" for number in range(len(work.batches))]
+    missing = [number for number, file in enumerate(files) if read_stamp(file) != f"{stamp} {number}"]
+    if unusable := sum(files[number].is_file() for number in missing):
+        progress.console.print(f"  {label}: {unusable} pieces are damaged or belong elsewhere; they are computed again")
+    with _showing(context, folder, work, missing, label, unit) as step:
+        for number, result in context.pool.map({number: work.tasks[number] for number in missing}):
+            batch = work.batches[number]
+            with context.clock.measure("write"):
+                rows = work.to_rows(batch, result)
+                write_rows(files[number], work.row_type, rows, f"{stamp} {number}")
+            step.workers = context.pool.workers  # includes those that joined or were lost meanwhile
+            step.advance(work.languages(batch), work.num_tokens(batch, rows))
+    return _in_item_order(work, files)
+
+
+@contextlib.contextmanager
+def _showing(
+    context: Context, folder: Path, work: Work[Row], missing: Sequence[int], label: str, unit: str
+) -> Iterator[progress.Step]:
+    """The progress view of the work, with the finished pieces counted; at its end the workers' time is noted."""
+    totals: Counter[str] = Counter()
+    already: Counter[str] = Counter()
+    for number, batch in enumerate(work.batches):
+        totals.update(work.languages(batch))
+        if number not in missing:
+            already.update(work.languages(batch))
+    begun = time.monotonic()
+    with progress.step(label, totals, unit, already, partial(write_json, folder / PROGRESS)) as step:
+        yield step
+    _count_workers(context, time.monotonic() - begun)
+
+
+def _count_workers(context: Context, seconds: float) -> None:
+    """Note where the workers' time went, on average, and how many processors they had."""
+    workers = context.pool.workers
+    if not workers:
+        return
+    load = sum(worker.load_seconds for worker in workers) / len(workers)
+    compute = sum(worker.compute_seconds for worker in workers) / len(workers)
+    context.clock.seconds.update({"load": load, "compute": compute, "wait": max(seconds - load - compute, 0.0)})
+    at_work = [worker for worker in workers if not worker.lost]
+    context.clock.count_processors(sum(worker.cpus for worker in at_work), sum(worker.gpus for worker in at_work))
+
+
+def _in_item_order(work: Work[Row], files: Sequence[Path]) -> list[Row]:
+    """The rows of all pieces.
+
+    Raises:
+        RuntimeError: a piece holds more or fewer rows than its batch becomes.
+    """
+    of_item: dict[int, list[Row]] = {}
+    for batch, file in zip(work.batches, files, strict=True):
+        rows = read_rows(file, work.row_type)
+        if len(rows) != work.size(batch):
+            raise RuntimeError(f"{file}: holds {len(rows)} rows, not {work.size(batch)}; delete it and start again")
+        each = iter(rows)
+        for item in batch:
+            of_item[item] = [next(each) for _ in work.keys[item]]
+    return [row for item in range(len(work.keys)) for row in of_item[item]]
+
+
+# The log-probabilities of one example's responses, each under every model.
+ExampleLogps = Sequence[tuple[float, ...]]
+
+
+def resumable_logps(
+    context: Context,
+    target: Artifact,
+    pieces: str,
+    models: Sequence[str],
+    examples: Sequence[Example],
+    keys: Sequence[Sequence[RowKey]],
+    row_type: type[Row],
+    to_rows: Callable[[int, ExampleLogps], list[Row]],
+    label: str,
+    unit: str,
+) -> list[Row]:
+    """Compute the log-probabilities of all examples' responses under the models, in batches of `score.batch_tokens`.
+
+    With `ray.one_model_at_a_time` the workers go through all examples once for each model.
+
+    Args:
+        keys: of each example, the keys of the rows it becomes.
+        to_rows: turns an example's index and its responses' log-probabilities, in nats, into these rows.
+
+    Returns:
+        The rows of all examples, in the order of the examples.
+
+    Raises:
+        UserError: see `resumable`.
+    """
+    lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
+    batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
+    *first, last = [(model,) for model in models] if context.config.ray.one_model_at_a_time else [tuple(models)]
+
+    def work(
+        own: tuple[str, ...], keys: Any, row_type: type[AnyRow], to_rows: Callable[..., list[AnyRow]]
+    ) -> Work[AnyRow]:
+        return Work(
+            keys,
+            batches,
+            [ScoreTask(own, tuple(examples[item] for item in batch)) for batch in batches],
+            row_type,
+            lambda batch, result: [
+                row for item, logps in zip(batch, result, strict=True) for row in to_rows(item, logps)
+            ],
+            lambda batch, _: sum(examples[item].num_tokens for item in batch),
+        )
+
+    known: list[list[Logps]] = []
+    for number, own in enumerate(first):
+        one_row = work(
+            own, [own_keys[:1] for own_keys in keys], Logps, lambda _, logps: [Logps([own for (own,) in logps])]
+        )
+        known.append(
+            resumable(context, target, f"{pieces}-{number}", one_row, f"{label}, {Path(own[0]).name}", "examples")
+        )
+
+    def all_models(item: int, logps: ExampleLogps) -> list[Row]:
+        before = [of_model[item].logps for of_model in known]
+        return to_rows(item, [(*earlier, *own) for *earlier, own in zip(*before, logps, strict=True)])
+
+    return resumable(context, target, pieces, work(last, keys, row_type, all_models), label, unit)

@@ -1,0 +1,103 @@
+"""The registry of stages, in the order in which an iteration runs them.
+
+A new stage is a module with the functions of `pipeline.StageModule`, and one entry here. The command line, `xlr run`, the
+Slurm jobs, the status, the report and the doctor read this list. It imports nothing, so that `xlr --help` is quick.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One kind of stage. A run has it once for each iteration or model that its module names."""
+
+    name: str
+    """Its command, and its name everywhere else."""
+    module: str
+    """What implements it: a module with the functions of `pipeline.StageModule`."""
+    artefact: str
+    """The folder that it makes in the iteration's folder."""
+    job: str
+    """The kind of Slurm job that runs it by default."""
+    help: str
+    """One line for the command line."""
+    in_ranks: bool = False
+    """Whether it computes in training ranks; the others compute in Ray workers."""
+    only_start: bool = False
+    """Whether it belongs to iteration 0 alone, so that its command takes no iteration."""
+    default: int = 1
+    """The iteration that its command takes without being told."""
+    any_model: bool = False
+    """Whether it also belongs to the models of evaluate.models, so that its command takes a name too."""
+    comes_last: bool = False
+    """Whether it runs after all iterations, because it may compare any two models."""
+
+
+STAGES = (
+    StageKind(
+        "generate",
+        "xlr.rewarding.responses",
+        "responses",
+        "annotate",
+        "Stage 1: sample responses in every language.",
+    ),
+    StageKind(
+        "score",
+        "xlr.rewarding.scores",
+        "scores",
+        "annotate",
+        "Stage 2: score the responses with the implicit reward.",
+    ),
+    StageKind(
+        "pair",
+        "xlr.rewarding.pairs",
+        "pairs",
+        "annotate",
+        "Stage 3: turn scores into preference pairs.",
+    ),
+    StageKind(
+        "reference",
+        "xlr.training.reference",
+        "reference",
+        "annotate",
+        "Before training with reference_mode cached: compute the reference's log-probabilities of all pairs.",
+    ),
+    StageKind(
+        "align",
+        "xlr.training.align",
+        "model",
+        "train",
+        "Stage 0: train the English-aligned model from the initial one, on English preferences.",
+        in_ranks=True,
+        only_start=True,
+        default=0,
+    ),
+    StageKind(
+        "train",
+        "xlr.training.model",
+        "model",
+        "train",
+        "Stage 4: fine-tune on the pairs. Starts its own processes unless a launcher or srun did.",
+        in_ranks=True,
+    ),
+    StageKind(
+        "evaluate",
+        "xlr.evaluation.answers",
+        "eval",
+        "evaluate",
+        "Stage 5: evaluate a model on held-out prompts and preferences.",
+        default=0,
+        any_model=True,
+    ),
+    StageKind(
+        "judge",
+        "xlr.evaluation.judgements",
+        "judgements",
+        "evaluate",
+        "Stage 6: have a judge compare a model's held-out answers with the baseline's.",
+        any_model=True,
+        comes_last=True,
+    ),
+)
+
+KINDS = {kind.name: kind for kind in STAGES}

@@ -1,0 +1,120 @@
+"""The trained model as a Hugging Face folder: written shard by shard, and read back."""
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from xlr.model.weights import refuse_damaged
+from xlr.run.files import atomic_path, write_json
+from xlr.training.engine import gathered
+
+SHARD_BYTES = 4_500_000_000
+_VISIBLE_SECONDS = 120
+
+
+def export(engine: Any, source: str, target: Path, card: str) -> None:
+    """Write a Hugging Face folder: sharded safetensors, configuration, tokenizer; rank 0 holds one shard at most.
+
+    Args:
+        source: the model that training started from, for everything but the weights.
+        card: the folder's README.md.
+    """
+    sizes = {
+        name: getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        for name, parameter in engine.module.causal_lm.named_parameters()
+    }
+    shard_of = _shards(sizes)
+    if dist.get_rank() == 0:
+        _write_model(engine, source, target, card, sizes, shard_of)
+    else:
+        for _ in gathered(engine):
+            pass
+    dist.barrier()
+    _wait_until_visible(target / "config.json")
+
+
+def _wait_until_visible(file: Path) -> None:
+    """Network file systems show another node's new file late, by their attribute caches' lifetime.
+
+    Raises:
+        OSError: it does not show up: the run directory is not shared by all nodes.
+    """
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while not file.is_file():
+        if time.monotonic() > deadline:
+            raise OSError(
+                f"{file}: written by rank 0, and not seen by rank {dist.get_rank()} on {socket.gethostname()}"
+            )
+        time.sleep(1)
+
+
+def _write_model(
+    engine: Any, source: str, target: Path, card: str, sizes: dict[str, int], shard_of: dict[str, str]
+) -> None:
+    with atomic_path(target) as folder:
+        folder.mkdir(parents=True)
+        tensors: dict[str, torch.Tensor] = {}
+        file = next(iter(shard_of.values()))
+        for name, parameter in gathered(engine):
+            if shard_of[name] != file:
+                save_file(tensors, folder / file, metadata={"format": "pt"})
+                tensors, file = {}, shard_of[name]
+            tensors[name] = parameter.detach().cpu().clone().contiguous()
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        if len(set(shard_of.values())) > 1:
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": shard_of}
+            write_json(folder / "model.safetensors.index.json", index)
+        _copy_configuration(engine.module.causal_lm, source, folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        _require_whole(engine, folder, shard_of)
+
+
+def _require_whole(engine: Any, folder: Path, shard_of: dict[str, str]) -> None:
+    """Read back what was written: every tensor is there, with its shape and type, and finite.
+
+    Raises:
+        OSError: it is not; the disk or the file system has lost something.
+    """
+    expected = {
+        name: (tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype)
+        for name, parameter in engine.module.causal_lm.named_parameters()
+    }
+    found = {}
+    for file in dict.fromkeys(shard_of.values()):
+        with safe_open(folder / file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - not a mapping
+                tensor = shard.get_tensor(name)
+                if not tensor.isfinite().all():
+                    refuse_damaged(str(folder), name)
+                found[name] = (tuple(tensor.shape), tensor.dtype)
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise OSError(f"{folder}: {len(wrong)} tensors are not as they were written, for example {wrong[0]}")
+
+
+def _shards(sizes: dict[str, int]) -> dict[str, str]:
+    """Tensor name -> file name, filling files in order up to `SHARD_BYTES`."""
+    number, filled = 0, 0
+    numbers: dict[str, int] = {}
+    for name, size in sizes.items():
+        if filled and filled + size > SHARD_BYTES:
+            number, filled = number + 1, 0
+        numbers[name] = number
+        filled += size
+    if number == 0:
+        return dict.fromkeys(sizes, "model.safetensors")
+    return {name: f"model-{n + 1:05d}-of-{number + 1:05d}.safetensors" for name, n in numbers.items()}
+
+
+def _copy_configuration(causal_lm: Any, source: str, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    causal_lm.config.save_pretrained(folder)
+    causal_lm.generation_config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)

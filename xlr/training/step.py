@@ -1,0 +1,208 @@
+"""One rank's optimizer step: micro-batches in, metrics out.
+
+Shapes: `B` pairs of a micro-batch; sequences alternate: chosen, rejected, chosen, rejected, ...
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from xlr.cluster.ranks import Ranks
+from xlr.config import TrainConfig
+from xlr.maths.batching import Batch, micro_batches
+from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
+from xlr.model.logprobmodel import batch_logps
+from xlr.records import Example
+from xlr.training import engine
+from xlr.training.inputs import TrainingPair, pair_costs
+from xlr.training.metrics import Metrics, peak_flops
+
+# Pairs -> the reference's log-probabilities of chosen and rejected, `(B, 2)`.
+PairLogps = Callable[[Sequence[TrainingPair]], Tensor]
+
+
+def frozen_logps(frozen: Any, attn_implementation: str, device: torch.device) -> PairLogps:
+    """Computes them with the frozen engine: a collective, like every use of its weights."""
+
+    def logps(pairs: Sequence[TrainingPair]) -> Tensor:
+        with torch.no_grad():
+            return batch_logps(frozen, [pair.example for pair in pairs], attn_implementation, device).view(-1, 2)
+
+    return logps
+
+
+def cached_logps(cached: Mapping[TrainingPair, tuple[float, float]], device: torch.device) -> PairLogps:
+    """Looks them up among those that were computed before training."""
+
+    def logps(pairs: Sequence[TrainingPair]) -> Tensor:
+        return torch.tensor([cached[pair] for pair in pairs], device=device)
+
+    return logps
+
+
+class Trainer:
+    """One rank's part of a step: the losses of its micro-batches, their gradients, the metrics of all ranks."""
+
+    def __init__(
+        self,
+        train: TrainConfig,
+        policy: Any,
+        reference_logps: PairLogps,
+        attn_implementation: str,
+        device: torch.device,
+        ranks: Ranks,
+        training_pairs: Sequence[TrainingPair],
+        held_out: Sequence[TrainingPair] = (),
+    ):
+        self.train = train
+        self.policy = policy
+        self.reference_logps = reference_logps
+        self.attn_implementation = attn_implementation
+        self.device = device
+        self.ranks = ranks
+        self.pairs = training_pairs
+        self.held_out = held_out
+        self.languages = sorted({pair.lang for pair in training_pairs})
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.module.parameters())
+        # 2 FLOP a parameter and token forward, twice that backward; the reference's forward pass where there is one.
+        self.flops_per_token = parameters * (8 if train.reference_mode == "frozen" else 6)
+        self.peak_flops = peak_flops(device) * ranks.world_size
+
+    def logps(self, examples: Sequence[Example], engine: Any = None) -> Tensor:
+        """`(S,)` log-probabilities of the examples' responses under the policy, or under another engine's weights."""
+        return batch_logps(engine or self.policy, examples, self.attn_implementation, self.device)
+
+    def step(self, micro_steps: Sequence[Sequence[Batch]]) -> dict[str, float]:
+        """One optimizer step over a global batch, the same on every rank.
+
+        One collective of ours: the metrics' sum before the optimizer step, which is also where the ranks wait.
+
+        Raises:
+            FloatingPointError: a loss or the gradient is not finite; on every rank, and before the weights change.
+        """
+        begun = time.monotonic()
+        global_pairs = sum(len(batch) for micro_step in micro_steps for batch in micro_step)
+        metrics = Metrics(self.languages, self.device)
+        seen: list[tuple[list[TrainingPair], Tensor]] = []
+        with engine.one_reduction(self.policy):
+            for number, micro_step in enumerate(micro_steps):
+                self.policy.set_gradient_accumulation_boundary(number == len(micro_steps) - 1)
+                batch = [self.pairs[i] for i in micro_step[self.ranks.rank]]
+                losses_B = self._losses(batch, metrics)
+                seen.append((batch, losses_B.detach()))
+                # DeepSpeed averages gradients over ranks; the mean is over the pairs of the global batch.
+                self.policy.backward(losses_B.sum() * self.ranks.world_size / global_pairs, scale_wrt_gas=False)
+        values = metrics.reduce()
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(f"the loss is {values['loss']} for {_names(seen, odd=True)}")
+        learning_rate = self.policy.get_lr()[0]
+        self.policy.set_gradient_accumulation_boundary(True)
+        self.policy.step()
+        if self.policy.optimizer.overflow:  # DeepSpeed left the weights as they were
+            raise FloatingPointError(f"the gradient is not finite at the step with {_names(seen, odd=False)}")
+        seconds = time.monotonic() - begun
+        return values | {
+            "learning_rate": learning_rate,
+            "grad_norm": float(self.policy.get_global_grad_norm() or 0.0),
+            "perf/tokens_per_second": values["num_tokens"] / seconds,
+            "perf/mfu": self.flops_per_token * values["num_tokens"] / seconds / self.peak_flops,
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the held-out pairs, `eval_` before their names."""
+        lengths, rows = pair_costs(self.held_out, self.attn_implementation)
+        metrics = Metrics(self.languages, self.device)
+        self.policy.eval()
+        with torch.no_grad():
+            for micro_step in micro_batches(lengths, self.train.micro_batch_tokens, self.ranks.world_size, rows):
+                self._losses([self.held_out[i] for i in micro_step[self.ranks.rank]], metrics)
+        self.policy.train()
+        return {f"eval_{name}": value for name, value in metrics.reduce().items() if name != "num_tokens"}
+
+    def _losses(self, batch: Sequence[TrainingPair], metrics: Metrics) -> Tensor:
+        """The loss of each pair of a micro-batch, `(B,)`; its metrics are added to `metrics`."""
+        # A rank without pairs computes another's with weight 0: ZeRO's collectives need every rank.
+        pairs = batch or self.pairs[:1]
+        examples = [pair.example for pair in pairs]
+        reference_chosen_logps_B, reference_rejected_logps_B = self.reference_logps(pairs).T
+        chosen_logps_B, rejected_logps_B = self.logps(examples).view(-1, 2).T
+        lengths_B2 = torch.tensor([list(map(len, e.responses)) for e in examples], device=self.device)
+        policy_losses_B = pair_losses(
+            self.train,
+            chosen_logps_B,
+            rejected_logps_B,
+            reference_chosen_logps_B,
+            reference_rejected_logps_B,
+            lengths_B2,
+        )
+        nll_B = nll(chosen_logps_B, lengths_B2[:, 0])
+        losses_B = policy_losses_B + self.train.nll_weight * nll_B
+        if not batch:
+            return 0.0 * losses_B
+        chosen_rewards_B = self.train.beta * (chosen_logps_B - reference_chosen_logps_B).detach()
+        rejected_rewards_B = self.train.beta * (rejected_logps_B - reference_rejected_logps_B).detach()
+        metrics.add(
+            [pair.lang for pair in batch],
+            {
+                "loss": losses_B.detach(),
+                "nll_loss": nll_B.detach(),
+                "rewards/chosen": chosen_rewards_B,
+                "rewards/rejected": rejected_rewards_B,
+                "rewards/margins": chosen_rewards_B - rejected_rewards_B,
+                "rewards/accuracies": (chosen_rewards_B > rejected_rewards_B).float(),
+                "logps/chosen": chosen_logps_B.detach(),
+                "logps/rejected": rejected_logps_B.detach(),
+                # Estimates KL(reference || policy) of a sequence: the responses are the start model's own.
+                "kl": -(chosen_rewards_B + rejected_rewards_B) / (2 * self.train.beta),
+            },
+            sum(example.num_tokens for example in examples),
+        )
+        return losses_B
+
+
+def _names(seen: Sequence[tuple[Sequence[TrainingPair], Tensor]], odd: bool) -> str:
+    """The pairs of a step on all ranks, or only the odd ones, whose loss is not finite: a collective."""
+    own = [
+        f"{pair.lang} {pair.id}"
+        for pairs, losses_B in seen
+        for pair, loss in zip(pairs, losses_B.tolist(), strict=False)  # a rank without pairs computes another's
+        if not odd or not math.isfinite(loss)
+    ]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    names = ", ".join(name for names in found for name in names)
+    return f"the pairs {names}; nothing was changed by this step, and the last checkpoint is good"
+
+
+def pair_losses(
+    train: TrainConfig,
+    chosen_logps_B: Tensor,
+    rejected_logps_B: Tensor,
+    reference_chosen_logps_B: Tensor,
+    reference_rejected_logps_B: Tensor,
+    lengths_B2: Tensor,
+) -> Tensor:
+    """The configured preference loss of each pair.
+
+    Args:
+        lengths_B2: tokens of chosen and rejected; IPO averages log-probabilities over them.
+
+    Returns:
+        `(B,)`.
+    """
+    if train.loss_type == "sigmoid":
+        logits_B = dpo_logits(chosen_logps_B, rejected_logps_B, reference_chosen_logps_B, reference_rejected_logps_B)
+        return sigmoid_loss(logits_B, train.beta, train.label_smoothing)
+    chosen_B, rejected_B = lengths_B2.T
+    logits_B = dpo_logits(
+        chosen_logps_B / chosen_B,
+        rejected_logps_B / rejected_B,
+        reference_chosen_logps_B / chosen_B,
+        reference_rejected_logps_B / rejected_B,
+    )
+    return ipo_loss(logits_B, train.beta)
