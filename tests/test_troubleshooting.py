@@ -33,7 +33,7 @@ def quotations() -> Iterator[str]:
         yield from re.findall(r"`([^`]+ [^`]+)`", row)  # single words are names of keys
 
 
-@pytest.mark.parametrize("quotation", quotations())
+@pytest.mark.parametrize("quotation", list(quotations()))
 def test_a_quoted_message_is_one_of_ours(quotation: str) -> None:
     lacking = [part for part in quotation.split("…") if part.strip() not in messages()]
     assert not lacking, "the message changed: quote its new words in docs/troubleshooting.md"
