@@ -103,8 +103,8 @@ class Pool:
         """What decides the numbers of a kind of task beside the task itself: device, precision, implementation."""
         found = {"precision": self.precision, "device": "cuda" if self._size[1] else "cpu"}
         if task is SampleTask:
-            return found | {"sampler": self._generate.backend}
-        return found | {"attention": self._model.attn_implementation}
+            return found | {"generate.backend": self._generate.backend}
+        return found | {"model.attn_implementation": self._model.attn_implementation}
 
     def _choose_kind(self, ray: Any, vllm: bool) -> None:
         """Settle which kind of worker is needed. The other kind is ended, since it holds the same GPUs' memory."""
@@ -175,8 +175,8 @@ class Pool:
     def map(self, tasks: Mapping[Any, Task]) -> Iterator[tuple[Any, Any]]:
         """Compute all tasks, of one kind, and yield `(key, result)` as results come.
 
-        Tasks are handed out in order, one to each free worker. If a worker dies, alone or with its node, or computes one
-        task for more than `ray.task_minutes`, another worker gets its task. Nodes that join are used.
+        Tasks are handed out in order, one to each free worker. If a worker dies, alone or with its node, or computes
+        one task for more than `ray.task_minutes`, another worker gets its task. Nodes that join are used.
 
         Raises:
             UserError: raised by a worker, for example about a model it cannot open; names the node.
@@ -202,8 +202,8 @@ class Pool:
         tally.splits += answer.splits
         if answer.load_seconds > _SLOW_LOAD_SECONDS:
             console.print(
-                f"  opening models on {tally.node} took {duration(answer.load_seconds)}: is their folder on a slow file "
-                "system there?"
+                f"  opening models on {tally.node} took {duration(answer.load_seconds)}: is their folder on a slow "
+                "file system there?"
             )
 
     def _end_overdue(self, ray: Any, calls: Sequence[_Call]) -> None:

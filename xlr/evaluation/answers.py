@@ -1,7 +1,8 @@
 """Stage 5: how a model answers held-out prompts, and whether its implicit reward agrees with held-out preferences.
 
 Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-out sets; writes `RUN/iter{t}/eval/` or
-`RUN/models/{name}/eval/`: responses, scores and `eval.json`. Run alone with `xlr evaluate RUN --iteration t`, or a name.
+`RUN/models/{name}/eval/`: responses, scores and `eval.json`. Run alone with
+`xlr evaluate RUN --iteration t`, or with a name.
 """
 
 from collections.abc import Sequence

@@ -75,8 +75,9 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
     kind_of: dict[str, str] = {stage: name for name, kind in slurm.jobs.items() for stage in kind.stages or ()}
     for start in (stage for stage in STAGES if stage.only_start):
         # It goes with the stages that its default kind of job has beside it.
-        beside = (kind_of[other.name] for other in STAGES if other.job == start.job and other.name in kind_of)
-        kind_of |= {start.name: job for job in beside}
+        for beside in STAGES:
+            if beside.job == start.job and beside.name in kind_of:
+                kind_of[start.name] = kind_of[beside.name]
     if homeless := {stage.name for stage in needs} - set(kind_of):
         raise UserError(f"slurm.jobs: no kind of job has {', '.join(sorted(homeless))}; name them in one's stages")
     members: dict[tuple[str, ModelKey], list[Stage]] = {}

@@ -123,7 +123,7 @@ def sample_responses(
         SampleRequest(ids[prompt], row_seed(context.config.seed, iteration, prompt.lang, prompt.id, sample))
         for prompt, sample in wanted
     ]
-    # Prompts of similar length share a batch: less left padding. The sort is stable, so a prompt's samples stay together.
+    # Prompts of similar length share a batch: less left padding. A stable sort keeps a prompt's samples together.
     order = sorted(range(len(wanted)), key=lambda item: -len(requests[item].prompt))
     batches = [order[start : start + generate.batch_size] for start in range(0, len(order), generate.batch_size)]
     how = sample_settings(generate, encoder, model)

@@ -95,8 +95,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def numeric_versions() -> dict[str, str | None]:
-    """Installed releases of the libraries that may change the numbers of a stage, by name."""
-    return {name: _version(name) for name in _NUMERIC_LIBRARIES}
+    """Releases of the libraries that may change the numbers of a stage: `{"version of torch": "2.13.0", ...}`."""
+    return {f"version of {name}": _version(name) for name in _NUMERIC_LIBRARIES}
 
 
 def _version(name: str) -> str | None:
@@ -156,6 +156,19 @@ class Artifact:
             change = f"{key} ({self.inputs.get(key, 'no longer used')}) has changed since"
             raise UserError(f"{self.folder}: made with another configuration: {change}. {remedy}")
 
+    def _require_same_conditions(
+        self, folder: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str
+    ) -> None:
+        before, now = recorded["conditions"], wanted["conditions"]
+        changes = [f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in _differing(before, now)]
+        if before.get("cut") != now["cut"]:
+            # A digest tells the user nothing: name the settings that changed since.
+            was, own = recorded["configuration"], wanted["configuration"]
+            named = [f"{key} was {was.get(key)!r} and is now {own.get(key)!r}" for key in _differing(was, own)]
+            changes = [f"the work is divided into other batches ({', '.join(named) or 'other rows'})"]
+        if changes:
+            raise UserError(f"{folder}: its finished pieces do not fit: {changes[0]}. {remedy}")
+
     def finish(self, rows: int, facts: Any, clock: Clock, tokens: Mapping[str, int] | None = None) -> None:
         """Write the manifest: from here on the artefact counts as finished.
 
@@ -192,8 +205,8 @@ class Artifact:
         """Make the folder of pieces for this artefact, or check that the one that is there belongs to it.
 
         Args:
-            conditions: what decides the pieces beside the artefact's own settings and inputs, such as precision, library
-                releases and, under "cut", a digest of which rows are in which piece.
+            conditions: what decides the pieces beside the artefact's own settings and inputs, such as precision,
+                library releases and, under "cut", a digest of which rows are in which piece.
             configuration: settings to name in the message if the cut differs.
 
         Returns:
@@ -216,15 +229,7 @@ class Artifact:
             remedy = f"Set it back, use another run_dir, or delete {folder} to start this stage again"
             self._require_same_settings(recorded["settings"], remedy)
             self._require_same_inputs(recorded["inputs"], remedy)
-            for key in _differing(recorded["conditions"], wanted["conditions"]):
-                before, now = (of["conditions"].get(key) for of in (recorded, wanted))
-                changed = _differing(recorded["configuration"], wanted["configuration"])
-                if key == "cut":
-                    changes = [f"{one} was {recorded['configuration'].get(one)!r}" for one in changed]
-                    change = f"the work is divided into other batches ({', '.join(changes) or 'other rows'})"
-                else:
-                    change = f"{key} was {before!r} and is now {now!r}"
-                raise UserError(f"{folder}: its finished pieces do not fit: {change}. {remedy}")
+            self._require_same_conditions(folder, recorded, wanted, remedy)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / PLAN, wanted)

@@ -1,6 +1,6 @@
-"""DeepSpeed: the engines of the policy and of the frozen reference, and their checkpoints. The only module that imports it.
+"""DeepSpeed's engines of the policy and of the frozen reference, and their checkpoints.
 
-Every function here that touches weights is a collective: all ranks call it.
+The only module that imports DeepSpeed. Every function that touches weights is a collective: all ranks call it.
 """
 
 import contextlib

@@ -113,7 +113,7 @@ def _claim_checkpoints(rank: _Rank) -> None:
     conditions = numeric_versions() | {
         "device": rank.device.type,
         "precision": str(rank.dtype),
-        "attention": rank.attention,
+        "model.attn_implementation": rank.attention,
         "cut": sha256("\n".join(f"{pair.lang} {pair.id}" for pair in train_pairs)),
     }
     rank.target.claim_pieces(_CHECKPOINTS, conditions, settings(rank.training.context.config))

@@ -1,8 +1,8 @@
 """Stage 4: full fine-tuning with DPO + NLL: what it makes, and the processes it runs in.
 
 Reads the pairs and the model that the iteration starts from; writes `RUN/iter{t}/model` (a Hugging Face folder),
-`metrics.jsonl`, `tensorboard` and, meanwhile, checkpoints. Run alone with `xlr train RUN --iteration t`. The loop itself
-is in `loop`.
+`metrics.jsonl`, `tensorboard` and, meanwhile, checkpoints. Run alone with `xlr train RUN --iteration t`. The loop
+itself is in `loop`.
 """
 
 import contextlib

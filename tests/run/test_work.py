@@ -1,0 +1,271 @@
+"""Pieces of interrupted work are used again where they fit, and never mixed where they do not."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests.conftest import Cli, assert_refused
+from tests.waiting import wait_until
+from xlr.config import Config
+from xlr.errors import UserError
+from xlr.progress import Clock
+from xlr.records import Example, ReferenceLogps, Response, Score, ScoreTask, Task
+from xlr.run import work as working
+from xlr.run.artifact import Artifact
+from xlr.run.rows import read_rows, require_each_once, write_rows
+from xlr.run.work import Work, resumable, resumable_logps
+
+Rows = list[ReferenceLogps]
+
+
+class StoppedError(Exception):
+    pass
+
+
+@dataclass
+class Workers:
+    """A pool that scores an example by its token ids, and fails after some tasks."""
+
+    precision: str = "float32"
+    fail_after: int = 10**9
+    computed: list[Any] = field(default_factory=list)
+    workers: tuple[()] = ()
+
+    def conditions(self, task: type[Task]) -> dict[str, str]:
+        return {"precision": self.precision}
+
+    def map(self, tasks: Mapping[int, ScoreTask]) -> Iterator[tuple[int, Any]]:
+        for number, task in reversed(tasks.items()):  # they finish in another order than they begin
+            if len(self.computed) == self.fail_after:
+                raise StoppedError
+            self.computed.append(number)
+            scores = [
+                [tuple(-float(sum(response)) - len(model) for model in task.models) for response in example.responses]
+                for example in task.examples
+            ]
+            yield number, scores
+
+
+def a_context(workers: Workers, **settings: Any) -> Any:
+    tree = {
+        "run_dir": "run",
+        "languages": ["en"],
+        "model": {"initial": "i", "aligned": "a"},
+        "prompts": {"path": "p"},
+        **settings,
+    }
+    return SimpleNamespace(config=Config.model_validate(tree), clock=Clock(), pool=workers)
+
+
+def an_artifact(folder: Path, **settings: Any) -> Artifact:
+    return Artifact(folder / "scores", "score", settings, {})
+
+
+def examples(count: int) -> list[Example]:
+    return [Example((1, 2), ((3 + number, 9),)) for number in range(count)]
+
+
+def compute(context: Any, target: Artifact, items: Sequence[Example]) -> Rows:
+    keys = [[("en", str(number))] for number in range(len(items))]
+
+    def to_rows(item: int, logps: Sequence[tuple[float, ...]]) -> Rows:
+        ((policy, reference),) = logps
+        return [ReferenceLogps(str(item), "en", "", policy, reference)]
+
+    return resumable_logps(
+        context, target, "parts", ("policy", "ref"), items, keys, ReferenceLogps, to_rows, "score", "responses"
+    )
+
+
+def expected(items: Sequence[Example]) -> Rows:
+    """A plain loop."""
+    values = [-float(sum(item.responses[0])) for item in items]
+    return [ReferenceLogps(str(i), "en", "", value - 6, value - 3) for i, value in enumerate(values)]
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@given(count=st.integers(0, 6), budget=st.integers(1, 9), finished=st.integers(0, 6), one_model=st.booleans())
+def test_interrupted_work_ends_with_the_rows_of_undisturbed_work(
+    tmp_path_factory: pytest.TempPathFactory, count: int, budget: int, finished: int, one_model: bool
+) -> None:
+    target, items = an_artifact(tmp_path_factory.mktemp("work")), examples(count)
+    how = {"score": {"batch_tokens": budget}, "ray": {"one_model_at_a_time": one_model}}
+    first = Workers(fail_after=finished)
+    with contextlib.suppress(StoppedError):
+        compute(a_context(first, **how), target, items)
+    second = Workers()
+    assert compute(a_context(second, **how), target, items) == expected(items)
+    third = Workers()
+    assert compute(a_context(third, **how), target, items) == expected(items)
+    assert not third.computed
+    if not one_model:
+        assert not set(first.computed) & set(second.computed)
+
+
+def interrupted(target: Artifact, count: int = 6, **settings: Any) -> None:
+    with pytest.raises(StoppedError):
+        compute(a_context(Workers(fail_after=1), score={"batch_tokens": 6}, **settings), target, examples(count))
+
+
+def test_another_budget_is_refused(tmp_path: Path) -> None:
+    interrupted(an_artifact(tmp_path))
+    workers = Workers()
+    with pytest.raises(UserError) as refusal:
+        compute(a_context(workers, score={"batch_tokens": 9}), an_artifact(tmp_path), examples(6))
+    assert "divided into other batches (score.batch_tokens was 6 and is now 9)" in str(refusal.value)
+    assert f"delete {tmp_path / 'scores.parts'} to start this stage again" in str(refusal.value)
+    assert not workers.computed
+
+
+def test_another_layout_is_refused(tmp_path: Path) -> None:
+    """Padded rows cost more than packed ones, so the same budget divides the examples differently."""
+    interrupted(an_artifact(tmp_path))
+    model = {"initial": "i", "aligned": "a", "attn_implementation": "sdpa"}
+    context = a_context(Workers(), score={"batch_tokens": 6}, model=model)
+    items = [Example((1, 2), ((3, 9), (4, 9, 9)))] * 6
+    with pytest.raises(UserError, match="divided into other batches"):
+        compute(context, an_artifact(tmp_path), items)
+
+
+def test_another_change_of_the_configuration_does_not_matter(tmp_path: Path) -> None:
+    interrupted(an_artifact(tmp_path))
+    context = a_context(Workers(), score={"batch_tokens": 6}, train={"beta": 0.5})
+    assert compute(context, an_artifact(tmp_path), examples(6)) == expected(examples(6))
+
+
+def test_other_items_are_refused(tmp_path: Path) -> None:
+    interrupted(an_artifact(tmp_path))
+    with pytest.raises(UserError, match=r"divided into other batches \(other rows\)"):
+        compute(a_context(Workers(), score={"batch_tokens": 6}), an_artifact(tmp_path), examples(7))
+
+
+def test_another_precision_is_refused(tmp_path: Path) -> None:
+    interrupted(an_artifact(tmp_path))
+    context = a_context(Workers(precision="bfloat16"), score={"batch_tokens": 6})
+    with pytest.raises(UserError, match="precision was 'float32' and is now 'bfloat16'"):
+        compute(context, an_artifact(tmp_path), examples(6))
+
+
+def test_another_release_of_a_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(an_artifact(tmp_path))
+    real = working.numeric_versions()
+    monkeypatch.setattr(working, "numeric_versions", lambda: real | {"version of torch": "9.9"})
+    with pytest.raises(UserError, match=r"version of torch was '.*' and is now '9.9'"):
+        compute(a_context(Workers(), score={"batch_tokens": 6}), an_artifact(tmp_path), examples(6))
+
+
+def test_other_settings_of_the_artefact_are_refused(tmp_path: Path) -> None:
+    interrupted(an_artifact(tmp_path, reward="crosslingual"))
+    context = a_context(Workers(), score={"batch_tokens": 6})
+    with pytest.raises(UserError, match="reward was 'crosslingual' and is now 'multilingual'"):
+        compute(context, an_artifact(tmp_path, reward="multilingual"), examples(6))
+
+
+def spoil_torn(piece: Path) -> None:
+    piece.write_bytes(piece.read_bytes()[:40])
+
+
+def spoil_unstamped(piece: Path) -> None:
+    write_rows(piece, ReferenceLogps, read_rows(piece, ReferenceLogps))
+
+
+def spoil_of_another_number(piece: Path) -> None:
+    others = [file for file in piece.parent.glob("*.parquet") if file != piece]
+    piece.write_bytes(others[0].read_bytes())
+
+
+@pytest.mark.parametrize("spoil", [spoil_torn, spoil_unstamped, spoil_of_another_number])
+def test_a_piece_that_does_not_prove_what_it_is_is_computed_again(
+    spoil: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, items = an_artifact(tmp_path), examples(6)
+    compute(a_context(Workers(), score={"batch_tokens": 6}), target, items)
+    pieces = sorted((tmp_path / "scores.parts").glob("*.parquet"))
+    spoil(pieces[1])
+    workers = Workers()
+    assert compute(a_context(workers, score={"batch_tokens": 6}), target, items) == expected(items)
+    assert workers.computed == [1]
+    assert "1 pieces are damaged or belong elsewhere; they are computed again" in capsys.readouterr().out
+
+
+def test_a_lost_plan_does_not_let_foreign_pieces_in(tmp_path: Path) -> None:
+    interrupted(an_artifact(tmp_path))
+    (tmp_path / "scores.parts" / "plan.json").unlink()
+    workers = Workers()
+    items = examples(7)
+    assert compute(a_context(workers, score={"batch_tokens": 6}), an_artifact(tmp_path), items) == expected(items)
+    assert sorted(workers.computed) == list(range(len(workers.computed)))
+
+
+def test_a_piece_with_too_few_rows_ends_the_stage(tmp_path: Path) -> None:
+    keys = [[("en", "a")], [("en", "b")]]
+    work = Work(
+        keys,
+        [[0, 1]],
+        [ScoreTask(("m",), tuple(examples(2)))],
+        ReferenceLogps,
+        lambda batch, result: [ReferenceLogps("a", "en", "", 0.0, 0.0)],
+        lambda batch, rows: 0,
+    )
+    with pytest.raises(RuntimeError, match="holds 1 rows, not 2"):
+        resumable(a_context(Workers()), an_artifact(tmp_path), "parts", work, "score", "responses")
+
+
+@pytest.mark.parametrize(("rows", "times"), [(["a"], 0), (["a", "b", "b"], 2), (["a", "b", "c"], 1)])
+def test_rows_are_counted_by_key_before_an_artefact_is_finished(rows: list[str], times: int, tmp_path: Path) -> None:
+    write_rows(tmp_path / "x.parquet", ReferenceLogps, [ReferenceLogps(one, "en", "", 0.0, 0.0) for one in rows])
+    with pytest.raises(RuntimeError, match=rf"holds the row en [bc] {times} times"):
+        require_each_once(tmp_path, [("en", "a"), ("en", "b")], ("lang", "id"))
+    require_each_once(tmp_path, [("en", one) for one in rows], ("lang", "id"))
+
+
+@pytest.fixture(scope="module")
+def sampled(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with sampled responses."""
+    import yaml
+
+    from tests.conftest import tiny_tree
+
+    folder = tmp_path_factory.mktemp("sampled")
+    tree = tiny_tree.__wrapped__(tiny_models, folder)  # type: ignore[attr-defined]
+    tree |= {"score": {"batch_tokens": 128}, "languages": ["en", "es", "fr"]}
+    tree["prompts"]["limit"] = 8
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "xlr", "generate", str(folder / "run.yaml")], check=True, capture_output=True)
+    return folder / "run"
+
+
+def interrupt_scoring(run: Path) -> None:
+    """`kill -9` after the first pieces."""
+    process = subprocess.Popen([sys.executable, "-m", "xlr", "score", str(run)], stdout=subprocess.DEVNULL)
+    wait_until(lambda: len(list(run.glob("iter1/scores.parts/*.parquet"))) > 2, "three pieces")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "iter1" / "scores.manifest.json").exists()
+
+
+def test_scoring_is_not_continued_under_another_attention(sampled: Path, cli: Cli) -> None:
+    """Pieces used to be found by number: rows were doubled and lost, and the exit code was 0."""
+    interrupt_scoring(sampled)
+    refused = cli("score", sampled, "model.attn_implementation=sdpa")
+    assert_refused(refused, "model.attn_implementation was 'xlr_shared_prompt' and is now 'sdpa'")
+    continued = cli("score", sampled, "model.attn_implementation=xlr_shared_prompt")
+    assert continued.returncode == 0, continued.stderr
+    responses = read_rows(sampled / "iter1" / "responses", Response)
+    scores = read_rows(sampled / "iter1" / "scores", Score)
+    filled = [row for row in responses if row.response.strip()]
+    assert sorted((row.lang, row.id, row.sample) for row in scores) == sorted(
+        (row.lang, row.id, row.sample) for row in filled
+    )
