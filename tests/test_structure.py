@@ -28,8 +28,9 @@ LAYERS: list[set[str]] = [
     {"model", "data"},
     {"configfile"},
     {"config"},
+    {"slurmconfig"},
     {"progress"},
-    {"console", "languages", "shipped", "stages"},
+    {"console", "languages", "schema", "shipped", "stages"},
     {"errors", "records", "maths"},
 ]
 LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}
@@ -99,7 +100,7 @@ def test_a_folder_can_be_read_in_a_sitting(folder: str) -> None:
     assert lines <= MOST_LINES
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - {"config"}))
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_no_module_is_long(name: str) -> None:
     path = (PACKAGE / name.replace(".", "/")).with_suffix(".py")
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
@@ -154,9 +155,9 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import xlr; from xlr import config; from xlr.shipped import shipped; print(xlr.__file__); "
+        "import xlr; from xlr import configfile; from xlr.shipped import RECIPES, shipped; print(xlr.__file__); "
         "print(shipped('ds_configs', 'zero3.json'), shipped('ray_jobs', 'score.py'), shipped('slurm', 'lib.sh')); "
-        "run = config.load(config.RECIPES / 'quickstart.yaml'); "
+        "run = configfile.load(RECIPES / 'quickstart.yaml'); "
         "from xlr.report import page; print(page.environment().get_template('report.html').filename); "
         "from xlr.data.prompts import load_prompts; print(len(load_prompts(run.prompts, run.languages)['fr']))"
     )

@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from xlr import progress
-from xlr.config import Config, TrainConfig, dump
+from xlr.config import Config, TrainConfig
+from xlr.configfile import dump
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.prompts import load_preferences
 from xlr.errors import UserError

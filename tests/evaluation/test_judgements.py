@@ -13,7 +13,7 @@ import yaml
 from tests import tiny
 from tests.conftest import Cli
 from tests.judgeserver import Judge, longer, serving
-from xlr import config
+from xlr import config, configfile
 from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
 from xlr.evaluation import annotations, judgements
@@ -22,6 +22,7 @@ from xlr.records import Response
 from xlr.report import report, tables
 from xlr.run.artifact import read_json, read_rows, write_rows
 from xlr.run.context import Context
+from xlr.shipped import RECIPES
 
 LANGUAGES = ["en", "es"]
 
@@ -35,9 +36,9 @@ def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
         "run_dir": str(folder / "run"),
         "languages": ["de", "es"],
         "model": {name: str(path) for name, path in tiny_models.items()},
-        "prompts": {"path": str(config.RECIPES / "quickstart" / "prompts"), "limit": 2},
+        "prompts": {"path": str(RECIPES / "quickstart" / "prompts"), "limit": 2},
         "evaluate": {
-            "prompts": {"path": str(config.RECIPES / "quickstart" / "heldout"), "limit": 6},
+            "prompts": {"path": str(RECIPES / "quickstart" / "heldout"), "limit": 6},
             "languages": LANGUAGES,
             "max_new_tokens": 12,
             "models": {"before": str(before)},
@@ -72,7 +73,7 @@ def opened(tree: dict[str, Any], **settings: Any) -> Context:
     tree["judge"] |= settings
     path = Path(tree["run_dir"]).with_name("run.yaml")
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return Context(config.load(path))
+    return Context(configfile.load(path))
 
 
 def rows_of(context: Context, model: int | str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from xlr import pipeline, progress
 from xlr.cluster import slurm as scheduler
-from xlr.config import Config, SlurmConfig
+from xlr.config import Config
 from xlr.errors import UserError
 from xlr.evaluation import endpoint
 from xlr.jobs import graph as jobs
@@ -24,6 +24,7 @@ from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
 from xlr.run.artifact import read_json, remove, write_json, write_text
 from xlr.run.context import Context
+from xlr.slurmconfig import SlurmConfig
 from xlr.training import launcher as launch
 
 _DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for a parameter of 2, and each iteration leaves a model

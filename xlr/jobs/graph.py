@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlr.config import JobConfig, JobKindConfig, SlurmConfig
 from xlr.errors import UserError
 from xlr.pipeline import TRAINING, Stage
 from xlr.run.artifact import Iteration
+from xlr.slurmconfig import JobConfig, JobKindConfig, SlurmConfig
 
 DEFAULTS = SlurmConfig(
     nodes=1,
