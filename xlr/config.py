@@ -300,7 +300,7 @@ class RayConfig(Section):
 
 
 class Config(Section):
-    """One run."""
+    """The settings of one run."""
 
     run_dir: Annotated[str, OPERATIONAL, Location.PATH]
     """Folder of the run's artefacts."""
