@@ -95,9 +95,6 @@ def test_the_refusal_names_the_switch() -> None:
         "generate.tensor_parallel_size: has no effect with generate.backend=transformers, because transformers samples "
         "on one GPU and takes the memory it needs; remove it (default 1), or set generate.backend=vllm"
     )
-    serve = "vllm serve {model} --port {port}"
-    with pytest.raises(UserError, match=r"judge\.base_url: .*judge\.serve=vllm.*set judge\.serve=null"):
-        changed(judge={"serve": serve, "base_url": "http://127.0.0.1/v1"})
 
 
 def test_settings_of_the_judge_may_be_given_without_a_judge() -> None:

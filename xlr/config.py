@@ -216,16 +216,11 @@ class JudgeConfig(Section):
     model: Annotated[str | None, Location.JUDGE] = None
     """The judge: the endpoint's name for it, or with backend transformers a Hugging Face folder or hub name. null turns
     judging off."""
-    base_url: Annotated[
-        str | None,
-        OPERATIONAL,
-        _ENDPOINT_ONLY,
-        Ignored("judge.serve starts a server with an address of its own", unless=("serve", None)),
-    ] = None
+    base_url: Annotated[str | None, OPERATIONAL, _ENDPOINT_ONLY] = None
     """URL of the endpoint, including /v1. null uses OPENAI_BASE_URL, or else OpenAI's own endpoint."""
     serve: Annotated[str | None, OPERATIONAL, _ENDPOINT_ONLY] = None
-    """Command that serves the judge on this node while it is needed; replaces base_url. {model} and {port} are filled
-    in: vllm serve {model} --host 127.0.0.1 --port {port}."""
+    """Command that serves the judge on this node while it is needed; base_url is then not used. {model} and {port} are
+    filled in: vllm serve {model} --host 127.0.0.1 --port {port}."""
     api_key_variable: Annotated[str, OPERATIONAL, _ENDPOINT_ONLY] = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key. A server without keys accepts any value."""
     baseline: Annotated[Annotated[int, Field(ge=0)] | str, Location.BASELINE] = 0

@@ -211,7 +211,7 @@ def test_a_judge_is_served_while_it_is_asked(
         ask(context(tiny_tree, judge, serve=f"{sys.executable} -c 'raise SystemExit(3)' {{port}}"), questions(4))
     with pytest.raises(UserError, match=r"judge\.serve: /nowhere/vllm cannot be started"):
         ask(context(tiny_tree, judge, serve="/nowhere/vllm {port}"), questions(4))
-    with pytest.raises(UserError, match=r"judge\.serve: has no \{port\}"):
+    with pytest.raises(UserError, match=r"judge\.serve: does not contain \{port\}"):
         context(tiny_tree, judge, serve="vllm serve {model}")
 
 
