@@ -21,6 +21,7 @@ from xlr import config
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
 from xlr.records import SampleRequest, SampleSettings
+from xlr.shipped import RECIPES
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
 LANGUAGES = ["es", "ru"]
@@ -62,7 +63,7 @@ def sample(arguments: argparse.Namespace) -> dict[str, Any]:
     from xlr.model.worker import Worker
 
     encoder = ChatEncoder(load_tokenizer(arguments.model), arguments.model)
-    source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else config.RECIPES / "quickstart" / "prompts"
+    source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else RECIPES / "quickstart" / "prompts"
     prompts = load_prompts(config.PromptsConfig(path=str(source)), LANGUAGES)
     ids = {lang: [encoder.prompt(prompt.instruction) for prompt in prompts[lang]] for lang in LANGUAGES}
     short = [

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from xlr import config, languages
+from xlr import configfile, languages
 from xlr.cluster.environment import ALLOCATOR
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
@@ -40,6 +40,7 @@ from xlr.rewarding import scores
 from xlr.run.context import Context
 from xlr.run.files import remove, write_text
 from xlr.run.rows import read_rows
+from xlr.shipped import RECIPES
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
 LANGUAGES = ["es", "ru" if SHARED_PROMPTS.is_dir() else "de"]  # what ships has no Russian
@@ -89,7 +90,7 @@ def sample(work: Path, model: Path, instructions: int) -> None:
         (work / "policy" / file.name).unlink(missing_ok=True)
         (work / "policy" / file.name).symlink_to(file)
     encoder = ChatEncoder(load_tokenizer(model), str(model))
-    source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else config.RECIPES / "quickstart" / "prompts"
+    source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else RECIPES / "quickstart" / "prompts"
     texts: dict[str, dict[str, str]] = {}
     for lang in ("en", *LANGUAGES):
         rows = map(json.loads, (source / f"{lang}.jsonl").read_text(encoding="utf-8").splitlines())
@@ -129,7 +130,7 @@ class Work:
         """The run, with the contestant's actors."""
         settings = tree(self.folder, self.model) | {"ray": ACTORS.get(self.name, {})}
         write_text(self.folder / f"{self.name}.yaml", yaml.safe_dump(settings))
-        return Context(config.load(self.folder / f"{self.name}.yaml"))
+        return Context(configfile.load(self.folder / f"{self.name}.yaml"))
 
     @cached_property
     def rows(self) -> list[Response]:

@@ -23,13 +23,12 @@ from typing import Any
 import torch
 import yaml
 
-from xlr import config
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.model.products import compute_repeatably
 from xlr.records import Response
 from xlr.run.files import read_json, write_text
 from xlr.run.rows import read_rows
-from xlr.shipped import shipped
+from xlr.shipped import RECIPES, shipped
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
 GLOBAL_BATCH, MAX_LENGTH, MAX_PROMPT, RATE, SEED = 4, 512, 192, 1e-6, 42
@@ -120,7 +119,7 @@ def make_pairs(work: Path, model: Path, count: int) -> list[dict[str, Any]]:
 
 def _short_prompts(folder: Path, encoder: ChatEncoder, count: int) -> dict[tuple[str, str], str]:
     """Write the first instructions that leave room for an answer in every language; `(lang, id)` -> text."""
-    source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else config.RECIPES / "quickstart" / "prompts"
+    source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else RECIPES / "quickstart" / "prompts"
     texts: dict[str, dict[str, str]] = {}
     for lang in LANGUAGES:
         rows = map(json.loads, (source / f"{lang}.jsonl").read_text(encoding="utf-8").splitlines())
@@ -164,7 +163,7 @@ def run(name: str, work: Path, model: Path, steps: int, number: int, checkpointi
         "seed": SEED,
         "languages": ["en"],
         "model": {"initial": str(model)},
-        "prompts": {"path": str(config.RECIPES / "quickstart" / "prompts")},
+        "prompts": {"path": str(RECIPES / "quickstart" / "prompts")},
         "align": {
             "preferences": str(work / "pairs.jsonl"),
             "reference_mode": name.removeprefix("xlr_"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from xlr.config import RECIPES
+from xlr.shipped import RECIPES
 
 # Two ranks, or two test processes, share the two cores of a small machine.
 os.environ["OMP_NUM_THREADS"] = "1"

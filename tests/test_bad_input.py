@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.conftest import Cli, assert_refused
-from xlr.config import RECIPES
+from xlr.shipped import RECIPES
 
 Tree = dict[str, Any]
 Break = Callable[[Tree, Path], None]

@@ -1,113 +1,143 @@
-"""The configuration tree: typed, complete, and helpful when it is wrong."""
+"""The configuration tree: every field is described and marked, and settings that contradict each other are refused."""
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
 
-from xlr import config
+from xlr.config import Config, settings
 from xlr.errors import UserError
+from xlr.schema import Ignored, Location, marks, section_type, section_types
 
-RECIPES = sorted(path.stem for path in config.RECIPES.glob("*.yaml") if path.stem != "site")
+MINIMAL = {
+    "run_dir": "r",
+    "languages": ["en", "es"],
+    "model": {"initial": "a", "aligned": "b"},
+    "prompts": {"path": "p"},
+}
+
+FIELDS = {
+    f"{prefix}{key}": field
+    for prefix, section in section_types(Config)
+    for key, field in section.model_fields.items()
+    if section_type(field.annotation) is None
+}
 
 
-@pytest.fixture
-def path(write_config: Callable[[dict[str, Any]], Path]) -> Path:
-    return write_config(
-        {"languages": ["en", "es"], "model": {"initial": "a", "aligned": "b"}, "prompts": {"path": "p"}}
+def changed(**sections: Any) -> Config:
+    """The minimal configuration with other settings."""
+    return Config.model_validate(MINIMAL | sections)
+
+
+@pytest.mark.parametrize("dotted", FIELDS)
+def test_every_field_is_described(dotted: str) -> None:
+    assert (FIELDS[dotted].description or "").endswith(".")
+
+
+@pytest.mark.parametrize("dotted", FIELDS)
+def test_a_field_that_speaks_of_a_file_is_marked_as_one(dotted: str) -> None:
+    field = FIELDS[dotted]
+    speaks = re.search(r"\b(files?|folders?|paths?|director(y|ies))\b", f"{dotted} {field.description}", re.IGNORECASE)
+    if speaks and "str" in str(field.annotation):
+        assert marks(field, Location), f"{dotted} speaks of a {speaks[0]}: mark it with a Location, or say it otherwise"
+
+
+IGNORED = {
+    "align.reference": ("initial", {}),
+    "align.label_smoothing": (0.1, {"align": {"loss_type": "ipo"}}),
+    "train.label_smoothing": (0.1, {"train": {"loss_type": "ipo"}}),
+    "generate.tensor_parallel_size": (2, {}),
+    "generate.gpu_memory_utilization": (0.5, {}),
+    **{
+        f"judge.{key}": (value, {"judge": {"backend": "transformers", "input_price": 1, "output_price": 1}})
+        for key, value in {
+            "base_url": "http://127.0.0.1/v1",
+            "serve": "serve {port}",
+            "api_key_variable": "KEY",
+            "preference": "choice",
+            "temperature": 0.5,
+            "max_tokens": 5,
+            "top_logprobs": 5,
+            "extra_body": {"a": 1},
+            "concurrency": 1,
+            "timeout": 1,
+            "max_retries": 1,
+            "budget": 1,
+            "cache": "folder",
+        }.items()
+    },
+}
+
+
+def test_every_ignored_setting_has_a_case() -> None:
+    assert set(IGNORED) == {dotted for dotted, field in FIELDS.items() if marks(field, Ignored)}
+
+
+@pytest.mark.parametrize("dotted", IGNORED)
+def test_a_setting_that_would_be_ignored_is_refused_with_the_reason(dotted: str) -> None:
+    value, others = IGNORED[dotted]
+    section, key = dotted.split(".")
+    with pytest.raises(UserError, match=rf"^{section}\.{key}: has no effect.*, because .*; remove it \(default .*\)"):
+        changed(**{section: others.get(section, {}) | {key: value}})
+
+
+@pytest.mark.parametrize("dotted", IGNORED)
+def test_a_resolved_configuration_may_spell_out_defaults_that_are_ignored(dotted: str) -> None:
+    _, others = IGNORED[dotted]
+    resolved = changed(**others)
+    assert Config.model_validate(resolved.model_dump(mode="json")) == resolved
+
+
+def test_the_refusal_names_the_switch() -> None:
+    with pytest.raises(UserError) as refused:
+        changed(generate={"tensor_parallel_size": 2})
+    assert str(refused.value) == (
+        "generate.tensor_parallel_size: has no effect with generate.backend=transformers, because transformers samples "
+        "on one GPU and takes the memory it needs; remove it (default 1), or set generate.backend=vllm"
     )
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_loads_and_survives_a_round_trip(recipe: str, tmp_path: Path) -> None:
-    loaded = config.load(config.RECIPES / f"{recipe}.yaml")
-    (tmp_path / "config.yaml").write_text(config.dump(loaded), encoding="utf-8")
-    assert config.load(tmp_path) == loaded
-
-
-def test_the_paper_s_recipe_has_the_paper_s_numbers() -> None:
-    run = config.load(config.RECIPES / "llama3-8b.yaml")
-    assert run.languages == ("en", "es", "ru", "de", "fr")
-    assert (run.prompts.limit, run.generate.num_samples, run.generate.temperature) == (3000, 10, 0.9)
-    assert (run.generate.top_p, run.generate.max_new_tokens, run.seed) == (1.0, 2400, 42)
-    assert (run.train.beta, run.train.nll_weight, run.train.global_batch_size) == (0.1, 1.0, 32)
-    assert (run.train.learning_rate, run.iterations) == (5e-7, 2)
-
-
-def test_overrides_reach_into_sections(path: Path) -> None:
-    run = config.load(path, ["train.beta=0.2", "train.learning_rate=1e-5", "languages=[en, de]", "prompts.limit=7"])
-    assert (run.train.beta, run.train.learning_rate) == (0.2, 1e-5)
-    assert (run.languages, run.prompts.limit) == (("en", "de"), 7)
-
-
-@pytest.mark.parametrize(("overrides", "size"), [([], 64), (["generate.backend=vllm"], 1024)])
-def test_a_batch_suits_what_samples_it_unless_it_is_set(path: Path, overrides: list[str], size: int) -> None:
-    assert config.load(path, overrides).generate.batch_size == size
-    assert config.load(path, [*overrides, "generate.batch_size=7"]).generate.batch_size == 7
+def test_settings_of_the_judge_may_be_given_without_a_judge() -> None:
+    assert changed(judge={"model": None, "concurrency": 3}).judge.concurrency == 3
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("sections", "message"),
     [
-        ("train.bta=1", r"train\.bta: unknown key; did you mean beta\? valid here: beta, loss_type"),
-        ("trian.beta=1", r"trian: unknown key; did you mean train\?"),
-        ("evaluate.prompts.pth=x", r"evaluate\.prompts\.path: field required"),
-        ("train.beta=-1", r"train\.beta: input should be greater than 0 \(it is -1\)"),
-        ("train.beta=much", r"train\.beta: .*number.*'much'"),
-        ("languages=[en, qq]", r"'qq' is not a known ISO 639-1 language code"),
-        ("languages=[es, es]", r"a code stands twice"),
-        ("model.aligned=null", r"model\.aligned is not set.*align\.preferences"),
-        ("generate.tensor_parallel_size=2", r"transformers samples on one GPU; set generate\.backend to vllm"),
-        ("seed", r"section\.key=value"),
-        ("seed.x=1", r"seed is a value, not a section"),
-        ("train.beta={", r"not valid YAML"),
+        ({"languages": ["en", "qq"]}, r"^languages: 'qq' is not a known ISO 639-1 language code"),
+        ({"languages": ["es", "es"]}, r"^languages: .* contains a duplicate; remove it"),
+        ({"evaluate": {"languages": ["es", "es"]}}, r"^evaluate\.languages: .* contains a duplicate"),
+        ({"model": {"initial": "a"}}, r"^model\.aligned: not set; .*align\.preferences"),
+        ({"judge": {"model": "m"}}, r"^judge\.model: there are no answers to judge; set evaluate\.prompts"),
+        ({"judge": {"baseline": 3}}, r"^judge\.baseline: there is no iteration 3; choose one from 0 to 2"),
+        ({"judge": {"input_price": 1}}, r"^judge\.input_price and judge\.output_price: .*both or neither"),
+        ({"judge": {"budget": 1}}, r"^judge\.budget: .*set judge\.input_price and judge\.output_price"),
+        ({"judge": {"serve": "vllm serve m"}}, r"^judge\.serve: does not contain \{port\}"),
+        ({"languages": ["en"], "score": {"reward": "translate"}}, r"^score\.reward: translate leaves English out"),
     ],
 )
-def test_a_wrong_key_or_value_is_named(path: Path, override: str, message: str) -> None:
-    overrides = ["seed=1", override] if override == "seed.x=1" else [override]
+def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config.load(path, overrides)
+        changed(**sections)
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "a: [", "languages: \xff"])
-def test_a_file_that_is_not_a_configuration_is_named(tmp_path: Path, text: str) -> None:
-    broken = tmp_path / "broken.yaml"
-    broken.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"broken\.yaml"):
-        config.load(broken)
+@pytest.mark.parametrize(
+    ("judge", "model"), [({}, 0), ({"baseline": 2}, 2), ({"baseline": "gpt"}, "gpt"), ({"baseline": "folder"}, None)]
+)
+def test_the_baseline_is_a_model_of_the_run_or_a_folder(judge: dict[str, Any], model: Any) -> None:
+    assert changed(judge=judge, evaluate={"models": {"gpt": "folder"}}).baseline_model == model
 
 
-def test_paths_become_absolute_and_hub_names_stay(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "local-model").mkdir()
-    monkeypatch.chdir(tmp_path)
-    run = config.load(path, ["model.initial=owner/name", "model.aligned=local-model", "train.ds_config=my.json"])
-    assert run.model.initial == "owner/name"
-    assert run.model.aligned == str(tmp_path / "local-model")
-    assert run.train.ds_config == str(tmp_path / "my.json")
-    assert run.train.reference_ds_config == "reference"
-    assert run.run_dir == str(tmp_path / "runs" / "run")
+def test_the_batch_size_suits_the_sampler() -> None:
+    assert changed().generate.batch_size == 64
+    assert changed(generate={"backend": "vllm"}).generate.batch_size == 1024
+    assert changed(generate={"backend": "vllm", "batch_size": 7}).generate.batch_size == 7
 
 
-def test_operational_settings_do_not_decide_a_result(path: Path) -> None:
-    run = config.load(path)
-    keys = config.settings(run.train, "train")
-    assert "train.beta" in keys
-    assert not {"train.processes", "train.save_steps"} & set(keys)
-
-
-def test_the_schema_describes_every_field() -> None:
-    schema = config.Config.model_json_schema()
-    json.dumps(schema, allow_nan=False)
-    for name, section in schema["$defs"].items():
-        for key, field in section["properties"].items():
-            assert field.get("description") or "$ref" in str(field), f"{name}.{key} has no description"
-
-
-def test_what_decides_a_result_is_neither_where_it_lies_nor_what_computes_it() -> None:
-    recipe = config.load(config.RECIPES / "quickstart.yaml")
-    decisive = config.settings(recipe)
-    assert decisive.items() >= config.settings(recipe.train, "train").items()
-    assert decisive["seed"] == recipe.seed
+def test_the_settings_that_decide_a_result_are_neither_places_nor_processes() -> None:
+    run = changed(slurm={"jobs": {"train": {"nodes": 2}}})
+    decisive = settings(run)
+    assert decisive.items() >= settings(run.train, "train").items()
+    assert (decisive["seed"], decisive["train.beta"], decisive["evaluate.prompts"]) == (42, 0.1, None)
     assert not {key for key in decisive if key.startswith(("slurm", "ray", "run_dir", "iterations"))}
+    assert not {"train.processes", "train.save_steps"} & set(decisive)

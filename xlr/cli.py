@@ -33,10 +33,10 @@ ModelOption = Annotated[
 
 
 def _context(source: str, overrides: list[str] | None) -> "Context":
-    from xlr import config
+    from xlr import configfile
     from xlr.run.context import Context
 
-    return Context(config.load(source, overrides))
+    return Context(configfile.load(source, overrides))
 
 
 def _model_key(text: str) -> int | str:
@@ -277,33 +277,36 @@ def winrate_command(
 
 @app.command()
 def config(
-    source: Annotated[str | None, typer.Argument(metavar="RUN|CONFIG.yaml")] = None,
+    source: Annotated[
+        str | None, typer.Argument(metavar="RUN|CONFIG.yaml", help="A run directory, or a configuration file.")
+    ] = None,
     overrides: Overrides = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema, for editors.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of configuration files instead, for editors.")
+    ] = False,
 ) -> None:
-    """Print the resolved configuration, every default spelled out."""
-    from xlr import config as configuration
+    """Print the resolved configuration: absolute paths, every default, no `extends`."""
+    from xlr import configfile
 
     if schema:
-        print(json.dumps(configuration.Config.model_json_schema(), indent=2, allow_nan=False))
+        print(json.dumps(configfile.schema(), indent=2, allow_nan=False))
     elif source is None:
-        raise UserError("xlr config: name a run directory or a configuration file, or pass --schema")
+        raise UserError("xlr config: no configuration given; name a run directory or a file, or pass --schema")
     else:
-        print(configuration.dump(configuration.load(source, overrides)), end="")
+        print(configfile.dump(configfile.load(source, overrides)), end="")
 
 
 @app.command()
 def init(
-    name: Annotated[str, typer.Argument(help="The configuration to write: NAME.yaml.")],
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="The recipe to start from.")] = "quickstart",
+    name: Annotated[str, typer.Argument(help="Name of the new file, NAME.yaml.")],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Shipped recipe to copy.")] = "quickstart",
 ) -> None:
-    """Start a configuration from a recipe."""
-    from xlr.config import RECIPES
+    """Create a configuration file from a recipe."""
+    from xlr.shipped import RECIPES, recipes
 
-    recipes = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    if recipe not in recipes:
-        raise UserError(f"--recipe {recipe}: no such recipe; there are {', '.join(recipes)}")
-    target = Path(name).with_suffix(".yaml")
+    if recipe not in recipes():
+        raise UserError(f"--recipe {recipe}: no such recipe; choose one of {', '.join(recipes())}")
+    target = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     if target.exists():
         raise UserError(f"{target}: exists already; choose another name or remove it")
     try:

@@ -10,7 +10,8 @@ from typing import Any, Protocol, cast
 
 from typing_extensions import TypedDict
 
-from xlr.config import Config, dump
+from xlr.config import Config
+from xlr.configfile import dump
 from xlr.errors import UserError
 from xlr.progress import Clock, console, duration
 from xlr.records import START, ModelKey

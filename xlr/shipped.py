@@ -1,10 +1,17 @@
-"""Files that come with xlr beside its modules: ds_configs, ray_jobs, slurm."""
+"""Files that ship with xlr: recipes inside the package; ds_configs, ray_jobs and slurm beside it."""
 
 from pathlib import Path
 
 from xlr.errors import UserError
 
 _PACKAGE = Path(__file__).parent
+
+RECIPES = _PACKAGE / "recipes"
+
+
+def recipes() -> list[str]:
+    """The names of the shipped configurations."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def shipped(folder: str, name: str) -> Path:

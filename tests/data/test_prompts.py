@@ -6,9 +6,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from xlr.config import RECIPES, PromptsConfig
+from xlr.config import PromptsConfig
 from xlr.data.prompts import load_held_out, load_preferences, load_prompts
 from xlr.errors import UserError
+from xlr.shipped import RECIPES
 
 
 def write(folder: Path, lang: str, rows: list[dict[str, object]]) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from tests.judgeserver import PROMPT_TOKENS, Judge, longer, serving
 from tests.waiting import descendants
-from xlr import config
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.evaluation import endpoint, judgements
 from xlr.evaluation import question as judgeprompt
@@ -39,7 +39,7 @@ def context(tree: dict[str, Any], judge: Judge, **settings: Any) -> Context:
     tree["judge"] = {"model": "scripted", "base_url": judge.url, "concurrency": 4} | settings
     path = Path(tree["run_dir"]).with_name("judged.yaml")
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    found = Context(config.load(path))
+    found = Context(configfile.load(path))
     found.run.create()
     return found
 
@@ -211,7 +211,7 @@ def test_a_judge_is_served_while_it_is_asked(
         ask(context(tiny_tree, judge, serve=f"{sys.executable} -c 'raise SystemExit(3)' {{port}}"), questions(4))
     with pytest.raises(UserError, match=r"judge\.serve: /nowhere/vllm cannot be started"):
         ask(context(tiny_tree, judge, serve="/nowhere/vllm {port}"), questions(4))
-    with pytest.raises(UserError, match=r"judge\.serve: has no \{port\}"):
+    with pytest.raises(UserError, match=r"judge\.serve: does not contain \{port\}"):
         context(tiny_tree, judge, serve="vllm serve {model}")
 
 
@@ -270,9 +270,9 @@ def test_a_killed_judging_goes_on_where_it_was(tiny_tree: dict[str, Any]) -> Non
         run = context(tiny_tree, judge, concurrency=1)
         code = (
             "import sys; from tests.evaluation.test_endpoint import ask, questions; "
-            "from xlr import config; from xlr.cluster import preemption; "
+            "from xlr import configfile; from xlr.cluster import preemption; "
             "from xlr.run.context import Context; preemption.end_on_signals(); "
-            "ask(Context(config.load(sys.argv[1])), questions(15))"
+            "ask(Context(configfile.load(sys.argv[1])), questions(15))"
         )
         command = [sys.executable, "-c", code, str(Path(tiny_tree["run_dir"]).with_name("judged.yaml"))]
         for number in (signal.SIGKILL, signal.SIGTERM):

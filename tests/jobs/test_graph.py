@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from tests.conftest import Cli, missing
 from xlr.cluster import slurm as scheduler
-from xlr.config import RECIPES, SlurmConfig
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs.graph import DEFAULTS, layered, options, plan, wants
 from xlr.pipeline import Stage
-from xlr.shipped import shipped
+from xlr.shipped import RECIPES, shipped
+from xlr.slurmconfig import SlurmConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit-llama3-8b.txt"
 

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from tests.conftest import Cli, missing
 from tests.waiting import descendants, wait_until
-from xlr import config
-from xlr.config import RECIPES, SHARED_PROMPT
+from xlr import config, configfile
+from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.evaluation import endpoint, judgements, servedjudge, verdicts
@@ -32,6 +32,7 @@ from xlr.records import Example, Response, SampleRequest, SampleSettings, Score,
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.rows import read_rows
+from xlr.shipped import RECIPES
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
@@ -306,7 +307,7 @@ def test_a_real_judge_s_preferences_are_its_own_probabilities(
     def ask(**settings: Any) -> tuple[list[Verdict], int]:
         tiny_tree["judge"] = {"model": "judge", "base_url": judge_url} | settings
         path.write_text(yaml.safe_dump(tiny_tree), encoding="utf-8")
-        context = Context(config.load(path))
+        context = Context(configfile.load(path))
         return endpoint.ask(context, judgements.artifact(context, 1), "judge", asked, ["en"] * 3)
 
     found, paid = ask()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import assert_refused, required
-from xlr.config import load
+from xlr.configfile import load
 from xlr.report import publish as figures
 from xlr.run.context import Context
 from xlr.run.files import write_json

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import Cli, assert_refused, missing, tiny_tree
-from xlr import config
+from xlr import configfile
 from xlr.evaluation import annotations
 from xlr.records import Pair, Response
 from xlr.report import examples, report, tables
@@ -104,7 +104,7 @@ def judgement(row: Response, instruction: str, place: int, iteration: int) -> di
 
 
 def context(run: Path) -> Context:
-    return Context(config.load(run, [f"run_dir={run}"]))
+    return Context(configfile.load(run, [f"run_dir={run}"]))
 
 
 def make(run: Path) -> str:
@@ -263,7 +263,7 @@ def test_two_runs_stand_side_by_side(run: Path, cli: Cli, tmp_path: Path) -> Non
 
 def both(run: Path, other: Path, folder: Path, *changes: str) -> Conclusion:
     """What is said of another run against the first."""
-    contexts = [context(run), Context(config.load(other, [f"run_dir={other}", *changes]))]
+    contexts = [context(run), Context(configfile.load(other, [f"run_dir={other}", *changes]))]
     report.make(contexts, folder)
     ((heading, conclusion),) = compare([(own, report.collect(own, own.run.path.name)) for own in contexts])
     assert heading == "other against run"

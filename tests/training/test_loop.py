@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 from tests import tiny
 from tests.conftest import Cli, tiny_tree
 from tests.waiting import ranks_of, wait_until
-from xlr import config
+from xlr import config, configfile
 from xlr.cluster.preemption import EXIT_CODE
 from xlr.cluster.ranks import Ranks
 from xlr.config import SHARED_PROMPT
@@ -33,7 +33,7 @@ from xlr.records import Example, ReferenceLogps
 from xlr.run.context import Context
 from xlr.run.files import read_json, write_json
 from xlr.run.rows import read_rows, write_rows
-from xlr.shipped import shipped
+from xlr.shipped import RECIPES, shipped
 from xlr.training import engine, reference
 from xlr.training import loop as trainer
 from xlr.training.inputs import TrainingPair, hold_out, load_pairs
@@ -44,7 +44,7 @@ STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
 @pytest.fixture(scope="module")
 def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "preferences.jsonl"
-    lines = (config.RECIPES / "quickstart" / "preferences.jsonl").read_text(encoding="utf-8").splitlines(True)
+    lines = (RECIPES / "quickstart" / "preferences.jsonl").read_text(encoding="utf-8").splitlines(True)
     path.write_text("".join(lines[: STEPS * BATCH]), encoding="utf-8")
     return path
 
@@ -211,7 +211,7 @@ def test_a_cache_of_other_weights_tokens_or_precision_is_refused(
 ) -> None:
     cached = "align.reference_mode=cached"
     assert cli("reference", align_config, cached, "--iteration", 0).returncode == 0
-    context = Context(config.load(align_config, [cached]))
+    context = Context(configfile.load(align_config, [cached]))
     pairs, _ = load_pairs(context, 0)
     assert len(reference.load(context, 0, "torch.float32", pairs)) == len(pairs)
     with pytest.raises(UserError, match=r"no log-probabilities of the pair en p01 .* in torch.bfloat16"):

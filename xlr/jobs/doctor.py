@@ -16,7 +16,7 @@ from pathlib import Path
 from xlr import pipeline, progress
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.ranks import Ranks, ranks
-from xlr.config import Config, SlurmConfig
+from xlr.config import Config
 from xlr.errors import UserError
 from xlr.evaluation import endpoint
 from xlr.jobs import graph as jobs
@@ -25,6 +25,7 @@ from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, write_json, write_text
+from xlr.slurmconfig import SlurmConfig
 
 _DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for a parameter of 2, and each iteration leaves a model
 _GIB = 1 << 30

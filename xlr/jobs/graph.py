@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlr.config import JobConfig, SlurmConfig
 from xlr.errors import UserError
 from xlr.pipeline import Stage
 from xlr.records import ModelKey
+from xlr.slurmconfig import JobConfig, SlurmConfig
 from xlr.stages import STAGES
 
 

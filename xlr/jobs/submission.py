@@ -12,7 +12,7 @@ from typing import Any
 from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.slurm import JobState
-from xlr.config import SlurmConfig, load_site
+from xlr.configfile import load_site
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs.graph import Job
@@ -20,6 +20,7 @@ from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import read_json, write_json, write_text
 from xlr.shipped import shipped
+from xlr.slurmconfig import SlurmConfig
 
 SITE = Path("~/.config/xlr/site.yaml")
 

@@ -1,0 +1,27 @@
+"""The reference pages in docs/ match the code."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+GENERATOR = Path(__file__).parents[1] / "docs" / "generate.py"
+PAGES = ("configuration.md", "commands.md")
+
+
+def test_the_reference_pages_are_up_to_date() -> None:
+    result = subprocess.run([sys.executable, GENERATOR, "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_stale_page_is_named_and_written_anew(tmp_path: Path) -> None:
+    copy = tmp_path / "generate.py"
+    copy.write_text(GENERATOR.read_text(encoding="utf-8"), encoding="utf-8")
+    for name in PAGES:
+        (tmp_path / name).write_text("old\n", encoding="utf-8")
+    stale = subprocess.run([sys.executable, copy, "--check"], capture_output=True, text=True)
+    assert stale.returncode == 1
+    assert stale.stdout.count("is stale: run `python docs/generate.py`") == 2
+    assert (tmp_path / "commands.md").read_text(encoding="utf-8") == "old\n"
+    subprocess.run([sys.executable, copy], capture_output=True, check=True)
+    for name in PAGES:
+        assert (tmp_path / name).read_bytes() == GENERATOR.with_name(name).read_bytes()

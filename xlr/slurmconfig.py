@@ -1,0 +1,73 @@
+"""What Slurm jobs ask for: the `slurm` section of a configuration, and the site profile, which has the same keys."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from xlr.schema import Section
+from xlr.stages import STAGES
+
+# Stages of the start alone are not named: they run where the stages of the same kind of job do.
+if TYPE_CHECKING:
+    StageName = str
+else:
+    StageName = Literal[tuple(kind.name for kind in STAGES if not kind.only_start)]
+
+
+class JobConfig(Section):
+    """What a Slurm job asks for. Settings that are null are left to the cluster."""
+
+    nodes: int | None = Field(None, ge=1)
+    """Number of nodes."""
+    gpus: int | Annotated[str, Field(pattern=r"^[\w.-]+:\d+$")] | None = None
+    """GPUs per node: a number, or type and number as in a100:8."""
+    cpus: int | None = Field(None, ge=1)
+    """CPUs per node."""
+    tasks: int | None = Field(None, ge=1)
+    """Training processes per node. null starts one per GPU, or one on CPUs."""
+    memory: str | None = None
+    """Memory per node, in the format of sbatch --mem. "0" asks for all of it."""
+    time: str | None = None
+    """Time limit, in the format of sbatch --time; quote it, because YAML reads 1:30 as a number. A job that reaches it
+    saves its work and is requeued."""
+    partition: str | None = None
+    """Partition, or several separated by commas."""
+    account: str | None = None
+    """Account to charge."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the nodes must have."""
+    nice: int | None = None
+    """Priority adjustment, as sbatch --nice: a higher value schedules the job later than your other jobs."""
+    options: tuple[str, ...] | None = None
+    """Further sbatch options, for example --exclusive or --signal=USR1@600."""
+
+
+class JobKindConfig(JobConfig):
+    """A kind of job: its stages, and the settings in which it differs from the other kinds."""
+
+    stages: tuple[StageName, ...] | None = None
+    """The stages of one iteration that run in one job; align runs where train does. Every stage needs a kind of job."""
+
+
+class SlurmConfig(JobConfig):
+    """The jobs that `xlr submit` makes of the stages. Nothing here changes a result.
+
+    The site profile (~/.config/xlr/site.yaml) has the same keys; the run's configuration overrides it.
+    """
+
+    jobs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], JobKindConfig] = Field({})
+    """Kinds of jobs by name. By default annotate (generate, score, pair, reference), train, and evaluate (evaluate,
+    judge). A kind takes the stages that it names from the other kinds; a kind without stages is dropped."""
+    setup: tuple[str, ...] | None = None
+    """Shell lines that run first in every job, for example module load or source .../activate."""
+    python: str | None = None
+    """Python interpreter on the nodes. null uses the one that runs `xlr submit`."""
+    container: str | None = None
+    """Command prefix that runs a command in a container, for example `apptainer exec --nv image.sif`. python is then
+    the interpreter inside it."""
+    srun: tuple[str, ...] | None = None
+    """Further srun options, for example --container-image=image.sqsh where pyxis is installed."""
+    max_restarts: int | None = Field(None, ge=0)
+    """How often a job may restart after its time limit, a preemption or a node failure. null allows 20 restarts."""
