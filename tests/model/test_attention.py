@@ -12,7 +12,7 @@ from tests import tiny
 from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder
 from xlr.errors import UserError
-from xlr.model import attention as packing
+from xlr.model import logprobmodel
 from xlr.model.attention import shared_prompt_attention
 from xlr.model.batch import concatenate, pack, pad
 from xlr.model.layout import Layout, batch_shape, layout
@@ -296,7 +296,7 @@ def test_whole_sequences_on_one_row_give_the_log_probabilities_of_padded_rows() 
     lengths, rows = batch_shape(examples, "flash_attention_2")
     assert (sum(lengths), rows) == (row.input_ids_RT.numel(), None)
     starts = (row.position_ids_RT[0] == 0).nonzero().squeeze(-1).tolist()
-    told = packing._attention_arguments(row)
+    told = logprobmodel._attention_arguments(row)
     assert told["cu_seq_lens_q"].tolist() == [*starts, row.input_ids_RT.numel()]
     assert told["cu_seq_lens_q"].dtype == torch.int32
     assert told["max_length_k"] == 6
