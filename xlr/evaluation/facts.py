@@ -7,7 +7,7 @@ from typing import Literal
 
 from typing_extensions import NotRequired, TypedDict
 
-from xlr.rewarding.facts import Dropped, RewardFacts
+from xlr.rewarding.facts import DroppedCounts, RewardFacts
 from xlr.run.artifact import Iteration as ModelKey
 
 
@@ -44,7 +44,7 @@ class EvaluationFacts(TypedDict):
     """Number of the iteration, or name of a model of evaluate.models."""
     languages: dict[str, AnswerFacts]
     """Language -> its answers; empty without evaluate.prompts."""
-    dropped: Dropped
+    dropped: DroppedCounts
     """Answers that were not scored."""
     preferences: NotRequired[PreferenceFacts]
     """Held-out preferences; only for iterations, and only with evaluate.preferences."""

@@ -11,7 +11,7 @@ from xlr.config import Flaw
 from xlr.console import Column, Table, duration, number_columns, text_columns
 from xlr.report.found import AVERAGE, Found, Processors, by_language, label, model_key, models, stages
 from xlr.report.numbers import interval, number, share_interval
-from xlr.rewarding.facts import Dropped
+from xlr.rewarding.facts import DroppedCounts
 
 Row: TypeAlias = tuple[str, ...]
 
@@ -261,7 +261,7 @@ def _training(found: Found) -> Iterator[Row]:
             )
 
 
-def _dropped(dropped: Dropped, lang: str) -> str:
+def _dropped(dropped: DroppedCounts, lang: str) -> str:
     return _counts(dropped.get(lang, {}))
 
 

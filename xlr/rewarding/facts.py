@@ -10,7 +10,7 @@ from typing_extensions import NotRequired, TypedDict
 from xlr.config import Reward
 
 # Language -> reason -> number of rows or pairs that were left out.
-Dropped: TypeAlias = dict[str, dict[str, int]]
+DroppedCounts: TypeAlias = dict[str, dict[str, int]]
 
 
 class ResponseFacts(TypedDict):
@@ -58,7 +58,7 @@ class ScoreFacts(TypedDict):
     """The implicit reward as a formula."""
     reward: Reward
     """The reward mode, score.reward."""
-    dropped: Dropped
+    dropped: DroppedCounts
     """Responses that were not scored."""
     languages: dict[str, RewardFacts]
     """Language -> its scored responses."""
@@ -92,7 +92,7 @@ class InspectFacts(TypedDict):
 
     prompts: list[str]
     """Ids of the inspected prompts."""
-    dropped: dict[Reward, Dropped]
+    dropped: dict[Reward, DroppedCounts]
     """Reward mode -> responses that were not scored."""
 
 

@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 from typing_extensions import TypedDict
 
-from xlr.rewarding.facts import Dropped
+from xlr.rewarding.facts import DroppedCounts
 
 # One line of metrics.jsonl: `step`, and metric -> value. Metrics of one language begin with `lang/{lang}/`.
 MetricsRow: TypeAlias = dict[str, float]
@@ -19,7 +19,7 @@ class TrainingFacts(TypedDict):
     """Number of pairs trained on."""
     held_out: int
     """Number of pairs held out of training and evaluated."""
-    dropped: Dropped
+    dropped: DroppedCounts
     """Pairs that were left out."""
     world_size: int
     """Number of ranks."""
@@ -32,5 +32,5 @@ class ReferenceFacts(TypedDict):
 
     reference: str
     """The reference model."""
-    dropped: Dropped
+    dropped: DroppedCounts
     """Pairs that were left out."""
