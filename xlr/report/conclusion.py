@@ -99,7 +99,7 @@ def _by_judge(found: Found, judged: Mapping[int, JudgedWinRates]) -> Conclusion:
     The latter if π0 is the baseline, or if there is only one judged iteration.
     """
     first, last = min(judged), max(judged)
-    figures, rate = judged[last], telling_rate((found, judged[last]))
+    figures, rate = judged[last], preferred_rate((found, judged[last]))
     evidence = (
         f"Judge: {figures['judge']}, which compared the answers with those of {figures['baseline']}. "
         f"Length control: {figures['length_control']}{rate.note}"
@@ -149,7 +149,7 @@ def _rewarded(found: Found, answers: Mapping[str, AnswerFacts]) -> Iterator[Find
             yield Finding(lang, 100 * own["reward_wins"], 100 * low, 100 * high, _EQUAL_WIN_RATE)
 
 
-def telling_rate(*judged: tuple[Found, JudgedWinRates]) -> Rate:
+def preferred_rate(*judged: tuple[Found, JudgedWinRates]) -> Rate:
     """The length-controlled win rate, unless a language has too few judgements for it.
 
     The regression then returns 50 % with a standard error of 0, which says nothing.

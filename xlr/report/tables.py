@@ -46,7 +46,7 @@ def quality(runs: Sequence[Found]) -> list[Table]:
             "Position bias of the judge",
             (
                 *text_columns("model"),
-                *number_columns("judged in both orders", "second answer wins %", "same verdict in both orders %"),
+                *number_columns("judged in both orders", "second answer wins %", "both orders agree %"),
             ),
             _position_bias,
         ),
