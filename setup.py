@@ -38,6 +38,7 @@ setup(
         "pyarrow>=21",
         "pydantic>=2.12,<3",
         "typer>=0.20,<1",
+        "typing-extensions>=4.12",  # TypedDict as pydantic needs it below Python 3.12
         "rich>=14",
         "pyyaml>=6,<7",
         "lingua-language-detector>=2.1,<3",
@@ -56,6 +57,7 @@ setup(
             "axe-playwright-python>=0.1.8,<1",  # brings playwright, for Debian's chromium
             "gguf>=0.17,<1",
             "hypothesis>=6.140,<7",
+            "jsonschema>=4.23,<5",
             "mlflow-skinny>=3,<4",
             "mypy>=1.18",
             "openai>=2,<3",
@@ -65,6 +67,7 @@ setup(
             "ruff>=0.14",
             "setuptools>=77",
             "types-PyYAML",
+            "types-jsonschema",
             "wandb>=0.23,<1",
         ],
     },

@@ -1,4 +1,4 @@
-"""What is shown of a step: the same from the step itself and from its state in a file."""
+"""The progress of a step: the step itself and its state in a file show the same."""
 
 import json
 import time
@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from xlr import progress
-from xlr.progress import Clock, Step, Tally, details, headline
+from xlr.progress import Clock, Step, StepState, Tally, details, headline
 
 
 def step(**changes: Any) -> Step:
@@ -18,14 +18,15 @@ def step(**changes: Any) -> Step:
     return made
 
 
-def shown(state: dict[str, Any]) -> str:
+def shown(state: StepState) -> str:
     return "\n".join((headline(state), *details(state)))
 
 
-def test_a_state_survives_its_file() -> None:
+def test_a_state_read_from_a_file_shows_the_same() -> None:
     running = step(workers=[Tally("node1", 3, 1.5, 20.0), Tally("node2", 1, 1.0, 9.0, splits=2, lost=True)])
     running.advance({"en": 2, "sw": 6}, tokens=1200)
-    state = running.state() | {"seconds": 40.0}
+    state = running.state()
+    state["seconds"] = 40.0
     assert shown(json.loads(json.dumps(state))) == (
         "generate: 12/40 responses, 0.2/s, 30 tokens/s, 2:20 left, workers lost: 1, batches split for memory: 2\n"
         "en 6/10   sw 6/30\n"
@@ -34,21 +35,22 @@ def test_a_state_survives_its_file() -> None:
     )
 
 
-def test_a_step_with_nothing_to_do_is_shown_as_such() -> None:
+def test_a_step_without_units_is_shown() -> None:
     nothing = Step("score", {}, "responses", {}, lambda state: None)
     assert shown(nothing.state()) == "score: 0/0 responses, 0/s"
 
 
 def test_many_workers_are_shown_by_node() -> None:
     running = step(workers=[Tally(f"node{number % 2}", 1, 0.0, 10.0) for number in range(64)])
-    state = running.state() | {"seconds": 20.0}
+    state = running.state()
+    state["seconds"] = 20.0
     assert details(state)[1:] == [
         f"node{number}: 32 workers: 32 tasks, computing 50 % of the time, loading 0:00" for number in range(2)
     ]
 
 
-def test_the_state_is_kept_now_and_then_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[dict[str, Any]] = []
+def test_the_state_is_kept_at_once_and_then_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[StepState] = []
     running = Step("score", {"en": 1000}, "responses", {}, kept.append)
     for _ in range(100):
         running.advance({"en": 1})
@@ -58,7 +60,7 @@ def test_the_state_is_kept_now_and_then_and_at_once(monkeypatch: pytest.MonkeyPa
     assert kept[-1]["languages"]["en"] == [101, 1000]
 
 
-def test_a_terminal_shows_a_bar_and_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_bar_and_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Console(force_terminal=True, width=100, record=True, highlight=False)
     monkeypatch.setattr(progress, "console", terminal)
     with progress.step("score", {"de": 4}, "responses", {}, lambda state: None) as running:
@@ -71,7 +73,7 @@ def test_a_terminal_shows_a_bar_and_what_goes_on(monkeypatch: pytest.MonkeyPatch
     assert text.rstrip().splitlines()[-1].startswith("  score: 1/4 responses")
 
 
-def test_the_clock_adds_up_by_name() -> None:
+def test_the_clock_adds_seconds_by_name() -> None:
     clock = Clock()
     for _ in range(2):
         with clock.measure("write"):

@@ -89,7 +89,7 @@ def run(
         if not all(pipeline.done(context, stage) for stage in plan):
             pipeline.check(context)
         pipeline.run_all(context, plan)
-        report.make([context], context.run.path)
+        report.make([context.config], context.run.path)
 
 
 def _add_stage_command(kind: StageKind) -> None:
@@ -122,11 +122,12 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with whole texts.")] = False,
 ) -> None:
     """Before scoring and training: a few prompts' candidates under every reward mode, and how the modes agree."""
-    from xlr import pipeline, progress
+    from xlr import pipeline
+    from xlr.console import console
     from xlr.rewarding import inspection, inspectionview
 
     context = _context(source, overrides)
-    progress.console.stderr = as_json
+    console.stderr = as_json
     langs = context.config.languages if languages is None else languages.split(",")
     with pipeline.holding(context, ()):
         found = inspection.inspect(context, iteration, prompts, langs)
@@ -216,11 +217,11 @@ def status(source: Source) -> None:
     """Show every stage of every iteration: done, running, waiting, rows, time; and the Slurm jobs, where there are."""
     from xlr import pipeline
     from xlr.jobs import submission
-    from xlr.report import report
+    from xlr.report.status import show_jobs, show_status
 
     context = _context(source, None)
-    report.show_status(pipeline.status(context))
-    report.show_jobs(submission.table(context))
+    show_status(pipeline.status(context))
+    show_jobs(submission.table(context))
 
 
 @app.command("report")
@@ -239,9 +240,9 @@ def report_command(
     # A run directory may have been copied from where its configuration says it is.
     places = [[f"run_dir={json.dumps(source)}"] if Path(source).is_dir() else None for source in sources]
     contexts = [_context(source, place) for source, place in zip(sources, places, strict=True)]
-    report.make(contexts, out or contexts[0].run.path)
+    report.make([context.config for context in contexts], out or contexts[0].run.path)
     for context in contexts:
-        figures.publish(context, trackers)
+        figures.publish(context.run.path, trackers)
 
 
 @app.command("winrate")

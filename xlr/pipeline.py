@@ -12,8 +12,9 @@ from typing_extensions import TypedDict
 
 from xlr.config import Config
 from xlr.configfile import dump
+from xlr.console import console, duration
 from xlr.errors import UserError
-from xlr.progress import Clock, console, duration
+from xlr.progress import Clock
 from xlr.records import START, ModelKey
 from xlr.run import lease
 from xlr.run.artifact import Artifact, read_manifest

@@ -1,49 +1,37 @@
-"""What a user sees of a long step: a live view on a terminal, plain lines elsewhere, the same in another shell.
+"""The progress of a long step, for its user: a live view on a terminal, lines of text elsewhere.
 
-A step's state is a plain dictionary, so that `xlr status` can show it from a file as the step itself does.
+The state of a step is plain JSON: the step writes it to a file from time to time, and `xlr status` shows it from there.
 """
 
 import math
-import os
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypedDict, cast
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-LINE_SECONDS = 15.0
-_KEEP_SECONDS = 5.0
-_WORKERS_SHOWN = 16
+from xlr.console import console, duration
 
-# A file or a job's log has no width of its own, for which rich takes 80, and breaks tables.
-_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-
-console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
-
-
-def duration(seconds: float) -> str:
-    """`75.2` -> `1:15`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+LINE_SECONDS = 15.0  # between lines of text
+_KEEP_SECONDS = 5.0  # between writes of the state
+_WORKERS_SHOWN = 16  # with more workers, one line per node
 
 
 class Clock:
-    """Where the time of a stage goes, by name, in seconds."""
+    """Measures where the time of a stage goes: seconds by name."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.processors = {"cpus": 1.0, "gpus": 0.0}
-        """The most that computed at a time; one CPU is this process itself."""
+        """Peak number of processors in use; at least one CPU, for this process."""
 
     @property
     def total(self) -> float:
@@ -52,7 +40,7 @@ class Clock:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Count the time inside under a name."""
+        """Add the time of the block to the seconds of a name."""
         begun = time.monotonic()
         try:
             yield
@@ -60,19 +48,19 @@ class Clock:
             self.seconds[name] += time.monotonic() - begun
 
     def count_processors(self, cpus: float, gpus: float) -> None:
-        """Note that a part of the stage computes on so many."""
+        """Record that a part of the stage uses this many processors."""
         counted = {"cpus": cpus, "gpus": gpus}
-        self.processors = {name: max(most, counted[name]) for name, most in self.processors.items()}
+        self.processors = {name: max(peak, counted[name]) for name, peak in self.processors.items()}
 
     def table(self) -> Table:
-        """The closing table: every name's time and share of the whole."""
-        whole = self.total
+        """The seconds of every name and their share of the total, for the end of a stage."""
+        total = self.total
         table = Table(title="where the time went", title_justify="left")
         for name in self.seconds:
             table.add_column(name, justify="right")
         table.add_column("all", justify="right")
-        shares = [f"{duration(seconds)} ({100 * seconds / whole:.0f} %)" for seconds in self.seconds.values()]
-        table.add_row(*shares, duration(whole))
+        shares = [f"{duration(seconds)} ({100 * seconds / total:.0f} %)" for seconds in self.seconds.values()]
+        table.add_row(*shares, duration(total))
         return table
 
 
@@ -90,13 +78,44 @@ class Tally:
     gpus: float = 0
 
 
+class WorkerState(TypedDict):
+    """A `Tally` as JSON."""
+
+    node: str
+    tasks: int
+    load_seconds: float
+    compute_seconds: float
+    splits: int
+    lost: bool
+    cpus: float
+    gpus: float
+
+
+class StepState(TypedDict):
+    """A step as JSON: everything that is shown of it."""
+
+    label: str
+    unit: str
+    languages: dict[str, list[int]]
+    """Language -> finished units, all units."""
+    already: int
+    """Units that an earlier run finished."""
+    tokens: int
+    """Tokens of the units that this run finished."""
+    seconds: float
+    """Seconds since this run began."""
+    workers: list[WorkerState]
+    note: str
+    """Text for the end of the line."""
+
+
 class Step:
-    """A running step; `advance` is called as its units finish.
+    """A running step; call `advance` as units finish.
 
     Args:
-        totals: units by language; a step that knows of no languages has one of the empty name.
-        already: those of them that an earlier run finished.
-        keep: is given the state now and then, for other shells.
+        totals: number of units by language; a step without languages has one entry with an empty name.
+        already: number of units by language that an earlier run finished.
+        keep: called with the state every few seconds.
     """
 
     def __init__(
@@ -105,7 +124,7 @@ class Step:
         totals: Mapping[str, int],
         unit: str,
         already: Mapping[str, int],
-        keep: Callable[[dict[str, Any]], None],
+        keep: Callable[[StepState], None],
     ):
         self.label, self.unit = label, unit
         self._totals = totals
@@ -119,7 +138,7 @@ class Step:
         self._started = self._printed = time.monotonic()
 
     def advance(self, units: Mapping[str, int], tokens: int = 0, note: str = "") -> None:
-        """Count finished units by language, and what they hold, and show them now and then."""
+        """Count finished units by language and their tokens; show and keep the state if it is time."""
         self._done.update(units)
         self._tokens += tokens
         self._note = note or self._note
@@ -131,8 +150,8 @@ class Step:
             self._kept = now
             self._keep(self.state())
 
-    def state(self) -> dict[str, Any]:
-        """Everything that is shown, ready for JSON."""
+    def state(self) -> StepState:
+        """The state, ready for JSON."""
         return {
             "label": self.label,
             "unit": self.unit,
@@ -140,7 +159,7 @@ class Step:
             "already": self._already,
             "tokens": self._tokens,
             "seconds": time.monotonic() - self._started,
-            "workers": [asdict(worker) for worker in self.workers],
+            "workers": [cast("WorkerState", asdict(worker)) for worker in self.workers],
             "note": self._note,
         }
 
@@ -148,14 +167,14 @@ class Step:
         console.print(f"  {headline(self.state())}")
 
     def close(self) -> None:
-        """Say how it ended."""
+        """Print the final state."""
         state = self.state()
         console.print(f"  {headline(state)} in {duration(state['seconds'])}")
 
 
-def headline(state: Mapping[str, Any]) -> str:
-    """A step's state in one line: how much, how fast, how long."""
-    done, total = _amount(state)
+def headline(state: StepState) -> str:
+    """A step in one line: units, rates and time left."""
+    done, total = _units(state)
     rate = (done - state["already"]) / max(state["seconds"], 1e-9)
     parts = [f"{state['label']}: {done}/{total} {state['unit']}", f"{rate:.3g}/s"]
     if state["tokens"]:
@@ -167,20 +186,20 @@ def headline(state: Mapping[str, Any]) -> str:
     return ", ".join(parts) + (f" {state['note']}" if state["note"] else "")
 
 
-def _amount(state: Mapping[str, Any]) -> tuple[int, int]:
-    """Units that are done, and all; none of either where there is nothing to do."""
+def _units(state: StepState) -> tuple[int, int]:
+    """Finished units and all units, over all languages."""
     pairs = state["languages"].values()
     return sum(done for done, _ in pairs), sum(total for _, total in pairs)
 
 
-def _retries(workers: Sequence[Mapping[str, Any]]) -> str:
+def _retries(workers: Sequence[WorkerState]) -> str:
     lost, splits = sum(worker["lost"] for worker in workers), sum(worker["splits"] for worker in workers)
     found = [f"workers lost: {lost}"] * bool(lost) + [f"batches split for memory: {splits}"] * bool(splits)
     return ", ".join(found)
 
 
-def details(state: Mapping[str, Any]) -> list[str]:
-    """A step's languages, and its workers: each, or by node where they are many."""
+def details(state: StepState) -> list[str]:
+    """A line of languages, then a line per worker, or per node if there are many workers."""
     languages = [f"{lang} {done}/{total}" for lang, (done, total) in state["languages"].items() if lang]
     lines = ["   ".join(languages)] if languages else []
     workers = state["workers"]
@@ -191,23 +210,24 @@ def details(state: Mapping[str, Any]) -> list[str]:
     return lines + [_worker_line(f"{node}: {len(own)} workers", own, state["seconds"]) for node, own in by_node.items()]
 
 
-def _worker_line(name: str, workers: Sequence[Mapping[str, Any]], seconds: float) -> str:
+def _worker_line(name: str, workers: Sequence[WorkerState], seconds: float) -> str:
     tasks = sum(worker["tasks"] for worker in workers)
-    load, compute = (sum(worker[f"{kind}_seconds"] for worker in workers) for kind in ("load", "compute"))
+    load = sum(worker["load_seconds"] for worker in workers)
+    compute = sum(worker["compute_seconds"] for worker in workers)
     share = 100 * compute / max(seconds * len(workers), 1e-9)
     lost = ", lost" if all(worker["lost"] for worker in workers) else ""
     return f"{name}: {tasks} tasks, computing {share:.0f} % of the time, loading {duration(load)}{lost}"
 
 
 class _LiveStep(Step):
-    """A step on a terminal: a bar, drawn anew every second."""
+    """A step on a terminal: a bar that is redrawn every second."""
 
     def _show(self) -> None:
         pass
 
     def __rich__(self) -> Group:
         state = self.state()
-        done, total = _amount(state)
+        done, total = _units(state)
         lines = [Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in (headline(state), *details(state))]
         return Group(lines[0], ProgressBar(total=total, completed=done, width=60), *lines[1:])
 
@@ -218,9 +238,9 @@ def step(
     totals: Mapping[str, int],
     unit: str,
     already: Mapping[str, int],
-    keep: Callable[[dict[str, Any]], None],
+    keep: Callable[[StepState], None],
 ) -> Iterator[Step]:
-    """Show a step while the block runs; the arguments are `Step`'s."""
+    """Show a step while the block runs; arguments as for `Step`."""
     if console.is_terminal:
         live = _LiveStep(label, totals, unit, already, keep)
         with Live(live, console=console, refresh_per_second=1, transient=True, redirect_stderr=False):

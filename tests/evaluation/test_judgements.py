@@ -19,7 +19,9 @@ from xlr.errors import UserError
 from xlr.evaluation import annotations, judgements
 from xlr.evaluation import answers as evaluation
 from xlr.records import Response
-from xlr.report import report, tables
+from xlr.report import tables
+from xlr.report.collect import collect
+from xlr.report.summary import summary
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.rows import read_rows, write_rows
@@ -98,11 +100,11 @@ def test_a_model_beside_answers_in_its_own_tokens(run: dict[str, Any]) -> None:
 def test_answers_may_be_in_languages_that_are_not_trained_in(run: dict[str, Any], judge: Judge) -> None:
     context = opened(run, base_url=judge.url)
     judgements.make(context, "before")
-    found = report.collect(context, "run")
+    found = collect(context.config, context.run, "run")
     shown = {table.title: {row[0] for row in table.rows} for table in tables.quality([found])}
     assert shown["Judged answers, in %"] == {*LANGUAGES, "average"}
     assert shown["Held-out prompts: one answer each"] == set(LANGUAGES)
-    facts = dict(tables.summary(found))
+    facts = dict(summary(found))
     assert (facts["Languages"], facts["Answers in"]) == ("German (de), Spanish (es)", "English (en), Spanish (es)")
     run["evaluate"] = run["evaluate"] | {"languages": ["es", "es"]}
     with pytest.raises(UserError, match=r"evaluate\.languages: .* contains a duplicate"):

@@ -8,6 +8,7 @@ import torch
 
 from xlr.errors import UserError
 from xlr.model.actor import Actor, list_halves
+from xlr.records import ScoreTask, Task
 
 
 def doubled_by_a_gpu_of(most: int) -> tuple[list[int], "Doubler"]:
@@ -46,13 +47,13 @@ def test_what_cannot_be_halved_is_named_with_the_remedy() -> None:
 
 def test_opening_models_is_counted_apart_from_computing() -> None:
     class Sleeper(Actor):
-        def nap(self, seconds: float) -> str:
+        def compute(self, task: Task) -> str:
             with self.loading():
                 time.sleep(0.2)
-            time.sleep(seconds)
+            time.sleep(0.05)
             return "rested"
 
-    answer = Sleeper().run("nap", 0.05)
+    answer = Sleeper().run(ScoreTask((), ()))
     assert answer.result == "rested"
     assert 0.2 <= answer.load_seconds < 0.25
     assert 0.05 <= answer.compute_seconds < 0.2

@@ -1,4 +1,4 @@
-"""The report's numbers in real trackers: all of them, and once, however often they are given."""
+"""The numbers of the report in real trackers: complete, and each only once however often they are sent."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ NAME = "eval/es/win_rate"
 
 
 def model(reward: float, win_rate: float | None = None) -> Found:
-    """What the report has of a model: evaluated, and perhaps judged."""
+    """An entry of report.json for a model that is evaluated and, with a win rate, judged."""
     own = {"rows": 2, "reward_mean": reward, "in_language": 0.5, "flaws": {"truncated": 1}}
     judgements = win_rate and {
         "model": "pi",
@@ -47,7 +47,7 @@ def report(context: Context, **iterations: Found) -> None:
     )
 
 
-def test_names_are_flat_and_every_number_has_one() -> None:
+def test_every_number_has_a_flat_name() -> None:
     found = dict(figures.flatten(model(1.0, 60.0), ["en", "es"]))
     assert (
         found.items()
@@ -75,10 +75,10 @@ def test_tensorboard_shows_each_number_once(context: Context) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     report(context, iteration0=model(1.0), iteration1=model(2.0, 55.0))
-    figures.publish(context, ["tensorboard"])
+    figures.publish(context.run.path, ["tensorboard"])
     report(context, iteration0=model(1.0), iteration1=model(2.5, 60.0), iteration2=model(3.0), rival=model(0.5, 40.0))
     for _ in range(2):
-        figures.publish(context, ["tensorboard"])
+        figures.publish(context.run.path, ["tensorboard"])
     events = EventAccumulator(str(context.run.path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("eval/en/reward_mean")] == [(0, 1.0), (1, 2.5), (2, 3.0)]
     assert [(event.step, event.value) for event in events.Scalars(NAME)] == [(1, 60.0)]
@@ -91,10 +91,10 @@ def test_mlflow_holds_each_number_once(context: Context, tmp_path: Path, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     report(context, iteration0=model(1.0), iteration1=model(2.0))
-    figures.publish(context, ["mlflow"])
+    figures.publish(context.run.path, ["mlflow"])
     report(context, iteration0=model(1.0), iteration1=model(2.0, 60.0), rival=model(0.5, 40.0))
     for _ in range(2):
-        figures.publish(context, ["mlflow"])
+        figures.publish(context.run.path, ["mlflow"])
     client = mlflow.MlflowClient()
     runs = client.search_runs([client.get_experiment_by_name("xlr").experiment_id])
     by_name = {run.info.run_name: run for run in runs}
@@ -108,7 +108,7 @@ def test_mlflow_holds_each_number_once(context: Context, tmp_path: Path, monkeyp
     assert by_name["run rival"].data.metrics[NAME] == 40.0
 
 
-def test_a_run_that_mlflow_does_not_know_is_refused_with_the_remedy(
+def test_a_run_unknown_to_mlflow_is_refused_with_the_remedy(
     context: Context, tmp_path: Path, cli: Any, write_config: Any, tiny_tree: dict[str, Any]
 ) -> None:
     required("mlflow")
@@ -119,14 +119,12 @@ def test_a_run_that_mlflow_does_not_know_is_refused_with_the_remedy(
     assert_refused(result, f"remove {context.run.path / 'mlflow.id'} to begin another run")
 
 
-def test_wandb_gets_all_numbers_each_time_in_the_place_of_the_same_run(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_replaces_the_run_with_all_numbers_each_time(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     required("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     report(context, iteration0=model(1.0), iteration1=model(2.0, 60.0))
     for _ in range(2):
-        figures.publish(context, ["wandb"])
+        figures.publish(context.run.path, ["wandb"])
     own = context.run.path
     offline = list((own / "wandb").glob("offline-run-*/*.wandb"))
     assert {file.name for file in offline} == {f"run-{(own / 'wandb.id').read_text()}.wandb"}
@@ -135,7 +133,7 @@ def test_wandb_gets_all_numbers_each_time_in_the_place_of_the_same_run(
 
 
 def rows_of(file: Path) -> list[tuple[int, float, float | None]]:
-    """Step, a reward and a win rate of each row of history in a file of wandb's."""
+    """Step, reward and win rate of each history row in a file of wandb."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     rows = []
@@ -148,21 +146,21 @@ def rows_of(file: Path) -> list[tuple[int, float, float | None]]:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """The records of LevelDB's log format: checksum, length and kind before each piece, no piece across 32 KiB."""
-    place, whole, last = 7, b"", {1, 4}
-    while place + 7 <= len(data):
-        if (room := -place % 32768) and room < 7:
-            place += room
+    """The records of LevelDB's log format: each piece has a header of checksum, length and kind; blocks are 32 KiB."""
+    offset, whole, last = 7, b"", {1, 4}
+    while offset + 7 <= len(data):
+        if (room := -offset % 32768) and room < 7:
+            offset += room
             continue
-        length, kind = struct.unpack_from("<HB", data, place + 4)
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
+        length, kind = struct.unpack_from("<HB", data, offset + 4)
+        whole += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
         if kind in last:
             yield whole
             whole = b""
 
 
-def test_an_unknown_tracker_is_refused_before_anything_is_done(
+def test_an_unknown_tracker_is_refused_before_the_report_is_made(
     cli: Any, write_config: Any, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
     result = cli("report", write_config(tiny_tree), "--to", "mlflow,neptune")

@@ -84,10 +84,11 @@ def test_the_fingerprint_of_a_folder_sees_every_small_file_and_both_ends_of_larg
 def test_tidying_takes_what_is_half_written_and_nothing_of_another_artefact(tmp_path: Path) -> None:
     ours = Artifact(tmp_path / "scores", "score", {}, {})
     ours.claim_pieces("parts", {"cut": ""}, {})
+    pieces = ours.pieces_folder("parts")
     left = [
         tmp_path / ".scores.1a.tmp",
         tmp_path / ".scores.manifest.json.2b.tmp",
-        ours.pieces_folder("parts") / ".000001.3c.tmp",
+        pieces / ".000001.3c.tmp",
     ]
     kept = [tmp_path / ".eval.4d.tmp", pieces / "000001.parquet"]
     for path in (*left, *kept):

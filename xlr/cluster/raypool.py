@@ -18,9 +18,10 @@ from typing import Any
 from xlr.cluster.environment import ALLOCATOR
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.config import GenerateConfig, ModelConfig, RayConfig
+from xlr.console import console, duration
 from xlr.errors import UserError
 from xlr.model.precision import precision
-from xlr.progress import Tally, console, duration
+from xlr.progress import Tally
 from xlr.records import SampleTask, Task
 
 _LOSSES = 3  # workers that one task may lose, and starts that may fail in a row, before xlr gives up

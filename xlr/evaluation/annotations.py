@@ -12,11 +12,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from xlr.console import console
 from xlr.data.prompts import read_json_list
 from xlr.errors import UserError
 from xlr.maths import winrate
 from xlr.maths.winrate import Comparisons, Difficulty
-from xlr.progress import console
 
 _TEXTS = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
 

@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 from xlr import progress
 from xlr.config import JudgeConfig
+from xlr.console import console
 from xlr.errors import UserError
 from xlr.evaluation import verdicts
 from xlr.evaluation.servedjudge import serving
 from xlr.evaluation.verdictcache import VerdictCache, content_key
-from xlr.progress import console
 from xlr.records import Message, Verdict
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context

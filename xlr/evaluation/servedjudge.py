@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from xlr.config import JudgeConfig
+from xlr.console import console, duration
 from xlr.errors import UserError
-from xlr.progress import console, duration
 
 _START_SECONDS = 1800  # a large model from a slow file system
 _END_SECONDS = 30

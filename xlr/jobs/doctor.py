@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from xlr import pipeline, progress
+from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.ranks import Ranks, ranks
 from xlr.config import Config
+from xlr.console import console
 from xlr.errors import UserError
 from xlr.evaluation import endpoint
 from xlr.jobs import graph as jobs
@@ -57,9 +58,9 @@ def examine(context: Context, site: Path | None) -> Iterator[Check]:
 
 def show(check: Check) -> None:
     """Print a check."""
-    progress.console.print(f"{'FAILED' if check.remedy else 'ok':8}{check.check}: {check.found}")
+    console.print(f"{'FAILED' if check.remedy else 'ok':8}{check.check}: {check.found}")
     if check.remedy:
-        progress.console.print(f"        -> {check.remedy}")
+        console.print(f"        -> {check.remedy}")
 
 
 def _models(context: Context) -> Iterator[Check]:

@@ -1,6 +1,7 @@
-"""Runs against each other: is the other one better, in each language, and how sure is that.
+"""Several runs: is the last judged model of each better than that of the first run, in each language?
 
-The last judged models are compared answer by answer, which needs the same judge, instructions and baseline's answers.
+The models are compared answer by answer, which needs the same judge, the same instructions and the same answers of the
+baseline.
 """
 
 from collections.abc import Sequence
@@ -10,82 +11,84 @@ from typing import Any
 
 from xlr.evaluation import annotations, difficulty
 from xlr.evaluation.annotations import Annotations
-from xlr.report.conclusion import Conclusion, changed, sentence, telling_rate
-from xlr.report.tables import Found, label, of_languages
-from xlr.run.context import Context
+from xlr.report.conclusion import Conclusion, changed, preferred_rate, sentence
+from xlr.report.found import JudgedWinRates, Run, by_language, label, models
 
 
 @dataclass(frozen=True)
 class _Side:
-    """A run, and its last judged model."""
+    """A run and its last judged iteration."""
 
-    context: Context
-    found: Found
-
-    @property
-    def name(self) -> str:
-        return str(self.found["name"])
-
-    @cached_property
-    def model(self) -> int:
-        """The iteration, or -1 where none was judged."""
-        entries = self.found["iterations"].items()
-        return max((int(model) for model, entry in entries if model.isdigit() and entry["judgements"]), default=-1)
+    run: Run
+    iteration: int
+    figures: JudgedWinRates
 
     @property
     def title(self) -> str:
-        return f"{self.name}'s {label(str(self.model))}"
+        return f"{self.run.name}'s {label(self.iteration)}"
 
     @property
     def judge(self) -> dict[str, Any]:
-        """What decides a verdict, but for the baseline, whose answers are compared themselves."""
-        own = self.found["settings"]
+        """The settings that decide a verdict, without the baseline: its answers themselves are compared."""
+        own = self.run.found["settings"]
         return {key: own[key] for key in own if key.startswith("judge.") and key != "judge.baseline"}
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        return dict(self.found["iterations"][str(self.model)]["judgements"])
 
     @cached_property
     def file(self) -> Annotations:
-        return annotations.read(self.context.run.iteration(self.model) / "judgements" / "annotations")
+        return annotations.read(self.run.directory.iteration(self.iteration) / "judgements" / "annotations")
 
     @property
     def baseline_answers(self) -> dict[annotations.Key, str]:
         return dict(zip(self.file.keys, self.file.baseline_answers, strict=True))
 
 
-def compare(runs: Sequence[tuple[Context, Found]]) -> list[tuple[str, Conclusion]]:
-    """Each run after the first against the first: a heading, and the answer or why there is none."""
-    first, *others = (_Side(*run) for run in runs)
+def compare(runs: Sequence[Run]) -> list[tuple[str, Conclusion]]:
+    """Each run after the first against the first: a heading, and the answer or the reason why there is none."""
+    first, *others = runs
     return [(f"{other.name} against {first.name}", _compare(first, other)) for other in others]
 
 
-def _compare(first: _Side, other: _Side) -> Conclusion:
-    if why := _obstacle(first, other):
-        return Conclusion(f"{other.name} is not compared with {first.name} answer by answer: {why}.", "", "", [])
-    table = difficulty.load(first.context.config.judge.difficulty)
-    (difference,) = annotations.changes([first.file, other.file], [(0, 1)], table)
-    rate = telling_rate(*((side.found, side.figures) for side in (first, other)))
-    findings = [changed(lang, own[rate.value]) for lang, own in of_languages(first.found, difference)]
-    judge, baseline = (first.figures[key] for key in ("judge", "baseline"))
+def _compare(first: Run, other: Run) -> Conclusion:
+    refusal = f"{other.name} is not compared with {first.name} answer by answer"
+    first_side = _side(first)
+    if first_side is None:
+        return Conclusion(f"{refusal}: {first.name} has no judgements yet.")
+    other_side = _side(other)
+    if other_side is None:
+        return Conclusion(f"{refusal}: {other.name} has no judgements yet.")
+    if obstacle := _obstacle(first_side, other_side):
+        return Conclusion(f"{refusal}: {obstacle}.")
+    return _answer_by_answer(first_side, other_side)
+
+
+def _side(run: Run) -> _Side | None:
+    """The last judged iteration of a run, if one is judged."""
+    judged = [(key, model["judgements"]) for key, model in models(run.found) if isinstance(key, int)]
+    sides = [_Side(run, iteration, figures) for iteration, figures in judged if figures]
+    return sides[-1] if sides else None
+
+
+def _answer_by_answer(first: _Side, other: _Side) -> Conclusion:
+    table = difficulty.load(first.run.config.judge.difficulty)
+    differences: list[Any] = annotations.changes([first.file, other.file], [(0, 1)], table)
+    rate = preferred_rate(*((side.run.found, side.figures) for side in (first, other)))
+    found = first.run.found
+    findings = [changed(lang, own[rate.value]) for lang, own in by_language(found, differences[0])]
     return Conclusion(
-        sentence(first.found["names"], other.title, first.title, findings),
-        f"Judge: {judge}, which compared the answers of both with the same ones of {baseline}{rate.note}",
-        f"{rate.name}, {first.title} → {other.title}, in points",
+        sentence(found["names"], other.title, first.title, findings),
+        f"Judge: {first.figures['judge']}, which compared the answers of both with the same answers of "
+        f"{first.figures['baseline']}{rate.note}",
+        f"{rate.name}, {first.title} → {other.title}, in percentage points",
         findings,
     )
 
 
 def _obstacle(first: _Side, other: _Side) -> str | None:
-    """Why two runs cannot be compared."""
-    for side in (first, other):
-        if side.model < 0:
-            return f"{side.name} has no judgements yet"
-    here = other.judge
-    for key, there in first.judge.items():
-        if there != here[key]:
-            return f"{key} is {there} there and {here[key]} here"
+    """Why two judged runs cannot be compared, or None."""
+    other_judge = other.judge
+    for key, value in first.judge.items():
+        if value != other_judge[key]:
+            return f"{key} is {value} in {first.run.name} and {other_judge[key]} in {other.run.name}"
     if first.baseline_answers.keys() != other.baseline_answers.keys():
         return "their judged instructions differ"
     return "the baseline's answers differ" if first.baseline_answers != other.baseline_answers else None

@@ -1,20 +1,22 @@
-"""The report's first answer: did it get better, in each language, and how sure is that."""
+"""The first answer of the report: did the models get better, in each language, and how certain is that?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from xlr.report.tables import AVERAGE, Found, interval, label, number, of_languages, share_interval
+from xlr.evaluation.facts import AnswerFacts, RateDifference, RateDifferences, Rates
+from xlr.report.found import AVERAGE, Found, JudgedWinRates, by_language, label, model_key, models
+from xlr.report.numbers import interval, number, share_interval
 
-_HALF = 50.0  # a win rate at which two models are as good, in percent
+_EQUAL_WIN_RATE = 50.0  # percent
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Which win rate answers: where figures have it and its interval, its name, and why it is not the better one."""
+    """A kind of win rate: its keys in WinRates, its name, and a note for the reader."""
 
-    value: str
-    interval: str
+    value: Literal["win_rate", "length_controlled_win_rate"]
+    interval: Literal["win_rate_interval", "length_controlled_interval"]
     name: str
     note: str = ""
 
@@ -24,14 +26,16 @@ _PLAIN = Rate(
     "win_rate",
     "win_rate_interval",
     "Win rate",
-    "; the regression for length control found too few judgements in a language to say anything: these are plain win "
-    "rates",
+    ". A language has too few judgements for length control, so these are win rates without length control",
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure of one language with its 95 % interval, in percent or points; `even` says neither better nor worse."""
+    """A figure of one language with its 95 % interval, in percent or percentage points.
+
+    `even` is the value that means equally good.
+    """
 
     lang: str
     value: float
@@ -41,17 +45,21 @@ class Finding:
 
     @property
     def shown(self) -> str:
-        """The value, with a sign where it is a change."""
-        return number(self.value, "+.1f" if self.even == 0 else ".1f")
+        """The value; a difference has a sign."""
+        return number(self.value, self._format)
 
     @property
     def interval(self) -> str:
-        """Its two ends."""
-        return interval(self.low, self.high, "+.1f" if self.even == 0 else ".1f")
+        """The two ends of the interval."""
+        return interval([self.low, self.high], self._format)
+
+    @property
+    def _format(self) -> str:
+        return "+.1f" if self.even == 0 else ".1f"
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say."""
+        """`better` or `worse` if the interval excludes `even`."""
         if self.low > self.even:
             return "better"
         return "worse" if self.high < self.even else "not clear"
@@ -59,93 +67,111 @@ class Finding:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The answer in a sentence, what it rests on, and the findings it sums up."""
+    """An answer: one sentence, its evidence, and the findings that it summarises, under their heading."""
 
     sentence: str
-    basis: str
-    figure: str
-    findings: Sequence[Finding]
+    evidence: str = ""
+    heading: str = ""
+    findings: Sequence[Finding] = ()
 
 
 def conclude(found: Found) -> Conclusion:
-    """From the best evidence there is: a judge's comparison with π0, with other answers, or the implicit reward."""
-    iterations = {model: entry for model, entry in found["iterations"].items() if model.isdigit()}
-    judged = [model for model, entry in iterations.items() if entry["judgements"]]
-    answered = [model for model, entry in iterations.items() if model != "0" and _answers(entry)]
+    """The answer of one run, by the judge if there are judgements, else by the implicit reward of held-out answers."""
+    iterations = {key: model for key, model in models(found) if isinstance(key, int)}
+    judged = {key: figures for key, model in iterations.items() if (figures := model["judgements"])}
     if judged:
         return _by_judge(found, judged)
+    answered = {
+        key: model["evaluation"]["languages"]
+        for key, model in iterations.items()
+        if key > 0 and model["evaluation"] and model["evaluation"]["languages"]
+    }
     if answered:
-        return _by_reward(found, answered[-1], _answers(iterations[answered[-1]]))
-    done = [f"{name} {model}" for model, entry in iterations.items() for name in entry["stages"]]
-    state = f"Finished so far: {', '.join(done)}." if done else "No stage is finished."
-    return Conclusion(f"Nothing to compare yet. {state}", "", "", [])
+        return _by_reward(found, max(answered), answered[max(answered)])
+    finished = [f"{stage} {key}" for key, model in iterations.items() for stage in model["stages"]]
+    state = f"Finished so far: {', '.join(finished)}." if finished else "No stage is finished."
+    return Conclusion(f"Nothing to compare yet. {state}")
 
 
-def _answers(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Held-out answers' figures by language."""
-    return (entry["evaluation"] or {}).get("languages", {})
+def _by_judge(found: Found, judged: Mapping[int, JudgedWinRates]) -> Conclusion:
+    """The change since the first judged iteration, or the win rate against the baseline.
 
-
-def _by_judge(found: Found, judged: Sequence[str]) -> Conclusion:
-    """The change since the first iteration that was judged, unless π0 is itself what answers are compared with."""
-    first, last = judged[0], judged[-1]
-    figures = found["iterations"][last]["judgements"]
-    basis = (
-        f"Judge: {figures['judge']}, which compared the answers with those of {figures['baseline']}; "
-        f"length control: {figures['length_control']}"
+    The latter if π0 is the baseline, or if there is only one judged iteration.
+    """
+    first, last = min(judged), max(judged)
+    figures, rate = judged[last], preferred_rate((found, judged[last]))
+    evidence = (
+        f"Judge: {figures['judge']}, which compared the answers with those of {figures['baseline']}. "
+        f"Length control: {figures['length_control']}{rate.note}"
     )
-    change = next((one for one in found["changes"] if (one["from"], one["to"]) == (first, last)), None)
+    change = _change(found, first, last)
     against_start = found["settings"].get("judge.baseline") == 0
-    rate = telling_rate((found, figures))
-    basis += rate.note
     if change and not against_start:
-        findings = [changed(lang, own[rate.value]) for lang, own in of_languages(found, change["difference"])]
-        other, figure = label(first), f"{rate.name}, {label(first)} → {label(last)}, in points"
+        other = label(first)
+        heading = f"{rate.name}, {other} → {label(last)}, in percentage points"
+        findings = [changed(lang, own[rate.value]) for lang, own in change]
     else:
-        findings = [
-            Finding(lang, own[rate.value], own[rate.interval][0], own[rate.interval][1], _HALF)
-            for lang, own in of_languages(found, figures)
-        ]
-        other = label("0") if against_start else figures["baseline"]
-        figure = f"{rate.name} of {label(last)} against {other}, in %"
-    return Conclusion(sentence(found["names"], label(last), other, findings), basis, figure, findings)
+        other = label(0) if against_start else figures["baseline"]
+        heading = f"{rate.name} of {label(last)} against {other}, in %"
+        findings = [_against_baseline(lang, own, rate) for lang, own in by_language(found, figures)]
+    return Conclusion(sentence(found["names"], label(last), other, findings), evidence, heading, findings)
 
 
-def _by_reward(found: Found, last: str, by_language: Mapping[str, Any]) -> Conclusion:
-    findings = list(_rewarded(found, by_language))
+def _change(found: Found, first: int, last: int) -> list[tuple[str, RateDifferences]]:
+    """The difference of two iterations by language; empty if there is none."""
+    for change in found["changes"]:
+        if (model_key(change["from"]), model_key(change["to"])) == (first, last):
+            return by_language(found, change["difference"])
+    return []
+
+
+def _against_baseline(lang: str, own: Rates, rate: Rate) -> Finding:
+    low, high = own[rate.interval]
+    return Finding(lang, own[rate.value], low, high, _EQUAL_WIN_RATE)
+
+
+def _by_reward(found: Found, last: int, answers: Mapping[str, AnswerFacts]) -> Conclusion:
+    """Held-out answers of the last model against those of π0, by their implicit reward."""
+    findings = list(_rewarded(found, answers))
     return Conclusion(
-        "By the implicit reward, with no judge yet, " + sentence(found["names"], label(last), label("0"), findings),
-        "No judge has compared the answers; this is the implicit reward log π0 − log π_I of held-out answers, "
-        "which the training itself pursues",
-        f"Held-out answers of {label(last)} with a higher reward than those of {label('0')}, in %",
+        "By the implicit reward, as no judge has run yet: " + sentence(found["names"], label(last), label(0), findings),
+        "The implicit reward is log π0 − log π_I of held-out answers. Training optimises this kind of reward, so it is "
+        "weaker evidence than a judge",
+        f"Held-out answers of {label(last)} with a higher reward than those of {label(0)}, in %",
         findings,
     )
 
 
-def telling_rate(*judged: tuple[Found, Mapping[str, Any]]) -> Rate:
-    """The length-controlled one, unless it says nothing: of few judgements its regression makes 50 % without an error.
+def _rewarded(found: Found, answers: Mapping[str, AnswerFacts]) -> Iterator[Finding]:
+    for lang in found["evaluated"]:
+        if own := answers.get(lang):
+            low, high = share_interval(own["reward_wins"], max(own["rows"], 1))
+            yield Finding(lang, 100 * own["reward_wins"], 100 * low, 100 * high, _EQUAL_WIN_RATE)
+
+
+def preferred_rate(*judged: tuple[Found, JudgedWinRates]) -> Rate:
+    """The length-controlled win rate, unless a language has too few judgements for it.
+
+    The regression then returns 50 % with a standard error of 0, which says nothing.
 
     Args:
-        judged: runs, each with the judgements' figures of its model.
+        judged: runs, each with the win rates of its model.
     """
-    rows = [own for found, figures in judged for _, own in of_languages(found, figures)]
+    rows = [own for found, figures in judged for _, own in by_language(found, figures)]
     return _LENGTH_CONTROLLED if all(own["length_controlled_standard_error"] for own in rows) else _PLAIN
 
 
-def changed(lang: str, rate: Mapping[str, float]) -> Finding:
-    """A difference of two win rates, as `annotations.changes` gives it."""
+def changed(lang: str, rate: RateDifference) -> Finding:
+    """The finding for a difference of two win rates."""
     return Finding(lang, rate["value"], rate["low"], rate["high"], 0.0)
 
 
-def _rewarded(found: Found, by_language: Mapping[str, Any]) -> Iterator[Finding]:
-    for lang in found["evaluated"]:
-        if own := by_language.get(lang):
-            low, high = share_interval(own["reward_wins"], max(own["rows"], 1))
-            yield Finding(lang, 100 * own["reward_wins"], 100 * low, 100 * high, _HALF)
-
-
 def sentence(languages: Mapping[str, str], model: str, other: str, findings: Sequence[Finding]) -> str:
-    """`π2 against π0: better in Spanish, Russian; not clear in German. On average +4.0 (95 %: +1.2 … +6.9).`"""
+    """`π2 against π0: better in Spanish, Russian; not clear in German. On average +4.0 (95 %: +1.2 … +6.9).`
+
+    Args:
+        languages: code -> English name.
+    """
     parts = []
     for verdict in ("better", "worse", "not clear"):
         names = [languages[one.lang] for one in findings if one.verdict == verdict and one.lang != AVERAGE]

@@ -1,66 +1,102 @@
-"""Pairs and judged answers for the report's browser: an even sample of every language, cut to a page's size."""
+"""Pairs and judged answers for the page: an even sample of each language, with long texts shortened."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
-from xlr.records import Pair
-from xlr.report.tables import Found, label, number
-from xlr.run.context import Context
+from xlr.evaluation.facts import AnnotationRow
+from xlr.records import ModelKey, Pair
+from xlr.report.found import Run, label, models
+from xlr.report.numbers import number
 from xlr.run.files import read_json
 from xlr.run.rows import read_rows
 
-SHOWN = 800  # in all
+SHOWN = 800  # examples of all runs together
 TEXT_CHARS = 1500
 
 Row = TypeVar("Row")
 
 
-def collect(runs: Sequence[tuple[Context, Found]]) -> dict[str, Any]:
-    """`rows` to show and how many there are in `total`.
+class Answer(TypedDict):
+    """One of the two answers of an example."""
 
-    A row's texts are pairs of what is shown and how many characters are not.
-    """
+    name: str
+    note: str
+    text: tuple[str, int]
+    """The text, and how many characters are left out at its end."""
+    better: bool
+
+
+class Example(TypedDict):
+    """A pair or a judged answer."""
+
+    run: str
+    kind: Literal["pairs", "judged answers"]
+    model: str
+    lang: str
+    id: str
+    title: str
+    note: str
+    instruction: tuple[str, int]
+    """The text, and how many characters are left out at its end."""
+    answers: list[Answer]
+
+
+class Examples(TypedDict):
+    """The examples that are shown, and the number of all there are."""
+
+    rows: list[Example]
+    total: int
+
+
+def collect(runs: Sequence[Run]) -> Examples:
+    """The examples of all runs: the same number for each run, model, kind and language."""
     groups = sum(
-        len(found["languages"]) * ("pair" in entry["stages"]) + len(found["evaluated"]) * bool(entry["judgements"])
-        for _, found in runs
-        for entry in found["iterations"].values()
+        len(run.found["languages"]) * ("pair" in model["stages"])
+        + len(run.found["evaluated"]) * bool(model["judgements"])
+        for run in runs
+        for _, model in models(run.found)
     )
     each = max(1, SHOWN // max(groups, 1))
-    rows: list[dict[str, Any]] = []
+    rows: list[Example] = []
     total = 0
-    for context, found in runs:
-        for kind, model, lang, group in _groups(context, found):
+    for run in runs:
+        for model, group in _groups(run):
             total += len(group)
-            of = f"iteration {model}" if isinstance(model, int) else model
-            own = {"run": found["name"], "kind": kind, "model": of, "lang": lang}
-            examples = _pair_example if kind == "pairs" else _judged_example
-            rows += [own | examples(row, label(str(model))) for row in evenly(group, each)]
+            rows += [_example(run.name, model, row) for row in evenly(group, each)]
     return {"rows": rows, "total": total}
 
 
 def evenly(rows: Sequence[Row], count: int) -> list[Row]:
-    """At most `count` rows, spread evenly over all."""
+    """At most `count` rows, evenly spaced."""
     if len(rows) <= count:
         return list(rows)
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def _groups(context: Context, found: Found) -> Iterator[tuple[str, int | str, str, Sequence[Any]]]:
-    """Kind, model, language and all of its pairs or judgements."""
-    for model in context.models:
-        folder, entry = context.run.iteration(model), found["iterations"][str(model)]
-        if "pair" in entry["stages"] and (folder / "pairs").is_dir():
+def _groups(run: Run) -> Iterator[tuple[ModelKey, Sequence[Pair | AnnotationRow]]]:
+    """The pairs, then the judged answers, of each model and language."""
+    for key, model in models(run.found):
+        folder = run.directory.iteration(key)
+        if "pair" in model["stages"] and (folder / "pairs").is_dir():
             pairs = read_rows(folder / "pairs", Pair)
-            for lang in found["languages"]:
-                yield "pairs", model, lang, [pair for pair in pairs if pair.lang == lang]
-        if entry["judgements"]:
-            for lang in found["evaluated"]:
+            for lang in run.found["languages"]:
+                yield key, [pair for pair in pairs if pair.lang == lang]
+        if model["judgements"]:
+            for lang in run.found["evaluated"]:
                 file = folder / "judgements" / "annotations" / f"{lang}.json"
-                yield "judged answers", model, lang, read_json(file) if file.is_file() else []
+                yield key, read_json(file) if file.is_file() else []
 
 
-def _pair_example(pair: Pair, model: str) -> dict[str, Any]:
+def _example(run: str, model: ModelKey, row: Pair | AnnotationRow) -> Example:
+    return _pair(run, model, row) if isinstance(row, Pair) else _judged(run, model, row)
+
+
+def _pair(run: str, model: ModelKey, pair: Pair) -> Example:
     return {
+        "run": run,
+        "kind": "pairs",
+        "model": _option(model),
+        "lang": pair.lang,
         "id": pair.id,
         "title": f"pair {pair.id}",
         "note": f"margin {pair.chosen_score - pair.rejected_score:.2f}",
@@ -72,29 +108,40 @@ def _pair_example(pair: Pair, model: str) -> dict[str, Any]:
     }
 
 
-def _judged_example(row: dict[str, Any], model: str) -> dict[str, Any]:
+def _judged(run: str, model: ModelKey, row: AnnotationRow) -> Example:
     preference = row["preference"]
-    if preference is None:
-        verdict = "judging failed"
-    else:
-        orders = ", ".join(number(one, ".2f") or "failed" for one in row["preferences"])
-        verdict = (
-            f"preference {preference:.2f} of 1 to 2, {f'by order {orders}' if orders else 'without asking the judge'}"
-        )
-    wins = preference is not None and preference > 1.5, preference is not None and preference < 1.5
+    wins = preference is not None and preference > 1.5
+    loses = preference is not None and preference < 1.5
     return {
-        "id": str(row["id"]),
+        "run": run,
+        "kind": "judged answers",
+        "model": _option(model),
+        "lang": row["lang"],
+        "id": row["id"],
         "title": f"answer {row['id']}",
-        "note": verdict,
+        "note": _verdict(row),
         "instruction": _cut(row["instruction"]),
         "answers": [
-            _answer(model, "preferred" if wins[0] else "", row["output_2"], wins[0]),
-            _answer(row["generator_1"], "preferred" if wins[1] else "", row["output_1"], wins[1]),
+            _answer(label(model), "preferred" if wins else "", row["output_2"], wins),
+            _answer(row["generator_1"], "preferred" if loses else "", row["output_1"], loses),
         ],
     }
 
 
-def _answer(name: str, note: str, text: str, better: bool) -> dict[str, Any]:
+def _verdict(row: AnnotationRow) -> str:
+    if row["preference"] is None:
+        return "judging failed"
+    orders = ", ".join(number(one, ".2f") or "failed" for one in row["preferences"])
+    how = f"in each order {orders}" if orders else "decided without the judge"
+    return f"preference {row['preference']:.2f} on a scale from 1 to 2, {how}"
+
+
+def _option(model: ModelKey) -> str:
+    """How the page's filter names a model."""
+    return f"iteration {model}" if isinstance(model, int) else model
+
+
+def _answer(name: str, note: str, text: str, better: bool) -> Answer:
     notes = [note] * bool(note) + [f"{len(text):,} characters"]
     return {"name": name, "note": " · ".join(notes), "text": _cut(text), "better": better}
 

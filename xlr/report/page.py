@@ -1,58 +1,43 @@
-"""The report as one HTML page that needs no network.
+"""The report as one HTML page, which fetches nothing.
 
-Everything that comes from models or files is escaped; the page runs its own short script and nothing else.
+Everything that comes from models or files is escaped. The page runs its own short script and no other.
 """
 
 import json
-import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
-from xlr.maths.lengthcontrol import ALPHA_GRID
-from xlr.report import curves, examples, plots, tables
+from xlr.report import examples, panels, tables
 from xlr.report.conclusion import Conclusion, conclude
-from xlr.report.plots import Plot
-from xlr.report.tables import Found, label
-from xlr.run.context import Context
+from xlr.report.found import Run
+from xlr.report.summary import summary
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_METRICS = {
-    "loss": ("Loss", "nats"),
-    "rewards/margins": ("Reward margin", "nats"),
-    "rewards/accuracies": ("Accuracy", "share of pairs"),
-    "logps/chosen": ("Log-probability of chosen", "nats"),
-    "logps/rejected": ("Log-probability of rejected", "nats"),
-    "kl": ("KL", "nats"),
-}
 
+# Section -> its heading.
 _HEADINGS = {
-    "quality": "Answers",
-    "data": "Training",
-    "examples": "Pairs and judged answers",
+    "quality": "Answer quality",
+    "data": "Responses, pairs and training",
+    "examples": "Examples: preference pairs and judged answers",
     "costs": "Costs",
-    "facts": "How it was made",
+    "facts": "Settings and libraries",
 }
 
-# Heading, what it shows, its plots.
-Group = tuple[str, str, Sequence[Plot]]
 
-
-def render(runs: Sequence[tuple[Context, Found]], between: Sequence[tuple[str, Conclusion]]) -> str:
+def render(runs: Sequence[Run], comparisons: Sequence[tuple[str, Conclusion]]) -> str:
     """The whole page.
 
     Args:
-        between: the runs against each other, under their headings.
+        comparisons: heading and answer of each comparison between runs.
     """
-    found = [own for _, own in runs]
-    several = len(runs) > 1
+    found = [run.found for run in runs]
     shown = examples.collect(runs)
-    parts = {
+    sections = {
         "quality": tables.quality(found),
         "data": tables.data(found),
         "examples": shown["rows"] and shown,
@@ -63,23 +48,23 @@ def render(runs: Sequence[tuple[Context, Found]], between: Sequence[tuple[str, C
         environment()
         .get_template("report.html")
         .render(
-            title=", ".join(own["name"] for own in found),
-            several=several,
+            title=", ".join(run.name for run in runs),
+            several=len(runs) > 1,
             runs=found,
-            contents=[(name, heading) for name, heading in _HEADINGS.items() if parts[name]],
-            conclusions=[*between, *((own["name"], conclude(own)) for own in found)],
+            contents=[(name, heading) for name, heading in _HEADINGS.items() if sections[name]],
+            conclusions=[*comparisons, *((run.name, conclude(run.found)) for run in runs)],
             languages={lang: name for own in found for lang, name in own["names"].items()},
-            win_rate_plots=[_win_rate_plots(own, several) for own in found],
-            data_plots=[group for context, own in runs for group in _data_plots(context, own, several)],
-            training_plots=[_training_plots(context, own, several) for context, own in runs],
+            win_rate_panels=panels.win_rates(runs),
+            data_panels=panels.data(runs),
+            training_panels=panels.training(runs),
             headings=_HEADINGS,
-            **parts,
+            **sections,
         )
     )
 
 
 def environment() -> jinja2.Environment:
-    """The templates, which escape what they are given, and what they call."""
+    """The templates, which escape every value, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -93,114 +78,44 @@ def environment() -> jinja2.Environment:
         "pi": _with_raised_digits,
         "labelled": _labelled,
         "embedded": _embedded,
-        "places": _places,
+        "positions": _positions,
     }
-    environment.globals["summary"] = tables.summary
+    environment.globals["summary"] = summary
     return environment
 
 
 def _with_raised_digits(text: str) -> Markup:
-    """π with the iteration above it, and π_I with its letter below."""
+    """π1 with its iteration raised, π_I with its letter lowered."""
     return Markup(re.sub(r"π_I\b", "π<sub>I</sub>", re.sub(r"π(\d+)", r"π<sup>\1</sup>", str(escape(text)))))
 
 
 def _labelled(svg: str, name: str) -> Markup:
+    """A drawing with a name for screen readers."""
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1))
 
 
 def _embedded(rows: Any) -> Markup:
-    """JSON that ends no script element and opens no comment, whatever its texts hold."""
+    """JSON for a script element: no text in it can end the element or open a comment."""
     text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
     return Markup(re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text))
 
 
-def _places(conclusion: Conclusion) -> list[dict[str, float]]:
-    """Where each finding's interval stands on a scale of 100 that all of them share."""
+def _positions(conclusion: Conclusion) -> list[dict[str, float]]:
+    """Where each finding's interval is drawn, on one scale from 0 to 100 for all findings."""
     findings = conclusion.findings
     low = min(min(one.low, one.even) for one in findings)
     high = max(max(one.high, one.even) for one in findings)
     room = 0.05 * (high - low) or 1.0
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(100 * (value - low + room) / (high - low + 2 * room), 2)
 
     return [
         {
-            "low": place(one.low),
-            "width": round(place(one.high) - place(one.low), 2),
-            "value": place(one.value),
-            "even": place(one.even),
+            "low": position(one.low),
+            "width": round(position(one.high) - position(one.low), 2),
+            "value": position(one.value),
+            "even": position(one.even),
         }
         for one in findings
     ]
-
-
-def _heading(found: Found, text: str, several: bool) -> str:
-    return f"{text} · {found['name']}" if several else text
-
-
-def _win_rate_plots(found: Found, several: bool) -> Group:
-    judged = {model: entry["judgements"] for model, entry in found["iterations"].items() if entry["judgements"]}
-    by_language: defaultdict[str, dict[str, Any]] = defaultdict(dict)
-    for model, figures in judged.items():
-        for lang, own in tables.of_languages(found, figures):
-            by_language[lang][label(model)] = own
-    panels = [
-        plots.win_rates(
-            found["names"].get(lang, lang),
-            found["name"],
-            list(own),
-            {
-                words: [(figures[name], *figures[f"{key}_interval"]) for figures in own.values()]
-                for words, name, key in (
-                    ("win rate", "win_rate", "win_rate"),
-                    ("length-controlled", "length_controlled_win_rate", "length_controlled"),
-                )
-            },
-        )
-        for lang, own in by_language.items()
-    ]
-    return (
-        _heading(found, "Win rates", several),
-        "With 95 % intervals; dotted is 50 %, as good as the baseline.",
-        panels,
-    )
-
-
-def _data_plots(context: Context, found: Found, several: bool) -> Iterator[Group]:
-    rewards: defaultdict[str, dict[str, list[float]]] = defaultdict(dict)
-    gaps: defaultdict[str, dict[str, tuple[list[float], float]]] = defaultdict(dict)
-    for iteration in range(1, context.config.iterations + 1):
-        for lang, rows in curves.scores(context, iteration):
-            name = f"iteration {iteration}"
-            if finite := [row.reward for row in rows if math.isfinite(row.reward)]:
-                rewards[lang][name] = finite
-            pairs = found["iterations"][str(iteration)]["stages"].get("pair")
-            if pairs and (curve := curves.length_gaps(context, rows)):
-                gaps[lang][name] = (curve, pairs["facts"][lang]["alpha"])
-    yield (
-        _heading(found, "Rewards of the sampled responses", several),
-        tables.reward_formula(found),
-        [plots.rewards(found["names"][lang], found["name"], own) for lang, own in rewards.items()],
-    )
-    yield (
-        _heading(found, "Length control", several),
-        "The gap between the mean lengths of chosen and rejected responses at every penalty alpha a character; "
-        "the dot is the alpha that was taken.",
-        [plots.length_gap(found["names"][lang], found["name"], ALPHA_GRID, own) for lang, own in gaps.items()],
-    )
-
-
-def _training_plots(context: Context, found: Found, several: bool) -> Group:
-    series: defaultdict[str, dict[str, tuple[list[int], list[float]]]] = defaultdict(dict)
-    for iteration in range(context.config.iterations + 1):
-        rows = curves.training(context.run.iteration(iteration))
-        for metric in _METRICS:
-            if points := [(row["step"], row[metric]) for row in rows if metric in row]:
-                series[metric][label(str(iteration))] = ([step for step, _ in points], [value for _, value in points])
-    panels = [plots.over_steps(*_METRICS[metric], found["name"], own) for metric, own in series.items()]
-    return (
-        _heading(found, "Training curves", several),
-        "Means over the pairs of a step, all languages together.",
-        panels,
-    )

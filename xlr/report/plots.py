@@ -1,6 +1,6 @@
-"""Plots as inline SVG: text stays text, colours are the page's, and the same numbers give the same bytes.
+"""Plots as inline SVG: text stays text, colours come from the page, and the same numbers give the same bytes.
 
-The only module that imports matplotlib. Every plot is one small panel, so that pages of any width can arrange them.
+The only module that imports matplotlib. Every plot is small, so that a page of any width can arrange several.
 """
 
 import io
@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 _SIZE = (3.6, 2.5)  # inches
-_BINS = 40  # where responses are many
-_DOTTED = 20  # steps, below which each is marked
+_MOST_BINS = 40
+_FEWEST_BINS = 10
+_RESPONSES_PER_BIN = 8
+_MARKED_STEPS = 20  # with fewer steps, each is marked
 
-# Stand-ins that the page's own colours, light or dark, take the place of.
+# Placeholder colours: `_inline` replaces them with the colours of the page, which has a light and a dark scheme.
 _INK, _LINE = "#010101", "#020202"
 _SERIES = tuple(f"#0300{number:02x}" for number in range(1, 7))
 _COLOURS = {_INK: "var(--ink-soft)", _LINE: "var(--line)"} | {
@@ -59,7 +61,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing, what it is of, and its numbers in words, a line a model."""
+    """A drawing with its title, and its numbers as text, one line per model."""
 
     title: str
     numbers: Sequence[str]
@@ -67,9 +69,13 @@ class Plot:
 
 
 def _drawn(draw: Callable[[Axes], None], x: str, y: str, salt: str) -> str:
-    """The SVG of a panel; those of one page differ in their salt, and with it in the names of their parts."""
+    """The SVG of a plot.
+
+    Args:
+        salt: makes the ids of its parts; must differ between the plots of a page.
+    """
     with style.context(["default", _STYLE | {"svg.hashsalt": salt}]), warnings.catch_warnings():
-        # A name may have letters that matplotlib's font lacks; the page's fonts draw them.
+        # matplotlib's font may lack letters of a name; the browser draws them with the page's font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=_SIZE)
         axes = figure.subplots()
@@ -83,23 +89,24 @@ def _drawn(draw: Callable[[Axes], None], x: str, y: str, salt: str) -> str:
 
 
 def _inline(document: str) -> str:
-    """The drawing without what only a file of its own needs, in the page's colours."""
+    """The drawing without the parts that only a separate SVG file needs, in the colours of the page."""
     view = re.search(r'viewBox="[^"]+"', document)
     assert view is not None
     drawing = document[document.index("</metadata>") + len("</metadata>") :]
     drawing = re.sub(r"<style.*?</style>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing)  # other drawings of the page have the same
+    drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing)  # the plots of a page repeat these ids
     for stand_in, colour in _COLOURS.items():
         drawing = drawing.replace(stand_in, colour)
     return f"<svg {view.group()}>{drawing}".strip()
 
 
 def rewards(title: str, run: str, by_model: Mapping[str, Sequence[float]]) -> Plot:
-    """The distribution of rewards, a line a model."""
+    """The distribution of rewards, one line per model."""
     low = min(min(values) for values in by_model.values())
     high = max(max(values) for values in by_model.values())
     edges = (low, high if high > low else low + 1)
-    bins = max(_BINS // 4, min(_BINS, min(map(len, by_model.values())) // 8))
+    fewest = min(map(len, by_model.values()))
+    bins = max(_FEWEST_BINS, min(_MOST_BINS, fewest // _RESPONSES_PER_BIN))
 
     def draw(axes: Axes) -> None:
         for (name, values), dash in zip(by_model.items(), cycle(_DASHES)):
@@ -113,35 +120,35 @@ def rewards(title: str, run: str, by_model: Mapping[str, Sequence[float]]) -> Pl
 def _spread(values: Sequence[float]) -> str:
     ordered = sorted(values)
     low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.5, 0.9))
-    return f"median {middle:.2f}, a tenth below {low:.2f}, a tenth above {high:.2f}, {len(values):,} responses"
+    return f"median {middle:.2f}, 10th percentile {low:.2f}, 90th percentile {high:.2f}, {len(values):,} responses"
 
 
 def length_gap(
     title: str, run: str, grid: Sequence[float], curves: Mapping[str, tuple[Sequence[float], float]]
 ) -> Plot:
-    """The length gap that each alpha leaves, a curve a model with the alpha that was taken."""
-    taken = {name: gaps[grid.index(alpha)] for name, (gaps, alpha) in curves.items()}
+    """The length gap at each alpha, one curve per model, with a dot at the alpha that was used."""
+    used = {name: gaps[grid.index(alpha)] for name, (gaps, alpha) in curves.items()}
 
     def draw(axes: Axes) -> None:
         for name, (gaps, alpha) in curves.items():
             (line,) = axes.plot(grid, gaps, label=name)
-            axes.plot([alpha], [taken[name]], marker="o", markersize=5, color=line.get_color(), linestyle="none")
+            axes.plot([alpha], [used[name]], marker="o", markersize=5, color=line.get_color(), linestyle="none")
         axes.margins(x=0.02)
         axes.set_ylim(bottom=0)
 
     numbers = [
-        f"{name}: at alpha {alpha:.3f} a gap of {taken[name]:.1f}, without length control {gaps[0]:.1f}"
+        f"{name}: gap {used[name]:.1f} at alpha {alpha:.3f}, gap {gaps[0]:.1f} without length control"
         for name, (gaps, alpha) in curves.items()
     ]
     return Plot(title, numbers, _drawn(draw, "alpha", "length gap, characters", f"length gap {title} {run}"))
 
 
 def over_steps(title: str, unit: str, run: str, series: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Plot:
-    """A training metric, a line a model."""
+    """A training metric, one line per model."""
 
     def draw(axes: Axes) -> None:
         for name, (steps, values) in series.items():
-            axes.plot(steps, values, label=name, marker="o" if len(steps) < _DOTTED else None, markersize=3)
+            axes.plot(steps, values, label=name, marker="o" if len(steps) < _MARKED_STEPS else None, markersize=3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     numbers = [
@@ -150,14 +157,16 @@ def over_steps(title: str, unit: str, run: str, series: Mapping[str, tuple[Seque
     return Plot(title, numbers, _drawn(draw, "optimizer step", unit, f"{title} {run}"))
 
 
-def win_rates(
-    title: str, run: str, models: Sequence[str], series: Mapping[str, Sequence[tuple[float, float, float]]]
-) -> Plot:
-    """Win rates of models as value, low and high of their intervals, a line a kind of rate."""
+def win_rates(title: str, run: str, models: Sequence[str], series: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
+    """Win rates of models, one line per kind of rate.
+
+    Args:
+        series: kind of rate -> value, low and high of each model.
+    """
 
     def draw(axes: Axes) -> None:
-        for place, (name, rates) in enumerate(series.items()):
-            positions = [number + 0.12 * place for number in range(len(models))]
+        for line, (name, rates) in enumerate(series.items()):
+            positions = [number + 0.12 * line for number in range(len(models))]
             values = [value for value, _, _ in rates]
             errors = [[value - low for value, low, _ in rates], [high - value for value, _, high in rates]]
             axes.errorbar(positions, values, errors, marker="o", markersize=4, capsize=3, label=name)

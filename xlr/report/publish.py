@@ -1,21 +1,22 @@
-"""The report's numbers by flat names, for experiment trackers: `eval/{lang}/win_rate`, by iteration or model."""
+"""The numbers of report.json for experiment trackers, under flat names such as `eval/es/win_rate`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
 
 from xlr.config import Tracker
 from xlr.errors import UserError
-from xlr.run.context import Context
+from xlr.report.found import Found, ModelFound, models
 from xlr.run.files import read_json
 from xlr.training import trackers
 
 
 def known_trackers(names: Sequence[str]) -> Sequence[str]:
-    """The names, all of which are trackers.
+    """The names, if all of them are trackers.
 
     Raises:
-        UserError: one is not.
+        UserError: one is not a tracker.
     """
     for name in names:
         if name not in get_args(Tracker):
@@ -23,42 +24,50 @@ def known_trackers(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def publish(context: Context, report_to: Sequence[str]) -> None:
-    """Give what RUN/report.json holds to trackers: iterations as steps of one run, other models as their own runs.
+def publish(folder: Path, report_to: Sequence[str]) -> None:
+    """Send the numbers of a run's report.json to trackers.
+
+    The iterations are the steps of one tracked run; every model of evaluate.models is a tracked run of its own.
+
+    Args:
+        folder: the run directory.
 
     Raises:
         UserError: a tracker is not installed or refuses.
     """
-    run = context.run.path
-    found = read_json(run / "report.json")
-    numbers = {model: dict(flatten(entry, found["evaluated"])) for model, entry in found["iterations"].items()}
-    rows = {int(model): own for model, own in numbers.items() if own and model.isdigit()}
-    trackers.publish(run, report_to, f"{run.name} report", found["settings"], rows)
+    found: Found = read_json(folder / "report.json")
+    numbers = {model: dict(flatten(own, found["evaluated"])) for model, own in models(found)}
+    steps = {model: own for model, own in numbers.items() if own and isinstance(model, int)}
+    trackers.publish(folder, report_to, f"{folder.name} report", found["settings"], steps)
     for model, own in numbers.items():
-        if own and not model.isdigit():
-            trackers.publish(run / "models" / model, report_to, f"{run.name} {model}", found["settings"], {0: own})
+        if own and isinstance(model, str):
+            trackers.publish(
+                folder / "models" / model, report_to, f"{folder.name} {model}", found["settings"], {0: own}
+            )
 
 
-def flatten(entry: Mapping[str, Any], langs: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Name and value of every number that evaluation and judge found of one model; shares and percents stay so.
+def flatten(model: ModelFound, langs: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Name and value of every number in the evaluation and the win rates of a model, in the units of report.json.
 
     Args:
-        langs: the languages that answers are in.
+        langs: languages of the answers.
     """
-    evaluation, judgements = entry["evaluation"] or {}, entry.get("judgements") or {}
-    by_lang = evaluation.get("languages", {})
-    yield from _numbers("eval", by_lang)
-    for key, value in next(iter(by_lang.values()), {}).items():
-        if isinstance(value, int | float):
-            yield f"eval/average/{key}", mean(own[key] for own in by_lang.values())
-    yield from _numbers("eval/preferences", evaluation.get("preferences"))
-    yield from _numbers("eval", judgements.get("languages"))
-    yield from _numbers("eval/average", judgements.get("average"))
-    whole = {key: value for key, value in judgements.items() if key not in ("languages", "average")}
-    yield from _numbers(f"eval/{langs[0]}" if len(langs) == 1 else "eval/all", whole)
+    if evaluation := model["evaluation"]:
+        by_lang: Mapping[str, Mapping[str, Any]] = evaluation["languages"]
+        yield from _numbers("eval", by_lang)
+        for key, value in next(iter(by_lang.values()), {}).items():
+            if isinstance(value, int | float):
+                yield f"eval/average/{key}", mean(own[key] for own in by_lang.values())
+        yield from _numbers("eval/preferences", evaluation.get("preferences"))
+    if judgements := model["judgements"]:
+        yield from _numbers("eval", judgements.get("languages"))
+        yield from _numbers("eval/average", judgements.get("average"))
+        overall = {key: value for key, value in judgements.items() if key not in ("languages", "average")}
+        yield from _numbers(f"eval/{langs[0]}" if len(langs) == 1 else "eval/all", overall)
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """The numbers inside a value; a list is an interval."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _numbers(f"{name}/{key}", inner)

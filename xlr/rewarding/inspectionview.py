@@ -8,8 +8,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from xlr import languages
-from xlr.progress import console
-from xlr.report.tables import Table
+from xlr.console import Column, Table, console, number_columns, text_columns
 
 _LINES = 2  # of a text on the terminal
 _INDENT = 5
@@ -56,7 +55,7 @@ def markdown(found: Mapping[str, Any]) -> str:
                 for row in _ordered(prompt, modes, found["reward"])
             ]
             title = f"{prompt['id']}: {_one_line(prompt['instruction'])}"
-            tables.append(Table(title, (*_header(modes), "response", "translation"), rows))
+            tables.append(Table(title, (*_columns(modes), *text_columns("response", "translation")), rows))
         lines += ["", *(table.in_markdown() for table in tables)]
     return "\n".join(lines)
 
@@ -75,7 +74,7 @@ def _show_prompt(prompt: Mapping[str, Any], modes: Sequence[str], main: str) -> 
     console.print(Text(f"\n{prompt['id']}: {_one_line(prompt['instruction'])}", style="bold"))
     if prompt["english"] != prompt["instruction"]:
         console.print(Text(f"{' ' * _INDENT}{_one_line(prompt['english'])}", style="dim"))
-    console.print(Text(_line(_header(modes)), style="dim"))
+    console.print(Text(_line([column.heading for column in _columns(modes)]), style="dim"))
     for row in _ordered(prompt, modes, main):
         console.print(Text(_line(_cells(row, modes))))
         _show_text(row["response"] or "(empty)", "")
@@ -95,8 +94,8 @@ def _ordered(prompt: Mapping[str, Any], modes: Sequence[str], main: str) -> list
     return sorted(prompt["candidates"], key=lambda row: -row["rewards"].get(order, float("-inf")))
 
 
-def _header(modes: Sequence[str]) -> list[str]:
-    return ["#", *modes, "chars", "lang", "flaws"]
+def _columns(modes: Sequence[str]) -> tuple[Column, ...]:
+    return (*number_columns("#", *modes, "chars"), *text_columns("lang", "flaws"))
 
 
 def _cells(row: Mapping[str, Any], modes: Sequence[str]) -> list[str]:
@@ -139,11 +138,11 @@ def _figures(own: Mapping[str, Any]) -> list[Table]:
         )
         for facts in own["agreement"]
     ]
-    columns = ("mode", "mean", "spread", "length ρ", "α", "chars", "in language %")
-    found = [Table("Rewards within prompts", columns, rewards)]
+    columns = number_columns("mean", "spread", "length ρ", "α", "chars", "in language %")
+    found = [Table("Rewards within prompts", (*text_columns("mode"), *columns), rewards)]
     if agreement:
-        columns = ("modes", "same order %", "of pairs", "ρ", "τ", "same best", "same worst")
-        found.append(Table("How the modes agree", columns, agreement))
+        columns = number_columns("same order %", "of pairs", "ρ", "τ", "same best", "same worst")
+        found.append(Table("How the modes agree", (*text_columns("modes"), *columns), agreement))
     return found
 
 

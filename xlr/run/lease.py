@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from xlr import progress
 from xlr.cluster import slurm as scheduler
+from xlr.console import console
 from xlr.errors import UserError
 
 RENEW_SECONDS = 20.0
@@ -88,7 +88,7 @@ def _wait_until_lost(lease: Path, run: Path) -> None:
             raise _refusal(lease, run)
         looks += 1
         if looks == 2:  # at the first it may be about to write down who it is
-            progress.console.print(
+            console.print(
                 f"{_title(lease)}: {_describe(_read(lease))} held it last; "
                 f"waiting up to {STALE_SECONDS:g} s to see whether it is alive"
             )
@@ -116,7 +116,7 @@ def _renew(leases: Sequence[Path], ended: threading.Event) -> None:
                 continue
             if lost:
                 # Held up for so long that another has taken over: not one more byte may be written.
-                progress.console.print(f"error: {_title(lease)}: another xlr took over; this one ends")
+                console.print(f"error: {_title(lease)}: another xlr took over; this one ends")
                 os._exit(1)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from xlr import progress
 from xlr.config import settings
+from xlr.console import console
 from xlr.maths.batching import Batch, token_budget_batches
 from xlr.model.layout import batch_shape
 from xlr.records import Example, Logps, RowKey, ScoreTask, Task
@@ -81,7 +82,7 @@ def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], 
     files = [folder / f"{number:06d}.parquet" for number in range(len(work.batches))]
     missing = [number for number, file in enumerate(files) if read_stamp(file) != f"{stamp} {number}"]
     if unusable := sum(files[number].is_file() for number in missing):
-        progress.console.print(f"  {label}: {unusable} pieces are damaged or belong elsewhere; they are computed again")
+        console.print(f"  {label}: {unusable} pieces are damaged or belong elsewhere; they are computed again")
     with _showing(context, folder, work, missing, label, unit) as step:
         for number, result in context.pool.map({number: work.tasks[number] for number in missing}):
             batch = work.batches[number]

@@ -18,6 +18,7 @@ from xlr import progress
 from xlr.cluster.preemption import Preempted, Request
 from xlr.cluster.ranks import Ranks
 from xlr.config import settings
+from xlr.console import console
 from xlr.maths.batching import Batch
 from xlr.model.weights import resolve_dtype
 from xlr.records import START
@@ -180,7 +181,7 @@ def _loop(
                 log.write(done, {"epoch": done / total * train.num_train_epochs, **values})
             for warning in watch.see(done, values, train.beta):
                 if rank.main:
-                    progress.console.print(f"  warning: {warning}")
+                    console.print(f"  warning: {warning}")
             if shown:
                 note = f"loss {values['loss']:.3f}, accuracy {values['rewards/accuracies']:.2f}"
                 shown.advance({"": 1}, int(values["num_tokens"]), note)

@@ -47,7 +47,7 @@
     list.append(...found.slice(shown, shown + PAGE).map(card));
     more.hidden = list.children.length >= found.length;
     const words = found.length === 1 ? "1 example" : `${found.length.toLocaleString("en")} examples`;
-    count.textContent = found.length ? `${words} found, ${list.children.length} of them below` : "No example found";
+    count.textContent = found.length ? `${words} found, ${list.children.length} shown` : "No examples found";
   }
 
   function filter() {

@@ -1,0 +1,94 @@
+"""report.json from a run: the manifests of its finished stages, their evaluations and win rates."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from xlr import languages
+from xlr.config import Config, settings
+from xlr.evaluation import annotations, difficulty
+from xlr.report.found import Change, Found, JudgedWinRates, ModelFound, model_keys
+from xlr.run.artifact import read_manifest
+from xlr.run.directory import RunDir
+from xlr.run.files import read_json
+from xlr.stages import STAGES
+
+_FROM_MANIFEST = ("rows", "seconds", "processors", "finished", "digest", "facts", "tokens")
+
+
+def collect(config: Config, directory: RunDir, name: str) -> Found:
+    """Everything that the report shows of a run, as far as the run is finished.
+
+    Args:
+        name: how the report calls the run.
+    """
+    folders = {str(model): directory.iteration(model) for model in model_keys(config)}
+    manifests = {model: _manifests(folder) for model, folder in folders.items()}
+    iterations = {model: _model(folder, manifests[model]) for model, folder in folders.items()}
+    finished = [manifest for own in manifests.values() for manifest in own]
+    return {
+        "name": name,
+        "languages": list(config.languages),
+        "evaluated": list(config.evaluated_languages),
+        "names": {lang: languages.name(lang) for lang in (*config.languages, *config.evaluated_languages)},
+        "settings": settings(config),
+        "versions": _versions(finished),
+        "finished": max((manifest["finished"] for manifest in finished), default=""),
+        "iterations": iterations,
+        "changes": _changes(config, directory, iterations),
+    }
+
+
+def _manifests(folder: Path) -> list[Mapping[str, Any]]:
+    """The manifests of one model's finished stages."""
+    artefacts = dict.fromkeys(kind.artefact for kind in STAGES)  # align and train make the same one
+    manifests = (read_manifest(folder / artefact) for artefact in artefacts)
+    return [manifest for manifest in manifests if manifest]
+
+
+def _versions(manifests: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Every library that a stage used, with its versions."""
+    found: dict[str, list[str]] = {}
+    for manifest in manifests:
+        for library, version in manifest["versions"].items():
+            if version and version not in found.setdefault(library, []):
+                found[library].append(version)
+    return found
+
+
+def _model(folder: Path, manifests: Sequence[Mapping[str, Any]]) -> ModelFound:
+    """What was found of one model."""
+    stages = {manifest["stage"]: {key: manifest[key] for key in _FROM_MANIFEST} for manifest in manifests}
+    evaluation = folder / "eval" / "eval.json"
+    judgements: JudgedWinRates | None = None
+    if "judge" in stages:
+        judgements = read_json(folder / "judgements" / "winrates.json") | {"judge": stages["judge"]["facts"]["judge"]}
+    model = {
+        "evaluation": read_json(evaluation) if evaluation.is_file() else None,
+        "judgements": judgements,
+        "stages": stages,
+    }
+    return cast("ModelFound", model)  # a stage's name decides the type of its facts, which mypy cannot follow
+
+
+def _changes(config: Config, directory: RunDir, iterations: Mapping[str, ModelFound]) -> list[Change]:
+    """Paired differences of win rates between judged iterations: from each to the next, and from the first to the last.
+
+    They are slow to compute, so the last report's values are reused while its judgements are unchanged.
+    """
+    judged = [number for number in range(config.iterations + 1) if iterations[str(number)]["judgements"]]
+    steps = list(pairwise(range(len(judged))))
+    if len(judged) > 2:
+        steps.append((0, len(judged) - 1))
+    digests = [iterations[str(number)]["stages"]["judge"]["digest"] for number in judged]
+    wanted = [{"from": str(judged[a]), "to": str(judged[b]), "digests": [digests[a], digests[b]]} for a, b in steps]
+    last = directory.path / "report.json"
+    known: list[Change] = read_json(last)["changes"] if last.is_file() else []
+    if [{key: value for key, value in change.items() if key != "difference"} for change in known] == wanted:
+        return known
+    files = [annotations.read(directory.iteration(number) / "judgements" / "annotations") for number in judged]
+    table = difficulty.load(config.judge.difficulty)
+    differences = annotations.changes(files, steps, table) if steps else []
+    found = [own | {"difference": difference} for own, difference in zip(wanted, differences, strict=True)]
+    return cast("list[Change]", found)

@@ -1,0 +1,168 @@
+"""Types of report.json: what was collected from a run.
+
+`docs/report.schema.json` is made of them and of the facts that each package describes; see `xlr.report.schema`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast, overload
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+from xlr.config import Config
+from xlr.evaluation.facts import (
+    EvaluationFacts,
+    JudgeFacts,
+    RateDifferences,
+    Rates,
+    WinRateDifference,
+    WinRates,
+)
+from xlr.records import ModelKey
+from xlr.rewarding.facts import GenerateFacts, PairStageFacts, ScoreFacts
+from xlr.run.directory import RunDir
+from xlr.training.facts import ReferenceFacts, TrainingFacts
+
+Facts = TypeVar("Facts")
+
+AVERAGE = "average"  # in place of a language
+
+
+class Processors(TypedDict):
+    """Peak number of processors that a stage used."""
+
+    cpus: float
+    gpus: float
+
+
+class StageFound(TypedDict, Generic[Facts]):
+    """One finished stage, from its manifest."""
+
+    rows: int
+    """Number of rows written."""
+    seconds: float
+    """Run time of the process that finished the stage, in seconds."""
+    processors: Processors
+    finished: str
+    """When it finished: ISO 8601, UTC."""
+    digest: str
+    """Digest of the files written."""
+    facts: Facts
+    """What the stage recorded."""
+    tokens: dict[str, int]
+    """What was done with tokens -> number of tokens, e.g. {"sampled": 1234}."""
+
+
+class StagesFound(TypedDict, total=False):
+    """The finished stages of one model, by name."""
+
+    align: StageFound[TrainingFacts]
+    generate: StageFound[GenerateFacts]
+    score: StageFound[ScoreFacts]
+    pair: StageFound[PairStageFacts]
+    reference: StageFound[ReferenceFacts]
+    train: StageFound[TrainingFacts]
+    evaluate: StageFound[EvaluationFacts]
+    judge: StageFound[JudgeFacts]
+
+
+class JudgedWinRates(WinRates):
+    """The win rates of a model, and who judged."""
+
+    judge: str
+    """Name of the judge."""
+
+
+class ModelFound(TypedDict):
+    """One model of the run: that of an iteration, or one of evaluate.models."""
+
+    evaluation: EvaluationFacts | None
+    """Null if the model is not evaluated yet."""
+    judgements: JudgedWinRates | None
+    """Null if the model is not judged yet."""
+    stages: StagesFound
+
+
+# `from` is a keyword of Python, so this type cannot be a class.
+Change = TypedDict("Change", {"from": str, "to": str, "digests": list[str], "difference": WinRateDifference})
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True, extra="forbid"))
+class Found(TypedDict):
+    """report.json of xlr: what the finished stages of a run left."""
+
+    name: str
+    """Name of the run."""
+    languages: list[str]
+    """Languages that are trained in."""
+    evaluated: list[str]
+    """Languages of the held-out answers."""
+    names: dict[str, str]
+    """Language -> its English name."""
+    settings: dict[str, Any]
+    """The settings that affect the results, e.g. {"train.beta": 0.1}."""
+    versions: dict[str, list[str]]
+    """Library -> its versions, in the order of the stages that used them."""
+    finished: str
+    """When the last stage finished: ISO 8601, UTC; empty if no stage is finished."""
+    iterations: dict[str, ModelFound]
+    """Number of the iteration, or name of a model of evaluate.models -> what was found of it."""
+    changes: list[Change]
+    """Paired differences of win rates between iterations, with the digests of the judgements they compare."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the report reads it."""
+
+    config: Config
+    directory: RunDir
+    found: Found
+
+    @property
+    def name(self) -> str:
+        """How the report calls the run."""
+        return self.found["name"]
+
+
+def model_keys(config: Config) -> list[ModelKey]:
+    """All models of a run: pi^0, that of each iteration, then those of evaluate.models."""
+    return [*range(config.iterations + 1), *config.evaluate.models]
+
+
+def models(found: Found) -> Iterator[tuple[ModelKey, ModelFound]]:
+    """All models of a run with what was found of them."""
+    for key, model in found["iterations"].items():
+        yield model_key(key), model
+
+
+def model_key(text: str) -> ModelKey:
+    """A model's key from its text in report.json. The names of models begin with a letter."""
+    return int(text) if text.isdecimal() else text
+
+
+def label(model: ModelKey) -> str:
+    """How the report calls a model: `π1` for the model of iteration 1; other models by their name."""
+    return f"π{model}" if isinstance(model, int) else model
+
+
+def stages(model: ModelFound) -> Mapping[str, StageFound[Any]]:
+    """The finished stages of a model, where their names do not matter."""
+    return cast("Mapping[str, StageFound[Any]]", model["stages"])
+
+
+@overload
+def by_language(found: Found, figures: WinRates) -> list[tuple[str, Rates]]: ...
+
+
+@overload
+def by_language(found: Found, figures: WinRateDifference) -> list[tuple[str, RateDifferences]]: ...
+
+
+def by_language(found: Found, figures: Any) -> Any:
+    """Win rates, or their differences, by language and then on average; a single language has no average."""
+    if "languages" not in figures:
+        return [(found["evaluated"][0], figures)]
+    own = figures["languages"]
+    return [*((lang, own[lang]) for lang in found["evaluated"] if lang in own), (AVERAGE, figures[AVERAGE])]

@@ -1,0 +1,42 @@
+"""`xlr status` on the terminal: the stages of a run, and its Slurm jobs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.table
+from rich.markup import escape
+
+from xlr.console import Table, console, duration, number_columns, text_columns
+from xlr.progress import details, headline
+
+
+def show_status(stages: Sequence[Mapping[str, Any]]) -> None:
+    """Print the state of every stage, and the progress of those that are unfinished."""
+    columns = (*text_columns("stage", "state"), *number_columns("rows", "time"))
+    rows = [
+        (
+            stage["stage"],
+            stage["state"],
+            str(stage["rows"] or ""),
+            "" if stage["seconds"] is None else duration(stage["seconds"]),
+        )
+        for stage in stages
+    ]
+    console.print(Table("", columns, rows).on_terminal())
+    for stage in stages:
+        if stage["progress"]:
+            console.print(headline(stage["progress"]))
+            for line in details(stage["progress"]):
+                console.print(f"  {line}")
+
+
+def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Print the state of every Slurm job, if there are any."""
+    if not jobs:
+        return
+    table = rich.table.Table()
+    for column in jobs[0]:
+        table.add_column(column, overflow="fold")
+    for job in jobs:
+        table.add_row(*(escape(str(value)) for value in job.values()))
+    console.print(table)

@@ -1,0 +1,76 @@
+"""A run in a few facts: languages, models, reward, loss, sampling, judge."""
+
+from datetime import datetime
+
+from xlr.report.found import Found, models
+
+_REWARD_TEXTS = {
+    "crosslingual": ("y | G(x)", "G(x): the instruction in English, with the request to answer in x's language"),
+    "multilingual": ("y | x", "x: the instruction in its own language"),
+    "translate": ("y′ | x′", "y′ and x′: response and instruction in English"),
+}
+
+
+def summary(found: Found) -> list[tuple[str, str]]:
+    """Name and value of each fact."""
+    own = found["settings"]
+    aligned = _model_name(own["model.aligned"] or "") or "π_I, aligned on English preferences by this run"
+    control = "r − α · characters; α makes chosen and rejected equally long on average, in each language"
+    facts = [
+        ("Languages", _languages(found, found["languages"])),
+        *([("Answers in", _languages(found, found["evaluated"]))] * (found["evaluated"] != found["languages"])),
+        ("π_I", _model_name(own["model.initial"])),
+        ("π0", aligned),
+        ("Reward r", reward_formula(found)),
+        ("Length control", control if own["pair.length_control"] else "none"),
+        ("Loss", _loss(found)),
+        ("Sampling", _sampling(found)),
+        ("Seed", str(own["seed"])),
+    ]
+    if judges := _judges(found):
+        facts.append(("Judge", judges))
+    if found["finished"]:
+        facts.append(("Last stage finished", f"{datetime.fromisoformat(found['finished']):%Y-%m-%d %H:%M} UTC"))
+    return facts
+
+
+def reward_formula(found: Found) -> str:
+    """The implicit reward as this run computes it."""
+    text, meaning = _REWARD_TEXTS[found["settings"]["score.reward"]]
+    reference = "π_I" if found["settings"]["score.reference"] == "initial" else "πᵗ⁻²"
+    return f"r = log πᵗ⁻¹({text}) − log {reference}({text}), in nats; {meaning}"
+
+
+def _languages(found: Found, codes: list[str]) -> str:
+    return ", ".join(f"{found['names'][lang]} ({lang})" for lang in codes)
+
+
+def _model_name(model: str) -> str:
+    """A hub name, or the last part of a path. The table of settings has the whole path."""
+    return model.rstrip("/").split("/")[-1] if model.startswith("/") else model
+
+
+def _loss(found: Found) -> str:
+    own = found["settings"]
+    reference = "the model that the iteration starts from" if own["train.reference"] == "start" else "π_I"
+    return (
+        f"DPO ({own['train.loss_type']}, β = {own['train.beta']:g}) + {own['train.nll_weight']:g} · NLL of chosen; "
+        f"reference: {reference}"
+    )
+
+
+def _sampling(found: Found) -> str:
+    own = found["settings"]
+    return (
+        f"{own['generate.num_samples']} responses per prompt, temperature {own['generate.temperature']:g}, "
+        f"top_p {own['generate.top_p']:g}, at most {own['generate.max_new_tokens']:,} tokens"
+    )
+
+
+def _judges(found: Found) -> str:
+    """Every judge with its baseline and length control, usually one."""
+    judged = (model["judgements"] for _, model in models(found))
+    texts = (
+        f"{own['judge']}, baseline {own['baseline']}, length control {own['length_control']}" for own in judged if own
+    )
+    return "; ".join(dict.fromkeys(texts))

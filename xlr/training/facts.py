@@ -1,0 +1,36 @@
+"""Types of the JSON that training writes: facts in the manifests of align, train and reference, and metrics.jsonl."""
+
+from typing import TypeAlias
+
+from typing_extensions import TypedDict
+
+from xlr.run.dropped import DroppedCounts
+
+# One line of metrics.jsonl: `step`, and metric -> value. Metrics of one language begin with `lang/{lang}/`.
+MetricsRow: TypeAlias = dict[str, float]
+
+
+class TrainingFacts(TypedDict):
+    """Facts of align and train."""
+
+    steps: int
+    """Number of optimizer steps."""
+    pairs: int
+    """Number of pairs trained on."""
+    held_out: int
+    """Number of pairs held out of training and evaluated."""
+    dropped: DroppedCounts
+    """Pairs that were left out."""
+    world_size: int
+    """Number of ranks."""
+    warnings: list[str]
+    """Warnings, each with its step."""
+
+
+class ReferenceFacts(TypedDict):
+    """Facts of reference."""
+
+    reference: str
+    """The reference model."""
+    dropped: DroppedCounts
+    """Pairs that were left out."""
