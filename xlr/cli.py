@@ -47,8 +47,8 @@ def _model_key(text: str) -> int | str:
 def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, iteration: int | str) -> None:
     """Run stages of one iteration, in workers or in training ranks."""
     from xlr import pipeline
+    from xlr.cluster.launcher import ERROR_FILE
     from xlr.cluster.ranks import ranks
-    from xlr.training.launcher import ERROR_FILE
 
     context = _context(source, overrides)
     plan = [pipeline.Stage(name, iteration) for name in names]
@@ -321,8 +321,8 @@ def init(
 def main() -> None:
     """Entry point: bad input ends with one message and exit code 2, SIGTERM and SIGUSR1 with exit code 75 after
     saving, a failure of ours with a traceback and exit code 1."""
+    from xlr.cluster.launcher import ERROR_FILE
     from xlr.cluster.preemption import EXIT_CODE, end_on_signals, said
-    from xlr.training.launcher import ERROR_FILE
 
     end_on_signals()
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import tiny_tree
-from xlr import config
+from xlr import configfile
 from xlr.config import Config
 from xlr.evaluation import annotations
 from xlr.records import Pair, Response
@@ -107,7 +107,7 @@ def judgement(row: Response, instruction: str, index: int, iteration: int) -> di
 
 def load(run: Path, *overrides: str) -> Config:
     """The configuration of a run directory, wherever it was copied to."""
-    return config.load(run, [f"run_dir={run}", *overrides])
+    return configfile.load(run, [f"run_dir={run}", *overrides])
 
 
 def collected(run: Path) -> Found:

@@ -12,8 +12,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -32,7 +34,9 @@ from xlr.model.logprobmodel import LogprobModel
 from xlr.model.products import compute_repeatably
 from xlr.run.files import atomic_path, remove
 from xlr.training.dsconfig import policy_config, reference_config
-from xlr.training.recompute import recomputation
+
+# What selective recomputation keeps, beside attention kernels.
+_MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 _STATE = "state"
 _UNIVERSAL = "universal"
@@ -114,6 +118,22 @@ def open_policy(
                 "this iteration from its beginning"
             )
     return engine
+
+
+def recomputation(gradient_checkpointing: Literal[True, "selective"]) -> dict[str, Any]:
+    """The arguments of transformers' `gradient_checkpointing_enable`: all of a layer, or only what is cheap."""
+    arguments: dict[str, Any] = {"use_reentrant": False}
+    if gradient_checkpointing == "selective":
+        arguments["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
+    return arguments
+
+
+def _keep_products(_context: Any, operation: Any, *_arguments: Any, **_keywords: Any) -> CheckpointPolicy:
+    """Keep what a matrix product or an attention kernel gives; norms, activations and rotations are cheap."""
+    name = str(operation)
+    if operation in _MATRIX_PRODUCTS or "dot_product" in name or "flash_attn" in name:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def open_reference(model: str, train: TrainConfig, dtype: torch.dtype, attn_implementation: str) -> Any:

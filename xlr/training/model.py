@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
 from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
@@ -17,7 +18,7 @@ from xlr.data.prompts import load_preferences
 from xlr.records import START
 from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context, require
-from xlr.training import launcher, reference
+from xlr.training import reference
 from xlr.training.dsconfig import policy_config, reference_config
 from xlr.training.inputs import Training
 

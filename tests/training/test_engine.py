@@ -10,7 +10,7 @@ from xlr.config import SHARED_PROMPT
 from xlr.model.batch import pack
 from xlr.model.logprobmodel import LogprobModel
 from xlr.records import Example
-from xlr.training.recompute import recomputation
+from xlr.training.engine import recomputation
 
 EXAMPLES = [Example((5, 6, 7), ((1, 2, 3, 4), (9, 8))), Example((4,), ((3, 3, 2), (1, 5, 6)))]
 
