@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from xlr.data.prompts import read_json_list
+from xlr.data.jsonfiles import read_json_list
 from xlr.errors import UserError
 from xlr.maths import winrate
 from xlr.maths.winrate import Comparisons, Difficulty
@@ -58,7 +58,7 @@ def read(path: Path) -> Annotations:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: holds no annotations; a folder of them has a JSON file a language")
-    rows = [row for file in files for row in read_json_list(file)]
+    rows = [row for file in files for row in read_json_list(file, "an object of AlpacaEval's annotations")]
     found: defaultdict[Key, list[_Judgement]] = defaultdict(list)
     seen: Counter[tuple[str, str, bool]] = Counter()
     names = ("", "")
@@ -166,7 +166,7 @@ def measure(first: Annotations, second: Annotations | None, difficulty: Difficul
     Raises:
         UserError: the two files' instructions differ, or the table of difficulties has fewer.
     """
-    if difficulty is not None and first.comparisons.places_N.max() >= len(difficulty.difficulties_P):
+    if difficulty is not None and first.comparisons.positions_N.max() >= len(difficulty.difficulties_P):
         raise UserError(
             f"{first.path}: has more instructions than the {len(difficulty.difficulties_P)} of --difficulty, which "
             "belong to AlpacaEval's by their order; leave --difficulty out"
@@ -213,9 +213,9 @@ def _in_places_of(first: Annotations, second: Annotations) -> Annotations:
                 f"{other.path}: lacks the instruction {lacking[1][:60]!r}{lang}, which {one.path} has; a paired "
                 "comparison needs the same instructions in both"
             )
-    place = dict(zip(first.keys, first.comparisons.places_N.tolist(), strict=True))
-    places_N = torch.tensor([place[key] for key in second.keys])
-    return dataclasses.replace(second, comparisons=dataclasses.replace(second.comparisons, places_N=places_N))
+    place = dict(zip(first.keys, first.comparisons.positions_N.tolist(), strict=True))
+    positions_N = torch.tensor([place[key] for key in second.keys])
+    return dataclasses.replace(second, comparisons=dataclasses.replace(second.comparisons, positions_N=positions_N))
 
 
 def _figures(annotations: Annotations, found: winrate.Estimates, difficulty: Difficulty | None) -> dict[str, Any]:
