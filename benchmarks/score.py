@@ -31,10 +31,10 @@ from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xlr import config, languages
-from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.model.products import compute_repeatably
-from xlr.records import Response
+from xlr.records import Example, Response
 from xlr.rewarding import scores
 from xlr.run.artifact import read_rows, remove, write_text
 from xlr.run.context import Context

@@ -11,7 +11,7 @@ from typing import Any
 from xlr import progress
 from xlr.config import Config, TrainConfig, dump
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
-from xlr.data.prompts import load_preferences
+from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
 from xlr.evaluation import answers as evaluation
 from xlr.evaluation import judgements

@@ -1,7 +1,10 @@
 """The row type on each arrow of the data flow: prompts -> responses -> scores -> pairs."""
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
+
+# An iteration's number, or the name of a model in evaluate.models.
+ModelKey: TypeAlias = int | str
 
 
 class Message(TypedDict):
@@ -97,6 +100,19 @@ class Verdict:
     answer: str
     prompt_tokens: int
     completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and responses to it, as token ids."""
+
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model reads: the prompt once and every response without its terminator."""
+        return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
 
 
 @dataclass(frozen=True, slots=True)

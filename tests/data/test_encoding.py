@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from xlr.data import encoding
-from xlr.data.encoding import ChatEncoder, Example, load_tokenizer, require_same_tokenizer
+from xlr.data.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
+from xlr.records import Example
 
 FAMILIES = list(tiny.FAMILIES)
 WITH_BOS = ["llama3", "gemma"]

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import Cli
 from xlr.config import PromptsConfig
-from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
 from xlr.model.attention import SHARED_PROMPT, LogprobModel, pack, pad
-from xlr.records import Pair, Score
+from xlr.records import Example, Pair, Score
 from xlr.run.artifact import read_json, read_rows
 
 MAX_PROMPT_CHARACTERS = 300

@@ -22,14 +22,14 @@ from tests.conftest import Cli, missing
 from tests.waiting import descendants, wait_until
 from xlr import config
 from xlr.config import RECIPES
-from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.evaluation import endpoint, judgements, servedjudge, verdicts
 from xlr.evaluation import question as judgeprompt
 from xlr.model.attention import SHARED_PROMPT
 from xlr.model.vllmsampler import VllmSampler
 from xlr.model.worker import Worker
-from xlr.records import Response, SampleRequest, SampleSettings, Score, Verdict
+from xlr.records import Example, Response, SampleRequest, SampleSettings, Score, Verdict
 from xlr.run.artifact import read_json, read_rows
 from xlr.run.context import Context
 

@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from xlr.data.encoding import ChatEncoder, Example, load_tokenizer
+from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.model.attention import SHARED_PROMPT
 from xlr.model.worker import Worker, require_sound_logps
-from xlr.records import SampleRequest, SampleSettings
+from xlr.records import Example, SampleRequest, SampleSettings
 
 PROMPTS = ["Hola", "Why do leaves fall in autumn, and where do they go?", "¿Qué?", "Nenne drei Vögel."]
 

@@ -6,8 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
-from xlr.data.encoding import Example
 from xlr.model.attention import SHARED_PROMPT, LogprobModel, pack
+from xlr.records import Example
 from xlr.training.recompute import recomputation
 
 EXAMPLES = [Example((5, 6, 7), ((1, 2, 3, 4), (9, 8))), Example((4,), ((3, 3, 2), (1, 5, 6)))]

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from xlr.config import GenerateConfig, settings
-from xlr.data.encoding import Example, batch_shape
-from xlr.data.prompts import ENGLISH, load_preferences, sources
+from xlr.data.encoding import batch_shape
+from xlr.data.preferences import load_preferences
+from xlr.data.prompts import sources
+from xlr.languages import ENGLISH
 from xlr.maths.batching import token_budget_batches
 from xlr.maths.rewards import implicit_reward
-from xlr.records import Response, Score
+from xlr.records import Example, Response, Score
 from xlr.rewarding import scores
 from xlr.rewarding.responses import sample_responses
 from xlr.rewarding.scores import score_responses, scoring_instruction
@@ -138,8 +140,8 @@ def _preference_facts(context: Context, path: str, iteration: int) -> dict[str, 
     """Accuracy and margin of the implicit reward log pi^t - log pi_I on a preference set."""
     encoder = context.encoder
     examples = [
-        Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
-        for _, prompt, chosen, rejected in load_preferences(path)
+        Example(encoder.prompt_of(one.prompt), (encoder.response(one.chosen), encoder.response(one.rejected)))
+        for one in load_preferences(path)
     ]
     lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
     batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from xlr import languages
 from xlr.config import JudgeConfig, settings
-from xlr.data.prompts import read_objects, source
+from xlr.data.jsonfiles import language_source, read_objects
 from xlr.errors import UserError
 from xlr.evaluation import answers as evaluation
 from xlr.evaluation import endpoint, localjudge
@@ -100,7 +100,9 @@ def artifact(context: Context, iteration: Iteration) -> Artifact:
     if baseline is not None:
         inputs["baseline"] = context.run.iteration(baseline) / "eval"
     else:
-        inputs |= {f"baseline {lang}": source(str(config.judge.baseline), lang) for lang in config.evaluated_languages}
+        inputs |= {
+            f"baseline {lang}": language_source(str(config.judge.baseline), lang) for lang in config.evaluated_languages
+        }
     for name in ("template", "difficulty"):
         if path := getattr(config.judge, name):
             inputs[name] = path
@@ -217,7 +219,7 @@ def reference_outputs(path: str, prompts: Sequence[Prompt]) -> tuple[dict[tuple[
         lacking = next((prompt for prompt in own if prompt.id not in outputs), None)
         if lacking is not None:
             raise UserError(
-                f"{source(path, lang)}: has no output for the instruction {lacking.id!r} "
+                f"{language_source(path, lang)}: has no output for the instruction {lacking.id!r} "
                 f"({lacking.instruction[:60]!r}); judge.baseline needs one for each of evaluate.prompts: add it, or "
                 "leave the instruction out everywhere"
             )
@@ -229,13 +231,13 @@ def _read_outputs(path: str, lang: str, prompts: Sequence[Prompt], makers: set[s
     by_id = {prompt.id: prompt for prompt in prompts}
     by_text = {prompt.instruction: prompt for prompt in prompts}
     outputs: dict[str, str] = {}
-    file = source(path, lang)
+    file = language_source(path, lang)
     if not isinstance(file, Path):
         raise UserError(
             f"judge.baseline {path}: has no {lang}.json with reference outputs; it is a folder with one a language, an "
             "iteration, or one of evaluate.models"
         )
-    for place, row in read_objects(file):
+    for place, row in read_objects(file, "an object with instruction and output"):
         key, instruction, output = row.get("instruction_id", row.get("id")), row.get("instruction"), row.get("output")
         if not isinstance(output, str) or not output.strip():
             raise UserError(f"{place}: the output is empty; fill it in, or remove the row and its instruction")

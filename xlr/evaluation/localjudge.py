@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from xlr.config import JudgeConfig
-from xlr.data.encoding import ChatEncoder, Example, batch_shape, load_tokenizer
+from xlr.data.encoding import ChatEncoder, batch_shape, load_tokenizer
 from xlr.evaluation import verdicts
 from xlr.maths.batching import token_budget_batches
-from xlr.records import Message, Verdict
+from xlr.records import Example, Message, Verdict
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, Work, resumable
 

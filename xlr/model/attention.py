@@ -17,9 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from xlr.config import SHARED_PROMPT
-from xlr.data.encoding import Example, Layout, layout
+from xlr.data.encoding import Layout, layout
 from xlr.errors import UserError
 from xlr.maths.logprobs import sum_per_response, token_logps
+from xlr.records import Example
 
 
 @dataclass(frozen=True)

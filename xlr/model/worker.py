@@ -16,14 +16,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from xlr.data.encoding import Example
 from xlr.errors import UserError
 from xlr.maths.sampling import draw
 from xlr.model import weights as models
 from xlr.model.actor import Actor, Halves, list_halves
 from xlr.model.attention import LogprobModel, batch
 from xlr.model.products import compute_repeatably
-from xlr.records import SampleRequest, SampleSettings
+from xlr.records import Example, SampleRequest, SampleSettings
 
 
 class Worker(Actor):

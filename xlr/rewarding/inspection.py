@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from xlr import pipeline
 from xlr.config import Reward
-from xlr.data.prompts import ENGLISH
 from xlr.errors import UserError
+from xlr.languages import ENGLISH
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding import inspectionview, responses, scores
 from xlr.rewarding.diagnosis import Candidates, diagnose

@@ -11,12 +11,12 @@ from typing import Any
 
 from xlr import languages
 from xlr.config import RayConfig, Reward, settings
-from xlr.data.encoding import Example, batch_shape, load_tokenizer, require_same_tokenizer
-from xlr.data.prompts import ENGLISH
+from xlr.data.encoding import batch_shape, load_tokenizer, require_same_tokenizer
 from xlr.data.quality import count_flaws, repetition
+from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches, token_budget_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
-from xlr.records import Logp, Prompt, Response, Score
+from xlr.records import Example, Logp, Prompt, Response, Score
 from xlr.rewarding import responses
 from xlr.run.artifact import Artifact, atomic_path, read_rows, write_json, write_shards
 from xlr.run.context import Context, Row, Work, require, resumable

@@ -7,10 +7,10 @@ from pathlib import Path
 from random import Random
 
 from xlr.config import TrainConfig
-from xlr.data.encoding import Example
-from xlr.data.prompts import ENGLISH, load_preferences
+from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
-from xlr.records import Pair
+from xlr.languages import ENGLISH
+from xlr.records import Example, Pair
 from xlr.rewarding import pairs
 from xlr.run.artifact import read_rows
 from xlr.run.context import Context, require
@@ -59,8 +59,8 @@ def load_pairs(context: Context, iteration: int) -> tuple[list[TrainingPair], Co
     """
     if iteration == ALIGN:
         rows = [
-            (key, ENGLISH, prompt, chosen, rejected)
-            for key, prompt, chosen, rejected in load_preferences(str(context.config.align.preferences))
+            (one.id, ENGLISH, one.prompt, one.chosen, one.rejected)
+            for one in load_preferences(str(context.config.align.preferences))
         ]
     else:
         require(pairs.artifact(context, iteration), f"xlr pair {context.run.path} --iteration {iteration}")

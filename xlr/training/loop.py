@@ -21,12 +21,13 @@ from xlr import progress
 from xlr.cluster.preemption import Preempted, Request
 from xlr.config import TrainConfig
 from xlr.config import settings as flat_settings
-from xlr.data.encoding import Example, batch_shape
+from xlr.data.encoding import batch_shape
 from xlr.errors import UserError
 from xlr.maths.batching import Batch, micro_batches
 from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
 from xlr.model.weights import resolve_dtype
 from xlr.model.worker import batch_logps
+from xlr.records import Example
 from xlr.run.artifact import Artifact, read_json, remove, write_json
 from xlr.run.context import PROGRESS, Context
 from xlr.training import engine, reference
