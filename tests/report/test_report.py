@@ -16,7 +16,7 @@ import yaml
 
 from tests.conftest import Cli, assert_refused, missing, tiny_tree
 from xlr import config
-from xlr.evaluation import annotations
+from xlr.evaluation import annotations, winrates
 from xlr.records import Pair, Response
 from xlr.report import examples, report, tables
 from xlr.report.comparison import compare
@@ -70,7 +70,7 @@ def judge(run: Path) -> None:
             rows = [judgement(row, instructions[place], place, iteration) for place, row in enumerate(own)]
             write_json(folder / "annotations" / f"{lang}.json", rows)
         bias = {"position_bias": {"instructions": 11, "second_place_win_rate": 52.5, "agreement": 90.9}}
-        figures = annotations.measure(annotations.read(folder / "annotations"), None, None) | bias
+        figures = winrates.measure(annotations.read(folder / "annotations"), None, None) | bias
         write_json(folder / "winrates.json", figures)
         facts = {
             "judge": "a <judge>",
@@ -155,7 +155,7 @@ class Reader(HTMLParser):
 def test_the_page_answers_in_every_language_and_says_how_sure_it_is(run: Path, page: str) -> None:
     assert "π<sup>1</sup> against π<sup>0</sup>: better in English, Arabic, Chinese." in page
     first, second = (annotations.read(run / f"iter{t}" / "judgements" / "annotations") for t in (0, 1))
-    found = annotations.measure(first, second, None)
+    found = winrates.measure(first, second, None)
     rows = Reader(page).rows
     for lang in INSTRUCTIONS:
         own, change = found["second"]["languages"][lang], found["difference"]["languages"][lang]

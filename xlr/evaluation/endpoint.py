@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from xlr import progress
 from xlr.config import JudgeConfig
 from xlr.errors import UserError
-from xlr.evaluation import verdicts
+from xlr.evaluation import question
 from xlr.evaluation.servedjudge import serving
 from xlr.evaluation.verdictcache import VerdictCache, content_key
 from xlr.progress import console
@@ -25,32 +25,51 @@ from xlr.records import Message, Verdict
 from xlr.run.artifact import Artifact, write_json
 from xlr.run.context import PROGRESS, Context
 
-_SAMPLE = 200  # questions that the estimate counts the tokens of
-_REFUSALS = 3  # before any verdict, after which it is not the questions that are at fault
+_SAMPLE = 200  # questions whose tokens are counted for the estimate
+_MAX_REFUSALS = 3  # with so many refusals and no verdict, the questions are not the problem
 _PROBE_SECONDS = 10
-_LAST_ANSWERS_SECONDS = 30  # for those that are on their way when all is to end: they are paid
+_LAST_ANSWERS_SECONDS = 30
+_KEPT = "Verdicts so far are kept"
+
+Body: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A question as it is sent, and its language."""
+
+    body: Body
+    lang: str
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The verdict on one question; `refusal` is the endpoint's reason if it does not accept the question, else None."""
+
+    verdict: Verdict
+    refusal: str | None = None
 
 
 def require_usable(judge: JudgeConfig) -> None:
-    """Find what is lacking before anything else is computed.
+    """Check that the client is installed and that there is a key.
 
     Raises:
-        UserError: the package, or the key.
+        UserError: the package openai or the key is missing.
     """
     if importlib.util.find_spec("openai") is None:
         raise UserError('judge.backend openai: the client is not installed; pip install "xlr[eval]"')
     if judge.serve is None and not os.environ.get(judge.api_key_variable):
         raise UserError(
-            f"{judge.api_key_variable}: not set, and judge.backend openai needs the endpoint's key there; export it "
-            "(anything, for a server without keys), or name another variable in judge.api_key_variable"
+            f"{judge.api_key_variable}: not set, but judge.backend openai reads the endpoint's key from it; export it "
+            "(any value, if the server needs no key), or set judge.api_key_variable to another variable"
         )
 
 
 def require_answering(judge: JudgeConfig) -> None:
-    """Ask the endpoint something that costs nothing, from here.
+    """Check from this machine that the endpoint answers, with a request that costs nothing.
 
     Raises:
-        UserError: it does not answer within seconds, or refuses the key.
+        UserError: the endpoint does not answer within seconds, or refuses the key.
     """
     import openai
 
@@ -62,53 +81,33 @@ def require_answering(judge: JudgeConfig) -> None:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
             _give_up(once, error)
         except openai.APIStatusError:
-            pass  # not every endpoint has such a list, but this one answers
-
-
-class _RefusedError(Exception):
-    """The endpoint does not take this one question: it is too long, or against its rules."""
+            pass  # not every endpoint can list its models, but this one answers
 
 
 def ask(
     context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
 ) -> tuple[list[Verdict], int]:
-    """The verdict on every question, from the cache or from the endpoint; see `judgements`.
+    """The verdict on each question, from the cache or from the endpoint; see the interface in `judgements`.
 
     Raises:
-        UserError: the endpoint refuses or does not answer, or the budget is spent. All verdicts so far are kept.
+        UserError: the endpoint refuses or does not answer, or the budget is spent. Verdicts so far are kept.
     """
     judge = context.config.judge
     require_usable(judge)
-    bodies = [_body(judge, question) for question in questions]
-    keys = [content_key(body) for body in bodies]
+    requests = [_Request(_body(judge, messages), lang) for messages, lang in zip(questions, langs, strict=True)]
+    keys = [content_key(request.body) for request in requests]
     folder = Path(judge.cache) if judge.cache else context.run.path / "verdicts"
     with VerdictCache(folder) as cache:
-        asked = dict(zip(keys, zip(bodies, langs, strict=True), strict=True))
-        todo = {key: own for key, own in asked.items() if key not in cache.verdicts}
-        refused: dict[str, Verdict] = {}
-        if todo:
-            purse = _Purse(judge, cache, _tokens_each(context, [body for body, _ in todo.values()]))
-            known = len(asked) - len(todo)
-            already = f", {known} known already" if known else ""
-            console.print(f"  {label}: {len(todo)} questions{already}, {purse.estimate(len(todo))}")
-            purse.require(len(todo))
-            totals = Counter(lang for _, lang in todo.values())
-            # Without a plan: another configuration finds what it can use in the cache by itself.
-            show = partial(write_json, target.parts_folder("parts") / PROGRESS)
-            with context.clock.measure("judge"), progress.step(label, totals, "verdicts", Counter(), show) as step:
-
-                def keep(key: str, verdict: Verdict) -> None:
-                    cache.add(key, verdict)
-                    step.advance({todo[key][1]: 1}, verdict.prompt_tokens + verdict.completion_tokens)
-
-                with serving(judge, context.run.path / "logs" / "judge-server.log") as served:
-                    refused = _ask_all(served, {key: body for key, (body, _) in todo.items()}, known, purse, keep)
-        return [refused.get(key) or cache.verdicts[key] for key in keys], len(todo) - len(refused)
+        by_key = dict(zip(keys, requests, strict=True))
+        missing = {key: request for key, request in by_key.items() if key not in cache.verdicts}
+        refused = _ask_missing(context, target, label, missing, len(by_key) - len(missing), cache) if missing else {}
+        found = {**cache.verdicts, **refused}
+    return [found[key] for key in keys], len(missing) - len(refused)
 
 
-def _body(judge: JudgeConfig, question: list[Message]) -> dict[str, Any]:
-    """What a request holds; also what decides the verdict."""
-    body: dict[str, Any] = {"model": judge.model, "messages": question}
+def _body(judge: JudgeConfig, messages: list[Message]) -> Body:
+    """The body of a request. It decides the verdict, so its digest is the key in the cache."""
+    body: Body = {"model": judge.model, "messages": messages}
     if judge.temperature is not None:
         body["temperature"] = judge.temperature
     if judge.max_tokens is not None:
@@ -118,42 +117,72 @@ def _body(judge: JudgeConfig, question: list[Message]) -> dict[str, Any]:
     return body | judge.extra_body
 
 
+def _ask_missing(
+    context: Context, target: Artifact, label: str, missing: Mapping[str, _Request], known: int, cache: VerdictCache
+) -> dict[str, Verdict]:
+    """Ask the questions that are not in the cache and add their verdicts to it.
+
+    Args:
+        missing: requests by key.
+        known: the number of other questions, whose verdicts are in the cache.
+
+    Returns:
+        The undecided verdicts on questions that the endpoint refused, by key.
+    """
+    judge = context.config.judge
+    budget = _Budget(judge, cache, _mean_tokens(context, [request.body for request in missing.values()]))
+    already = f", {known} more in the cache" if known else ""
+    console.print(f"  {label}: {len(missing)} questions{already}, {budget.estimate(len(missing))}")
+    budget.require(len(missing))
+    totals = Counter(request.lang for request in missing.values())
+    # This folder has no plan.json: whatever the configuration, verdicts in the cache are found by their content.
+    show = partial(write_json, target.parts_folder("parts") / PROGRESS)
+    with context.clock.measure("judge"), progress.step(label, totals, "verdicts", Counter(), show) as step:
+
+        def keep(key: str, verdict: Verdict) -> None:
+            cache.add(key, verdict)
+            step.advance({missing[key].lang: 1}, verdict.prompt_tokens + verdict.completion_tokens)
+
+        with serving(judge, context.run.path / "logs" / "judge-server.log") as served:
+            return _ask_all(served, {key: request.body for key, request in missing.items()}, known > 0, budget, keep)
+
+
 def cost(judge: JudgeConfig, prompt_tokens: float, completion_tokens: float) -> float | None:
-    """What tokens cost, or None without prices."""
+    """The price of tokens, in the currency of `judge.input_price`; None without prices."""
     if judge.input_price is None or judge.output_price is None:
         return None
     return (prompt_tokens * judge.input_price + completion_tokens * judge.output_price) / 1e6
 
 
-def _tokens_each(context: Context, bodies: Sequence[Mapping[str, Any]]) -> float:
-    """Tokens of a question, on average: of a sample, and as the run's own tokenizer counts them."""
+def _mean_tokens(context: Context, bodies: Sequence[Body]) -> float:
+    """The mean number of tokens of a question, estimated from a sample with the run's own tokenizer."""
     sample = bodies[:: -(-len(bodies) // _SAMPLE)]
     texts = ["\n".join(turn["content"] for turn in body["messages"]) for body in sample]
     return statistics.fmean(map(len, context.encoder.tokenizer(texts)["input_ids"]))
 
 
 @dataclass(frozen=True)
-class _Purse:
-    """What was spent, and whether the budget allows another question."""
+class _Budget:
+    """The spending limit `judge.budget` over all verdicts in the cache."""
 
     judge: JudgeConfig
     cache: VerdictCache
-    tokens_each: float
+    mean_tokens: float
 
     def _price(self, questions: int) -> float | None:
-        return cost(self.judge, questions * self.tokens_each, questions * (self.judge.max_tokens or 0))
+        return cost(self.judge, questions * self.mean_tokens, questions * (self.judge.max_tokens or 0))
 
     def estimate(self, questions: int) -> str:
-        """What so many more questions will need, in words."""
+        """The tokens and the price of this many questions, in words."""
         price = self._price(questions)
         costs = "" if price is None else f", about {price:.4g} by judge.input_price and judge.output_price"
-        return f"about {questions * self.tokens_each:,.0f} tokens{costs}"
+        return f"about {questions * self.mean_tokens:,.0f} tokens{costs}"
 
     def require(self, questions: int) -> None:
-        """Check that the budget allows so many more questions.
+        """Check that this many more questions are within the budget.
 
         Raises:
-            UserError: it does not.
+            UserError: they would exceed it.
         """
         price, budget = self._price(questions), self.judge.budget
         if price is None or budget is None:
@@ -162,58 +191,58 @@ class _Purse:
         if spent + price > budget:
             raise UserError(
                 f"judge.budget {budget:g}: {spent:.4g} is spent, and {questions} more verdicts cost about {price:.4g}; "
-                "raise it, or judge less (evaluate.prompts.limit, judge.both_orders). What is judged is kept"
+                f"raise it, or judge less (evaluate.prompts.limit, judge.both_orders). {_KEPT}"
             )
 
 
 def _ask_all(
-    judge: JudgeConfig,
-    todo: Mapping[str, dict[str, Any]],
-    known: int,
-    purse: _Purse,
-    keep: Callable[[str, Verdict], None],
+    judge: JudgeConfig, todo: Mapping[str, Body], known: bool, budget: _Budget, keep: Callable[[str, Verdict], None]
 ) -> dict[str, Verdict]:
-    """Ask all questions, `judge.concurrency` at once, and give `keep` each verdict as it comes.
+    """Ask all questions, `judge.concurrency` at once, and pass each verdict to `keep` as soon as it is there.
 
-    Up to the first verdict they go one by one: what is wrong with all of them shows before many are paid.
+    Until the first verdict, questions are asked one at a time, so that an error that affects all of them shows before
+    many are paid for.
 
     Args:
-        known: how many other questions the judge gave verdicts on before.
+        known: True if the judge has given verdicts on other questions before.
 
     Returns:
-        The undecided verdicts of questions that the endpoint refused.
+        The undecided verdicts on questions that the endpoint refused, by key.
     """
     client = _client(judge)
     threads = ThreadPoolExecutor(judge.concurrency)
     waiting = iter(todo.items())
-    running: dict[Future[Verdict], str] = {}
+    running: dict[Future[_Outcome], str] = {}
     refused: dict[str, Verdict] = {}
-    heard = bool(known)
+    heard = known
     try:
         while True:
             for key, body in islice(waiting, (judge.concurrency if heard else 1) - len(running)):
-                purse.require(len(running) + 1)
-                running[threads.submit(_verdict, client, judge, body)] = key
+                budget.require(len(running) + 1)
+                running[threads.submit(_outcome, client, judge, body)] = key
             if not running:
                 return refused
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                try:
-                    verdict = future.result()
-                except _RefusedError as refusal:
-                    refused[running[future]] = Verdict(verdicts.UNDECIDED, f"refused: {refusal}", 0, 0)
-                    if not heard and len(refused) == _REFUSALS:
-                        raise UserError(f"{_where(judge)}: refuses all questions: {refusal}") from refusal
-                else:
-                    keep(running[future], verdict)
+                key, outcome = running[future], future.result()
+                if outcome.refusal is None:
+                    keep(key, outcome.verdict)
                     heard = True
+                else:
+                    refused[key] = outcome.verdict
+                if not heard and len(refused) == _MAX_REFUSALS:
+                    raise UserError(f"{_where(judge)}: refuses all questions: {outcome.refusal}")
                 del running[future]
     finally:
-        # What is on its way is paid: when a signal or a refusal ends this, it is still waited for and kept.
-        for future in wait(running, timeout=_LAST_ANSWERS_SECONDS).done:
-            if future.exception() is None:
-                keep(running[future], future.result())
+        _keep_last(running, keep)
         threads.shutdown(wait=False, cancel_futures=True)
         client.close()
+
+
+def _keep_last(running: Mapping[Future[_Outcome], str], keep: Callable[[str, Verdict], None]) -> None:
+    """Wait for the requests under way and keep their verdicts, which are paid for even if an error or a signal came."""
+    for future in wait(running, timeout=_LAST_ANSWERS_SECONDS).done:
+        if future.exception() is None and future.result().refusal is None:
+            keep(running[future], future.result().verdict)
 
 
 def _client(judge: JudgeConfig) -> Any:
@@ -221,9 +250,9 @@ def _client(judge: JudgeConfig) -> Any:
 
     return openai.OpenAI(
         base_url=judge.base_url,
-        api_key=os.environ.get(judge.api_key_variable, "none"),  # what judge.serve starts has none
+        api_key=os.environ.get(judge.api_key_variable, "none"),  # a server of judge.serve needs no key
         timeout=judge.timeout,
-        max_retries=judge.max_retries,  # on lost connections, time-outs, 429 and 5xx, with growing pauses
+        max_retries=judge.max_retries,  # of lost connections, timeouts, 429 and 5xx, with growing pauses
     )
 
 
@@ -231,12 +260,11 @@ def _where(judge: JudgeConfig) -> str:
     return f"judge {judge.model} at {judge.base_url or os.environ.get('OPENAI_BASE_URL', 'api.openai.com')}"
 
 
-def _verdict(client: Any, judge: JudgeConfig, body: dict[str, Any]) -> Verdict:
+def _outcome(client: Any, judge: JudgeConfig, body: Body) -> _Outcome:
     """Ask one question.
 
     Raises:
-        _RefusedError: the endpoint does not take it.
-        UserError: it takes none, or does not answer.
+        UserError: the endpoint accepts no question, or does not answer.
     """
     import openai
 
@@ -247,69 +275,70 @@ def _verdict(client: Any, judge: JudgeConfig, body: dict[str, Any]) -> Verdict:
                 model=body["model"], messages=body["messages"], extra_body=rest
             )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise _RefusedError(_message(error)) from error
+            refusal = _message(error)
+            return _Outcome(Verdict(question.UNDECIDED, f"refused: {refusal}", 0, 0), refusal)
         except openai.APIError as error:
             _give_up(judge, error)
         try:
-            return _read(judge, json.loads(reply.text))
+            return _Outcome(_parse(judge, json.loads(reply.text)))
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            garbage = error
+            invalid = error
         time.sleep(min(2**attempt / 2, 8))
     raise UserError(
-        f"{_where(judge)}: answers with what is no chat completion ({reply.text[:100]!r}); is judge.base_url right, "
-        "with /v1 at its end? What is judged is kept"
-    ) from garbage
+        f"{_where(judge)}: the reply is not a chat completion ({reply.text[:100]!r}); check judge.base_url, which "
+        f"usually ends in /v1. {_KEPT}"
+    ) from invalid
 
 
-def _read(judge: JudgeConfig, reply: dict[str, Any]) -> Verdict:
+def _parse(judge: JudgeConfig, reply: dict[str, Any]) -> Verdict:
     """The verdict in a chat completion.
 
     Raises:
-        UserError: it lacks log-probabilities.
-        ValueError, TypeError, KeyError, IndexError: it is none.
+        UserError: the reply has no log-probabilities, but `judge.preference` is weighted.
+        ValueError, TypeError, KeyError, IndexError: the reply is not a chat completion.
     """
-    choice = reply["choices"][0]
-    text, usage = choice["message"]["content"] or "", reply.get("usage") or {}
+    first = reply["choices"][0]
+    text, usage = first["message"]["content"] or "", reply.get("usage") or {}
     if judge.preference == "choice":
-        preference = verdicts.chosen(text)
-    elif not choice.get("logprobs"):
-        raise UserError(f"{_where(judge)}: gives no log-probabilities; set judge.preference=choice")
+        preference = question.choice(text)
+    elif not first.get("logprobs"):
+        raise UserError(f"{_where(judge)}: returns no log-probabilities; set judge.preference=choice")
     else:
-        tokens = choice["logprobs"]["content"]
+        tokens = first["logprobs"]["content"]
         top = tokens[0]["top_logprobs"] if tokens else []
-        preference = verdicts.weighted({entry["token"]: float(entry["logprob"]) for entry in top})
+        preference = question.weighted({entry["token"]: float(entry["logprob"]) for entry in top})
     return Verdict(preference, text, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
 
 
 def _give_up(judge: JudgeConfig, error: Any) -> NoReturn:
-    """Say what an error of the client means.
+    """Explain an error of the client.
 
     Raises:
         UserError: always.
     """
     import openai
 
-    kept = "What is judged is kept: start again to go on"
+    attempts = judge.max_retries + 1
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        why = f"refuses the key in {judge.api_key_variable} ({_message(error)}); export a valid one. {kept}"
+        why = f"refuses the key in {judge.api_key_variable} ({_message(error)}); export a valid one"
     elif isinstance(error, openai.NotFoundError):
-        why = f"knows no such model or address ({_message(error)}); mend judge.model or judge.base_url. {kept}"
+        why = f"does not know this model or address ({_message(error)}); fix judge.model or judge.base_url"
     elif isinstance(error, openai.RateLimitError):
         why = (
             f"still limits the rate or the quota after {judge.max_retries} retries ({_message(error)}); lower "
-            f"judge.concurrency, or raise judge.max_retries or the quota. {kept}"
+            "judge.concurrency, or raise judge.max_retries or the quota"
         )
     elif isinstance(error, openai.APITimeoutError):
-        why = f"no answer within judge.timeout={judge.timeout:g} s, {judge.max_retries + 1} times. {kept}"
+        why = f"no answer within judge.timeout={judge.timeout:g} s (attempts: {attempts}); raise judge.timeout"
     elif isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
-        why = f"cannot be reached, {judge.max_retries + 1} times ({cause}); does a server listen there? {kept}"
+        why = f"cannot be reached ({cause}; attempts: {attempts}); check that a server listens there"
     else:
-        why = f"fails ({_message(error)}). {kept}"
-    raise UserError(f"{_where(judge)}: {why}") from error
+        why = f"fails ({_message(error)})"
+    raise UserError(f"{_where(judge)}: {why}. {_KEPT}; start again to continue") from error
 
 
 def _message(error: Any) -> str:
-    """The server's own words, in one line."""
+    """The error message of the endpoint, on one line."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     return " ".join(str(said or error.message).split())[:300]

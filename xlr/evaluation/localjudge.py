@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from xlr.config import JudgeConfig
 from xlr.data.encoding import ChatEncoder, batch_shape, load_tokenizer
-from xlr.evaluation import verdicts
+from xlr.evaluation import question as verdicts
 from xlr.maths.batching import token_budget_batches
 from xlr.records import Example, Message, Verdict
 from xlr.run.artifact import Artifact

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from xlr.evaluation import annotations, difficulty
+from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.annotations import Annotations
 from xlr.report.conclusion import Conclusion, changed, sentence, telling_rate
 from xlr.report.tables import Found, label, of_languages
@@ -65,7 +65,7 @@ def _compare(first: _Side, other: _Side) -> Conclusion:
     if why := _obstacle(first, other):
         return Conclusion(f"{other.name} is not compared with {first.name} answer by answer: {why}.", "", "", [])
     table = difficulty.load(first.context.config.judge.difficulty)
-    (difference,) = annotations.changes([first.file, other.file], [(0, 1)], table)
+    (difference,) = winrates.changes([first.file, other.file], [(0, 1)], table)
     rate = telling_rate(*((side.found, side.figures) for side in (first, other)))
     findings = [changed(lang, own[rate.value]) for lang, own in of_languages(first.found, difference)]
     judge, baseline = (first.figures[key] for key in ("judge", "baseline"))

@@ -133,7 +133,7 @@ def telling_rate(*judged: tuple[Found, Mapping[str, Any]]) -> Rate:
 
 
 def changed(lang: str, rate: Mapping[str, float]) -> Finding:
-    """A difference of two win rates, as `annotations.changes` gives it."""
+    """A difference of two win rates, as `winrates.changes` gives it."""
     return Finding(lang, rate["value"], rate["low"], rate["high"], 0.0)
 
 

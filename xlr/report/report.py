@@ -14,7 +14,7 @@ from rich.table import Table
 from xlr import languages
 from xlr.config import settings
 from xlr.errors import UserError
-from xlr.evaluation import annotations, difficulty
+from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation import answers as evaluation
 from xlr.progress import console, details, duration, headline
 from xlr.report import curves, tables
@@ -149,7 +149,7 @@ def _changes(context: Context, iterations: Mapping[str, Any]) -> list[dict[str, 
         return known
     files = [annotations.read(context.run.iteration(iteration) / "judgements" / "annotations") for iteration in judged]
     table = difficulty.load(context.config.judge.difficulty)
-    differences = annotations.changes(files, steps, table) if steps else []
+    differences = winrates.changes(files, steps, table) if steps else []
     return [own | {"difference": difference} for own, difference in zip(wanted, differences, strict=True)]
 
 
