@@ -116,8 +116,8 @@ def make(context: Context, iteration: ModelKey) -> dict[str, Any]:
     comparisons = [_compare(context.config, prompt, others, answers) for prompt in context.questions]
     verdicts, asked = _ask(context, target, f"judge {iteration}", comparisons)
     generators = (others.generator, answers.generator)
-    rows = [_row(one, own, generators, _name(judge)) for one, own in zip(comparisons, verdicts, strict=True)]
-    _require_judged(rows, verdicts, _name(judge))
+    rows = [_row(one, own, generators, _judge_name(judge)) for one, own in zip(comparisons, verdicts, strict=True)]
+    _require_judged(rows, verdicts, _judge_name(judge))
     figures = _write(context, target, rows)
     facts = _facts(judge, others.generator, comparisons, verdicts, asked, figures)
     target.finish(len(rows), facts, context.clock)
@@ -177,7 +177,7 @@ def _question(template: list[Message], one: _Comparison, swapped: bool) -> list[
     return question.fill(template, one.prompt.instruction, first, second, languages.name(one.prompt.lang))
 
 
-def _name(judge: JudgeConfig) -> str:
+def _judge_name(judge: JudgeConfig) -> str:
     return Path(str(judge.model)).name if judge.backend == "transformers" else str(judge.model)
 
 
@@ -244,7 +244,7 @@ def _facts(
     prompt_tokens = sum(verdict.prompt_tokens for verdict in given)
     completion_tokens = sum(verdict.completion_tokens for verdict in given)
     return {
-        "judge": _name(judge),
+        "judge": _judge_name(judge),
         "baseline": baseline_name,
         "questions": len(given),
         "asked": asked,
