@@ -375,7 +375,7 @@ def test_a_verdict_says_no_more_than_its_interval(run: Path) -> None:
 
 def test_differences_are_measured_once(run: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = read_json(run / "report.json")["changes"]
-    monkeypatch.setattr(annotations, "changes", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(winrates, "changes", lambda *_: pytest.fail("measured again"))
     assert report.collect(context(run), "run")["changes"] == known
 
 
