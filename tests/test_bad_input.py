@@ -104,8 +104,8 @@ def unwritable_run_directory(tree: Tree, folder: Path) -> None:
 
 CASES: list[tuple[Break, str]] = [
     (broken_line, "es.jsonl:25: not valid JSON"),
-    (duplicated_id, "es.jsonl:25: the id 'q01' stands twice"),
-    (id_that_english_lacks, "es has the id 'q01', which English lacks"),
+    (duplicated_id, "es.jsonl:25: duplicate id 'q01'"),
+    (id_that_english_lacks, "the id 'q01' is in es but not in English"),
     (empty_instruction, "es.jsonl:1: the instruction 'q01' is empty"),
     (unknown_language, "'klingon' is not a known ISO 639-1 language code"),
     (no_english, "has no en.jsonl or en.json"),

@@ -21,14 +21,14 @@ def test_name_is_the_english_name(code, name):
 
 
 @pytest.mark.parametrize("code", ["xx", "spanish", "ES", ""])
-def test_unknown_codes_are_refused_by_name(code):
+def test_unknown_codes_are_refused_and_named(code):
     with pytest.raises(UserError, match="not a known ISO 639-1 language code") as caught:
         languages.name(code)
     assert repr(code) in str(caught.value)
     assert "es" in str(caught.value)
 
 
-def test_clear_sentences_are_told_apart_in_order():
+def test_languages_of_clear_sentences_are_detected_in_order():
     assert languages.detect(SENTENCES.values(), ["en", "es"]) == list(SENTENCES)
     assert languages.detect(list(SENTENCES.values())[::-1], ["en", "es"]) == list(SENTENCES)[::-1]
 
@@ -42,7 +42,7 @@ def test_no_texts_give_no_languages():
     assert languages.detect([], ["en", "es"]) == []
 
 
-def test_an_expected_language_outside_the_common_ones_is_found():
+def test_an_expected_language_that_is_not_common_is_detected():
     swedish = "Vädret är fint idag och vi går till parken med barnen."
     assert languages.detect([swedish, SENTENCES["en"]], ["sv", "en"]) == ["sv", "en"]
 

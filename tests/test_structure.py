@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"jobs", "report"},
     {"pipeline"},
     {"evaluation", "training"},
-    {"rewarding"},
+    {"rewarding", "judging"},
     {"run"},
     {"cluster"},
     {"model", "data"},
@@ -41,10 +41,10 @@ HOMES = {
     "ray": {"cluster.raypool"},
     "vllm": {"model.vllmsampler"},
     "lingua": {"languages"},
-    "openai": {"evaluation.endpoint"},
+    "openai": {"judging.endpoint"},
     "matplotlib": {"report.plots"},
-    "wandb": {"training.trackers"},
-    "mlflow": {"training.trackers"},
+    "wandb": {"run.trackers"},
+    "mlflow": {"run.trackers"},
 }
 
 

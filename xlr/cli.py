@@ -263,9 +263,10 @@ def winrate_command(
 ) -> None:
     """Win rate and length-controlled win rate of generator_2; of two files also the second less the first."""
     from xlr.evaluation import annotations as files
+    from xlr.evaluation import winrates
     from xlr.evaluation.difficulty import load
 
-    found = files.measure(
+    found = winrates.measure(
         files.read(annotations),
         files.read(other) if other else None,
         load(difficulty),
@@ -273,7 +274,7 @@ def winrate_command(
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        files.show(found)
+        winrates.show(found)
 
 
 @app.command()

@@ -43,7 +43,7 @@ def token_id(family: str, token: str) -> int:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_terminator_is_what_the_template_puts_after_an_answer(family):
+def test_the_terminator_is_the_token_that_the_template_puts_after_an_answer(family):
     assert encoder(family).terminator_id == token_id(family, tiny.TERMINATORS[family])
 
 
@@ -97,7 +97,7 @@ def test_a_template_that_doubles_the_bos_is_refused(family):
 
 @pytest.mark.parametrize("text", [*TEXTS, SPELLED, *tiny.TERMINATORS.values()])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_response_holds_one_special_token_the_terminator_at_its_end(family, text):
+def test_the_terminator_at_the_end_is_the_only_special_token_of_a_response(family, text):
     ids = encoder(family).response(text)
     special = set(encoder(family).tokenizer.all_special_ids)
     assert [index for index, token in enumerate(ids) if token in special] == [len(ids) - 1]
@@ -138,14 +138,14 @@ def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(family, in
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_many_answers_have_the_tokens_of_each(family):
+def test_many_answers_are_encoded_like_single_ones(family):
     texts = [f"{number} {text}" for number in range(300) for text in (*TEXTS, tiny.TERMINATORS[family])] + [""]
     assert len(texts) > 2 * encoding._TEXTS_AT_ONCE
     assert encoder(family).responses(texts) == [encoder(family).response(text) for text in texts]
     assert encoder(family).responses([]) == []
 
 
-# Text that spells out no special token and, where it meets the template, begins without white space.
+# Text without special tokens. An answer must also not begin with white space, which would merge with the template's.
 PLAIN = st.text(max_size=20).filter(lambda text: "<" not in text)
 
 
@@ -221,9 +221,9 @@ def test_a_saved_tokenizer_encodes_the_same(family, tmp_path: Path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_id_is_one_object_in_all_answers(family):
+def test_answers_share_one_object_for_each_id(family):
     first, second = (encoder(family).response("Why do leaves change colour in autumn?") for _ in range(2))
-    assert max(first) > 256  # Python keeps smaller numbers once anyway
+    assert max(first) > 256  # Python always shares int objects up to 256
     assert all(left is right for left, right in zip(first, second, strict=True))
 
 
@@ -237,14 +237,14 @@ def test_models_with_different_vocabularies_do_not_share_a_tokenizer():
         require_same_tokenizer(encoder("qwen").tokenizer, encoder("llama3").tokenizer, "aligned", "initial")
 
 
-def test_one_more_token_makes_another_vocabulary():
+def test_one_additional_token_makes_a_different_vocabulary():
     longer = copy.deepcopy(encoder("qwen").tokenizer)
     longer.add_tokens(["xlr-extra"])
     with pytest.raises(UserError, match="xlr-extra"):
         require_same_tokenizer(encoder("qwen").tokenizer, longer, "aligned", "initial")
 
 
-def test_models_that_cut_text_differently_do_not_share_a_tokenizer():
+def test_models_that_split_text_differently_do_not_share_a_tokenizer():
     other = copy.deepcopy(encoder("llama3").tokenizer)
     other.backend_tokenizer.post_processor = tiny.processors.ByteLevel(trim_offsets=False)
     with pytest.raises(UserError, match="different tokens"):

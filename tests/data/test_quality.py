@@ -32,10 +32,10 @@ def score(**values: Any) -> Score:
 
 
 def naive_repetition(tokens: list[int], n: int) -> float:
-    """Goes over the positions and looks for the same n tokens at any place before."""
-    places = range(len(tokens) - n + 1)
-    again = [i for i in places if any(tokens[j : j + n] == tokens[i : i + n] for j in range(i))]
-    return len(again) / len(places) if len(places) else 0.0
+    """For each position, looks for the same n tokens at every earlier position."""
+    positions = range(len(tokens) - n + 1)
+    repeated = [i for i in positions if any(tokens[j : j + n] == tokens[i : i + n] for j in range(i))]
+    return len(repeated) / len(positions) if len(positions) else 0.0
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 5))
@@ -44,7 +44,7 @@ def test_repetition_equals_a_plain_search(tokens: list[int], n: int) -> None:
     assert 0 <= repetition(tokens, n) < 1
 
 
-def test_a_text_that_goes_round_is_near_one_and_a_short_or_varied_one_is_zero() -> None:
+def test_a_looping_text_is_near_one_and_a_short_or_varied_text_is_zero() -> None:
     assert repetition([1, 2, 3] * 50) > 0.95
     assert repetition(list(range(200))) == 0
     assert repetition([7, 7, 7]) == 0
@@ -63,7 +63,7 @@ def test_a_text_that_goes_round_is_near_one_and_a_short_or_varied_one_is_zero() 
         ({"detected_lang": "en", "finish_reason": "length", "repetition": 0.9}, set(FLAWS) - {"duplicate"}),
     ],
 )
-def test_each_flaw_is_told(values: dict[str, Any], expected: set[Flaw]) -> None:
+def test_each_flaw_is_detected(values: dict[str, Any], expected: set[Flaw]) -> None:
     assert flaws([score(**values)]) == [expected]
 
 
@@ -87,7 +87,7 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.sets(st.sampled_from(FLAWS)))
-def test_filters_take_out_what_they_name_and_nothing_else(rows: list[Score], filters: set[Flaw]) -> None:
+def test_filters_remove_exactly_the_rows_with_the_given_flaws(rows: list[Score], filters: set[Flaw]) -> None:
     kept, counts = without(rows, filters)
     expected = [row for row, found in zip(rows, flaws(rows), strict=True) if not found & filters]
     assert kept == expected

@@ -1,4 +1,4 @@
-"""Judging held-out answers: by a server on loopback and by a model in the workers, against each kind of baseline."""
+"""The judge stage: with a server on loopback and with a model in the workers, against each kind of baseline."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from tests.judgeserver import Judge, longer, serving
 from xlr import config, configfile
 from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
-from xlr.evaluation import annotations, judgements
+from xlr.evaluation import annotations, judgements, winrates
 from xlr.evaluation import answers as evaluation
 from xlr.records import Response
 from xlr.report import tables
@@ -32,7 +32,7 @@ LANGUAGES = ["en", "es"]
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The configuration of a run whose start and a model beside it, `before`, with a tokenizer of its own, answered."""
+    """The configuration of a run with two evaluated models: the start, and `before` with a tokenizer of its own."""
     folder = tmp_path_factory.mktemp("judged")
     before = tiny.save(folder / "before", seed=3, family="llama3")
     tree: dict[str, Any] = {
@@ -53,7 +53,7 @@ def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def run(evaluated: dict[str, Any], tmp_path: Path, cli: Cli) -> dict[str, Any]:
-    """A copy of that run for one test."""
+    """A copy of the run of `evaluated` for one test."""
     original = Path(evaluated["run_dir"])
     if not original.is_dir():
         path = original.with_name("run.yaml")
@@ -89,7 +89,7 @@ def answers(context: Context, model: int | str) -> dict[tuple[str, str], str]:
     return {(row.lang, row.id): row.response for row in rows}
 
 
-def test_a_model_beside_answers_in_its_own_tokens(run: dict[str, Any]) -> None:
+def test_a_model_of_evaluate_models_answers_with_its_own_tokenizer(run: dict[str, Any]) -> None:
     context = opened(run)
     for row in read_rows(context.run.iteration("before") / "eval" / "responses", Response):
         assert context.encoder_of("before").decode(row.token_ids) == row.response
@@ -97,7 +97,7 @@ def test_a_model_beside_answers_in_its_own_tokens(run: dict[str, Any]) -> None:
     assert context.encoder_of("before").tokenizer.get_vocab() != context.encoder.tokenizer.get_vocab()
 
 
-def test_answers_may_be_in_languages_that_are_not_trained_in(run: dict[str, Any], judge: Judge) -> None:
+def test_answers_may_be_in_languages_without_training(run: dict[str, Any], judge: Judge) -> None:
     context = opened(run, base_url=judge.url)
     judgements.make(context, "before")
     found = collect(context.config, context.run, "run")
@@ -114,7 +114,7 @@ def test_answers_may_be_in_languages_that_are_not_trained_in(run: dict[str, Any]
         opened(run)
 
 
-def test_annotations_of_both_orders(run: dict[str, Any], judge: Judge, cli: Cli) -> None:
+def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], judge: Judge, cli: Cli) -> None:
     context = opened(run, base_url=judge.url)
     facts = judgements.make(context, "before")
     ours, theirs = answers(context, "before"), answers(context, 0)
@@ -149,7 +149,7 @@ def test_both_orders_remove_a_position_bias_exactly(run: dict[str, Any], judge: 
     assert {row["preference"] for row in rows_of(context, "before")} == {1.5}
 
 
-def test_one_order_is_drawn_and_keeps_the_bias_out_on_average(run: dict[str, Any], judge: Judge) -> None:
+def test_one_order_is_drawn_the_same_way_every_time(run: dict[str, Any], judge: Judge) -> None:
     judge.rule = lambda first, second: 1.0
     context = opened(run, base_url=judge.url, both_orders=False)
     facts = judgements.make(context, "before")
@@ -163,7 +163,7 @@ def test_one_order_is_drawn_and_keeps_the_bias_out_on_average(run: dict[str, Any
 
 
 def replace_answers(context: Context, lang: str, texts: Callable[[list[Response]], list[str]]) -> list[Response]:
-    """Let the model beside have answered something else in a language."""
+    """Replace the answers of the model `before` in a language."""
     (file,) = (context.run.iteration("before") / "eval" / "responses").glob(f"{lang}-*.parquet")
     rows = read_rows(file, Response)
     new = [Response(row.id, lang, 0, text, [], "stop") for row, text in zip(rows, texts(rows), strict=True)]
@@ -172,8 +172,8 @@ def replace_answers(context: Context, lang: str, texts: Callable[[list[Response]
     return new
 
 
-def test_a_length_biased_judge_is_corrected(run: dict[str, Any], judge: Judge) -> None:
-    """The model's answers are longer, and the judge likes nothing else: equal lengths would win less."""
+def test_length_control_corrects_a_judge_that_prefers_length(run: dict[str, Any], judge: Judge) -> None:
+    """The model's answers are longer, which is all that the judge prefers, so with equal lengths it would win less."""
     context = opened(run, base_url=judge.url)
     for lang in LANGUAGES:
         replace_answers(context, lang, lambda rows: ["x" * (30 + 17 * i) for i in range(len(rows))])
@@ -182,7 +182,7 @@ def test_a_length_biased_judge_is_corrected(run: dict[str, Any], judge: Judge) -
     assert figures["length_controlled_win_rate"] < figures["win_rate"] - 5
 
 
-def test_empty_and_equal_answers_cost_nothing(run: dict[str, Any], judge: Judge) -> None:
+def test_empty_and_equal_answers_need_no_judge(run: dict[str, Any], judge: Judge) -> None:
     context = opened(run, base_url=judge.url)
     theirs = answers(context, 0)
     empty, equal, *_ = replace_answers(
@@ -196,7 +196,7 @@ def test_empty_and_equal_answers_cost_nothing(run: dict[str, Any], judge: Judge)
     assert (found[equal.id]["preference"], found[equal.id]["preferences"]) == (1.5, [])
 
 
-def test_reference_outputs_and_the_models_beside(run: dict[str, Any], judge: Judge, tmp_path: Path) -> None:
+def test_models_are_compared_with_reference_outputs(run: dict[str, Any], judge: Judge, tmp_path: Path) -> None:
     folder = tmp_path / "outputs"
     write_outputs(run, folder)
     context = opened(run, base_url=judge.url, baseline=str(folder))
@@ -206,16 +206,14 @@ def test_reference_outputs_and_the_models_beside(run: dict[str, Any], judge: Jud
         assert {row["generator_1"] for row in rows} == {"davinci"}
         assert all(row["output_1"] == f"output of {row['id']} in {row['lang']}" for row in rows)
     first, second = (context.run.iteration(model) / "judgements" / "annotations" for model in (0, "before"))
-    found = annotations.measure(annotations.read(first), annotations.read(second), None)
+    found = winrates.measure(annotations.read(first), annotations.read(second), None)
     assert found["difference"]["win_rate"]["value"] == pytest.approx(
         found["second"]["win_rate"] - found["first"]["win_rate"]
     )
 
 
-def write_outputs(
-    run: dict[str, Any], folder: Path, change: Callable[[list[dict[str, Any]]], object] = lambda rows: None
-) -> None:
-    """Reference outputs as AlpacaEval has them; `change` spoils the Spanish ones."""
+def write_outputs(run: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Write reference outputs in AlpacaEval's format; returns the file of each language."""
     section = config.EvaluateConfig.model_validate(run["evaluate"]).prompts
     assert section is not None
     folder.mkdir()
@@ -224,60 +222,26 @@ def write_outputs(
             {"instruction": one.instruction, "output": f"output of {one.id} in {lang}", "generator": "davinci"}
             for one in prompts
         ]
-        if lang == "es":
-            change(rows)
         (folder / f"{lang}.json").write_text(json.dumps(rows), encoding="utf-8")
+    return {lang: folder / f"{lang}.json" for lang in LANGUAGES}
 
 
-SPOILT: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
-    "lacking": (lambda rows: rows.pop(2), r"es\.json: has no output for the instruction"),
-    "empty": (lambda rows: rows[3].update(output=" "), r"es\.json: element 3: the output is empty"),
-    "other": (
-        lambda rows: [row.update(id=key) for row, key in zip(rows, "abcdef", strict=True)],
-        r"es\.json: has no output for the instruction",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", SPOILT)
-def test_bad_reference_outputs_end_before_anything_is_asked(
-    case: str, run: dict[str, Any], judge: Judge, tmp_path: Path
+def test_incomplete_reference_outputs_are_refused_before_anything_is_asked(
+    run: dict[str, Any], judge: Judge, tmp_path: Path
 ) -> None:
-    change, message = SPOILT[case]
-    write_outputs(run, tmp_path / "outputs", change)
+    file = write_outputs(run, tmp_path / "outputs")["es"]
+    file.write_text(json.dumps(read_json(file)[1:]), encoding="utf-8")
     context = opened(run, base_url=judge.url, baseline=str(tmp_path / "outputs"))
     for attempt in (lambda: judgements.check(context), lambda: judgements.make(context, "before")):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=r"es\.json: has no output for the instruction"):
             attempt()
     assert not judge.requests
 
 
-def test_reference_outputs_by_id(run: dict[str, Any], judge: Judge, tmp_path: Path) -> None:
-    section = config.EvaluateConfig.model_validate(run["evaluate"]).prompts
-    assert section is not None
-    ids = [one.id for one in load_held_out(section, LANGUAGES)["es"]]
-
-    def with_ids(rows: list[dict[str, Any]]) -> None:
-        for key, row in zip(ids, rows, strict=True):
-            row["id"] = key
-        rows.reverse()
-        rows.append({"id": "of no interest", "output": "x"})
-
-    write_outputs(run, tmp_path / "outputs", with_ids)
-    context = opened(run, base_url=judge.url, baseline=str(tmp_path / "outputs"))
-    judgements.check(context)
-    write_outputs(run, tmp_path / "wrong", lambda rows: [with_ids(rows), rows[0].update(id=rows[1]["id"])])
-    context = opened(run, base_url=judge.url, baseline=str(tmp_path / "wrong"))
-    with pytest.raises(UserError, match=r"its instruction is not that of .* in evaluate.prompts"):
-        judgements.check(context)
-    with pytest.raises(UserError, match=r"judge.baseline .*nowhere: has no en.json with reference outputs"):
-        judgements.check(opened(run, baseline="nowhere"))
-
-
-def test_a_judge_that_does_not_judge(run: dict[str, Any], judge: Judge) -> None:
+def test_a_judge_without_verdicts_is_refused(run: dict[str, Any], judge: Judge) -> None:
     judge.texts = ("Both are fine.", "Both are fine.")
     context = opened(run, base_url=judge.url, preference="choice")
-    with pytest.raises(UserError, match=r"gave no verdict on .* 'Both are fine.'; take another judge.model"):
+    with pytest.raises(UserError, match=r"gave no verdict on .* 'Both are fine.'\. Set another judge.model"):
         judgements.make(context, "before")
     assert not (context.run.iteration("before") / "judgements").exists()
 
@@ -301,7 +265,7 @@ def test_a_judge_in_the_workers(run: dict[str, Any], cli: Cli, tiny_models: dict
     assert "judge before" in cli("status", path).stdout
 
 
-def test_the_command_line_names_what_is_missing(run: dict[str, Any], judge: Judge, cli: Cli) -> None:
+def test_the_command_says_what_is_missing(run: dict[str, Any], judge: Judge, cli: Cli) -> None:
     path = opened(run, base_url=judge.url).run.path.with_name("run.yaml")
     result = cli("judge", path, "--iteration", "before", OPENAI_API_KEY="")
     assert result.returncode == 2

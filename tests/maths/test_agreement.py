@@ -1,4 +1,4 @@
-"""Rank correlations and shares of equal orders, against loops over pairs and properties."""
+"""Rank correlations and numbers of pairs in the same order, against loops over pairs, and their properties."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ def tensors(drawn):
 
 
 def pairs(first, second):
-    """(one orders the pair up, down or not; so does the other), pair by pair."""
+    """For each pair of candidates, the sign of its difference under each of the two rewards."""
     for i, j in itertools.combinations(range(len(first)), 2):
         yield tuple((values[i] > values[j]) - (values[i] < values[j]) for values in (first, second))
 
@@ -45,7 +45,7 @@ def test_spearman_is_the_correlation_of_average_ranks(drawn):
 
 
 @given(two_rewards())
-def test_tau_b_counts_pairs_that_either_ties_out(drawn):
+def test_tau_b_is_the_sum_of_sign_products_over_the_untied_pairs(drawn):
     assume(all(map(varies, drawn)))
     found = list(pairs(*drawn))
     untied = [sum(pair[side] != 0 for pair in found) for side in (0, 1)]
@@ -54,13 +54,13 @@ def test_tau_b_counts_pairs_that_either_ties_out(drawn):
 
 
 @given(two_rewards())
-def test_pairs_of_the_same_order_are_counted_one_by_one(drawn):
+def test_same_order_equals_a_loop_over_pairs(drawn):
     expected = sum(0.5 if 0 in pair else float(pair[0] == pair[1]) for pair in pairs(*drawn))
     assert same_order(*tensors(drawn)) == expected
 
 
 @given(two_rewards())
-def test_only_the_order_counts_and_turning_it_round_turns_the_sign(drawn):
+def test_only_the_order_matters_and_reversing_it_changes_the_sign(drawn):
     first, second = tensors(drawn)
     falling = 7 - torch.tensor(ranks(drawn[0]), dtype=torch.float64) ** 3
     for measure in (spearman, kendall):
@@ -73,7 +73,7 @@ def test_only_the_order_counts_and_turning_it_round_turns_the_sign(drawn):
     assert same_order(first, second) + same_order(-first, second) == total
 
 
-def test_one_value_for_all_candidates_has_no_correlation():
+def test_a_reward_that_is_equal_for_all_candidates_has_no_correlation():
     flat, rising = torch.ones(3, dtype=torch.float64), torch.arange(3, dtype=torch.float64)
     assert math.isnan(spearman(flat, rising))
     assert math.isnan(kendall(rising, flat))
@@ -91,7 +91,7 @@ def sums_of_all_orders(measure, sizes):
 
 
 @pytest.mark.parametrize("sizes", [(2,), (5,), (3, 4)])
-def test_deviations_by_chance_are_those_of_all_orders(sizes):
+def test_deviations_equal_those_over_all_permutations(sizes):
     counts = sums_of_all_orders(same_order, sizes)
     assert statistics.mean(counts) == pytest.approx(sum(math.comb(size, 2) for size in sizes) / 2)
     assert chance_deviation(sizes) == pytest.approx(statistics.pstdev(counts))

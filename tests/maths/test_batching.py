@@ -29,7 +29,7 @@ def test_every_index_is_in_exactly_one_batch(lengths, budget):
 
 @moderate
 @given(LENGTHS, BUDGET)
-def test_no_batch_is_over_budget_unless_it_is_one_over_long_example(lengths, budget):
+def test_only_a_single_long_example_can_exceed_the_budget(lengths, budget):
     assert all(within_budget(batch, lengths, budget) for batch in token_budget_batches(lengths, budget))
 
 
@@ -51,7 +51,7 @@ def test_a_batch_is_closed_only_when_the_next_example_does_not_fit(lengths, budg
 
 @moderate
 @given(LENGTHS, BUDGET, st.randoms(use_true_random=False))
-def test_the_cut_depends_on_the_lengths_alone(lengths, budget, random):
+def test_the_plan_depends_on_the_lengths_alone(lengths, budget, random):
     batches = token_budget_batches(lengths, budget)
     assert token_budget_batches(tuple(lengths), budget) == batches
     shuffled = random.sample(lengths, len(lengths))
@@ -67,7 +67,7 @@ def test_batches_by_hand():
 
 @moderate
 @given(LENGTHS, BUDGET)
-def test_even_batches_keep_the_budget_and_the_number_and_make_the_largest_no_larger(lengths, budget):
+def test_even_batches_need_no_more_batches_and_no_larger_ones(lengths, budget):
     even, filled = even_batches(lengths, budget), token_budget_batches(lengths, budget)
     assert sorted(index for batch in even for index in batch) == list(range(len(lengths)))
     assert len(even) <= len(filled)
@@ -92,7 +92,7 @@ def test_every_pair_is_in_exactly_one_micro_batch(lengths, budget, world_size):
 
 @moderate
 @given(LENGTHS, BUDGET, WORLD_SIZE)
-def test_every_micro_step_has_one_batch_a_rank_within_budget(lengths, budget, world_size):
+def test_every_micro_step_has_one_batch_for_each_rank_within_the_budget(lengths, budget, world_size):
     for step in micro_batches(lengths, budget, world_size):
         assert len(step) == world_size
         assert all(within_budget(batch, lengths, budget) for batch in step)
@@ -100,7 +100,7 @@ def test_every_micro_step_has_one_batch_a_rank_within_budget(lengths, budget, wo
 
 @moderate
 @given(LENGTHS, BUDGET, WORLD_SIZE)
-def test_a_micro_batch_is_empty_only_when_there_is_nothing_left_to_split(lengths, budget, world_size):
+def test_a_micro_batch_is_empty_only_if_no_other_can_be_split(lengths, budget, world_size):
     batches = [batch for step in micro_batches(lengths, budget, world_size) for batch in step]
     if not all(batches):
         assert max(map(len, batches)) == 1
@@ -109,7 +109,7 @@ def test_a_micro_batch_is_empty_only_when_there_is_nothing_left_to_split(lengths
 
 @moderate
 @given(LENGTHS, BUDGET, WORLD_SIZE)
-def test_there_are_no_more_micro_steps_than_the_budget_needs(lengths, budget, world_size):
+def test_the_number_of_micro_steps_is_the_smallest_for_the_budget(lengths, budget, world_size):
     needed = len(token_budget_batches(lengths, budget))
     assert len(micro_batches(lengths, budget, world_size)) == -(-needed // world_size)
 

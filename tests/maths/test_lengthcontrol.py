@@ -9,7 +9,7 @@ from xlr.maths.lengthcontrol import ALPHA_GRID, choose_pairs, length_gaps
 
 
 def oracle(rewards, lengths, length_control=True, upper_bound=math.inf):
-    """(alpha, chosen, rejected, gap) by trying everything, in plain Python floats."""
+    """(alpha, chosen, rejected, gap) by trying every alpha, with Python floats."""
     best = None
     for step in range(1000 if length_control else 1):
         alpha = step / 1000
@@ -28,7 +28,7 @@ def oracle(rewards, lengths, length_control=True, upper_bound=math.inf):
                 gaps.append(length_row[win] - length_row[lose])
             chosen.append(win)
             rejected.append(lose)
-        # Sums of integers are exact, and division rounds the same way whoever does it.
+        # Sums of integers are exact, and Python and torch round a division the same way.
         gap = abs(sum(gaps)) / len(gaps) if gaps else math.inf
         if best is None or gap < best[3]:
             best = (alpha, chosen, rejected, gap)
@@ -40,8 +40,8 @@ def outcome(*args, **options):
     return choice.alpha, choice.chosen_P.tolist(), choice.rejected_P.tolist(), choice.length_gap
 
 
-COARSE = st.integers(-8, 8).map(lambda i: i / 4)  # many ties, also with a bound
-FINE = st.integers(-3000, 3000).map(lambda i: i / 1000)  # ties on the grid of alphas, but for rounding
+COARSE = st.integers(-8, 8).map(lambda i: i / 4)  # many ties, also with the upper bound
+FINE = st.integers(-3000, 3000).map(lambda i: i / 1000)  # ties on the grid of alphas, apart from rounding
 REWARD = st.one_of(COARSE, FINE, st.floats(-50, 50))
 LENGTH = st.one_of(st.integers(0, 5), st.integers(0, 400))
 
@@ -91,7 +91,7 @@ def test_many_prompts_where_longer_is_better_equal_brute_force():
 
 
 def test_near_ties_that_float64_rounding_decides_equal_brute_force():
-    # Rewards in thousandths and short lengths: on the grid of alphas, penalised rewards meet all the time.
+    # With rewards in thousandths and short lengths, penalised rewards often tie on the grid of alphas.
     generator = random.Random(0)
     for _ in range(25):
         lengths = [[generator.randrange(1, 8) for _ in range(4)] for _ in range(3)]
@@ -101,12 +101,12 @@ def test_near_ties_that_float64_rounding_decides_equal_brute_force():
 
 
 def test_alpha_is_the_first_that_closes_the_gap():
-    # At 0.1 the first two tie at -1 and the longer, being the lower sample, still wins; from 0.101 it does not.
+    # At 0.1 the first two tie at -1, and the longer one wins because its index is lower; at 0.101 it loses.
     assert outcome([[1.0, 0.0, -0.5]], [[20, 10, 10]]) == (0.101, [1], [2], 0.0)
 
 
 def test_the_smallest_of_equally_good_alphas_is_taken():
-    # No alpha changes the only pair that there is: every gap is 5.
+    # No alpha changes the only pair, so every gap is 5.
     assert outcome([[900.0, -900.0]], [[10, 5]]) == (0.0, [0], [1], 5.0)
 
 
@@ -115,11 +115,11 @@ def test_ties_go_to_the_lowest_sample():
 
 
 def test_the_gap_is_a_difference_of_means_not_a_mean_of_differences():
-    # One prompt's chosen is 10 longer, the other's 10 shorter.
+    # Chosen is 10 characters longer in one prompt and 10 shorter in the other.
     assert outcome([[900.0, 0.0], [900.0, 0.0]], [[20, 10], [10, 20]])[3] == 0.0
 
 
-def test_a_candidate_that_reaches_the_bound_may_lose_but_not_win():
+def test_a_candidate_at_the_upper_bound_may_be_rejected_but_not_chosen():
     assert outcome([[3.0, 2.0, 1.0]], [[4, 4, 4]], upper_bound=3.0)[1:3] == ([1], [2])
     assert outcome([[3.0]], [[4]], length_control=False, upper_bound=3.0) == (0.0, [-1], [-1], math.inf)
 

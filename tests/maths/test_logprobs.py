@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlr.maths.logprobs import sum_per_response, token_logps
 
-CHUNKS = [1, 2, 3, 7, 100]  # the problems below have 7 tokens: below, dividing, equal and above
+CHUNKS = [1, 2, 3, 7, 100]  # for 7 tokens: smaller, a divisor, equal and larger
 
 
 def oracle_token_logps(hidden, weight, labels) -> list[float]:
@@ -161,7 +161,7 @@ def test_each_token_receives_the_gradient_of_its_own_response():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements any operation's result has."""
+    """Records the largest number of elements of any operation's result."""
 
     elements = 0
 

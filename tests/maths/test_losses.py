@@ -12,7 +12,7 @@ FOUR_LOGPS = st.lists(st.tuples(LOGP, LOGP, LOGP, LOGP), min_size=1, max_size=5)
 
 
 def columns(rows):
-    """Rows of numbers as one float64 tensor a column."""
+    """The columns of rows of numbers, as float64 tensors."""
     return [torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True)]
 
 
@@ -31,7 +31,7 @@ def test_dpo_by_hand():
 
 
 def test_label_smoothing_by_hand():
-    # -log sigmoid(0.3) = 0.554355..., -log sigmoid(-0.3) = 0.854355...: nine parts of one, one of the other.
+    # 0.9 * -log sigmoid(0.3) + 0.1 * -log sigmoid(-0.3) = 0.9 * 0.554355... + 0.1 * 0.854355...
     loss_B = sigmoid_loss(torch.tensor([3.0], dtype=torch.float64), beta=0.1, label_smoothing=0.1)
     assert loss_B.tolist() == pytest.approx([0.5843552444685272], rel=1e-12)
 

@@ -38,7 +38,7 @@ def test_draw_equals_a_loop_over_cumulative_sums(rows):
     for token, row, uniform in zip(tokens, padded, uniforms, strict=True):
         below, accepted = 0.0, []
         for candidate, probability in enumerate(probabilities(row)):
-            # At a border, float32 and float64 may round apart: either side of it is right.
+            # At a boundary, float32 and float64 may round differently, so the tokens on both sides are accepted.
             if probability > 0 and below - 1e-6 <= uniform < below + probability + 1e-6:
                 accepted.append(candidate)
             below += probability
@@ -49,9 +49,9 @@ def test_draw_equals_a_loop_over_cumulative_sums(rows):
     ("uniform", "token"),
     [(0.0, 0), (0.4999, 0), (0.5, 1), (0.7499, 1), (0.75, 3), (0.8749, 3), (0.875, 4), (BELOW_ONE, 4)],
 )
-def test_borders_belong_to_the_token_above(uniform, token):
+def test_a_boundary_belongs_to_the_higher_token(uniform, token):
     halves = [0.0, math.log(0.5), -math.inf, math.log(0.25), math.log(0.25)]  # 1/2, 1/4, 0, 1/8, 1/8
-    # float32 logits would move the borders by 1e-8
+    # float32 logits would move the boundaries by 1e-8
     logits_BV = torch.tensor([halves], dtype=torch.float64)
     slack = 1e-12 if uniform in (0.5, 0.75, 0.875) else 0.0
     assert draw(logits_BV, torch.tensor([uniform + slack], dtype=torch.float64)).tolist() == [token]
@@ -123,7 +123,7 @@ def test_row_seed_differs_when_one_field_differs(change):
     assert row_seed(**EXAMPLE | change) != row_seed(**EXAMPLE)
 
 
-def test_row_seed_does_not_run_fields_together():
+def test_row_seed_separates_its_fields():
     assert row_seed(1, 11, "en", "q", 1) != row_seed(11, 1, "en", "q", 1)
     assert row_seed(1, 1, "en", "q1", 1) != row_seed(1, 1, "en", "q", 11)
 

@@ -24,8 +24,9 @@ from xlr import config, configfile
 from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
-from xlr.evaluation import endpoint, judgements, servedjudge, verdicts
-from xlr.evaluation import question as judgeprompt
+from xlr.evaluation import judgements
+from xlr.judging import endpoint, servedjudge
+from xlr.judging import question as judgeprompt
 from xlr.model.vllmsampler import VllmSampler
 from xlr.model.worker import Worker
 from xlr.records import Example, Response, SampleRequest, SampleSettings, Score, Verdict
@@ -320,7 +321,7 @@ def test_a_real_judge_s_preferences_are_its_own_probabilities(
         prompt = encoder.prompt_of(question)
         logps_V = model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
         spelt = {encoder.tokenizer.decode([index]): logps_V[index].item() for index in logps_V.topk(20).indices}
-        assert verdict.preference == pytest.approx(verdicts.weighted(spelt), abs=1e-3)
+        assert verdict.preference == pytest.approx(judgeprompt.weighted(spelt), abs=1e-3)
         assert verdict.prompt_tokens == len(prompt)
     again, paid = ask()
     assert (again[:2], paid) == (found[:2], 0)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Cli, assert_refused, missing
 from tests.report.conftest import HOSTILE, INSTRUCTIONS, collected, load
-from xlr.evaluation import annotations
+from xlr.evaluation import annotations, winrates
 from xlr.records import Pair
 from xlr.report import examples, numbers, report, tables
 from xlr.report.collect import collect
@@ -76,7 +76,7 @@ class Reader(HTMLParser):
 def test_the_page_has_an_answer_with_an_interval_for_every_language(run: Path, page: str) -> None:
     assert "π<sup>1</sup> against π<sup>0</sup>: better in English, Arabic, Chinese." in page
     first, second = (annotations.read(run / f"iter{t}" / "judgements" / "annotations") for t in (0, 1))
-    found = annotations.measure(first, second, None)
+    found = winrates.measure(first, second, None)
     rows = Reader(page).rows
     for lang in INSTRUCTIONS:
         own, change = found["second"]["languages"][lang], found["difference"]["languages"][lang]

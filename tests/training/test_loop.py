@@ -27,7 +27,7 @@ from xlr.cluster.preemption import EXIT_CODE
 from xlr.cluster.ranks import Ranks
 from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
-from xlr.data.prompts import load_preferences
+from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
 from xlr.records import Example, ReferenceLogps
 from xlr.run.context import Context
@@ -79,8 +79,8 @@ def plain_torch_training(initial: Path, preferences: Path) -> tuple[dict[str, Te
     """The same training with nothing of ours but the encoder: one process, one sequence at a time."""
     encoder = ChatEncoder(load_tokenizer(initial), "initial")
     data = [
-        (encoder.prompt_of(prompt), encoder.response(chosen), encoder.response(rejected))
-        for _, prompt, chosen, rejected in load_preferences(str(preferences))
+        (encoder.prompt_of(one.prompt), encoder.response(one.chosen), encoder.response(one.rejected))
+        for one in load_preferences(str(preferences))
     ]
     policy = AutoModelForCausalLM.from_pretrained(initial, attn_implementation="eager").train()
     reference = AutoModelForCausalLM.from_pretrained(initial, attn_implementation="eager").eval()
@@ -429,8 +429,12 @@ def in_process(
     )
     encoder = ChatEncoder(load_tokenizer(tiny_models["initial"]), "initial")
     pairs = [
-        TrainingPair(key, "en", Example(encoder.prompt_of(prompt), (encoder.response(good), encoder.response(bad))))
-        for key, prompt, good, bad in load_preferences(str(preferences))
+        TrainingPair(
+            one.id,
+            "en",
+            Example(encoder.prompt_of(one.prompt), (encoder.response(one.chosen), encoder.response(one.rejected))),
+        )
+        for one in load_preferences(str(preferences))
     ]
     aligned, initial = str(tiny_models["aligned"]), str(tiny_models["initial"])
     policy = engine.open_policy(aligned, settings, torch.float32, SHARED_PROMPT, 3)

@@ -1,1 +1,1 @@
-"""What a run reads: prompts, preferences, chat templates and tokenizers."""
+"""Reads the data of a run: prompts and preference sets. Encodes text as tokens and detects flawed responses."""

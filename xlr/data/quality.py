@@ -1,6 +1,6 @@
-"""What is plainly wrong with a response: counted for every language, and left out of pairs on request.
+"""Flaws of responses. They are counted for every language; filters can exclude flawed responses from pairs.
 
-Nothing is left out by default, as in the paper; empty responses never reach scoring.
+By default nothing is excluded, as in the paper. Empty responses are dropped before scoring.
 """
 
 from collections import Counter
@@ -13,40 +13,41 @@ REPEATED = 0.5
 
 
 def repetition(token_ids: Sequence[int], n: int = 4) -> float:
-    """Share of a response's n-grams of tokens that stand in it earlier already, in [0, 1).
+    """Share of a response's token n-grams that repeat an earlier one, in [0, 1); near 1 for a text that loops.
 
-    A text that goes round in a circle is near 1. Source: seq-rep-n of arXiv 1908.04319, section 6.
+    Source: seq-rep-n of arXiv 1908.04319, section 6.
     """
     grams = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def flaws(rows: Sequence[Score]) -> list[set[Flaw]]:
-    """The flaws of each row; a duplicate has the text of an earlier row of the same prompt.
+    """The flaws of each row.
 
-    Where the language of a text cannot be told, it counts as right.
+    A duplicate has the same text as an earlier row of the same prompt and language. A text whose language could not be
+    detected does not count as `wrong_language`.
     """
     found: list[set[Flaw]] = []
     seen: set[tuple[str, str, str]] = set()
     for row in rows:
-        signs: dict[Flaw, bool] = {
+        checks: dict[Flaw, bool] = {
             "truncated": row.finish_reason == "length",
             "repeated": row.repetition > REPEATED,
             "wrong_language": row.detected_lang not in ("", row.lang),
             "duplicate": (row.lang, row.id, row.response) in seen,
         }
         seen.add((row.lang, row.id, row.response))
-        found.append({flaw for flaw, present in signs.items() if present})
+        found.append({flaw for flaw, present in checks.items() if present})
     return found
 
 
 def count_flaws(rows: Sequence[Score]) -> dict[str, int]:
-    """How many rows have each flaw; a row may have several."""
+    """Number of rows with each flaw; a row can have several flaws."""
     return _count(flaws(rows))
 
 
 def without(rows: Sequence[Score], filters: Collection[Flaw]) -> tuple[list[Score], dict[str, int]]:
-    """The rows that have none of the flaws, and how many rows each flaw took out; a row may count several times."""
+    """The rows without the given flaws, and the number of rows with each of them; a row can have several."""
     found = flaws(rows)
     kept = [row for row, own in zip(rows, found, strict=True) if own.isdisjoint(filters)]
     return kept, _count(own.intersection(filters) for own in found)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from xlr.config import Config, GenerateConfig, settings
-from xlr.data.prompts import ENGLISH, load_preferences, sources
+from xlr.data.preferences import load_preferences
+from xlr.data.prompts import sources
+from xlr.languages import ENGLISH
 from xlr.maths.rewards import implicit_reward
 from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score
 from xlr.rewarding.responses import sample_responses
@@ -184,13 +186,13 @@ def _preference_facts(context: Context, target: Artifact, path: str, iteration: 
     """Accuracy and mean margin of the implicit reward log pi^t - log pi_I on a preference set."""
     encoder, preferences = context.encoder, load_preferences(path)
     examples = [
-        Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
-        for _, prompt, chosen, rejected in preferences
+        Example(encoder.prompt_of(one.prompt), (encoder.response(one.chosen), encoder.response(one.rejected)))
+        for one in preferences
     ]
 
     def to_rows(item: int, logps: ExampleLogps) -> list[PreferenceReward]:
         chosen, rejected = (implicit_reward(policy, reference) for policy, reference in logps)
-        return [PreferenceReward(preferences[item][0], chosen, rejected)]
+        return [PreferenceReward(preferences[item].id, chosen, rejected)]
 
     rewards = resumable_logps(
         context,
@@ -198,7 +200,7 @@ def _preference_facts(context: Context, target: Artifact, path: str, iteration: 
         "preferences",
         (context.model(iteration), context.model(INITIAL)),
         examples,
-        [[(ENGLISH, key)] for key, *_ in preferences],
+        [[(ENGLISH, one.id)] for one in preferences],
         PreferenceReward,
         to_rows,
         f"evaluate {iteration}: preferences",

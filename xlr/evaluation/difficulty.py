@@ -1,4 +1,4 @@
-"""AlpacaEval's table of how difficult its instructions are, by which it refines its length control."""
+"""AlpacaEval's table of instruction difficulties, which its length control (`length_controlled_v1`) uses."""
 
 import csv
 import math
@@ -14,13 +14,13 @@ _COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty", "n
 
 
 def load(source: str | None) -> Difficulty | None:
-    """The table: two gamed baselines' judgements with the instructions' difficulty.
+    """Load the table: the difficulty of each instruction, and judgements of two gamed baselines.
 
     Args:
-        source: a file, a dataset of the hub that has `df_gamed.csv`, or None where no table is wanted.
+        source: a CSV file, a dataset on the Hugging Face hub with `df_gamed.csv`, or None for no table.
 
     Raises:
-        UserError: it cannot be had, or is another table; naming line and column.
+        UserError: the table cannot be read or downloaded, or it is not AlpacaEval's.
     """
     return None if source is None else _read(_file(source))
 
@@ -31,13 +31,14 @@ def _file(source: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     try:
-        known = try_to_load_from_cache(source, _FILE, repo_type="dataset")  # else a node without network waits for one
+        # Look into the cache first: without a network, a download would retry for many seconds.
+        known = try_to_load_from_cache(source, _FILE, repo_type="dataset")
         return Path(known if isinstance(known, str) else hf_hub_download(source, _FILE, repo_type="dataset"))
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{source}: no file, and no dataset on the hub whose {_FILE} can be had from here ({reason}); fetch "
-            f"tatsu-lab/alpaca_eval's {_FILE} where there is a network, and name the file"
+            f"{source}: not a file, and {_FILE} cannot be downloaded from a dataset of that name ({reason}); download "
+            f"{_FILE} of tatsu-lab/alpaca_eval where there is a network, and pass the file"
         ) from error
 
 
@@ -49,7 +50,7 @@ def _read(path: Path) -> Difficulty:
             reader = csv.DictReader(file)
             for name in _COLUMNS:
                 if name not in (reader.fieldnames or ()):
-                    raise UserError(f"{path}: has no column {name!r}; --difficulty takes AlpacaEval's {_FILE}")
+                    raise UserError(f"{path}: has no column {name!r}; use AlpacaEval's {_FILE}")
             for row in reader:
                 index, difficulty = int(row["index"]), _finite(row["instruction_difficulty"])
                 difficulties.setdefault(index, difficulty)
@@ -61,7 +62,7 @@ def _read(path: Path) -> Difficulty:
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"{path}:{reader.line_num}: not a row of AlpacaEval's {_FILE} ({error})") from error
     if sorted(difficulties) != list(range(len(difficulties))) or not difficulties:
-        raise UserError(f"{path}: its index does not count the instructions from 0; take AlpacaEval's {_FILE}")
+        raise UserError(f"{path}: its index does not number the instructions from 0; use AlpacaEval's {_FILE}")
     in_order = [difficulties[index] for index in range(len(difficulties))]
     return Difficulty(*(torch.tensor(values, dtype=torch.float64) for values in (in_order, features, preferences)))
 

@@ -1,53 +1,58 @@
-"""Stage 6: held-out answers compared with a baseline's by a judge model.
+"""Stage 6: a judge compares a model's held-out answers with the baseline's.
 
-Reads the answers of the evaluation, and the baseline's or reference outputs; writes `judgements/` beside `eval/`:
-`annotations/{lang}.json` in AlpacaEval's form and `winrates.json`. Run alone with `xlr judge RUN --iteration t`.
+Reads the answers of the model and of the baseline. Writes `judgements/` beside the model's `eval/`:
+`annotations/{lang}.json` in AlpacaEval's format and `winrates.json`. Command: `xlr judge RUN --iteration t`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from xlr import languages
 from xlr.config import Config, JudgeConfig, settings
-from xlr.data.prompts import read_objects, source
 from xlr.errors import UserError
 from xlr.evaluation import answers as evaluation
-from xlr.evaluation import endpoint, localjudge
-from xlr.evaluation import question as judgeprompt
-from xlr.records import Message, ModelKey, Prompt, Response, Verdict
+from xlr.evaluation import baseline
+from xlr.evaluation.baseline import Answers
+from xlr.judging import endpoint, localjudge, question
+from xlr.records import START, Message, ModelKey, Prompt, Verdict
 from xlr.rewarding.responses import row_seed
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
-from xlr.run.files import atomic_path, read_json, write_json
-from xlr.run.rows import read_rows
+from xlr.run.files import atomic_path, write_json
+
+# Takes the place of an iteration in the seed, so that the order of the answers is the same for every model.
+_ALL_MODELS = -1
 
 
 class _Judge(Protocol):
-    """What asks judges of one kind; a module."""
+    """The interface of a judge's backend; backends are modules."""
 
     def require_usable(self, judge: JudgeConfig) -> None:
-        """Find what is lacking before anything else is computed.
+        """Check the backend's requirements before anything else is computed.
 
         Raises:
-            UserError: naming it.
+            UserError: a requirement is not met.
         """
 
     def ask(
         self, context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
     ) -> tuple[list[Verdict], int]:
-        """The verdict on every question, in their order, and how many were asked now.
+        """Ask the judge.
 
         Args:
-            target: whose pieces hold what must survive an interruption.
-            label: what the user is shown.
+            target: the artefact being made; unfinished work is kept among its pieces.
+            label: the name of the step in the progress display.
             langs: the language of each question.
 
+        Returns:
+            A verdict for each question, in order, and the number of questions that were asked now.
+
         Raises:
-            UserError: the judge cannot be asked. All verdicts so far are kept.
+            UserError: the judge cannot be asked. Verdicts given so far are kept.
         """
 
 
@@ -56,255 +61,208 @@ _BACKENDS: dict[str, _Judge] = {"openai": endpoint, "transformers": localjudge}
 
 @dataclass(frozen=True)
 class _Comparison:
-    """The baseline's answer and the model's to one instruction, and in which orders the judge sees them."""
+    """The two answers to one prompt."""
 
     prompt: Prompt
-    answers: tuple[str, str]
-    orders: tuple[bool, ...]  # swapped or not
-
-    @cached_property
-    def known(self) -> float | None:
-        """The preference that needs no judge: a tie of equal answers, the defeat of an empty one."""
-        baseline, model = (answer.strip() for answer in self.answers)
-        if baseline == model:
-            return 0.5
-        if not baseline or not model:
-            return float(bool(model))
-        return None
+    baseline: str
+    model: str
+    preference: float | None
+    """The preference if no judge is needed, else None; see `_undisputed`."""
+    orders: tuple[bool, ...]
+    """For each question to the judge, True if the model's answer comes first. Empty if no judge is needed."""
 
 
 def iterations(config: Config) -> list[ModelKey]:
     """All models but the baseline, if there is a judge."""
     if not config.judge.model:
         return []
-    models: list[ModelKey] = [*range(config.iterations + 1), *config.evaluate.models]
+    models: list[ModelKey] = [*range(START, config.iterations + 1), *config.evaluate.models]
     return [model for model in models if model != config.judge.baseline]
 
 
 def check(context: Context) -> None:
-    """Find bad input before anything is computed.
+    """Check the judge's settings and files before anything is computed.
 
     Raises:
-        UserError: naming it.
+        UserError: a setting or a file is wrong.
     """
     from xlr.evaluation import difficulty  # imports torch
 
     judge = context.config.judge
     _BACKENDS[judge.backend].require_usable(judge)
-    judgeprompt.load(judge.template)
+    question.load(judge.template)
     difficulty.load(judge.difficulty)
-    if _baseline(context) is None:
-        reference_outputs(str(judge.baseline), context.questions)
-
-
-def _baseline(context: Context) -> ModelKey | None:
-    """The model of this run that is the baseline, or None where it is a folder of reference outputs."""
-    baseline = context.config.judge.baseline
-    return baseline if isinstance(baseline, int) or baseline in context.config.evaluate.models else None
+    if baseline.model_key(context.config) is None:
+        baseline.load(context)
 
 
 def artifact(context: Context, iteration: ModelKey) -> Artifact:
-    """The judgements of a model's answers and what decides them."""
-    config, baseline = context.config, _baseline(context)
-    inputs: dict[str, str | Path] = {"answers": context.run.iteration(iteration) / "eval"}
-    if baseline is not None:
-        inputs["baseline"] = context.run.iteration(baseline) / "eval"
-    else:
-        inputs |= {f"baseline {lang}": source(str(config.judge.baseline), lang) for lang in config.evaluated_languages}
-    for name in ("template", "difficulty"):
-        if path := getattr(config.judge, name):
-            inputs[name] = path
+    """The judgements of a model's answers, with the settings and inputs that decide them."""
+    config, judge = context.config, context.config.judge
+    inputs = {"answers": context.run.iteration(iteration) / "eval", **baseline.inputs(context)}
+    inputs |= {name: path for name, path in (("template", judge.template), ("difficulty", judge.difficulty)) if path}
     own: dict[str, Any] = {"languages": list(config.evaluated_languages)}
-    if config.judge.backend == "transformers":
-        inputs["judge"] = config.judge.model or ""
+    if judge.backend == "transformers":
+        inputs["judge"] = judge.model or ""
         own |= {"model.dtype": config.model.dtype, "score.batch_tokens": config.score.batch_tokens}
-    if not config.judge.both_orders:
-        own |= {"seed": config.seed}
+    if not judge.both_orders:
+        own["seed"] = config.seed
     folder = context.run.iteration(iteration) / "judgements"
-    return Artifact(folder, "judge", settings(config.judge, "judge") | own, inputs)
+    return Artifact(folder, "judge", settings(judge, "judge") | own, inputs)
 
 
 def make(context: Context, iteration: ModelKey) -> dict[str, Any]:
     """Judge one model's answers.
 
     Raises:
-        UserError: reference outputs that do not fit, or what the judge's backend raises.
+        UserError: answers are missing, the reference outputs do not fit, the judge cannot be asked, or it gave no
+            verdict on most comparisons.
     """
-    from xlr.evaluation import annotations, difficulty  # import torch
+    from xlr.evaluation import winrates  # imports torch
 
-    judge, baseline, target = context.config.judge, _baseline(context), artifact(context, iteration)
-    for model in (iteration, *([] if baseline is None else [baseline])):
-        require(evaluation.artifact(context, model), f"xlr evaluate {context.run.path} --iteration {model}")
-    comparisons, names = _comparisons(context, iteration)
-    template = judgeprompt.load(judge.template)
-    judge_name = Path(str(judge.model)).name if judge.backend == "transformers" else str(judge.model)
-    asked = [
-        (comparison, swapped) for comparison in comparisons if comparison.known is None for swapped in comparison.orders
-    ]
-    given, paid = _BACKENDS[judge.backend].ask(
-        context,
-        target,
-        f"judge {iteration}",
-        [_question(template, comparison, swapped) for comparison, swapped in asked],
-        [comparison.prompt.lang for comparison, _ in asked],
-    )
-    each = iter(given)
-    judged = [[] if one.known is not None else [next(each) for _ in one.orders] for one in comparisons]
-    annotated = [_row(one, own, names, judge_name) for one, own in zip(comparisons, judged, strict=True)]
-    with atomic_path(target.folder) as folder:
-        (folder / "annotations").mkdir(parents=True)
-        for lang in context.config.evaluated_languages:
-            write_json(folder / "annotations" / f"{lang}.json", [row for row in annotated if row["lang"] == lang])
-        _require_judged(annotated, given, judge_name)
-        table = difficulty.load(judge.difficulty)
-        figures = annotations.measure(annotations.read(folder / "annotations"), None, table)
-        figures |= {"annotations": str(target.folder / "annotations")}
-        write_json(folder / "winrates.json", figures)
-    tokens = (sum(one.prompt_tokens for one in given), sum(one.completion_tokens for one in given))
-    facts = {
-        "judge": judge_name,
-        "baseline": names[0],
-        "questions": len(given),
-        "asked": paid,
-        "undecided": sum(math.isnan(one.preference) for one in given),
-        "without_judge": sum(one.known is not None for one in comparisons),
-        "prompt_tokens": tokens[0],
-        "completion_tokens": tokens[1],
-        "cost": endpoint.cost(judge, *tokens),
-        "win_rate": figures["win_rate"],
-        "length_controlled_win_rate": figures["length_controlled_win_rate"],
-    }
-    target.finish(len(annotated), facts, context.clock)
+    _require_answers(context, iteration)
+    judge, target = context.config.judge, artifact(context, iteration)
+    others, answers = baseline.load(context), baseline.model_answers(context, iteration)
+    comparisons = [_compare(context.config, prompt, others, answers) for prompt in context.questions]
+    verdicts, asked = _ask(context, target, f"judge {iteration}", comparisons)
+    generators = (others.generator, answers.generator)
+    rows = [_row(one, own, generators, _judge_name(judge)) for one, own in zip(comparisons, verdicts, strict=True)]
+    _require_judged(rows, verdicts, _judge_name(judge))
+    figures = _write(context, target, rows)
+    facts = _facts(judge, others.generator, comparisons, verdicts, asked, figures)
+    target.finish(len(rows), facts, context.clock)
     target.remove_pieces()
-    annotations.show(figures)
+    winrates.show(figures)
     return facts
 
 
-def _comparisons(context: Context, iteration: ModelKey) -> tuple[list[_Comparison], tuple[str, str]]:
-    """All comparisons, and the names of the baseline and of the model."""
-    config, baseline = context.config, _baseline(context)
-    answers, model_name = _answers(context, iteration)
-    if baseline is not None:
-        others, baseline_name = _answers(context, baseline)
-    else:
-        others, baseline_name = reference_outputs(str(config.judge.baseline), context.questions)
-    pairs = [
-        _Comparison(
-            prompt,
-            (others[prompt.lang, prompt.id], answers[prompt.lang, prompt.id]),
-            (False, True) if config.judge.both_orders else (_drawn(config.seed, prompt),),
-        )
-        for prompt in context.questions
-    ]
-    return pairs, (baseline_name, model_name)
+def _require_answers(context: Context, iteration: ModelKey) -> None:
+    """Check that the model, and the baseline if it is a model of this run, have finished evaluations."""
+    other = baseline.model_key(context.config)
+    for key in (iteration, *([] if other is None else [other])):
+        require(evaluation.artifact(context, key), f"xlr evaluate {context.run.path} --iteration {key}")
 
 
-def _drawn(seed: int, prompt: Prompt) -> bool:
-    """Whether the one order that is asked is the swapped one: by lot, the same for every model."""
-    return bool(row_seed(seed, -1, prompt.lang, prompt.id, 0) % 2)
+def _compare(config: Config, prompt: Prompt, others: Answers, answers: Answers) -> _Comparison:
+    key = (prompt.lang, prompt.id)
+    preference = _undisputed(others.by_prompt[key], answers.by_prompt[key])
+    orders: tuple[bool, ...] = (False, True) if config.judge.both_orders else (_drawn_order(config.seed, prompt),)
+    return _Comparison(
+        prompt, others.by_prompt[key], answers.by_prompt[key], preference, orders if preference is None else ()
+    )
 
 
-def _answers(context: Context, iteration: ModelKey) -> tuple[dict[tuple[str, str], str], str]:
-    """(lang, id) -> answer, and how annotations name the model."""
-    folder = context.run.iteration(iteration)
-    answers = read_rows(folder / "eval" / "responses", Response)
-    return {(row.lang, row.id): row.response for row in answers}, f"{context.run.path.name}/{folder.name}"
+def _undisputed(baseline_answer: str, model_answer: str) -> float | None:
+    """The preference without a judge: equal answers tie, an empty answer loses; None if a judge must decide."""
+    baseline_text, model_text = baseline_answer.strip(), model_answer.strip()
+    if baseline_text == model_text:
+        return 0.5
+    if not baseline_text or not model_text:
+        return float(bool(model_text))
+    return None
 
 
-def reference_outputs(path: str, prompts: Sequence[Prompt]) -> tuple[dict[tuple[str, str], str], str]:
-    """(lang, id) -> output of a folder of `{lang}.json` or `{lang}.jsonl` in AlpacaEval's form, and who made them.
-
-    Rows belong to the prompt of their `id` (or `instruction_id`), or of their instruction where they have none.
-
-    Raises:
-        UserError: naming the row that is broken, or the instruction that has no output.
-    """
-    found: dict[tuple[str, str], str] = {}
-    makers: set[str] = set()
-    for lang in dict.fromkeys(prompt.lang for prompt in prompts):
-        own = [prompt for prompt in prompts if prompt.lang == lang]
-        outputs = _read_outputs(path, lang, own, makers)
-        lacking = next((prompt for prompt in own if prompt.id not in outputs), None)
-        if lacking is not None:
-            raise UserError(
-                f"{source(path, lang)}: has no output for the instruction {lacking.id!r} "
-                f"({lacking.instruction[:60]!r}); judge.baseline needs one for each of evaluate.prompts: add it, or "
-                "leave the instruction out everywhere"
-            )
-        found |= {(lang, key): output for key, output in outputs.items()}
-    return found, makers.pop() if len(makers) == 1 else Path(path).name
+def _drawn_order(seed: int, prompt: Prompt) -> bool:
+    """True if the model's answer comes first, drawn at random: the same for every model."""
+    return bool(row_seed(seed, _ALL_MODELS, prompt.lang, prompt.id, 0) % 2)
 
 
-def _read_outputs(path: str, lang: str, prompts: Sequence[Prompt], makers: set[str]) -> dict[str, str]:
-    by_id = {prompt.id: prompt for prompt in prompts}
-    by_text = {prompt.instruction: prompt for prompt in prompts}
-    outputs: dict[str, str] = {}
-    file = source(path, lang)
-    if not isinstance(file, Path):
-        raise UserError(
-            f"judge.baseline {path}: has no {lang}.json with reference outputs; it is a folder with one a language, an "
-            "iteration, or one of evaluate.models"
-        )
-    for place, row in read_objects(file):
-        key, instruction, output = row.get("instruction_id", row.get("id")), row.get("instruction"), row.get("output")
-        if not isinstance(output, str) or not output.strip():
-            raise UserError(f"{place}: the output is empty; fill it in, or remove the row and its instruction")
-        prompt = by_text.get(str(instruction)) if key is None else by_id.get(str(key))
-        if prompt is None:
-            continue  # reference outputs may be of more instructions
-        if instruction is not None and instruction != prompt.instruction:
-            raise UserError(
-                f"{place}: its instruction is not that of {prompt.id!r} in evaluate.prompts; these reference outputs "
-                "belong to other instructions"
-            )
-        outputs[prompt.id] = output
-        makers.add(str(row.get("generator", Path(path).name)))
-    return outputs
+def _ask(
+    context: Context, target: Artifact, label: str, comparisons: Sequence[_Comparison]
+) -> tuple[list[list[Verdict]], int]:
+    """The verdicts of each comparison, one an order, and the number of questions that were asked now."""
+    judge = context.config.judge
+    template = question.load(judge.template)
+    asked = [(one, swapped) for one in comparisons for swapped in one.orders]
+    questions = [_question(template, one, swapped) for one, swapped in asked]
+    verdicts, new = _BACKENDS[judge.backend].ask(
+        context, target, label, questions, [one.prompt.lang for one, _ in asked]
+    )
+    remaining = iter(verdicts)
+    return [list(islice(remaining, len(one.orders))) for one in comparisons], new
 
 
-def _question(template: list[Message], comparison: _Comparison, swapped: bool) -> list[Message]:
-    first, second = reversed(comparison.answers) if swapped else comparison.answers
-    prompt = comparison.prompt
-    return judgeprompt.fill(template, prompt.instruction, first, second, languages.name(prompt.lang))
+def _question(template: list[Message], one: _Comparison, swapped: bool) -> list[Message]:
+    first, second = (one.model, one.baseline) if swapped else (one.baseline, one.model)
+    return question.fill(template, one.prompt.instruction, first, second, languages.name(one.prompt.lang))
 
 
-def _row(one: _Comparison, judged: Sequence[Verdict], names: tuple[str, str], judge: str) -> dict[str, Any]:
-    """A row of AlpacaEval's annotations; its `preferences` are those of each order asked, in the row's own terms."""
+def _judge_name(judge: JudgeConfig) -> str:
+    return Path(str(judge.model)).name if judge.backend == "transformers" else str(judge.model)
+
+
+def _row(one: _Comparison, verdicts: Sequence[Verdict], generators: tuple[str, str], annotator: str) -> dict[str, Any]:
+    """A row of AlpacaEval's annotations; `preferences` holds the preference of each order, output_1 first."""
     sides = [
         1 - verdict.preference if swapped else verdict.preference
-        for swapped, verdict in zip(one.orders, judged, strict=False)
+        for swapped, verdict in zip(one.orders, verdicts, strict=True)
     ]
-    preference = one.known if one.known is not None else sum(sides) / len(sides)
+    preference = one.preference if one.preference is not None else sum(sides) / len(sides)
     return {
         "id": one.prompt.id,
         "lang": one.prompt.lang,
         "instruction": one.prompt.instruction,
-        "output_1": one.answers[0],
-        "generator_1": names[0],
-        "output_2": one.answers[1],
-        "generator_2": names[1],
-        "annotator": judge,
+        "output_1": one.baseline,
+        "generator_1": generators[0],
+        "output_2": one.model,
+        "generator_2": generators[1],
+        "annotator": annotator,
         "preference": _scale(preference),
         "preferences": list(map(_scale, sides)),
     }
 
 
 def _scale(preference: float) -> float | None:
-    """AlpacaEval's 1 to 2 of a probability, null where there is none."""
+    """A preference on AlpacaEval's scale from 1 to 2, None if there is none."""
     return None if math.isnan(preference) else 1 + preference
 
 
-def _require_judged(annotated: Sequence[Mapping[str, Any]], given: Sequence[Verdict], judge: str) -> None:
-    undecided = sum(row["preference"] is None for row in annotated)
-    if 2 * undecided > len(annotated):
-        said = next(verdict.answer for verdict in given if math.isnan(verdict.preference))
+def _require_judged(rows: Sequence[Mapping[str, Any]], verdicts: Sequence[Sequence[Verdict]], judge: str) -> None:
+    undecided = sum(row["preference"] is None for row in rows)
+    if 2 * undecided > len(rows):
+        reply = next(verdict.answer for own in verdicts for verdict in own if math.isnan(verdict.preference))
         raise UserError(
-            f"judge {judge}: gave no verdict on {undecided} of {len(annotated)} comparisons, but for example "
-            f"{said[:200]!r}; take another judge.model, judge.preference or judge.template"
+            f"judge {judge}: gave no verdict on {undecided} of {len(rows)} comparisons; one of its replies is "
+            f"{reply[:200]!r}. Set another judge.model, judge.preference or judge.template"
         )
 
 
-def read(context: Context, iteration: ModelKey) -> dict[str, Any] | None:
-    """The win rates of a model, if its judgements are finished."""
-    file = context.run.iteration(iteration) / "judgements" / "winrates.json"
-    return read_json(file) if file.is_file() else None
+def _write(context: Context, target: Artifact, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write the annotations and the win rates computed from them; returns the win rates."""
+    from xlr.evaluation import annotations, difficulty, winrates  # import torch
+
+    table = difficulty.load(context.config.judge.difficulty)
+    with atomic_path(target.folder) as folder:
+        (folder / "annotations").mkdir(parents=True)
+        for lang in context.config.evaluated_languages:
+            write_json(folder / "annotations" / f"{lang}.json", [row for row in rows if row["lang"] == lang])
+        figures = winrates.measure(annotations.read(folder / "annotations"), None, table)
+        figures["annotations"] = str(target.folder / "annotations")  # not the temporary folder
+        write_json(folder / "winrates.json", figures)
+    return figures
+
+
+def _facts(
+    judge: JudgeConfig,
+    baseline_name: str,
+    comparisons: Sequence[_Comparison],
+    verdicts: Sequence[Sequence[Verdict]],
+    asked: int,
+    figures: Mapping[str, Any],
+) -> dict[str, Any]:
+    given = [verdict for own in verdicts for verdict in own]
+    prompt_tokens = sum(verdict.prompt_tokens for verdict in given)
+    completion_tokens = sum(verdict.completion_tokens for verdict in given)
+    return {
+        "judge": _judge_name(judge),
+        "baseline": baseline_name,
+        "questions": len(given),
+        "asked": asked,
+        "undecided": sum(math.isnan(verdict.preference) for verdict in given),
+        "without_judge": sum(one.preference is not None for one in comparisons),
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "cost": endpoint.cost(judge, prompt_tokens, completion_tokens),
+        "win_rate": figures["win_rate"],
+        "length_controlled_win_rate": figures["length_controlled_win_rate"],
+    }

@@ -19,10 +19,10 @@ from xlr.cluster.ranks import Ranks, ranks
 from xlr.config import Config
 from xlr.console import console
 from xlr.errors import UserError
-from xlr.evaluation import endpoint
 from xlr.jobs import graph as jobs
 from xlr.jobs import submission
 from xlr.jobs.graph import Job
+from xlr.judging import endpoint
 from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, write_json, write_text

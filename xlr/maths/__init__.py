@@ -1,1 +1,1 @@
-"""Formulas: torch and the standard library only, per-example values out."""
+"""The formulas, as pure functions of tensors and numbers. Imports only torch and the standard library."""

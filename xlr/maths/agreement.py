@@ -1,7 +1,7 @@
-"""How far two rewards order the same candidates alike.
+"""How well two rewards agree on the order of a prompt's candidates.
 
-Shapes: `N` candidates of one prompt. Values of one prompt are compared with each other only: prompts differ in what
-they are worth under any reward.
+Shapes: `N` candidates of one prompt. Candidates of different prompts are never compared, because the level of a reward
+differs from prompt to prompt.
 """
 
 import math
@@ -11,25 +11,37 @@ from torch import Tensor
 
 
 def spearman(first_N: Tensor, second_N: Tensor) -> float:
-    """Spearman's rank correlation, ties having their average rank; NaN where one of the two has one value only."""
+    """Spearman's rank correlation, with average ranks for ties; NaN if one reward is equal for all candidates.
+
+    Source: Spearman, The Proof and Measurement of Association between Two Things, 1904.
+    """
     return _correlation(_rank_differences(first_N), _rank_differences(second_N))
 
 
 def kendall(first_N: Tensor, second_N: Tensor) -> float:
-    """Kendall's tau-b; NaN where one of the two has one value only."""
+    """Kendall's tau-b; NaN if one reward is equal for all candidates.
+
+    Source: Kendall, The Treatment of Ties in Ranking Problems, 1945.
+    """
     return _correlation(_signs(first_N), _signs(second_N))
 
 
 def same_order(first_N: Tensor, second_N: Tensor) -> float:
-    """How many of the N (N - 1) / 2 pairs of candidates both order alike; one that either holds for equal is a half."""
+    """Number of candidate pairs that both rewards order the same way.
+
+    A pair tied under either reward counts one half.
+    """
     pairs = math.comb(len(first_N), 2)
     return (pairs + (_signs(first_N) * _signs(second_N)).sum().item() / 2) / 2
 
 
 def chance_deviation(sizes: Iterable[int]) -> float:
-    """Standard deviation of `same_order`, summed over prompts of these sizes, where two orders have nothing in common.
+    """Standard deviation of `same_order`, summed over prompts, for two independent random orders without ties.
 
-    Half of the pairs are then ordered alike on average. Ties only narrow it.
+    The mean is half of all pairs. Ties make the deviation smaller.
+
+    Args:
+        sizes: the number of candidates of each prompt.
 
     Source: Kendall, A New Measure of Rank Correlation, 1938: variance of S.
     """
@@ -37,7 +49,10 @@ def chance_deviation(sizes: Iterable[int]) -> float:
 
 
 def spearman_deviation(sizes: Iterable[int]) -> float:
-    """Standard deviation of `spearman`, summed over prompts of these sizes, where two orders have nothing in common.
+    """Standard deviation of `spearman`, summed over prompts, for two independent random orders without ties.
+
+    Args:
+        sizes: the number of candidates of each prompt, 2 at least.
 
     Source: Kendall, Rank Correlation Methods, 1948: the variance is 1 / (n - 1).
     """
@@ -45,7 +60,10 @@ def spearman_deviation(sizes: Iterable[int]) -> float:
 
 
 def _correlation(first_NN: Tensor, second_NN: Tensor) -> float:
-    """Daniels' coefficient, which is Spearman's or Kendall's by what is said of each pair of candidates."""
+    """Daniels' general correlation coefficient: Spearman's of rank differences, Kendall's tau-b of signs.
+
+    Source: Daniels, The Relation between Measures of Correlation in the Universe of Sample Permutations, 1944.
+    """
     return ((first_NN * second_NN).sum() / (first_NN.square().sum() * second_NN.square().sum()).sqrt()).item()
 
 
@@ -54,5 +72,5 @@ def _signs(values_N: Tensor) -> Tensor:
 
 
 def _rank_differences(values_N: Tensor) -> Tensor:
-    ranks_N = _signs(values_N).sum(1) / 2  # less the middle rank
+    ranks_N = _signs(values_N).sum(1) / 2  # the average rank minus (N + 1) / 2
     return ranks_N[:, None] - ranks_N[None, :]

@@ -1,4 +1,4 @@
-"""Which examples are computed together, decided from lengths alone and before any worker starts."""
+"""Which examples form a batch. The plan depends on lengths alone and is made before any worker starts."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ Batch = list[int]
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> list[Batch]:
-    """Fill batches with whole examples, longest first, up to a budget of tokens each.
+    """Put examples into batches, longest first, so that no batch exceeds a budget of tokens.
 
-    The plan depends on its arguments alone (ties by position), so the same work is cut the same way
-    whatever the number of workers. An example longer than the budget makes a batch of its own.
+    The plan does not depend on the number of workers; of equally long examples the one with the lower index comes
+    first. An example longer than the budget gets its own batch.
 
     Args:
-        lengths: tokens of each example; of its longest row where rows are padded.
+        lengths: tokens of each example; with padding, tokens of its longest row.
         budget: tokens of a batch, padding included.
-        rows: padded rows of each example; without it examples are packed and nothing is padded.
+        rows: padded rows of each example; None if examples are packed without padding.
 
     Returns:
-        Batches of indices; every index once.
+        Batches of indices; each index is in exactly one batch.
     """
     batches: list[Batch] = []
     tokens = width = height = 0
@@ -34,7 +34,10 @@ def token_budget_batches(lengths: Sequence[int], budget: int, rows: Sequence[int
 
 
 def even_batches(lengths: Sequence[int], budget: int) -> list[Batch]:
-    """As `token_budget_batches`, in no more batches, but of the smallest budget that allows it: none is a mere rest."""
+    """Like `token_budget_batches` with the same number of batches, but balanced.
+
+    Uses the smallest budget that still suffices, so no batch is a small remainder.
+    """
     count = len(token_budget_batches(lengths, budget))
     smallest = bisect_left(range(budget), True, key=lambda less: len(token_budget_batches(lengths, less)) <= count)
     return token_budget_batches(lengths, smallest)
@@ -43,17 +46,18 @@ def even_batches(lengths: Sequence[int], budget: int) -> list[Batch]:
 def micro_batches(
     lengths: Sequence[int], budget: int, world_size: int, rows: Sequence[int] | None = None
 ) -> list[list[Batch]]:
-    """Cut one global batch into as many micro-batches for every rank.
+    """Split one global batch into micro-batches, the same number for every rank.
 
-    ZeRO-3 gathers weights in collectives that every rank must enter, so all ranks run the same number of
-    micro-batches; a rank that has none left gets an empty one.
+    ZeRO-3 gathers weights in collectives that every rank must enter, so all ranks must run the same number of
+    micro-batches. A rank without pairs gets an empty micro-batch.
 
     Args:
         lengths, budget, rows: as in `token_budget_batches`, for the pairs of the global batch.
-        world_size: ranks.
+        world_size: the number of ranks.
 
     Returns:
-        `[micro-step][rank]` -> indices of pairs; every index once. Batches of similar cost share a micro-step.
+        `[micro-step][rank]` -> indices of pairs; each index is in exactly one micro-batch. Micro-batches with similar
+        numbers of tokens run in the same micro-step.
     """
     batches = token_budget_batches(lengths, budget, rows)
     while len(batches) % world_size:

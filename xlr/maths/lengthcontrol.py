@@ -1,6 +1,6 @@
-"""Which response of each prompt is chosen and which rejected, with the length penalty that balances them.
+"""Selects the chosen and the rejected response of each prompt, with a length penalty that balances their lengths.
 
-Shapes: `P` prompts, `N` candidates of a prompt (rows with fewer are padded and masked).
+Shapes: `P` prompts, `N` candidates of a prompt (prompts with fewer candidates are padded and masked).
 """
 
 import math
@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 
 ALPHA_GRID = tuple(i / 1000 for i in range(1000))
+NO_PAIR = -1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The outcome for one language: indices into `N`, -1 where no candidate is below the upper bound."""
+    """The pairs of one language.
+
+    `chosen_P` and `rejected_P` are indices into `N`, or `NO_PAIR` if no candidate of the prompt is below the upper
+    bound. `alpha` is the length penalty in nats a character. `length_gap` is the absolute difference between the mean
+    lengths of chosen and rejected, in characters.
+    """
 
     alpha: float
     chosen_P: Tensor
@@ -23,7 +29,7 @@ class Choice:
     length_gap: float
 
 
-# Of a language whose responses were all filtered out.
+# The pairs of a language without candidates, for example because filters removed them all.
 NOTHING = Choice(0.0, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), 0.0)
 
 
@@ -32,14 +38,14 @@ def _choose(
 ) -> tuple[Tensor, Tensor, Tensor]:
     penalised_PN = rewards_PN - alpha * lengths_PN
     may_win_PN = valid_PN & (penalised_PN < upper_bound)
-    # argmax and argmin take the first of equals, so ties go to the lowest sample.
+    # argmax and argmin return the first of equal values, so the lower sample wins a tie.
     chosen_P = penalised_PN.masked_fill(~may_win_PN, -math.inf).argmax(1)
     rejected_P = penalised_PN.masked_fill(~valid_PN, math.inf).argmin(1)
     return chosen_P, rejected_P, may_win_PN.any(1)
 
 
 def _length_gap(lengths_PN: Tensor, chosen_P: Tensor, rejected_P: Tensor, has_pair_P: Tensor) -> float:
-    """|mean length of chosen - mean length of rejected|, in characters."""
+    """|mean length of chosen - mean length of rejected| over prompts with a pair, in characters; inf without any."""
     if not has_pair_P.any():
         return math.inf
     gap_P = lengths_PN.gather(1, chosen_P[:, None]) - lengths_PN.gather(1, rejected_P[:, None])
@@ -52,36 +58,36 @@ def choose_pairs(
     length_control: bool = True,
     upper_bound: float = math.inf,
 ) -> Choice:
-    """r' = r - alpha * len; chosen = argmax of r' below the bound, rejected = argmin of r'.
+    """Select pairs by r' = r - alpha * length: chosen = argmax of r' below the upper bound, rejected = argmin of r'.
 
-    alpha is the smallest value of 0, 0.001, ..., 0.999 that minimises the gap between the mean lengths of
-    chosen and rejected, or 0 without length control.
+    alpha is the value of 0, 0.001, ..., 0.999 that minimises the gap between the mean lengths of chosen and rejected
+    (the smallest such value), or 0 without length control.
 
     Args:
-        rewards: the candidates' rewards of each prompt, in nats.
-        lengths: their lengths in characters, of the same shape.
-        upper_bound: candidates whose penalised reward reaches it cannot be chosen.
+        rewards: the rewards of each prompt's candidates, in nats.
+        lengths: their lengths in characters, in the same shape.
+        upper_bound: a candidate is never chosen if its penalised reward is this or more.
 
     Raises:
-        ValueError: a reward that is not finite, a prompt without candidates, no prompts.
+        ValueError: a reward is not finite, a prompt has no candidates, or there are no prompts.
 
     Source: arXiv 2503.04647, section 3.3 and its published code.
     """
     candidates = _padded(rewards, lengths)
     grid = ALPHA_GRID if length_control else (0.0,)
     gaps = _gaps(candidates, grid, upper_bound)
-    best = min(range(len(grid)), key=gaps.__getitem__)  # the first of equals
+    best = min(range(len(grid)), key=gaps.__getitem__)  # the smallest alpha among equal gaps
     chosen_P, rejected_P, has_pair_P = _choose(*candidates, grid[best], upper_bound)
-    chosen_P = chosen_P.masked_fill(~has_pair_P, -1)
-    return Choice(grid[best], chosen_P, rejected_P.masked_fill(~has_pair_P, -1), gaps[best])
+    chosen_P = chosen_P.masked_fill(~has_pair_P, NO_PAIR)
+    return Choice(grid[best], chosen_P, rejected_P.masked_fill(~has_pair_P, NO_PAIR), gaps[best])
 
 
 def length_gaps(
     rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], upper_bound: float = math.inf
 ) -> list[float]:
-    """The gap that each alpha of the grid would leave, in characters, infinite where it leaves no pair.
+    """The length gap at each alpha of `ALPHA_GRID`, in characters; infinite at an alpha without any pair.
 
-    Arguments and errors are those of `choose_pairs`.
+    Takes the arguments and raises the errors of `choose_pairs`.
     """
     return _gaps(_padded(rewards, lengths), ALPHA_GRID, upper_bound)
 
@@ -92,7 +98,7 @@ def _gaps(candidates: tuple[Tensor, Tensor, Tensor], grid: Sequence[float], uppe
 
 
 def _padded(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards, lengths and which of them are no padding, each [P, N]."""
+    """Padded rewards, padded lengths and a mask that is False at padding, each `(P, N)`."""
     if not rewards or not all(rewards):
         raise ValueError("every prompt needs at least one candidate")
     width = max(map(len, rewards))

@@ -1,6 +1,7 @@
-"""Log-probabilities of response tokens without ever holding all logits.
+"""Log-probabilities of response tokens, computed in chunks so that the logits of all tokens never exist together.
 
-Shapes: `N` predicted tokens of a batch, `S` responses of a batch, `D` hidden size, `V` vocabulary.
+Shapes: `N` predicted tokens of a batch, `C` tokens of a chunk, `S` responses of a batch, `D` hidden size, `V`
+vocabulary.
 """
 
 from typing import Any
@@ -8,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows of logits that exist at a time. On GPUs more, because the weight's gradient is read and written once a chunk.
+# Rows of logits in memory at once. Larger on GPUs, because each chunk reads and writes the weight's whole gradient.
 CPU_CHUNK_TOKENS = 256
 GPU_CHUNK_TOKENS = 1024
 
 
 class _ChunkedTokenLogps(torch.autograd.Function):
-    """log softmax(h W^T)[label] over chunks of tokens: peak memory is O(chunk x V), forward and backward.
+    """log softmax(h W^T)[label], chunk by chunk: peak memory is O(C x V), forward and backward.
 
-    The backward pass computes a chunk's logits again instead of keeping them.
+    The backward pass recomputes each chunk's logits instead of keeping them.
     """
 
     @staticmethod
@@ -27,7 +28,7 @@ class _ChunkedTokenLogps(torch.autograd.Function):
             chunk = slice(start, start + chunk_tokens)
             logits_CV = (hidden_ND[chunk] @ weight_VD.T).float()
             label_logits_C = logits_CV.gather(-1, labels_N[chunk, None]).squeeze(-1)
-            # log sum exp in place: torch's own keeps two more chunks of logits.
+            # log-sum-exp in place: torch.logsumexp would allocate two more tensors of this size.
             largest_C1 = logits_CV.amax(-1, keepdim=True)
             normalizer_N[chunk] = logits_CV.sub_(largest_C1).exp_().sum(-1).log_() + largest_C1.squeeze(-1)
             logps_N[chunk] = label_logits_C - normalizer_N[chunk]
@@ -63,7 +64,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_to
         hidden_ND: final hidden states at the positions that predict the labels.
         weight_VD: the output embedding.
         labels_N: token ids.
-        chunk_tokens: how many rows of logits exist at a time; by default what suits the device.
+        chunk_tokens: rows of logits in memory at once; `CPU_CHUNK_TOKENS` or `GPU_CHUNK_TOKENS` by default.
 
     Returns:
         float32 of shape `(N,)`, in nats; differentiable in hidden and weight.
@@ -74,14 +75,14 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_to
 
 
 def sum_per_response(logps_N: Tensor, lengths_S: Tensor) -> Tensor:
-    """Sum consecutive runs of token log-probabilities: log p(y|x), no length normalisation.
+    """Sum the token log-probabilities of each response: log p(y|x), without length normalisation.
 
     Args:
-        logps_N: token log-probabilities, one response after the other.
-        lengths_S: tokens of each response, terminator included; they add up to `N`.
+        logps_N: token log-probabilities; the tokens of a response are consecutive.
+        lengths_S: tokens of each response, terminator included; their sum is `N`.
 
     Returns:
-        `(S,)`, in nats. Source: arXiv 2503.04647, section 3 (the log-probability of a whole response).
+        `(S,)`, in nats. Source: arXiv 2503.04647, section 3 (log-probability of a whole response).
     """
     owner_N = torch.repeat_interleave(torch.arange(len(lengths_S), device=logps_N.device), lengths_S)
     return logps_N.new_zeros(len(lengths_S)).index_add(0, owner_N, logps_N)

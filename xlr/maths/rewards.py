@@ -1,6 +1,6 @@
-"""The implicit reward, and the prompt each reward mode scores a response under."""
+"""The implicit reward, and the instruction under which a response is scored."""
 
-# Verbatim from the paper: the prefix that turns the English twin into a cross-lingual instruction.
+# Verbatim from arXiv 2503.04647: put before the English version of an instruction, it asks for another language.
 CROSSLINGUAL_PREFIX = (
     "Please answer the following instruction using only {language}, "
     "unless explicitly instructed to respond in a different language."
@@ -11,7 +11,7 @@ TRANSLATE_INSTRUCTION = (
 
 
 def implicit_reward(logp_policy: float, logp_reference: float) -> float:
-    """r(x, y) = log pi(y|x) - log pi_ref(y|x), in nats; beta is left out, it does not change an order.
+    """r(x, y) = log pi(y|x) - log pi_ref(y|x), in nats, without the factor beta, which does not change the order.
 
     Source: arXiv 2503.04647 eq. 3.
     """
@@ -19,12 +19,14 @@ def implicit_reward(logp_policy: float, logp_reference: float) -> float:
 
 
 def crosslingual_instruction(english: str, lang: str, language: str) -> str:
-    """The English instruction G(x) that a response in `lang` is scored under.
+    """The cross-lingual instruction G(x): an English instruction that asks for an answer in `lang`.
 
     Args:
-        english: the English twin of the instruction.
+        english: the English version of the instruction.
         lang: ISO 639-1 code of the response's language; English gets no prefix.
-        language: the language's English name, e.g. `Spanish`.
+        language: the English name of that language, for example `Spanish`.
+
+    Source: arXiv 2503.04647 (the cross-lingual instruction).
     """
     if lang == "en":
         return english

@@ -1,8 +1,8 @@
-"""Win rate and length-controlled win rate of pairwise judgements, as AlpacaEval computes them, and how sure they are.
+"""Win rate and length-controlled win rate of pairwise judgements, as AlpacaEval computes them, with bootstrap errors.
 
-Shapes: `N` comparisons, `G` comparisons of gamed baselines, `M` = G + judged of N, `D` features, `F` fits that differ
-in their weights, `P` instructions of a language, `R` weightings of the instructions: the first takes each once, the
-others are bootstrap resamples. Rates are in percent.
+Shapes: `N` comparisons, `G` comparisons of gamed baselines, `M` = G + those of N with a judgement, `D` features, `F`
+fits that differ in weights or penalty, `K` folds of cross-validation, `P` instructions of a language, `R` weightings of
+the instructions: in the first each instruction counts once, the others are bootstrap resamples. Rates are in percent.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from torch.nn.functional import softplus
 RESAMPLES = 1000
 _SEED = 42
 _FOLDS = 5
-_PENALTIES = torch.logspace(-4, 4, 10, dtype=torch.float64)  # scikit-learn's C: large is weak
+_PENALTIES = torch.logspace(-4, 4, 10, dtype=torch.float64)  # scikit-learn's C: the larger, the weaker
 _GAMED_WEIGHT = 0.1
 _ROUNDS = 100
 _TOLERANCE = 1e-9
 _HALVINGS = 10
 
-# group -> figure -> its value under each weighting R
+# group -> name of the rate -> rate under each weighting, (R,). A group is ALL, AVERAGE or a language.
 Estimates = Mapping[str, Mapping[str, Tensor]]
 ALL, AVERAGE = "all", "average"
 
@@ -30,25 +30,26 @@ ALL, AVERAGE = "all", "average"
 class Comparisons:
     """Judgements of a model against a baseline.
 
-    `preferences_N` is the probability that the model's answer is better, NaN where the judge failed; `gaps_N` the
-    baseline's length less the model's, in characters; `places_N` the instruction's place among its language's.
+    `preferences_N` is the probability that the model's answer is better, NaN if the judge failed. `gaps_N` is the
+    length of the baseline's answer minus the length of the model's, in characters. `positions_N` is the position of the
+    instruction among the instructions of its language.
     """
 
     langs: tuple[str, ...]
     preferences_N: Tensor
     gaps_N: Tensor
-    places_N: Tensor
+    positions_N: Tensor
 
     def of(self, lang: str) -> "Comparisons":
-        """Those of one language."""
+        """The comparisons of one language."""
         own = torch.tensor([other == lang for other in self.langs])
         langs = tuple(other for other in self.langs if other == lang)
-        return Comparisons(langs, self.preferences_N[own], self.gaps_N[own], self.places_N[own])
+        return Comparisons(langs, self.preferences_N[own], self.gaps_N[own], self.positions_N[own])
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """AlpacaEval's table: each instruction's difficulty, and the judgements of gamed baselines that regularise."""
+    """AlpacaEval's table: each instruction's difficulty, and judgements of gamed baselines as regularisation data."""
 
     difficulties_P: Tensor
     gamed_features_GD: Tensor
@@ -56,7 +57,7 @@ class Difficulty:
 
 
 def counts(comparisons: Comparisons) -> dict[str, float]:
-    """Wins, ties, losses, failed judgements, the share of ties and AlpacaEval's standard error of the win rate."""
+    """AlpacaEval's standard error of the win rate, wins, ties, losses, failures, number of judgements and tie rate."""
     judged = comparisons.preferences_N[~comparisons.preferences_N.isnan()]
     return {
         "standard_error": 100 * (judged.std() / len(judged) ** 0.5).item(),
@@ -70,12 +71,13 @@ def counts(comparisons: Comparisons) -> dict[str, float]:
 
 
 def estimates(comparisons: Comparisons, difficulty: Difficulty | None) -> Estimates:
-    """Both win rates of all comparisons, of each language and averaged over languages, under each weighting.
+    """Both win rates under each weighting: over all comparisons, by language, and averaged over languages.
 
-    The same place is drawn in every language and, by the fixed seed, in every file: differences are paired.
+    A resample takes the same positions in every language and, because the seed is fixed, in every file. Differences
+    between files are therefore paired.
     """
     langs = sorted(set(comparisons.langs))
-    weightings_RP = _weightings(int(comparisons.places_N.max()) + 1)
+    weightings_RP = _weightings(int(comparisons.positions_N.max()) + 1)
     found = {ALL: rates(comparisons, difficulty, weightings_RP)}
     if len(langs) > 1:
         found |= {lang: rates(comparisons.of(lang), difficulty, weightings_RP) for lang in langs}
@@ -84,12 +86,12 @@ def estimates(comparisons: Comparisons, difficulty: Difficulty | None) -> Estima
 
 
 def difference(first: Estimates, second: Estimates) -> Estimates:
-    """The second's rates less the first's, weighting by weighting."""
+    """The second rates minus the first, under each weighting."""
     return {group: {name: second[group][name] - rates_R for name, rates_R in first[group].items()} for group in first}
 
 
 def describe(rates_R: Tensor) -> dict[str, float]:
-    """The value, and the standard error and 95 % interval that the resamples give."""
+    """The rate itself, with its standard error and 95 % interval from the bootstrap resamples."""
     resampled = rates_R[1:][~rates_R[1:].isnan()]
     low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return {"value": rates_R[0].item(), "standard_error": resampled.std().item(), "low": low, "high": high}
@@ -103,8 +105,15 @@ def _weightings(size: int) -> Tensor:
 
 
 def rates(comparisons: Comparisons, difficulty: Difficulty | None, weightings_RP: Tensor) -> dict[str, Tensor]:
-    """Win rate and length-controlled win rate where the instruction at each place counts as often as weighted."""
-    weights_RN = weightings_RP[:, comparisons.places_N]
+    """Win rate and length-controlled win rate under each weighting.
+
+    Args:
+        weightings_RP: how often the instruction at each position counts.
+
+    Returns:
+        name of the rate -> rates, `(R,)`.
+    """
+    weights_RN = weightings_RP[:, comparisons.positions_N]
     judged_N = ~comparisons.preferences_N.isnan()
     judged_RN, preferences_N = weights_RN[:, judged_N], comparisons.preferences_N[judged_N]
     return {
@@ -114,11 +123,11 @@ def rates(comparisons: Comparisons, difficulty: Difficulty | None, weightings_RP
 
 
 def _length_controlled(comparisons: Comparisons, difficulty: Difficulty | None, weights_RN: Tensor) -> Tensor:
-    """The win rate that a logistic regression on the difference of lengths predicts for equal lengths.
+    """The win rate that a logistic regression on the length difference predicts for answers of equal length.
 
-    Resamples keep the scale of lengths and the penalty that all comparisons chose.
+    The scale of lengths and the penalty come from all comparisons and are the same in every resample.
 
-    Source: arXiv 2404.04475; `length_controlled_v1` of the package alpaca_eval with the table of difficulties,
+    Source: arXiv 2404.04475, as in the package alpaca_eval: `length_controlled_v1` with the difficulty table,
     `length_controlled_minimal` without it.
     """
     gaps_N = comparisons.gaps_N
@@ -126,7 +135,7 @@ def _length_controlled(comparisons: Comparisons, difficulty: Difficulty | None, 
     lengths_N = (gaps_N / spread).tanh() if spread > 0 else torch.zeros_like(gaps_N)
     rest = [torch.ones_like(lengths_N)]
     if difficulty is not None:
-        rest.insert(0, difficulty.difficulties_P[comparisons.places_N])
+        rest.insert(0, difficulty.difficulties_P[comparisons.positions_N])
     features_ND = torch.stack([lengths_N, *rest], 1)
     equal_ND = torch.stack([torch.zeros_like(lengths_N), *rest], 1)
 
@@ -146,7 +155,10 @@ def _length_controlled(comparisons: Comparisons, difficulty: Difficulty | None, 
 
 
 def _choose_penalty(features_MD: Tensor, preferences_M: Tensor, weights_M: Tensor) -> Tensor:
-    """The penalty with the least cross-validated loss; folds as scikit-learn's GroupKFold makes them of single rows."""
+    """The penalty with the smallest cross-validated loss.
+
+    The folds are those of scikit-learn's GroupKFold, with each row as its own group.
+    """
     size = len(preferences_M)
     folds = min(_FOLDS, size)
     held_KM = (torch.arange(size - 1, -1, -1) % folds) == torch.arange(folds)[:, None]
@@ -163,7 +175,10 @@ def _cross_entropy(logits_FM: Tensor, preferences_M: Tensor) -> Tensor:
 
 
 def _fit(features_MD: Tensor, preferences_M: Tensor, weights_FM: Tensor, penalties_F: Tensor) -> Tensor:
-    """Coefficients [F, D] that minimise |b|_1 + C * sum_m weight_m * cross-entropy_m: Newton's method with a lasso."""
+    """Coefficients `(F, D)` that minimise |b|_1 + C * sum_m weight_m * cross-entropy_m, by a proximal Newton method.
+
+    Source of the objective: scikit-learn's LogisticRegression with an L1 penalty, which alpaca_eval fits.
+    """
 
     def objective(coefficients_FD: Tensor) -> Tensor:
         losses_FM = weights_FM * _cross_entropy(coefficients_FD @ features_MD.T, preferences_M)
@@ -191,9 +206,9 @@ def _fit(features_MD: Tensor, preferences_M: Tensor, weights_FM: Tensor, penalti
 
 
 def _lasso_step(coefficients_FD: Tensor, gradient_FD: Tensor, curvature_FDD: Tensor) -> Tensor:
-    """The step that minimises the quadratic model plus |b + step|_1, by coordinate descent."""
+    """The step `(F, D)` that minimises the quadratic model of the loss plus |b + step|_1, by coordinate descent."""
     width = coefficients_FD.shape[1]
-    curvature_FDD = curvature_FDD + 1e-9 * torch.eye(width, dtype=torch.float64)  # a feature may be nought everywhere
+    curvature_FDD = curvature_FDD + 1e-9 * torch.eye(width, dtype=torch.float64)  # a feature may be zero in every row
     moved_FD = coefficients_FD.clone()
     for _ in range(20):
         for d in range(width):

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from xlr import languages
 from xlr.config import Config, settings
-from xlr.evaluation import annotations, difficulty
+from xlr.evaluation import annotations, difficulty, winrates
 from xlr.report.found import Change, Found, JudgedWinRates, ModelFound, model_keys
 from xlr.run.artifact import read_manifest
 from xlr.run.directory import RunDir
@@ -89,6 +89,6 @@ def _changes(config: Config, directory: RunDir, iterations: Mapping[str, ModelFo
         return known
     files = [annotations.read(directory.iteration(number) / "judgements" / "annotations") for number in judged]
     table = difficulty.load(config.judge.difficulty)
-    differences = annotations.changes(files, steps, table) if steps else []
+    differences = winrates.changes(files, steps, table) if steps else []
     found = [own | {"difference": difference} for own, difference in zip(wanted, differences, strict=True)]
     return cast("list[Change]", found)

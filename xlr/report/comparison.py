@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from xlr.evaluation import annotations, difficulty
+from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.annotations import Annotations
 from xlr.report.conclusion import Conclusion, changed, preferred_rate, sentence
 from xlr.report.found import JudgedWinRates, Run, by_language, label, models
@@ -70,7 +70,7 @@ def _side(run: Run) -> _Side | None:
 
 def _answer_by_answer(first: _Side, other: _Side) -> Conclusion:
     table = difficulty.load(first.run.config.judge.difficulty)
-    differences: list[Any] = annotations.changes([first.file, other.file], [(0, 1)], table)
+    differences: list[Any] = winrates.changes([first.file, other.file], [(0, 1)], table)
     rate = preferred_rate(*((side.run.found, side.figures) for side in (first, other)))
     found = first.run.found
     findings = [changed(lang, own[rate.value]) for lang, own in by_language(found, differences[0])]

@@ -16,7 +16,7 @@ from xlr.report.summary import reward_formula
 from xlr.rewarding.pairs import candidates_by_prompt
 from xlr.run.artifact import manifest_path
 from xlr.run.rows import read_rows
-from xlr.training.trackers import whole_rows
+from xlr.run.trackers import whole_rows
 
 # Metric of metrics.jsonl -> title and unit of its plot.
 _METRICS = {

@@ -8,8 +8,8 @@ from typing import Any, get_args
 from xlr.config import Tracker
 from xlr.errors import UserError
 from xlr.report.found import Found, ModelFound, models
+from xlr.run import trackers
 from xlr.run.files import read_json
-from xlr.training import trackers
 
 
 def known_trackers(names: Sequence[str]) -> Sequence[str]:

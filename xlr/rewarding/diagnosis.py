@@ -13,8 +13,8 @@ from torch import Tensor
 
 from xlr import languages
 from xlr.config import Flaw, PairConfig, Reward
-from xlr.data.prompts import ENGLISH
 from xlr.data.quality import flaws
+from xlr.languages import ENGLISH
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding.pairs import Choices, choose

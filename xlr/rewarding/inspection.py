@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from xlr.config import Reward
-from xlr.data.prompts import ENGLISH
 from xlr.errors import UserError
+from xlr.languages import ENGLISH
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding import inspectionview, responses, scores
 from xlr.rewarding.diagnosis import Candidates, diagnose

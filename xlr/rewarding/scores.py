@@ -11,8 +11,8 @@ from typing import Any
 from xlr import languages
 from xlr.config import Config, Reward, settings
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
-from xlr.data.prompts import ENGLISH
 from xlr.data.quality import count_flaws, repetition
+from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
 from xlr.records import Example, Prompt, Response, RowKey, Score

@@ -8,8 +8,9 @@ from random import Random
 from typing import Any
 
 from xlr.config import TrainConfig, settings
-from xlr.data.prompts import ENGLISH, load_preferences
+from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
+from xlr.languages import ENGLISH
 from xlr.maths.batching import Batch, micro_batches
 from xlr.model.layout import batch_shape
 from xlr.records import INITIAL, START, Example, Message, Pair
@@ -91,7 +92,7 @@ class Training:
         """Id, language, prompt, chosen and rejected text of every pair."""
         if self.iteration == START:
             preferences = load_preferences(str(self.context.config.align.preferences))
-            return [(key, ENGLISH, prompt, chosen, rejected) for key, prompt, chosen, rejected in preferences]
+            return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected) for one in preferences]
         folder = self.context.run.iteration(self.iteration) / "pairs"
         command = f"xlr pair {self.context.run.path} --iteration {self.iteration}"
         require(pairs.artifact(self.context, self.iteration), command)

@@ -24,6 +24,7 @@ from xlr.model.weights import resolve_dtype
 from xlr.records import START
 from xlr.run.artifact import Artifact, numeric_versions
 from xlr.run.files import remove, sha256, write_json
+from xlr.run.trackers import MetricsLog
 from xlr.run.work import PROGRESS
 from xlr.training import engine, reference
 from xlr.training.export import export
@@ -32,7 +33,6 @@ from xlr.training.inputs import Training
 from xlr.training.metrics import peak_memory_gb
 from xlr.training.modelcard import model_card
 from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps
-from xlr.training.trackers import MetricsLog
 from xlr.training.watch import Watch
 
 _CHECKPOINTS = "checkpoints"

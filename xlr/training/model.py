@@ -14,7 +14,7 @@ from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
 from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
-from xlr.data.prompts import load_preferences
+from xlr.data.preferences import load_preferences
 from xlr.records import START
 from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context, require

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import required
 from xlr.errors import UserError
-from xlr.training import trackers
+from xlr.run import trackers
 
 
 def log(folder: Path, report_to: list[str], steps_done: int = 0) -> trackers.MetricsLog:

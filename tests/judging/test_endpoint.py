@@ -1,4 +1,5 @@
-"""A judge behind an endpoint that limits, stalls, drops, talks nonsense: nothing lost, nothing paid twice."""
+"""A judge behind an endpoint with rate limits, stalls, lost connections and invalid replies: no verdict is lost or paid
+for twice."""
 
 import json
 import math
@@ -18,8 +19,8 @@ from tests.judgeserver import PROMPT_TOKENS, Judge, longer, serving
 from tests.waiting import descendants
 from xlr import configfile
 from xlr.errors import UserError
-from xlr.evaluation import endpoint, judgements
-from xlr.evaluation import question as judgeprompt
+from xlr.evaluation import judgements
+from xlr.judging import endpoint, question
 from xlr.records import Message, Verdict
 from xlr.run.context import Context
 
@@ -46,8 +47,7 @@ def context(tree: dict[str, Any], judge: Judge, **settings: Any) -> Context:
 
 def questions(count: int) -> list[list[Message]]:
     return [
-        judgeprompt.fill(judgeprompt.DEFAULT, f"Say {i}.", "a" * (5 + i), "b" * (20 - i), "Spanish")
-        for i in range(count)
+        question.fill(question.DEFAULT, f"Say {i}.", "a" * (5 + i), "b" * (20 - i), "Spanish") for i in range(count)
     ]
 
 
@@ -63,17 +63,17 @@ def preferences(found: tuple[list[Verdict], int]) -> list[float]:
     return [verdict.preference for verdict in found[0]]
 
 
-def test_a_cache_that_cannot_be_written_is_said_before_anything_is_paid(
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_asked(
     tiny_tree: dict[str, Any], judge: Judge, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     run = context(tiny_tree, judge, cache=str(tmp_path / "file" / "verdicts"))
-    with pytest.raises(UserError, match=r"file/verdicts: verdicts cannot be kept there \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"file/verdicts: verdicts cannot be written there \(Not a directory\)"):
         ask(run, questions(2))
     assert not judge.requests
 
 
-def test_weighted_verdicts_and_the_cache(tiny_tree: dict[str, Any], judge: Judge) -> None:
+def test_weighted_verdicts_are_cached(tiny_tree: dict[str, Any], judge: Judge) -> None:
     run = context(tiny_tree, judge)
     found = ask(run, questions(10))
     assert preferences(found) == pytest.approx(expected(10))
@@ -88,7 +88,9 @@ def test_weighted_verdicts_and_the_cache(tiny_tree: dict[str, Any], judge: Judge
     assert set(judge.paid.values()) == {1}
 
 
-def test_what_decides_the_verdict_is_in_the_key(tiny_tree: dict[str, Any], judge: Judge) -> None:
+def test_settings_that_decide_the_verdict_are_in_the_key_and_others_are_not(
+    tiny_tree: dict[str, Any], judge: Judge
+) -> None:
     ask(context(tiny_tree, judge), questions(2))
     ask(context(tiny_tree, judge, extra_body={"seed": 1}), questions(2))
     assert len(judge.requests) == 4
@@ -97,13 +99,13 @@ def test_what_decides_the_verdict_is_in_the_key(tiny_tree: dict[str, Any], judge
     assert len(judge.requests) == 4
 
 
-def test_the_same_question_is_asked_once(tiny_tree: dict[str, Any], judge: Judge) -> None:
+def test_a_repeated_question_is_asked_once(tiny_tree: dict[str, Any], judge: Judge) -> None:
     found = ask(context(tiny_tree, judge), questions(3) * 2)
     assert preferences(found) == pytest.approx(expected(3) * 2)
     assert found[1] == 3
 
 
-def test_a_plain_choice(tiny_tree: dict[str, Any]) -> None:
+def test_a_choice_is_read_from_the_text(tiny_tree: dict[str, Any]) -> None:
     with serving(Judge(longer, logprobs=False, texts=("I choose m.", "I choose M."))) as judge:
         found = ask(context(tiny_tree, judge, preference="choice"), questions(10))
         assert preferences(found) == [float(second > 0.5) for second in expected(10)]
@@ -111,7 +113,7 @@ def test_a_plain_choice(tiny_tree: dict[str, Any]) -> None:
         assert "logprobs" not in judge.requests[0]
 
 
-def test_an_undecided_choice_is_kept_as_such(tiny_tree: dict[str, Any]) -> None:
+def test_an_undecided_choice_is_cached_as_undecided(tiny_tree: dict[str, Any]) -> None:
     with serving(Judge(longer, texts=("Both are good.", "M"))) as judge:
         run = context(tiny_tree, judge, preference="choice", max_tokens=None, temperature=None)
         for asked in (10, 0):
@@ -121,7 +123,7 @@ def test_an_undecided_choice_is_kept_as_such(tiny_tree: dict[str, Any]) -> None:
         assert not {"max_tokens", "temperature"} & set(judge.requests[0])
 
 
-def test_every_fault_is_survived(tiny_tree: dict[str, Any], judge: Judge) -> None:
+def test_every_kind_of_fault_is_retried(tiny_tree: dict[str, Any], judge: Judge) -> None:
     judge.faults = ["429", "drop", "garbage", "500", "page", "stall", "503", "429", "drop", "garbage"]
     found = ask(context(tiny_tree, judge, timeout=1), questions(12))
     assert preferences(found) == pytest.approx(expected(12))
@@ -132,13 +134,13 @@ def test_every_fault_is_survived(tiny_tree: dict[str, Any], judge: Judge) -> Non
 REFUSALS = {
     "401": "refuses the key in OPENAI_API_KEY .*this is 401.*export a valid one",
     "403": "refuses the key in OPENAI_API_KEY",
-    "404": "knows no such model or address .*judge.model or judge.base_url",
+    "404": "does not know this model or address .*judge.model or judge.base_url",
     "400": "refuses all questions: this is 400",
     "429": "still limits the rate or the quota after 1 retries .*slow down",
     "500": "fails .*this is 500",
-    "stall": "no answer within judge.timeout=0.5 s, 2 times",
-    "drop": "cannot be reached, 2 times",
-    "page": "no chat completion .*It works!.*judge.base_url",
+    "stall": r"no answer within judge.timeout=0.5 s \(attempts: 2\)",
+    "drop": "cannot be reached .*attempts: 2",
+    "page": "not a chat completion .*It works!.*judge.base_url",
 }
 
 
@@ -150,10 +152,13 @@ def test_a_refusal_is_explained(fault: str, tiny_tree: dict[str, Any], judge: Ju
     judge.faults = [fault] * 3
     with pytest.raises(UserError, match=f"judge scripted at http://127.0.0.1.*{REFUSALS[fault]}"):
         ask(context(tiny_tree, judge, max_retries=1, timeout=0.5), questions(5))
-    assert len(judge.requests) == (3 if fault == "400" else 1 + (fault in RETRIED))  # found out before many are asked
+    # The error shows before many questions are asked.
+    assert len(judge.requests) == (3 if fault == "400" else 1 + (fault in RETRIED))
 
 
-def test_a_question_that_is_refused_later_is_undecided_and_asked_again(tiny_tree: dict[str, Any], judge: Judge) -> None:
+def test_a_question_refused_after_a_verdict_is_undecided_and_asked_again_next_time(
+    tiny_tree: dict[str, Any], judge: Judge
+) -> None:
     run = context(tiny_tree, judge, concurrency=1)
     judge.faults = ["400", "400", "", "400"]
     found = ask(run, questions(5))
@@ -165,7 +170,7 @@ def test_a_question_that_is_refused_later_is_undecided_and_asked_again(tiny_tree
     assert set(judge.paid.values()) == {1}
 
 
-def test_the_rest_is_kept_when_the_key_is_refused_midway(tiny_tree: dict[str, Any], judge: Judge) -> None:
+def test_verdicts_are_kept_when_the_key_is_refused_midway(tiny_tree: dict[str, Any], judge: Judge) -> None:
     run = context(tiny_tree, judge)
     ask(run, questions(4))
     judge.faults = ["401"]
@@ -175,27 +180,27 @@ def test_the_rest_is_kept_when_the_key_is_refused_midway(tiny_tree: dict[str, An
     assert set(judge.paid.values()) == {1}
 
 
-def test_no_log_probabilities(tiny_tree: dict[str, Any]) -> None:
+def test_an_endpoint_without_log_probabilities_is_refused(tiny_tree: dict[str, Any]) -> None:
     with serving(Judge(longer, logprobs=False)) as judge, pytest.raises(UserError, match=r"judge\.preference=choice"):
         ask(context(tiny_tree, judge), questions(3))
 
 
-def test_nobody_listens(tiny_tree: dict[str, Any]) -> None:
+def test_an_endpoint_that_does_not_listen_is_refused(tiny_tree: dict[str, Any]) -> None:
     with serving(Judge(longer)) as judge:
         pass
-    with pytest.raises(UserError, match=r"cannot be reached, 1 times .*does a server listen there"):
+    with pytest.raises(UserError, match=r"cannot be reached .*attempts: 1.*check that a server listens there"):
         ask(context(tiny_tree, judge, max_retries=0), questions(1))
 
 
-def test_an_endpoint_is_asked_something_free(tiny_tree: dict[str, Any]) -> None:
+def test_require_answering_asks_something_free(tiny_tree: dict[str, Any]) -> None:
     with serving(Judge(longer)) as judge:
         settings = context(tiny_tree, judge).config.judge
-        endpoint.require_answering(settings)  # it knows no list of models, but answers
-    with pytest.raises(UserError, match="cannot be reached, 1 times"):
+        endpoint.require_answering(settings)  # the endpoint cannot list its models, but answers
+    with pytest.raises(UserError, match=r"cannot be reached .*attempts: 1"):
         endpoint.require_answering(settings)
 
 
-def test_a_judge_is_served_while_it_is_asked(
+def test_a_served_judge_runs_only_while_it_is_asked(
     tiny_tree: dict[str, Any], judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -204,10 +209,12 @@ def test_a_judge_is_served_while_it_is_asked(
     run = context(tiny_tree, judge, serve=command)
     found = ask(run, questions(3))
     assert preferences(found) == pytest.approx(expected(3))
-    assert not judge.requests, "another one was asked"
+    assert not judge.requests, "judge.base_url was asked instead"
     assert not descendants(os.getpid(), lambda process: "tests.judgeserver" in process.cmdline())
-    assert ask(run, questions(3))[1] == 0  # nothing to ask, nothing to serve
-    with pytest.raises(UserError, match=r"judge\.serve: ended with code 3 before it listened; see .*judge-server\.log"):
+    assert ask(run, questions(3))[1] == 0  # nothing to ask, so no server is started
+    with pytest.raises(
+        UserError, match=r"judge\.serve: exited with code 3 before it listened; see .*judge-server\.log"
+    ):
         ask(context(tiny_tree, judge, serve=f"{sys.executable} -c 'raise SystemExit(3)' {{port}}"), questions(4))
     with pytest.raises(UserError, match=r"judge\.serve: /nowhere/vllm cannot be started"):
         ask(context(tiny_tree, judge, serve="/nowhere/vllm {port}"), questions(4))
@@ -215,7 +222,7 @@ def test_a_judge_is_served_while_it_is_asked(
         context(tiny_tree, judge, serve="vllm serve {model}")
 
 
-def test_the_key_is_missing(tiny_tree: dict[str, Any], judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_refused(tiny_tree: dict[str, Any], judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match="OPENAI_API_KEY: not set"):
         ask(context(tiny_tree, judge), questions(1))
@@ -223,7 +230,7 @@ def test_the_key_is_missing(tiny_tree: dict[str, Any], judge: Judge, monkeypatch
     assert ask(context(tiny_tree, judge, api_key_variable="OTHER_KEY"), questions(1))[1] == 1
 
 
-def test_the_estimate_and_the_budget(
+def test_the_estimate_is_shown_and_the_budget_is_kept(
     tiny_tree: dict[str, Any], judge: Judge, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prices = {"input_price": 1000.0, "output_price": 2000.0}  # 0.102 a verdict
@@ -237,30 +244,30 @@ def test_the_estimate_and_the_budget(
     assert "by judge.input_price and judge.output_price" in said
     with pytest.raises(UserError, match=r"judge.budget 1: 1.02 is spent, and 2 more"):
         ask(context(tiny_tree, judge, budget=1, **prices), questions(12))
-    ask(context(tiny_tree, judge, budget=1, **prices), questions(10))  # what is known costs nothing
+    ask(context(tiny_tree, judge, budget=1, **prices), questions(10))  # cached verdicts cost nothing
     assert len(judge.requests) == 10
 
 
-def test_the_budget_ends_a_judging_that_costs_more_than_estimated(tiny_tree: dict[str, Any], judge: Judge) -> None:
-    """The estimate counts some 400 tokens of a tiny tokenizer a question; this judge bills ten times as many."""
+def test_the_budget_stops_requests_that_cost_more_than_estimated(tiny_tree: dict[str, Any], judge: Judge) -> None:
+    """The estimate is about 400 tokens a question, by the tiny tokenizer; this judge bills 10,000."""
     plain = judge.reply
 
-    def dear(body: dict[str, Any]) -> dict[str, Any]:
+    def expensive(body: dict[str, Any]) -> dict[str, Any]:
         found = plain(body)
         found["usage"]["prompt_tokens"] = 10_000
         return found
 
-    judge.reply = dear  # type: ignore[method-assign]
+    judge.reply = expensive  # type: ignore[method-assign]
     run = context(tiny_tree, judge, budget=50_000.0, input_price=1e6, output_price=0.0)
     with pytest.raises(UserError, match=r"judge\.budget 50000"):
         ask(run, questions(12))
-    assert 5 <= len(judge.requests) <= 5 + 4  # those on their way are still paid
+    assert 5 <= len(judge.requests) <= 5 + 4  # requests under way are still paid for
     kept = [line for file in (run.run.path / "verdicts").iterdir() for line in file.read_text().splitlines()]
     assert len(kept) == len(judge.requests)
 
 
-def test_a_killed_judging_goes_on_where_it_was(tiny_tree: dict[str, Any]) -> None:
-    """kill -9 amid it, then SIGTERM amid the rest: what was answered is on the disk."""
+def test_a_killed_judge_stage_continues_with_the_missing_verdicts(tiny_tree: dict[str, Any]) -> None:
+    """SIGKILL, then SIGTERM after a restart: every verdict received so far is on disk."""
 
     def slowly(first: str, second: str) -> float:
         time.sleep(0.1)
@@ -269,7 +276,7 @@ def test_a_killed_judging_goes_on_where_it_was(tiny_tree: dict[str, Any]) -> Non
     with serving(Judge(slowly)) as judge:
         run = context(tiny_tree, judge, concurrency=1)
         code = (
-            "import sys; from tests.evaluation.test_endpoint import ask, questions; "
+            "import sys; from tests.judging.test_endpoint import ask, questions; "
             "from xlr import configfile; from xlr.cluster import preemption; "
             "from xlr.run.context import Context; preemption.end_on_signals(); "
             "ask(Context(configfile.load(sys.argv[1])), questions(15))"
@@ -286,4 +293,4 @@ def test_a_killed_judging_goes_on_where_it_was(tiny_tree: dict[str, Any]) -> Non
         found = ask(run, questions(15))
     assert preferences(found) == pytest.approx(expected(15))
     again = [json.loads(body) for body, times in judge.paid.items() if times > 1]
-    assert len(again) <= 1  # the one that was on its way at kill -9
+    assert len(again) <= 1  # the request under way at SIGKILL

@@ -1,5 +1,7 @@
-"""Verdicts by the content of their questions, so that none is paid twice: lines that processes append to files of
-their own in one folder, which runs may share."""
+"""A cache of verdicts by the content of their questions, so that no question is paid for twice.
+
+The cache is a folder of JSONL files, which runs may share. Each process appends to a file of its own.
+"""
 
 import json
 import os
@@ -16,15 +18,15 @@ from xlr.run.files import sha256
 
 
 def content_key(question: Any) -> str:
-    """The key of a question: of everything that is sent to the judge."""
+    """The key of a question: a digest of the whole request to the judge."""
     return sha256(json.dumps(question, sort_keys=True))
 
 
 class VerdictCache:
-    """All verdicts of a folder. `add` writes a line and has it on the disk before it returns.
+    """The verdicts of a folder by key, and the tokens that they took.
 
     Raises:
-        UserError: a line that is no verdict, or a folder that cannot be written.
+        UserError: a line is not a verdict, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path):
@@ -39,8 +41,8 @@ class VerdictCache:
             self._file = (folder / f"{secrets.token_hex(8)}.jsonl").open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(
-                f"{folder}: verdicts cannot be kept there ({error.strerror}); name a folder that you can write in "
-                "judge.cache"
+                f"{folder}: verdicts cannot be written there ({error.strerror}); set judge.cache to a folder that you "
+                "can write to"
             ) from error
 
     def __enter__(self) -> "VerdictCache":
@@ -55,7 +57,7 @@ class VerdictCache:
             path.unlink()
 
     def add(self, key: str, verdict: Verdict) -> None:
-        """Keep a verdict."""
+        """Add a verdict; it is on disk when this returns."""
         self._file.write(json.dumps({"key": key, **asdict(verdict)}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -68,12 +70,13 @@ class VerdictCache:
 
 
 def _read(file: Path) -> Iterator[tuple[str, Verdict]]:
-    *lines, _ = file.read_text(encoding="utf-8").split("\n")  # what follows the last one a killed process was writing
+    # The last piece is empty, or the incomplete line of a process that was killed.
+    *lines, _ = file.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             yield row.pop("key"), Verdict(**row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{file}:{number}: not a verdict ({error}); remove the line: its question is then asked again"
+                f"{file}:{number}: not a verdict ({error}); remove the line, and its question is asked again"
             ) from error

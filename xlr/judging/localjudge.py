@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from xlr.config import JudgeConfig
 from xlr.data.encoding import ChatEncoder, load_tokenizer
-from xlr.evaluation import verdicts
+from xlr.judging import question
 from xlr.records import Example, Message, Verdict
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -35,9 +35,9 @@ def ask(
     from xlr.model.weights import load_config  # imports torch
 
     encoder = _encoder(context.config.judge)
-    answers = tuple(encoder.response(verdict) for verdict in (verdicts.FIRST, verdicts.SECOND))
+    answers = tuple(encoder.response(verdict) for verdict in (question.FIRST, question.SECOND))
     with context.clock.measure("tokenise"):
-        examples = [Example(encoder.prompt_of(question), answers) for question in questions]
+        examples = [Example(encoder.prompt_of(messages), answers) for messages in questions]
     limit = load_config(encoder.name).get_text_config().max_position_embeddings - max(map(len, answers))
     short = [index for index, example in enumerate(examples) if len(example.prompt) <= limit]
 
@@ -57,11 +57,11 @@ def ask(
         label,
         "verdicts",
     )
-    too_long = Verdict(verdicts.UNDECIDED, f"longer than the {limit} tokens that the judge reads", 0, 0)
+    too_long = Verdict(question.UNDECIDED, f"longer than the {limit} tokens that the judge reads", 0, 0)
     of_question = dict(zip(short, given, strict=True))
     return [of_question.get(index, too_long) for index in range(len(questions))], len(given)
 
 
 def _verdict(first: float, second: float, prompt_tokens: int) -> Verdict:
-    preference = verdicts.weighted({verdicts.FIRST: first, verdicts.SECOND: second})
-    return Verdict(preference, verdicts.SECOND if preference > 0.5 else verdicts.FIRST, prompt_tokens, 0)
+    preference = question.weighted({question.FIRST: first, question.SECOND: second})
+    return Verdict(preference, question.SECOND if preference > 0.5 else question.FIRST, prompt_tokens, 0)

@@ -1,0 +1,346 @@
+"""A judge behind an OpenAI-compatible endpoint. The only module that imports openai."""
+
+import importlib.util
+import json
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+from xlr import progress
+from xlr.config import JudgeConfig
+from xlr.console import console
+from xlr.errors import UserError
+from xlr.judging import question
+from xlr.judging.servedjudge import serving
+from xlr.judging.verdictcache import VerdictCache, content_key
+from xlr.records import Message, Verdict
+from xlr.run.artifact import Artifact
+from xlr.run.context import Context
+from xlr.run.files import write_json
+from xlr.run.work import PROGRESS
+
+_SAMPLE = 200  # questions whose tokens are counted for the estimate
+_MAX_REFUSALS = 3  # with so many refusals and no verdict, the questions are not the problem
+_PROBE_SECONDS = 10
+_LAST_ANSWERS_SECONDS = 30
+_KEPT = "Verdicts so far are kept"
+
+Body: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A question as it is sent, and its language."""
+
+    body: Body
+    lang: str
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The verdict on one question; `refusal` is the endpoint's reason if it does not accept the question, else None."""
+
+    verdict: Verdict
+    refusal: str | None = None
+
+
+def require_usable(judge: JudgeConfig) -> None:
+    """Check that the client is installed and that there is a key.
+
+    Raises:
+        UserError: the package openai or the key is missing.
+    """
+    if importlib.util.find_spec("openai") is None:
+        raise UserError('judge.backend openai: the client is not installed; pip install "xlr[eval]"')
+    if judge.serve is None and not os.environ.get(judge.api_key_variable):
+        raise UserError(
+            f"{judge.api_key_variable}: not set, but judge.backend openai reads the endpoint's key from it; export it "
+            "(any value, if the server needs no key), or set judge.api_key_variable to another variable"
+        )
+
+
+def require_answering(judge: JudgeConfig) -> None:
+    """Check from this machine that the endpoint answers, with a request that costs nothing.
+
+    Raises:
+        UserError: the endpoint does not answer within seconds, or refuses the key.
+    """
+    import openai
+
+    require_usable(judge)
+    once = judge.model_copy(update={"timeout": _PROBE_SECONDS, "max_retries": 0})
+    with _client(once) as client:
+        try:
+            client.models.list()
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
+            _give_up(once, error)
+        except openai.APIStatusError:
+            pass  # not every endpoint can list its models, but this one answers
+
+
+def ask(
+    context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
+) -> tuple[list[Verdict], int]:
+    """The verdict on each question, from the cache or from the endpoint; see the interface in `judgements`.
+
+    Raises:
+        UserError: the endpoint refuses or does not answer, or the budget is spent. Verdicts so far are kept.
+    """
+    judge = context.config.judge
+    require_usable(judge)
+    requests = [_Request(_body(judge, messages), lang) for messages, lang in zip(questions, langs, strict=True)]
+    keys = [content_key(request.body) for request in requests]
+    folder = Path(judge.cache) if judge.cache else context.run.path / "verdicts"
+    with VerdictCache(folder) as cache:
+        by_key = dict(zip(keys, requests, strict=True))
+        missing = {key: request for key, request in by_key.items() if key not in cache.verdicts}
+        refused = _ask_missing(context, target, label, missing, len(by_key) - len(missing), cache) if missing else {}
+        found = {**cache.verdicts, **refused}
+    return [found[key] for key in keys], len(missing) - len(refused)
+
+
+def _body(judge: JudgeConfig, messages: list[Message]) -> Body:
+    """The body of a request. It decides the verdict, so its digest is the key in the cache."""
+    body: Body = {"model": judge.model, "messages": messages}
+    if judge.temperature is not None:
+        body["temperature"] = judge.temperature
+    if judge.max_tokens is not None:
+        body["max_tokens"] = judge.max_tokens
+    if judge.preference == "weighted":
+        body |= {"logprobs": True, "top_logprobs": judge.top_logprobs}
+    return body | judge.extra_body
+
+
+def _ask_missing(
+    context: Context, target: Artifact, label: str, missing: Mapping[str, _Request], known: int, cache: VerdictCache
+) -> dict[str, Verdict]:
+    """Ask the questions that are not in the cache and add their verdicts to it.
+
+    Args:
+        missing: requests by key.
+        known: the number of other questions, whose verdicts are in the cache.
+
+    Returns:
+        The undecided verdicts on questions that the endpoint refused, by key.
+    """
+    judge = context.config.judge
+    budget = _Budget(judge, cache, _mean_tokens(context, [request.body for request in missing.values()]))
+    already = f", {known} more in the cache" if known else ""
+    console.print(f"  {label}: {len(missing)} questions{already}, {budget.estimate(len(missing))}")
+    budget.require(len(missing))
+    totals = Counter(request.lang for request in missing.values())
+    # This folder has no plan.json: whatever the configuration, verdicts in the cache are found by their content.
+    show = partial(write_json, target.pieces_folder("parts") / PROGRESS)
+    with context.clock.measure("judge"), progress.step(label, totals, "verdicts", Counter(), show) as step:
+
+        def keep(key: str, verdict: Verdict) -> None:
+            cache.add(key, verdict)
+            step.advance({missing[key].lang: 1}, verdict.prompt_tokens + verdict.completion_tokens)
+
+        with serving(judge, context.run.path / "logs" / "judge-server.log") as served:
+            return _ask_all(served, {key: request.body for key, request in missing.items()}, known > 0, budget, keep)
+
+
+def cost(judge: JudgeConfig, prompt_tokens: float, completion_tokens: float) -> float | None:
+    """The price of tokens, in the currency of `judge.input_price`; None without prices."""
+    if judge.input_price is None or judge.output_price is None:
+        return None
+    return (prompt_tokens * judge.input_price + completion_tokens * judge.output_price) / 1e6
+
+
+def _mean_tokens(context: Context, bodies: Sequence[Body]) -> float:
+    """The mean number of tokens of a question, estimated from a sample with the run's own tokenizer."""
+    sample = bodies[:: -(-len(bodies) // _SAMPLE)]
+    texts = ["\n".join(turn["content"] for turn in body["messages"]) for body in sample]
+    return statistics.fmean(map(len, context.encoder.tokenizer(texts)["input_ids"]))
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """The spending limit `judge.budget` over all verdicts in the cache."""
+
+    judge: JudgeConfig
+    cache: VerdictCache
+    mean_tokens: float
+
+    def _price(self, questions: int) -> float | None:
+        return cost(self.judge, questions * self.mean_tokens, questions * (self.judge.max_tokens or 0))
+
+    def estimate(self, questions: int) -> str:
+        """The tokens and the price of this many questions, in words."""
+        price = self._price(questions)
+        costs = "" if price is None else f", about {price:.4g} by judge.input_price and judge.output_price"
+        return f"about {questions * self.mean_tokens:,.0f} tokens{costs}"
+
+    def require(self, questions: int) -> None:
+        """Check that this many more questions are within the budget.
+
+        Raises:
+            UserError: they would exceed it.
+        """
+        price, budget = self._price(questions), self.judge.budget
+        if price is None or budget is None:
+            return
+        spent = cost(self.judge, self.cache.prompt_tokens, self.cache.completion_tokens) or 0.0
+        if spent + price > budget:
+            raise UserError(
+                f"judge.budget {budget:g}: {spent:.4g} is spent, and {questions} more verdicts cost about {price:.4g}; "
+                f"raise it, or judge less (evaluate.prompts.limit, judge.both_orders). {_KEPT}"
+            )
+
+
+def _ask_all(
+    judge: JudgeConfig, todo: Mapping[str, Body], known: bool, budget: _Budget, keep: Callable[[str, Verdict], None]
+) -> dict[str, Verdict]:
+    """Ask all questions, `judge.concurrency` at once, and pass each verdict to `keep` as soon as it is there.
+
+    Until the first verdict, questions are asked one at a time, so that an error that affects all of them shows before
+    many are paid for.
+
+    Args:
+        known: True if the judge has given verdicts on other questions before.
+
+    Returns:
+        The undecided verdicts on questions that the endpoint refused, by key.
+    """
+    client = _client(judge)
+    threads = ThreadPoolExecutor(judge.concurrency)
+    waiting = iter(todo.items())
+    running: dict[Future[_Outcome], str] = {}
+    refused: dict[str, Verdict] = {}
+    heard = known
+    try:
+        while True:
+            for key, body in islice(waiting, (judge.concurrency if heard else 1) - len(running)):
+                budget.require(len(running) + 1)
+                running[threads.submit(_outcome, client, judge, body)] = key
+            if not running:
+                return refused
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                key, outcome = running[future], future.result()
+                if outcome.refusal is None:
+                    keep(key, outcome.verdict)
+                    heard = True
+                else:
+                    refused[key] = outcome.verdict
+                if not heard and len(refused) == _MAX_REFUSALS:
+                    raise UserError(f"{_where(judge)}: refuses all questions: {outcome.refusal}")
+                del running[future]
+    finally:
+        _keep_last(running, keep)
+        threads.shutdown(wait=False, cancel_futures=True)
+        client.close()
+
+
+def _keep_last(running: Mapping[Future[_Outcome], str], keep: Callable[[str, Verdict], None]) -> None:
+    """Wait for the requests under way and keep their verdicts, which are paid for even if an error or a signal came."""
+    for future in wait(running, timeout=_LAST_ANSWERS_SECONDS).done:
+        if future.exception() is None and future.result().refusal is None:
+            keep(running[future], future.result().verdict)
+
+
+def _client(judge: JudgeConfig) -> Any:
+    import openai
+
+    return openai.OpenAI(
+        base_url=judge.base_url,
+        api_key=os.environ.get(judge.api_key_variable, "none"),  # a server of judge.serve needs no key
+        timeout=judge.timeout,
+        max_retries=judge.max_retries,  # of lost connections, timeouts, 429 and 5xx, with growing pauses
+    )
+
+
+def _where(judge: JudgeConfig) -> str:
+    return f"judge {judge.model} at {judge.base_url or os.environ.get('OPENAI_BASE_URL', 'api.openai.com')}"
+
+
+def _outcome(client: Any, judge: JudgeConfig, body: Body) -> _Outcome:
+    """Ask one question.
+
+    Raises:
+        UserError: the endpoint accepts no question, or does not answer.
+    """
+    import openai
+
+    rest = {name: value for name, value in body.items() if name not in ("model", "messages")}
+    for attempt in range(judge.max_retries + 1):
+        try:
+            reply = client.chat.completions.with_raw_response.create(
+                model=body["model"], messages=body["messages"], extra_body=rest
+            )
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            refusal = _message(error)
+            return _Outcome(Verdict(question.UNDECIDED, f"refused: {refusal}", 0, 0), refusal)
+        except openai.APIError as error:
+            _give_up(judge, error)
+        try:
+            return _Outcome(_parse(judge, json.loads(reply.text)))
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            invalid = error
+        time.sleep(min(2**attempt / 2, 8))
+    raise UserError(
+        f"{_where(judge)}: the reply is not a chat completion ({reply.text[:100]!r}); check judge.base_url, which "
+        f"usually ends in /v1. {_KEPT}"
+    ) from invalid
+
+
+def _parse(judge: JudgeConfig, reply: dict[str, Any]) -> Verdict:
+    """The verdict in a chat completion.
+
+    Raises:
+        UserError: the reply has no log-probabilities, but `judge.preference` is weighted.
+        ValueError, TypeError, KeyError, IndexError: the reply is not a chat completion.
+    """
+    first = reply["choices"][0]
+    text, usage = first["message"]["content"] or "", reply.get("usage") or {}
+    if judge.preference == "choice":
+        preference = question.choice(text)
+    elif not first.get("logprobs"):
+        raise UserError(f"{_where(judge)}: returns no log-probabilities; set judge.preference=choice")
+    else:
+        tokens = first["logprobs"]["content"]
+        top = tokens[0]["top_logprobs"] if tokens else []
+        preference = question.weighted({entry["token"]: float(entry["logprob"]) for entry in top})
+    return Verdict(preference, text, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+
+
+def _give_up(judge: JudgeConfig, error: Any) -> NoReturn:
+    """Explain an error of the client.
+
+    Raises:
+        UserError: always.
+    """
+    import openai
+
+    attempts = judge.max_retries + 1
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        why = f"refuses the key in {judge.api_key_variable} ({_message(error)}); export a valid one"
+    elif isinstance(error, openai.NotFoundError):
+        why = f"does not know this model or address ({_message(error)}); fix judge.model or judge.base_url"
+    elif isinstance(error, openai.RateLimitError):
+        why = (
+            f"still limits the rate or the quota after {judge.max_retries} retries ({_message(error)}); lower "
+            "judge.concurrency, or raise judge.max_retries or the quota"
+        )
+    elif isinstance(error, openai.APITimeoutError):
+        why = f"no answer within judge.timeout={judge.timeout:g} s (attempts: {attempts}); raise judge.timeout"
+    elif isinstance(error, openai.APIConnectionError):
+        cause = error.__cause__ or error
+        why = f"cannot be reached ({cause}; attempts: {attempts}); check that a server listens there"
+    else:
+        why = f"fails ({_message(error)})"
+    raise UserError(f"{_where(judge)}: {why}. {_KEPT}; start again to continue") from error
+
+
+def _message(error: Any) -> str:
+    """The error message of the endpoint, on one line."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    return " ".join(str(said or error.message).split())[:300]
