@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import tiny_tree
 from xlr import configfile
 from xlr.config import Config
-from xlr.evaluation import annotations
+from xlr.evaluation import annotations, winrates
 from xlr.records import Pair, Response
 from xlr.report.collect import collect
 from xlr.report.found import Found
@@ -68,7 +68,7 @@ def judge(run: Path) -> None:
             rows = [judgement(row, instructions[index], index, iteration) for index, row in enumerate(own)]
             write_json(folder / "annotations" / f"{lang}.json", rows)
         bias = {"position_bias": {"instructions": 11, "second_place_win_rate": 52.5, "agreement": 90.9}}
-        figures = annotations.measure(annotations.read(folder / "annotations"), None, None) | bias
+        figures = winrates.measure(annotations.read(folder / "annotations"), None, None) | bias
         write_json(folder / "winrates.json", figures)
         facts = {
             "judge": "a <judge>",

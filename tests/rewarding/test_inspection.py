@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 from xlr.records import Pair, Prompt, Response, Score
 from xlr.rewarding.inspection import choose_ids
 from xlr.run.files import read_json
-from xlr.run.rows import read_rows, write_rows
+from xlr.run.rows import read_rows, read_stamp, write_rows
 
 NAME = "inspect-3-en-es"
 COMMAND = [sys.executable, "-m", "xlr"]
@@ -49,7 +49,8 @@ def inspected(sampled: Path) -> Found:
     assert not (sampled / "iter1" / f"{NAME}.manifest.json").exists()
     for piece in sampled.glob(f"iter1/{NAME}.translate.translations/*.parquet"):
         rows = read_rows(piece, Response)
-        write_rows(piece, Response, [replace(row, response=f"kept {row.response}") for row in rows])
+        kept = [replace(row, response=f"kept {row.response}") for row in rows]
+        write_rows(piece, Response, kept, read_stamp(piece))
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
