@@ -303,7 +303,7 @@ def test_a_verdict_follows_from_its_interval(run: Path) -> None:
 
 def test_differences_are_computed_once(run: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = read_json(run / "report.json")["changes"]
-    monkeypatch.setattr(annotations, "changes", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(winrates, "changes", lambda *_: pytest.fail("computed again"))
     assert collected(run)["changes"] == known
 
 
