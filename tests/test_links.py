@@ -1,5 +1,6 @@
 """The links of the Markdown files lead somewhere; `.ci/links` finds those that do not."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,11 @@ def test_other_links_are_good(tmp_path: Path, link: str) -> None:
     (tmp_path / "other.md").write_text("".join(f"# {heading}\n\n" for heading in headings), encoding="utf-8")
     (tmp_path / "folder").mkdir()
     assert check(tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "page", sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+)
+def test_the_tests_and_modules_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:tests|xlr|docs|slurm|ds_configs|benchmarks)/[\w./-]+)`", (ROOT / page).read_text("utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []

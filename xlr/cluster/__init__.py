@@ -1,1 +1,1 @@
-"""Where a run computes: Ray workers, ranks, Slurm."""
+"""Where a run computes: Ray workers, training ranks and their launcher, signals, Slurm's commands."""

@@ -1,1 +1,1 @@
-"""Reads the data of a run: prompts and preference sets. Encodes text as tokens and detects flawed responses."""
+"""What a run is given: reads prompts, preferences, tokenizers and chat templates; writes nothing."""

@@ -1,1 +1,1 @@
-"""A run on Slurm: its jobs, their submission, and whether the cluster is ready."""
+"""A run on Slurm. Reads the stages that are not finished; submits jobs, writes `RUN/slurm/`, and checks the cluster."""

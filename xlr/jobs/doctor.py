@@ -27,6 +27,7 @@ from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, write_json, write_text
 from xlr.slurmconfig import SlurmConfig
+from xlr.stages import KINDS
 
 _DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for a parameter of 2, and each iteration leaves a model
 _GIB = 1 << 30
@@ -110,7 +111,7 @@ def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
     run, folder = context.run.path, _folder(context)
     remove(folder)
     write_text(folder / "canary", "from the login node")
-    kind = next(name for name, kind in slurm.jobs.items() if "train" in (kind.stages or ()))
+    kind = next(name for name, kind in slurm.jobs.items() if any(KINDS[stage].in_ranks for stage in kind.stages or ()))
     options = jobs.options(Job(kind, 0, (Stage("train", 0),), ()), jobs.wants(slurm, kind))
     log = folder / "job.out"
     command = ["sbatch", "--parsable", f"--job-name={run.name}-doctor", f"--output={log}", *options]

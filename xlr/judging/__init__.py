@@ -1,1 +1,1 @@
-"""Asking a judge: what it is asked, behind an endpoint or in the Ray workers, and a cache of its verdicts."""
+"""Asking a judge about two answers: behind an endpoint, or in the Ray workers. Writes a cache of its verdicts."""

@@ -1,1 +1,1 @@
-"""The formulas, as pure functions of tensors and numbers. Imports only torch and the standard library."""
+"""Formulas, as functions of tensors and numbers: per-example values out. Imports torch and the standard library."""

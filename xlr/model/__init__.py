@@ -1,1 +1,1 @@
-"""Weights, and what computes beside them: log-probabilities and samples."""
+"""Weights and what computes with them: reads model folders; gives samples and log-probabilities."""

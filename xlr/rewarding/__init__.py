@@ -1,1 +1,1 @@
-"""Steps 1 to 3 of the method: prompts -> responses -> scores -> pairs."""
+"""Steps 1 to 3 of the method. Reads prompts; writes responses, scores, pairs, and what `xlr inspect` finds."""

@@ -1,1 +1,1 @@
-"""Step 4 of the method: pairs -> model."""
+"""Step 4 of the method. Reads pairs; writes reference log-probabilities, checkpoints, the model and its metrics."""
