@@ -1,1 +1,1 @@
-"""Where a run computes: Ray workers, ranks, Slurm."""
+"""Processes and machines: the pool of Ray workers, training ranks, signals, Slurm's commands."""

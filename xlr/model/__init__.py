@@ -1,1 +1,1 @@
-"""Weights, and what computes beside them: log-probabilities and samples."""
+"""Models: loading weights, computing log-probabilities and sampling responses, in Ray workers and in training."""
