@@ -24,5 +24,6 @@ def shipped(folder: str, name: str) -> Path:
     for candidate in folders:
         if (candidate / name).is_file():
             return candidate / name
-    there = sorted({file.stem for candidate in folders for file in candidate.glob("*") if file.is_file()} - {"__init__"})
-    raise UserError(f"{folder}: there is no {Path(name).stem!r}; choose one of {', '.join(there)}, or give the path of a file")
+    files = (file for candidate in folders for file in candidate.glob("*") if file.is_file())
+    names = ", ".join(sorted({file.stem for file in files} - {"__init__"}))
+    raise UserError(f"{folder}: there is no {Path(name).stem!r}; choose one of {names}, or give the path of a file")

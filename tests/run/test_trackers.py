@@ -78,5 +78,5 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(UserError, match=r'report_to: wandb is not installed; run `pip install "xlr\[track\]"`'):
+    with pytest.raises(UserError, match=r'report_to: wandb is not installed; run `pip install "\.\[track\]"`'):
         log(tmp_path, ["wandb"])

@@ -333,7 +333,7 @@ def test_a_signal_saves_ends_with_its_own_code_and_loses_no_step(
     os.kill(process.pid if whom == "launcher" else ranks_of(process.pid)[-1].pid, number)
     assert process.wait(timeout=60) == EXIT_CODE == 75
     said = process.stderr.read() if process.stderr else ""
-    assert "start again to go on" in said
+    assert "start again to continue" in said
     assert "Traceback" not in said
     (saved,) = (run / "iter0" / "model.checkpoints").glob("step-*")
     assert int(saved.name.split("-")[1]) == len(metrics(run)) >= 3, "steps were lost"
@@ -380,7 +380,7 @@ def test_held_out_pairs_are_measured_and_not_trained_on(cli: Cli, align_config: 
     assert (manifest["facts"]["pairs"], manifest["facts"]["held_out"]) == (8, 4)
     refused = cli("align", align_config, "align.eval_pairs=12", f"run_dir={tmp_path / 'other'}")
     assert refused.returncode == 2
-    assert "12 of the 12 pairs in en are to be held out" in refused.stderr
+    assert "holding out 12 of the 12 pairs in en leaves none to train on" in refused.stderr
 
 
 def test_what_is_held_out_depends_on_the_seed_alone() -> None:
@@ -524,6 +524,6 @@ def test_a_model_is_written_in_shards_and_read_back(
 
     save = engine.save_file
     monkeypatch.setattr(engine, "save_file", lambda tensors, path, **_: save(dict(list(tensors.items())[1:]), path))
-    with pytest.raises(OSError, match="not as they were written"):
+    with pytest.raises(OSError, match="tensors differ from what was written"):
         engine.export(training.policy, str(tiny_models["aligned"]), tmp_path / "broken", "")
     assert not list(tmp_path.glob("*broken*")), "half an export was left behind"

@@ -67,7 +67,7 @@ def _free_port() -> int:
 
 
 def _environment(rank: int, processes: int, port: str, error_file: Path) -> dict[str, str]:
-    """The environment of a rank: defaults, overridden by the user's variables, overridden by those that define a rank."""
+    """The environment of a rank. The user's variables override the defaults, but not those that define the rank."""
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     defaults = ALLOCATOR | {"OMP_NUM_THREADS": threads}
     own = {
@@ -87,7 +87,7 @@ def _die_with_parent() -> None:
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> list[int]:
-    """Wait for all ranks and return their exit codes. After the first failure the others are killed: they would hang."""
+    """Wait for all ranks and return their exit codes. After a failure the other ranks are killed: they would hang."""
     try:
         running = set(range(len(children)))
         while running:

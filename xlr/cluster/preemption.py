@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(BaseException):
-    """The process ends on request, with its work saved. Like KeyboardInterrupt, `except Exception` does not catch it."""
+    """The process ends on request, with its work saved. As with KeyboardInterrupt, `except Exception` misses it."""
 
 
 class Request:

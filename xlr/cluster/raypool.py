@@ -108,7 +108,7 @@ class Pool:
         return found | {"model.attn_implementation": self._model.attn_implementation}
 
     def _choose_kind(self, ray: Any, vllm: bool) -> None:
-        """Choose the kind of worker. Workers of the other kind are ended, since they hold the memory of the same GPUs."""
+        """Choose the kind of worker, and end workers of the other kind: they hold the memory of the same GPUs."""
         if vllm == self._vllm:
             return
         self._end_actors(ray)
@@ -299,7 +299,7 @@ class _Round:
         """
         self._losses[call.key] += 1
         if self._losses[call.key] == _LOSSES:
-            raise RuntimeError(f"{_LOSSES} workers were lost while computing the same task, number {call.key}") from error
+            raise RuntimeError(f"{_LOSSES} workers were lost while computing task {call.key}") from error
         self._pool._note_loss(self._ray, call.actor)
         self._waiting.appendleft(call.key)
         self._looked = -math.inf

@@ -81,9 +81,7 @@ class Actor:
             parts = halves(items)
             if parts is None:
                 reason = str(error).split(". ")[0]
-                raise UserError(
-                    f"out of memory even for the smallest part of a batch ({reason}); {remedy}"
-                ) from error
+                raise UserError(f"out of memory even for the smallest part of a batch ({reason}); {remedy}") from error
         # Not inside the handler: the exception keeps the tensors of the failed attempt alive.
         torch.cuda.empty_cache()
         self._splits += 1

@@ -43,15 +43,9 @@ def shared_prompt_attention(
     Raises:
         UserError: the model needs soft-capped logits, or a sliding window shorter than a sequence.
     """
-    if softcap is not None:
-        raise UserError("xlr_shared_prompt attention does not support soft caps: set model.attn_implementation to eager")
     if groups is None:
         raise ValueError("xlr_shared_prompt attention needs the groups of a packed batch")
-    if sliding_window is not None and max(map(_longest, groups)) > sliding_window:
-        raise UserError(
-            f"a sequence is longer than the model's sliding window of {sliding_window} tokens, which "
-            "xlr_shared_prompt attention does not support: set model.attn_implementation to sdpa"
-        )
+    _require_supported(groups, sliding_window, softcap)
     # One split for all pieces: its backward pass concatenates them. Slices would each add a full tensor of zeros.
     pieces = [tensor.split(_piece_lengths(groups), 2) for tensor in (query, key, value)]
     each, later_masks = iter(zip(*pieces, strict=True)), iter(masks)
@@ -68,6 +62,18 @@ def shared_prompt_attention(
                 seen_key, seen_value = torch.cat([prompt_key, own_key], 2), torch.cat([prompt_value, own_value], 2)
                 outputs.append(_attend(own_query, seen_key, seen_value, scaling, next(later_masks)))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def _require_supported(groups: Sequence[Group], sliding_window: int | None, softcap: float | None) -> None:
+    if softcap is not None:
+        raise UserError(
+            "xlr_shared_prompt attention does not support soft caps: set model.attn_implementation to eager"
+        )
+    if sliding_window is not None and max(map(_longest, groups)) > sliding_window:
+        raise UserError(
+            f"a sequence is longer than the model's sliding window of {sliding_window} tokens, which "
+            "xlr_shared_prompt attention does not support: set model.attn_implementation to sdpa"
+        )
 
 
 def _piece_lengths(groups: Sequence[Group]) -> list[int]:

@@ -156,6 +156,6 @@ class VllmSampler(Actor):
         if prompt_tokens + max_new_tokens > context:
             raise UserError(
                 f"{model}: a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} exceed the {context} "
-                "tokens that fit the model's context and vLLM's cache memory; lower max_new_tokens, remove such prompts, or "
-                "set generate.backend to transformers"
+                "tokens that fit the model's context and vLLM's cache memory; lower max_new_tokens, remove such "
+                "prompts, or set generate.backend to transformers"
             )

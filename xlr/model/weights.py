@@ -86,5 +86,5 @@ def refuse_damaged(model: str | Path, name: str) -> NoReturn:
 
 
 def default_attention(attn_implementation: str) -> str:
-    """The attention implementation for generation and plain forward passes: shared-prompt attention needs packed rows."""
+    """The implementation for generation and plain forward passes, as shared-prompt attention needs packed rows."""
     return "sdpa" if attn_implementation == SHARED_PROMPT else attn_implementation

@@ -55,7 +55,8 @@ class Worker(Actor):
             with self.loading():
                 causal_lm = weights.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
                 weights.require_finite(causal_lm, name)
-            causal_lm.generation_config = GenerationConfig()  # ignore the model's own sampling settings: the method does not use them
+            # Ignore the model's own sampling settings: the method does not use them.
+            causal_lm.generation_config = GenerationConfig()
         self._models[name] = causal_lm  # the most recently used model is last
         causal_lm.set_attn_implementation(attn_implementation)
         return causal_lm
@@ -155,7 +156,7 @@ def _example_halves(examples: Sequence[Example]) -> Halves[Example]:
 
 
 class _SeededSampling:
-    """A logits processor that draws each row's token with the row's own random numbers and sets its logit to infinity."""
+    """A logits processor that draws each row's token with the row's own seed and sets its logit to infinity."""
 
     def __init__(self, requests: Sequence[SampleRequest], settings: SampleSettings, width: int, device: torch.device):
         self._width = width

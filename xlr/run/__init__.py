@@ -1,1 +1,1 @@
-"""A run directory: its files, its artefacts, who writes them, and work that resumes."""
+"""The run directory: layout, files, artefacts with manifests, leases, and work that resumes."""
