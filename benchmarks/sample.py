@@ -1,8 +1,8 @@
 """Compares sampling with vLLM and with transformers, on the same prompts and settings.
 
-Needs vLLM (`make test-vllm` installs its CPU build in `.venv-vllm`). Each backend samples one batch in a new process, as
-an actor of the generate stage does. Loading and a first short call are not timed. The last line is JSON; see README.md
-for figures.
+Needs vLLM (`make test-vllm` installs its CPU build in `.venv-vllm`). Each backend samples one batch in a new process, like
+an actor of the generate stage. Loading and a first short call are not timed. The last line is JSON; see README.md for
+figures.
 
     .venv-vllm/bin/python benchmarks/sample.py --model models/smollm2-135m-instruct [--rounds 2]
 """
@@ -38,9 +38,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument(
-        "--backend", choices=BACKENDS, help=argparse.SUPPRESS
-    )  # internal: run one backend in this process
+    parser.add_argument("--backend", choices=BACKENDS, help=argparse.SUPPRESS)  # internal: run one backend here
     arguments = parser.parse_args()
     if arguments.backend:
         return print(json.dumps(sample(arguments)))

@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for samples and results")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--instructions", type=int, default=2, help="number of instructions, each in two languages with ten responses"
-    )
+    parser.add_argument("--instructions", type=int, default=2, help="each in two languages, with ten responses each")
     parser.add_argument("--contestants", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--be", choices=TITLES, help=argparse.SUPPRESS)  # internal: run one contestant in this process
     arguments = parser.parse_args()
@@ -317,15 +315,10 @@ def useful_flop(work: Work) -> int:
         model = AutoModelForCausalLM.from_config(settings)
     layers = sum(module.weight.numel() for module in model.get_decoder().modules() if isinstance(module, nn.Linear))
     head = model.get_output_embeddings().weight.numel()
-    key = (
-        settings.num_hidden_layers * settings.num_attention_heads * settings.head_dim
-    )  # operations per attended key, up to a constant
+    key = settings.num_hidden_layers * settings.num_attention_heads * settings.head_dim  # multiplications per key
     total = 0
     for example in work.examples:
-        prompt, own = (
-            len(example.prompt),
-            [len(response) - 1 for response in example.responses],
-        )  # the terminator does not enter the model
+        prompt, own = len(example.prompt), [len(response) - 1 for response in example.responses]  # no terminators
         seen = prompt * (prompt + 1) // 2 + sum(prompt * tokens + tokens * (tokens + 1) // 2 for tokens in own)
         total += 2 * layers * example.num_tokens + 4 * key * seen + 2 * head * (1 + sum(own))
     return 2 * total

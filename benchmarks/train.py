@@ -1,8 +1,8 @@
 """Compares xlr's trainer (frozen and cached reference) with TRL's DPOTrainer: same model, pairs, order and ZeRO-3.
 
-Needs `pip install "trl>=1.16,<2"`. Samples two responses per prompt with `xlr generate` (kept in the work folder), makes
-pairs of sequences of up to 512 tokens, and trains a few steps in a new process for each contestant and round. The first
-step of a process is a warm-up and is not timed. The last line is JSON; see README.md for figures.
+Needs `pip install "trl>=1.16,<2"`. Samples two responses per prompt with `xlr generate` (kept in the work folder),
+makes pairs of sequences of up to 512 tokens, and trains a few steps in a new process for each contestant and round. The
+first step of a process is a warm-up and is not timed. The last line is JSON; see README.md for figures.
 
     python benchmarks/train.py WORK --model models/smollm2-135m-instruct [--rounds 3] [--steps 3]
 """
@@ -51,9 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
-    parser.add_argument(
-        "--checkpointing", choices=("false", "selective", "true"), default="true", help="gradient checkpointing of xlr"
-    )
+    parser.add_argument("--checkpointing", choices=("false", "selective", "true"), default="true", help="of xlr")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)  # internal: run TRL in this process
     arguments = parser.parse_args()
     if arguments.peer:

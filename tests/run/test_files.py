@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written atomically."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ except UserError as error:
 
 
 def test_a_full_disk_is_an_error_with_a_remedy_and_leaves_nothing(tmp_path: Path) -> None:
-    """A file system of 64 kB, which only root may mount."""
+    """Needs root, to mount a file system of 64 kB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     mounted = f'mount -t tmpfs -o size=64k tmpfs {tmp_path} && exec "$@"'

@@ -111,7 +111,7 @@ def _fill(tree: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
             raise UserError(f"{path}: {section} is {node!r}; it should be a section with {key}")
     if node.get(key, "auto") not in ("auto", value):
         raise UserError(
-            f"{path}: {dotted} is {node[key]!r}, but the configuration says {value!r}; "
+            f"{path}: {dotted} is {node[key]!r}, the configuration says {value!r}; "
             'remove it from the JSON or write "auto"'
         )
     node[key] = value
@@ -133,6 +133,6 @@ def _drop_scheduler(tree: dict[str, Any], train: TrainConfig, path: Path) -> Non
     scheduler = tree.pop("scheduler", None)
     if scheduler is not None and _SCHEDULERS.get(scheduler.get("type")) != train.lr_scheduler_type:
         raise UserError(
-            f"{path}: scheduler.type is {scheduler.get('type')!r}, but the configuration says "
+            f"{path}: scheduler.type is {scheduler.get('type')!r}, the configuration says "
             f"lr_scheduler_type={train.lr_scheduler_type}; remove the section from the JSON"
         )
