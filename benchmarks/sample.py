@@ -1,8 +1,8 @@
 """Compares sampling with vLLM and with transformers, on the same prompts and settings.
 
-Needs vLLM (`make test-vllm` installs its CPU build in `.venv-vllm`). Each backend samples one batch in a new process, like
-an actor of the generate stage. Loading and a first short call are not timed. The last line is JSON; see README.md for
-figures.
+Needs vLLM (`make test-vllm` installs its CPU build in `.venv-vllm`). Each backend samples one batch in a new process,
+like an actor of the generate stage. Loading and a first short call are not timed. The last line is JSON; see README.md
+for figures.
 
     .venv-vllm/bin/python benchmarks/sample.py --model models/smollm2-135m-instruct [--rounds 2]
 """

@@ -1,4 +1,4 @@
-"""Matrix products: equal to float64 products, in every layout that autograd uses, and identical for any thread count."""
+"""Matrix products: close to float64 in every layout that autograd uses, and identical for any number of threads."""
 
 import pytest
 import torch
