@@ -41,8 +41,8 @@ class Cluster:
     def add(self, *options: str) -> subprocess.Popen[bytes]:
         """Start a node and wait until it has joined."""
         log = self._folder / f"node{len(self.nodes)}.log"
-        place = options or (f"--address={self.address}",)
-        command = [RAY, "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", *place]
+        head_or_cluster = options or (f"--address={self.address}",)
+        command = [RAY, "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", *head_or_cluster]
         with log.open("wb") as output:
             node = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | self.environment)
         self.nodes.append(node)

@@ -203,7 +203,7 @@ class Pool:
         tally.splits += answer.splits
         if answer.load_seconds > _SLOW_LOAD_SECONDS:
             console.print(
-                f"  opening models on {tally.node} took {duration(answer.load_seconds)}: is their folder on a slow "
+                f"  loading models on {tally.node} took {duration(answer.load_seconds)}: is their folder on a slow "
                 "file system there?"
             )
 
