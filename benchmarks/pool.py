@@ -1,7 +1,7 @@
-"""What the driver costs: rows of real size from workers that compute nothing, through Ray and into files.
+"""Measures the driver's time and memory: workers that compute nothing return rows of realistic size through Ray.
 
-The pool, the resumable work and its files are the real ones; only the worker is replaced, by one that answers every
-request with the same tokens at once. The last line is JSON; see README.md for figures.
+Pool, resumable work and files are those of xlr. Only the worker is replaced, by one that answers every request at once
+with the same tokens. The last line is JSON; see README.md for figures.
 
     python benchmarks/pool.py WORK [--rows 150000] [--tokens 700]
 """
@@ -38,24 +38,24 @@ class IdleWorker(Actor):
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
     ) -> list[tuple[list[int], str]]:
-        """As many tokens as may be, at once."""
-        tokens = [(7919 * place) % VOCABULARY for place in range(settings.max_new_tokens)]
-        return [(list(tokens), "length") for _ in requests]  # lists of their own, or pickle sends but one
+        """Return `max_new_tokens` tokens for each request, without computing."""
+        tokens = [(7919 * position) % VOCABULARY for position in range(settings.max_new_tokens)]
+        return [(list(tokens), "length") for _ in requests]  # copies, because pickle sends a shared list only once
 
 
 def main() -> None:
-    """Run all rows through the pool; show the rate and the driver's memory on the way."""
+    """Send all rows through the pool and print the rate and the driver's memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for the pieces, which are removed")
-    parser.add_argument("--rows", type=int, default=150_000)
-    parser.add_argument("--tokens", type=int, default=700, help="tokens of every response")
+    parser.add_argument("work", type=Path, help="folder for the pieces, which are removed at the end")
+    parser.add_argument("--rows", type=int, default=150_000, help="number of responses")
+    parser.add_argument("--tokens", type=int, default=700, help="tokens per response")
     arguments = parser.parse_args()
     rows, tokens = arguments.rows, arguments.tokens
     settings = SampleSettings(0.9, 1.0, 0, tokens, (0,))
     prompts = [tuple(range(start, start + PROMPT_TOKENS)) for start in range(0, rows, SAMPLES)]
     batches = [range(start, min(start + BATCH_ROWS, rows)) for start in range(0, rows, BATCH_ROWS)]
     tasks = [("", [SampleRequest(prompts[row // SAMPLES], row) for row in batch], settings) for batch in batches]
-    text = "palabra " * (tokens // 2)  # four characters a token
+    text = "palabra " * (tokens // 2)  # four characters per token
 
     xlr.model.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
     run = {"languages": ["es"], "model": {"initial": "none", "aligned": "none"}, "prompts": {"path": "none"}}

@@ -1,8 +1,8 @@
-"""Sampling with vLLM against sampling with transformers: the same prompts, samples and settings, in one run.
+"""Compares sampling with vLLM and with transformers, on the same prompts and settings.
 
-Needs vLLM (`make test-vllm` sets up `.venv-vllm`, where the CPU build is). Each backend samples one batch in a fresh
-process, as an actor of the generate stage does; loading and a first short call are not timed. The last line is JSON;
-see README.md for figures.
+Needs vLLM (`make test-vllm` installs its CPU build in `.venv-vllm`). Each backend samples one batch in a new process,
+like an actor of the generate stage. Loading and a first short call are not timed. The last line is JSON; see README.md
+for figures.
 
     .venv-vllm/bin/python benchmarks/sample.py --model models/smollm2-135m-instruct [--rounds 2]
 """
@@ -33,12 +33,12 @@ def main() -> None:
     """Run the backends in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--prompts", type=int, default=4, help="a language")
-    parser.add_argument("--samples", type=int, default=8, help="responses a prompt")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts per language")
+    parser.add_argument("--samples", type=int, default=8, help="responses per prompt")
     parser.add_argument("--max-new-tokens", type=int, default=192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--backend", choices=BACKENDS, help=argparse.SUPPRESS)  # internal: be it in this process
+    parser.add_argument("--backend", choices=BACKENDS, help=argparse.SUPPRESS)  # internal: run one backend here
     arguments = parser.parse_args()
     if arguments.backend:
         return print(json.dumps(sample(arguments)))

@@ -1,9 +1,9 @@
-"""Scoring: xlr's real path against the plain way, on the same responses and with the same two models, in one run.
+"""Compares xlr's scoring with a plain implementation, on the same responses and the same two models.
 
 The work is ten responses of 100-700 tokens to each of a few instructions in Spanish and Russian, sampled with
-`xlr generate` and kept in the work folder; they are scored under the English instruction with the prefix. Contestants
-are given the same work in turn, round after round, each in a process of its own that opens its models first.
-The last line is JSON; see README.md for what is counted and for figures.
+`xlr generate` and kept in the work folder. They are scored under the English instruction with the prefix. In each round
+every contestant scores all of them, in a new process that loads its models first. The last line is JSON; see README.md
+for definitions and figures.
 
     python benchmarks/score.py WORK --model models/smollm2-135m-instruct [--rounds 3] [--instructions 2]
 """
@@ -43,15 +43,15 @@ from xlr.run.rows import read_rows
 from xlr.shipped import RECIPES
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
-LANGUAGES = ["es", "ru" if SHARED_PROMPTS.is_dir() else "de"]  # what ships has no Russian
-INSTRUCTION_TOKENS = 203  # those of about this length in English are taken: the mean of the shared set
-SAMPLES, SPARE, SHORTEST, LONGEST = 10, 6, 100, 700  # spare ones stand in for responses that are too short
+LANGUAGES = ["es", "ru" if SHARED_PROMPTS.is_dir() else "de"]  # the shipped prompts have no Russian
+INSTRUCTION_TOKENS = 203  # takes English instructions of about this length, the mean of UltraFeedback
+SAMPLES, SPARE, SHORTEST, LONGEST = 10, 6, 100, 700  # spare responses replace those that are too short
 PLAIN_ROWS = 3
-BATCH_TOKENS = 2560  # cuts the default work into eight batches; of so few, the last one decides for two actors
+BATCH_TOKENS = 2560  # divides the default work into eight batches, so that two actors get four each
 TITLES = {
-    "torch_products": "the model's matrix products by torch",
-    "products": "the same as xlr takes them",
-    "plain": "plain, batches of three, all logits",
+    "torch_products": "matrix products alone, torch's",
+    "products": "matrix products alone, xlr's",
+    "plain": "plain: batches of three, all logits",
     "xlr": "xlr, one actor",
     "xlr_thread": "xlr, one actor of one thread",
     "xlr_two": "xlr, two actors of one thread each",
@@ -64,14 +64,14 @@ ACTORS: dict[str, dict[str, int]] = {
 
 
 def main() -> None:
-    """Sample what is not there yet, run the contestants in turn and print the table."""
+    """Sample responses that are missing, run the contestants in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for samples and results")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--instructions", type=int, default=2, help="each in two languages, with ten responses")
+    parser.add_argument("--instructions", type=int, default=2, help="each in two languages, with ten responses each")
     parser.add_argument("--contestants", nargs="+", choices=TITLES, default=list(TITLES))
-    parser.add_argument("--be", choices=TITLES, help=argparse.SUPPRESS)  # internal: a contestant, in this process
+    parser.add_argument("--be", choices=TITLES, help=argparse.SUPPRESS)  # internal: run one contestant in this process
     arguments = parser.parse_args()
     if arguments.be:
         return compete(arguments.be, Work(arguments.work, arguments.model, arguments.be))
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def sample(work: Path, model: Path, instructions: int) -> None:
-    """Sample the responses, and give the model a second name under which it is the policy."""
+    """Sample the responses. Policy and reference are the same model: links give it a second path."""
     (work / "policy").mkdir(parents=True, exist_ok=True)
     for file in model.resolve().iterdir():
         (work / "policy" / file.name).unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def sample(work: Path, model: Path, instructions: int) -> None:
 
 
 def tree(work: Path, model: Path) -> dict[str, Any]:
-    """The run as a configuration."""
+    """The configuration of the run."""
     return {
         "run_dir": str(work / "samples"),
         "languages": LANGUAGES,
@@ -119,7 +119,7 @@ def tree(work: Path, model: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Work:
-    """The responses, what they are scored under, and the run that scores them for one contestant."""
+    """The responses, their scoring instructions, and the run of one contestant."""
 
     folder: Path
     model: Path
@@ -127,7 +127,7 @@ class Work:
 
     @cached_property
     def context(self) -> Context:
-        """The run, with the contestant's actors."""
+        """The run, with the contestant's number of actors."""
         settings = tree(self.folder, self.model) | {"ray": ACTORS.get(self.name, {})}
         write_text(self.folder / f"{self.name}.yaml", yaml.safe_dump(settings))
         return Context(configfile.load(self.folder / f"{self.name}.yaml"))
@@ -136,8 +136,8 @@ class Work:
     def rows(self) -> list[Response]:
         """The first ten responses of every prompt that are long enough, in the order of the files.
 
-        This small model ends hardly any answer in Russian by itself: what ran into the limit is cut somewhere before
-        it, so that lengths differ as those of a model that ends its answers do.
+        This small model hardly ever ends an answer in Russian. Answers that reached the token limit are cut at a random
+        length, so that lengths vary as with a model that ends its answers.
         """
         encoder, found = self.context.encoder, defaultdict[tuple[str, str], list[Response]](list)
         for row in read_rows(self.folder / "samples" / "iter1" / "responses", Response):
@@ -147,7 +147,7 @@ class Work:
             if SHORTEST <= len(encoder.response(row.response)) <= LONGEST:
                 found[row.lang, row.id].append(row)
         if any(len(rows) < SAMPLES for rows in found.values()):
-            sys.exit(f"a prompt has fewer than {SAMPLES} responses of {SHORTEST} tokens: take other --instructions")
+            sys.exit(f"a prompt has fewer than {SAMPLES} responses of {SHORTEST} tokens: change --instructions")
         return [row for rows in found.values() for row in rows[:SAMPLES]]
 
     @cached_property
@@ -170,32 +170,32 @@ class Work:
 
 
 class Contestant:
-    """A process that opens its models and then scores all responses, anew each round."""
+    """One way of scoring, run in a new process each round."""
 
     def __init__(self, name: str, work: Path, model: Path):
         self._command = [sys.executable, __file__, str(work), "--model", str(model), "--be", name]
         self.rounds: list[dict[str, Any]] = []
 
     def round(self) -> float:
-        """Score everything once; seconds.
+        """Score everything once and return the seconds it took.
 
-        The process ends with its round: a Ray that waits for its next one would take 2 % of a core from the others.
+        The process ends after the round, because an idle Ray would take 2 % of a core from the other contestants.
         """
-        # Ray runs its workers at niceness 15: beside other work the plain way would come first.
+        # By default Ray runs its workers at niceness 15, a disadvantage on a busy machine.
         environment = {**ALLOCATOR, "RAY_worker_niceness": "0", **os.environ}
         answer = subprocess.run(self._command, stdout=subprocess.PIPE, check=True, env=environment).stdout
         self.rounds.append(json.loads(answer))
         return float(self.rounds[-1]["seconds"])
 
     def median(self, key: str) -> float:
-        """Of all rounds."""
+        """The median of a figure over all rounds."""
         return statistics.median(one[key] for one in self.rounds)
 
 
 def compete(name: str, work: Work) -> None:
-    """Open the models, score, and print what that took as a line of JSON."""
+    """Load the models, score, and print time and memory as a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # progress goes where it is not taken for an answer
+    os.dup2(2, 1)  # progress output goes to standard error, so that standard output holds only the JSON
     begun = time.monotonic()
     score = {"plain": plain, "products": products, "torch_products": torch_products}.get(name, pool)(work)
     loaded = time.monotonic()
@@ -206,9 +206,9 @@ def compete(name: str, work: Work) -> None:
 
 
 def plain(work: Work) -> Callable[[], list[list[float]]]:
-    """As the method's public code: prompt and response in full for every response, batches of three in the order of
-    the files, right-padded, with an attention mask, and a log-softmax over all logits; but with the labels shifted
-    correctly, so that the values can be compared."""
+    """Score like the method's public code: the whole prompt for every response, batches of three in file order,
+    right-padded with an attention mask, and a log-softmax over all logits. Unlike there, labels are shifted correctly,
+    so that the values can be compared."""
     encoder = work.context.encoder
     names = (work.context.model(0), work.context.model(-1))
     models = [AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval() for name in names]
@@ -244,7 +244,7 @@ def _plain_logps(model: Any, input_ids_RT: Tensor, attention_mask_RT: Tensor, re
 
 
 def pool(work: Work) -> Callable[[], list[list[float]]]:
-    """What `xlr score` does between reading the responses and writing the scores, with workers that have started."""
+    """Score like `xlr score`, with workers that have started: from the responses in memory to the scores in memory."""
     context = work.context
     target = replace(scores.artifact(context, 1), folder=work.folder / work.name / "scores")
     models = (context.model(0), context.model(-1))
@@ -252,7 +252,7 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
     languages.detect(texts, LANGUAGES)
     first = {number: (models, [Example(one.prompt, one.responses[:1])]) for number, one in enumerate(work.examples)}
     for _ in context.pool.map("score", first):
-        pass  # so that every worker has opened its models
+        pass  # so that every worker has loaded its models
 
     def score() -> list[list[float]]:
         remove(target.parts_folder("parts"))
@@ -263,14 +263,14 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
 
 
 def products(work: Work) -> Callable[[], float]:
-    """As `torch_products`, prepared as the workers are."""
+    """Like `torch_products`, with the matrix products that xlr's workers use."""
     compute_repeatably()
     return torch_products(work)
 
 
 def torch_products(work: Work) -> Callable[[], float]:
-    """A batch's worth of the products of the model's own weights, layer after layer: operations/s of the fastest pass
-    of three, which other work on the machine disturbed least."""
+    """Only the matrix products of one batch, layer by layer with the model's weights. Returns operations/s of the
+    fastest of three passes, the one least disturbed by other work on the machine."""
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
     layers = [module.weight for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
     head = model.get_output_embeddings().weight
@@ -291,7 +291,7 @@ def torch_products(work: Work) -> Callable[[], float]:
 
 
 def peak_gb() -> dict[str, float]:
-    """Peak memory of the processes that compute, and of all: with them the driver and Ray's own."""
+    """Peak memory in 10^9 bytes of the computing processes, and of all processes including the driver and Ray's."""
     own = psutil.Process()
     children = own.children(recursive=True)
     workers = [child for child in children if child.name().startswith("ray::Worker")]
@@ -307,25 +307,25 @@ def _peak_gb(process: psutil.Process) -> float:
 
 
 def useful_flop(work: Work) -> int:
-    """Floating-point operations, a multiplication and an addition being two, of a scorer with two models that computes
-    each prompt once and each response token once: the products with the weights of the layers, attention's two
-    products with every key that a token may see, and the head where a response token is predicted."""
+    """Floating-point operations that scoring with two models needs at least, computing every prompt and every response
+    token once: products with the layers' weights, attention's two products with every key that a token attends to, and
+    the head for predicted response tokens. A multiplication and an addition count as two operations."""
     settings = AutoConfig.from_pretrained(work.model)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(settings)
     layers = sum(module.weight.numel() for module in model.get_decoder().modules() if isinstance(module, nn.Linear))
     head = model.get_output_embeddings().weight.numel()
-    key = settings.num_hidden_layers * settings.num_attention_heads * settings.head_dim  # what one seen key costs
+    key = settings.num_hidden_layers * settings.num_attention_heads * settings.head_dim  # multiplications per key
     total = 0
     for example in work.examples:
-        prompt, own = len(example.prompt), [len(response) - 1 for response in example.responses]  # that enter the model
+        prompt, own = len(example.prompt), [len(response) - 1 for response in example.responses]  # no terminators
         seen = prompt * (prompt + 1) // 2 + sum(prompt * tokens + tokens * (tokens + 1) // 2 for tokens in own)
         total += 2 * layers * example.num_tokens + 4 * key * seen + 2 * head * (1 + sum(own))
     return 2 * total
 
 
 def report(work: Work, contestants: dict[str, Contestant]) -> None:
-    """The table, and one line of JSON for machines."""
+    """Print the table, and the figures as one line of JSON."""
     tokens = sum(len(response) for example in work.examples for response in example.responses)
     flop = useful_flop(work)
     seconds = {name: contestant.median("seconds") for name, contestant in contestants.items()}
@@ -351,7 +351,7 @@ def report(work: Work, contestants: dict[str, Contestant]) -> None:
     )
     if gap > 1e-4:
         sys.exit(f"the contestants' log-probabilities differ by {gap:.2g}")
-    print(f"largest relative difference of a log-probability from the plain way's: {gap:.1g}")
+    print(f"largest relative difference of a log-probability from plain scoring: {gap:.1g}")
     figures = {
         "vs_plain": seconds["plain"] / seconds["xlr"],
         "matmul_share": rates["xlr"] / rates["products"],

@@ -1,8 +1,8 @@
-"""xlr's trainer (frozen and cached reference) against TRL's DPOTrainer: the same model, pairs, order and ZeRO-3.
+"""Compares xlr's trainer (frozen and cached reference) with TRL's DPOTrainer: same model, pairs, order and ZeRO-3.
 
-Needs `pip install "trl>=1.16,<2"`. Samples two responses a prompt with `xlr generate` (kept in the work folder), takes
-the first pairs of up to 512 tokens a sequence, and trains a few steps in a fresh process for each contestant and
-round. The first step of a process is a warm-up and is not timed. The last line is JSON; see README.md for figures.
+Needs `pip install "trl>=1.16,<2"`. Samples two responses per prompt with `xlr generate` (kept in the work folder),
+makes pairs of sequences of up to 512 tokens, and trains a few steps in a new process for each contestant and round. The
+first step of a process is a warm-up and is not timed. The last line is JSON; see README.md for figures.
 
     python benchmarks/train.py WORK --model models/smollm2-135m-instruct [--rounds 3] [--steps 3]
 """
@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
-    parser.add_argument("--checkpointing", choices=("false", "selective", "true"), default="true", help="xlr's")
-    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)  # internal: be TRL in this process
+    parser.add_argument("--checkpointing", choices=("false", "selective", "true"), default="true", help="of xlr")
+    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)  # internal: run TRL in this process
     arguments = parser.parse_args()
     if arguments.peer:
         return trl(arguments.work, arguments.model, arguments.steps, arguments.peer)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def make_pairs(work: Path, model: Path, count: int) -> list[dict[str, Any]]:
-    """Real prompts with two sampled responses each; the order is the one in which xlr trains on them."""
+    """Make pairs of real prompts with two sampled responses each, in the order in which xlr trains on them."""
     work.mkdir(parents=True, exist_ok=True)
     encoder = ChatEncoder(load_tokenizer(model), str(model))
     instructions = _short_prompts(work / "prompts", encoder, count // len(LANGUAGES) + 2)
@@ -103,7 +103,7 @@ def make_pairs(work: Path, model: Path, count: int) -> list[dict[str, Any]]:
         for pair in pairs
     ]
     write_text(work / "pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    # Epoch 0 of the plan; TRL is given the pairs in this order and told not to shuffle.
+    # The order of xlr's epoch 0. TRL gets the pairs in this order and does not shuffle.
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(SEED * 1000)).tolist()
     ordered = []
     for index in order:
@@ -118,7 +118,7 @@ def make_pairs(work: Path, model: Path, count: int) -> list[dict[str, Any]]:
 
 
 def _short_prompts(folder: Path, encoder: ChatEncoder, count: int) -> dict[tuple[str, str], str]:
-    """Write the first instructions that leave room for an answer in every language; `(lang, id)` -> text."""
+    """Write the first instructions of at most `MAX_PROMPT` tokens in every language. Returns `(lang, id)` -> text."""
     source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else RECIPES / "quickstart" / "prompts"
     texts: dict[str, dict[str, str]] = {}
     for lang in LANGUAGES:
@@ -136,7 +136,7 @@ def _short_prompts(folder: Path, encoder: ChatEncoder, count: int) -> dict[tuple
 
 
 def xlr(*arguments: str) -> None:
-    """Run the command in a process of its own."""
+    """Run an xlr command in a new process."""
     subprocess.run([sys.executable, "-m", "xlr", *arguments], check=True, stdout=sys.stderr)
 
 
@@ -171,7 +171,7 @@ def run(name: str, work: Path, model: Path, steps: int, number: int, checkpointi
             "learning_rate": RATE,
             "lr_scheduler_type": "constant",
             "global_batch_size": GLOBAL_BATCH,
-            "micro_batch_tokens": 1536,  # two pairs, as TRL's
+            "micro_batch_tokens": 1536,  # two pairs, as in TRL's batches
             "gradient_checkpointing": yaml.safe_load(checkpointing),
             "max_length": MAX_LENGTH,
             "max_steps": steps,
@@ -197,7 +197,7 @@ def run(name: str, work: Path, model: Path, steps: int, number: int, checkpointi
 
 
 def trl(work: Path, model: Path, steps: int, output: Path) -> None:
-    """TRL's DPOTrainer as its users run it, in this process."""
+    """Train with TRL's DPOTrainer in this process and write the result to `output`."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -213,7 +213,7 @@ def trl(work: Path, model: Path, steps: int, output: Path) -> None:
 
     if "products" in output.name:
         compute_repeatably()
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled at start; as in xlr
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in xlr: it needs compilation at the start
     ds_config = read_json(shipped("ds_configs", "zero3_cpu.json"))
     ds_config |= {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
     ds_config["optimizer"] = {
@@ -278,7 +278,7 @@ def trl(work: Path, model: Path, steps: int, output: Path) -> None:
 
 
 def report(results: dict[str, list[dict[str, Any]]], pairs: list[dict[str, Any]]) -> None:
-    """The table, and one line of JSON for machines."""
+    """Print the table, and the figures as one line of JSON."""
     per_step = [
         sum(2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in (p["ids"] for p in step))
         for step in (pairs[i : i + GLOBAL_BATCH] for i in range(0, len(pairs), GLOBAL_BATCH))
@@ -293,7 +293,7 @@ def report(results: dict[str, list[dict[str, Any]]], pairs: list[dict[str, Any]]
         losses = " ".join(f"{loss:.5f}" for loss in rounds[0]["losses"])
         tokens = rates[name] / timed_pairs * timed_tokens
         print(f"{TITLES[name]:42} {rates[name]:8.4f} {tokens:9.1f} {peaks[name]:8.2f}  {losses}")
-    peers = [name for name in ("trl", "trl_recompute") if name in results]  # as they come
+    peers = [name for name in ("trl", "trl_recompute") if name in results]  # TRL without xlr's matrix products
     if not peers or not {"xlr_frozen", "xlr_cached"} <= results.keys():
         return
     fastest, leanest = max(rates[name] for name in peers), min(peaks[name] for name in peers)

@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny real models, run configurations, and what turns a missing real part into a failure."""
+"""Shared fixtures: tiny models, run configurations, and skipping or failing if a real dependency is missing."""
 
 import importlib
 import os
@@ -13,7 +13,7 @@ import yaml
 
 from xlr.shipped import RECIPES
 
-# Two ranks, or two test processes, share the two cores of a small machine.
+# Small machines have two cores, which two ranks or two test processes share.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 REQUIRE_REAL = os.environ.get("XLR_REQUIRE_REAL") == "1"
@@ -21,14 +21,14 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def missing(reason: str) -> None:
-    """Skip a test whose real part is not here, or fail where real parts are required."""
+    """Skip a test whose dependency is missing, or fail it if XLR_REQUIRE_REAL=1."""
     if REQUIRE_REAL:
         pytest.fail(f"{reason} (XLR_REQUIRE_REAL=1)")
     pytest.skip(reason)
 
 
 def required(name: str) -> Any:
-    """Import a package of an extra, or skip the test (fail where real parts are required)."""
+    """Import an optional package, or skip the test (fail it if XLR_REQUIRE_REAL=1)."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -37,7 +37,7 @@ def required(name: str) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`initial` and `aligned`: pi_I and pi^0 of a tiny Llama."""
+    """Folders of two tiny Llamas: `initial` (pi_I) and `aligned` (pi^0)."""
     from tests import tiny
 
     folder = tmp_path_factory.mktemp("models")
@@ -49,7 +49,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The real small model, fetched by `make setup`."""
+    """Folder of the real small model, which `make model` downloads."""
     folder = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
     if not (folder / "model.safetensors").is_file():
         missing(f"{folder} is not there; run `make model`")
@@ -58,7 +58,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real prompts beside the checkout."""
+    """Folder of real prompts beside the checkout."""
     if not SHARED_DATA.is_dir():
         missing("../shared/data is not there")
     return SHARED_DATA
@@ -66,7 +66,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def tiny_tree(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
-    """A configuration that runs everything in seconds."""
+    """A configuration that runs every stage in seconds."""
     return {
         "run_dir": str(tmp_path / "run"),
         "iterations": 1,
@@ -91,7 +91,7 @@ def tiny_tree(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
 
 
 def assert_refused(result: Any, message: str) -> None:
-    """Bad input: exit code 2, one message that holds these words, no traceback."""
+    """Assert that a command refused bad input: exit code 2, one error that contains `message`, no traceback."""
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr
     assert result.stderr.count("error: ") == 1
@@ -103,7 +103,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def cli() -> Cli:
-    """Run `xlr` as a user would, in a process of its own."""
+    """Run `xlr` in a new process, as a user would."""
 
     def run(*arguments: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that judges by a rule and misbehaves by a script."""
+"""A fake OpenAI-compatible server on loopback: judges by a rule, and fails as a test asks."""
 
 import json
 import math
@@ -22,7 +22,7 @@ PROMPT_TOKENS = 100
 
 @dataclass
 class Judge:
-    """What the server does: `faults` are met one a request, in turn, before any judging."""
+    """How the server behaves. Each request takes the next of `faults`; requests without a fault are judged."""
 
     rule: Rule
     faults: list[str] = field(default_factory=list)
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(judge: Judge, port: int = 0) -> Iterator[Judge]:
-    """Serve while the block runs, by default on a free port."""
+    """Run the server while the block runs, by default on a free port."""
     server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     server.judge = judge  # type: ignore[attr-defined]
@@ -110,7 +110,7 @@ def serving(judge: Judge, port: int = 0) -> Iterator[Judge]:
 
 
 def longer(first: str, second: str) -> float:
-    """Prefers the longer answer."""
+    """A rule that prefers the longer answer."""
     return 1 / (1 + math.exp((len(first) - len(second)) / 20))
 
 

@@ -1,7 +1,8 @@
-"""A real Slurm cluster on this machine: Debian's slurmctld and munged, and nodes in namespaces of their own.
+"""Starts a real Slurm cluster on this machine: Debian's slurmctld and munged, and nodes in Linux namespaces.
 
-Each node has its own network, host name, processes, /dev/shm and /tmp, and shares the rest of the file system, as the
-nodes of a cluster share their home. No systemd, nothing under /etc, no fixed address; everything ends with `stop`.
+Each node has its own network, host name, processes, /dev/shm and /tmp, and shares the rest of the file system, as
+cluster nodes share home directories. It needs no systemd, writes nothing under /etc and uses no fixed address. `stop`
+ends everything.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from tests.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter")
 NODES = ("n1", "n2")
-CPUS = 4  # that a node claims; they need not exist
+CPUS = 4  # per node, as configured; the machine may have fewer
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 _BRIDGE = f"xlr{os.getpid()}"  # an interface's name has at most 15 characters
@@ -44,7 +45,7 @@ ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-# What a node claims counts, not what this machine has.
+# The configured resources count, not those of this machine.
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
@@ -70,7 +71,7 @@ ConstrainRAMSpace=no
 ConstrainDevices=no
 """
 
-# Process 1 of a node: makes the machine of its namespaces, then waits for slurmd.
+# Process 1 of a node: sets up its namespaces, then runs slurmd.
 _NODE = """\
 set -eu
 name=$1 address=$2 gateway=$3 folder=$4 own=$5 freezer=$6
@@ -86,7 +87,7 @@ until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done
 ip link set lo up
 ip addr add "$address/24" dev eth0
 ip link set eth0 up
-# Nobody is at its end, but "which is my address?" finds an answer.
+# No host has this gateway address, but programs find their own address through the default route.
 ip route add default via "$gateway"
 slurmd -D -N "$name" -f "$folder/slurm.conf" &
 wait $!
@@ -94,7 +95,7 @@ wait $!
 
 
 def lacking() -> str | None:
-    """Why no cluster can be started here, if so."""
+    """The reason why no cluster can be started here, or None."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=_PATH)]
     if absent:
         return f"no {', '.join(absent)}: apt-get install munge slurmctld slurmd slurm-client iproute2"
@@ -105,14 +106,14 @@ def lacking() -> str | None:
 
 
 class SlurmCluster:
-    """munged, slurmctld and one slurmd a node."""
+    """A running cluster: munged, slurmctld and one slurmd per node."""
 
     def __init__(self, folder: Path, shared: Sequence[Path]):
-        """Start it.
+        """Start the cluster.
 
         Args:
-            folder: for configuration, state, logs and sockets; short, since sockets lie in it.
-            shared: what the nodes see although it may lie below /tmp, which each has of its own.
+            folder: folder for configuration, state, logs and sockets. Its path must be short, because it holds sockets.
+            shared: folders that all nodes see, even below /tmp, of which each node has its own.
         """
         self._folder = folder
         self._shared = [path for path in (folder, *shared) if path.is_relative_to("/tmp")]
@@ -145,7 +146,8 @@ class SlurmCluster:
             f"NodeName={name} NodeAddr={address} CPUs={CPUS} RealMemory=16000 State=UNKNOWN"
             for name, address in self._addresses.items()
         )
-        proctrack = "cgroup" if self._freezer else "linuxproc"  # which misses daemons that left their parent
+        # linuxproc misses daemons that left their parent process.
+        proctrack = "cgroup" if self._freezer else "linuxproc"
         values = {"network": self._network, "folder": self._folder, "proctrack": proctrack, "nodes": nodes}
         (self._folder / "slurm.conf").write_text(_SLURM_CONF.format(**values))
         (self._folder / "cgroup.conf").write_text(_CGROUP_CONF)
@@ -175,9 +177,9 @@ class SlurmCluster:
         (own / "tmp").mkdir(parents=True)
         (own / "tmp").chmod(0o1777)
         namespaces = ["--net", "--uts", "--mount", "--pid", "--ipc", "--fork", "--kill-child=KILL"]
-        place = [name, self._addresses[name], f"{self._network}.253", str(self._folder), str(own)]
-        place += [str(self._freezer or ""), *map(str, self._shared)]
-        node = self._start(name, "unshare", *namespaces, "bash", "-c", _NODE, "node", *place)
+        arguments = [name, self._addresses[name], f"{self._network}.253", str(self._folder), str(own)]
+        arguments += [str(self._freezer or ""), *map(str, self._shared)]
+        node = self._start(name, "unshare", *namespaces, "bash", "-c", _NODE, "node", *arguments)
         ours = os.readlink("/proc/self/ns/net")
         wait_until(lambda: os.readlink(f"/proc/{node.pid}/ns/net") != ours, f"{name}'s namespace", 10)
         end = f"{_BRIDGE}{name}"
@@ -185,17 +187,17 @@ class SlurmCluster:
         _run("ip", "link", "set", end, "master", _BRIDGE, "up")
 
     def crash(self, name: str) -> None:
-        """Pull the plug of a node: everything on it dies at once."""
+        """Kill all processes of a node at once."""
         init = self._init(name)
         node = self._processes.pop(name)
         node.kill()
         node.wait()
         wait_until(lambda: not Path(f"/proc/{init}").exists(), f"the end of {name}'s processes", 30)
-        # Often it goes with the node, but open connections can keep the namespace for minutes.
+        # Usually the interface disappears with the node, but open connections can keep the namespace for minutes.
         subprocess.run(["ip", "link", "del", f"{_BRIDGE}{name}"], env={"PATH": _PATH}, capture_output=True)
 
     def wait_until_up(self) -> None:
-        """Until every node takes jobs."""
+        """Wait until every node accepts jobs."""
 
         def up() -> bool:
             for name, process in self._processes.items():
@@ -207,7 +209,7 @@ class SlurmCluster:
         wait_until(up, f"idle nodes (logs in {self._folder})", 60, pause=0.1)
 
     def processes(self, name: str) -> dict[int, str]:
-        """The command lines of what runs on a node beside slurmd and process 1, by this machine's numbers."""
+        """Process id on this machine -> command line, for all processes of a node except slurmd and process 1."""
         init = self._init(name)
         namespace = os.readlink(f"/proc/{init}/ns/pid")
         found = {}
@@ -219,16 +221,16 @@ class SlurmCluster:
         return {pid: command for pid, command in found.items() if command and not command.startswith("slurmd ")}
 
     def _init(self, name: str) -> str:
-        """This machine's number of a node's process 1."""
+        """The process id on this machine of a node's process 1."""
         node = self._processes[name].pid
         return Path(f"/proc/{node}/task/{node}/children").read_text().strip()
 
     def folder_of(self, name: str, path: str) -> Path:
-        """Where a folder below a node's own /tmp lies on this machine."""
+        """The path on this machine of a folder below a node's own /tmp."""
         return self._folder / "nodes" / name / path.lstrip("/")
 
     def stop(self) -> None:
-        """End every process that was started and take the network away."""
+        """End every process that was started and remove the network."""
         for name in NODES:
             if name in self._processes:
                 self.crash(name)
@@ -248,7 +250,7 @@ def _run(*command: str) -> None:
 
 @contextlib.contextmanager
 def running(folder: Path, shared: Sequence[Path]) -> Iterator[SlurmCluster]:
-    """A cluster for as long as the block runs; this process's Slurm commands talk to it."""
+    """Run a cluster while the block runs. This process's Slurm commands use it."""
     cluster = SlurmCluster(folder, [Path(sys.prefix), Path(__file__).parents[1], *shared])
     os.environ |= cluster.environment
     try:

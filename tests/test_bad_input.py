@@ -115,7 +115,7 @@ CASES: list[tuple[Break, str]] = [
     (no_weights, "aligned-copy: the weights cannot be opened"),
     (truncated_weights, "aligned-copy: the weights cannot be opened"),
     (model_that_is_not_there, "nowhere: no tokenizer can be opened"),
-    (sampler_that_is_not_installed, 'vllm is not installed; `pip install "xlr[vllm]"`'),
+    (sampler_that_is_not_installed, 'vllm is not installed; `pip install ".[vllm]"`'),
     (unwritable_run_directory, "cannot be written"),
 ]
 

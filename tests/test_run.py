@@ -236,7 +236,7 @@ def test_a_signal_ends_a_stage_of_workers_with_its_own_code(
     os.kill(process.pid, number)
     assert process.wait(timeout=60) == EXIT_CODE
     said = process.stderr.read() if process.stderr else ""
-    assert f"ended by {signal.Signals(number).name}; what is finished is kept" in said
+    assert f"ended by {signal.Signals(number).name}; finished work is kept" in said
     assert "Traceback" not in said
     assert not psutil.wait_procs(workers, timeout=30)[1], "workers are left"
     pieces = list(parts.glob("*.parquet"))

@@ -1,4 +1,4 @@
-"""Tiny real models and tokenizers, made on the spot: three families of chat templates, byte-level BPE."""
+"""Makes tiny models and byte-level BPE tokenizers with the chat templates of three model families."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ GEMMA = (
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 
-# family -> template, BOS, EOS, other special tokens, does the tokenizer itself add a BOS
+# family -> template, BOS, EOS, other special tokens, whether the tokenizer adds a BOS itself
 FAMILIES = {
     "qwen": (CHATML, None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"], False),
     "llama3": (LLAMA3, "<|begin|>", "<|end|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], True),
@@ -68,7 +68,7 @@ def make_model(
     dtype: torch.dtype = torch.float32,
     head_dim: int = 8,
 ) -> LlamaForCausalLM:
-    """A random Llama with grouped-query attention."""
+    """A tiny Llama with random weights and grouped-query attention."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -93,7 +93,7 @@ def save(
     start: LlamaForCausalLM | None = None,
     head_dim: int = 8,
 ) -> Path:
-    """A model folder; with `start`, its weights plus a little noise (an "aligned" sibling)."""
+    """Write a model folder. With `start`, the weights are those of `start` plus a little noise."""
     tokenizer = make_tokenizer(family)
     model = make_model(len(tokenizer), seed, tied, head_dim=head_dim)
     if start is not None:

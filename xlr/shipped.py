@@ -1,4 +1,4 @@
-"""Files that ship with xlr: recipes inside the package; ds_configs, ray_jobs and slurm beside it."""
+"""Finds the files that ship with xlr: recipes, DeepSpeed configurations, job scripts."""
 
 from pathlib import Path
 
@@ -10,19 +10,20 @@ RECIPES = _PACKAGE / "recipes"
 
 
 def recipes() -> list[str]:
-    """The names of the shipped configurations."""
+    """Names of the shipped recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def shipped(folder: str, name: str) -> Path:
-    """A shipped file: inside an installed package, or beside it in a checkout.
+    """The path of a shipped file. Its folder is inside an installed package, or beside the package in a checkout.
 
     Raises:
-        UserError: there is none of that name; it lists those there are.
+        UserError: there is no such file; lists the existing ones.
     """
-    places = [_PACKAGE / folder, _PACKAGE.parent / folder]
-    for place in places:
-        if (place / name).is_file():
-            return place / name
-    there = sorted({file.stem for place in places for file in place.glob("*") if file.is_file()} - {"__init__"})
-    raise UserError(f"{folder}: has no {Path(name).stem!r}; shipped are {', '.join(there)}, or name a file")
+    folders = [_PACKAGE / folder, _PACKAGE.parent / folder]
+    for candidate in folders:
+        if (candidate / name).is_file():
+            return candidate / name
+    files = (file for candidate in folders for file in candidate.glob("*") if file.is_file())
+    names = ", ".join(sorted({file.stem for file in files} - {"__init__"}))
+    raise UserError(f"{folder}: there is no {Path(name).stem!r}; choose one of {names}, or give the path of a file")

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, each a `ray start` of its own: nodes leave and join during a run."""
+"""Tests with a Ray cluster of several nodes on this machine: nodes leave and join during a run."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ LONG = ["generate.batch_size=1", "generate.num_samples=24"]
 
 
 class Cluster:
-    """Nodes of one CPU each; the first is the head."""
+    """A cluster of nodes with one CPU each, each started by its own `ray start`. The first one is the head."""
 
     def __init__(self, folder: Path):
         with socket.socket() as free:
@@ -39,10 +39,10 @@ class Cluster:
         self.add("--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false", f"--temp-dir={folder}")
 
     def add(self, *options: str) -> subprocess.Popen[bytes]:
-        """Start a node and wait until it is there."""
+        """Start a node and wait until it has joined."""
         log = self._folder / f"node{len(self.nodes)}.log"
-        place = options or (f"--address={self.address}",)
-        command = [RAY, "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", *place]
+        head_or_cluster = options or (f"--address={self.address}",)
+        command = [RAY, "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", *head_or_cluster]
         with log.open("wb") as output:
             node = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | self.environment)
         self.nodes.append(node)
@@ -50,7 +50,7 @@ class Cluster:
         return node
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
-        """kill -9 of everything that runs on a node."""
+        """Kill every process of a node with SIGKILL."""
         for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended with another one
                 process.kill()
@@ -63,7 +63,7 @@ def worker_on(node: subprocess.Popen[bytes]) -> bool:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="xlr-"))  # short: sockets lie in it
+    folder = Path(tempfile.mkdtemp(prefix="xlr-"))  # a short path, because it holds sockets
     started = Cluster(folder)
     yield started
     for node in started.nodes:
@@ -72,7 +72,7 @@ def cluster() -> Iterator[Cluster]:
     shutil.rmtree(folder)
 
 
-def test_nodes_leave_and_join_and_every_row_is_there_once(
+def test_every_row_is_computed_once_although_nodes_leave_and_join(
     cluster: Cluster,
     cli: Cli,
     tiny_tree: dict[str, Any],
@@ -92,7 +92,7 @@ def test_nodes_leave_and_join_and_every_row_is_there_once(
     third = cluster.add()
     wait_until(lambda: worker_on(third) or process.poll() is not None, "work on the node that joined")
     assert process.wait(timeout=300) == 0, log.read_text(encoding="utf-8")
-    assert "was lost; what it was at is done again" in log.read_text(encoding="utf-8")
+    assert "another one computes its task" in log.read_text(encoding="utf-8")
     undisturbed = cli("generate", path, *LONG, f"run_dir={tmp_path / 'undisturbed'}")
     assert undisturbed.returncode == 0, undisturbed.stderr
     rows = read_rows(tmp_path / "run" / "iter1" / "responses", Response)

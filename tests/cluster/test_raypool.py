@@ -21,7 +21,7 @@ from xlr.errors import UserError
         ([(8, 0), (96, 4)], {}, (4, 1.0, 4)),
     ],
 )
-def test_actors_fill_what_there_is(
+def test_actors_use_all_cpus_and_gpus(
     nodes: list[tuple[int, int]], settings: dict[str, float], expected: tuple[int, float, int]
 ) -> None:
     assert plan_actors(nodes, RayConfig.model_validate(settings)) == expected
@@ -36,12 +36,12 @@ def test_actors_fill_what_there_is(
         ([(8, 0)], {"gpus_per_actor": 1}),
     ],
 )
-def test_what_does_not_fit_is_refused(nodes: list[tuple[int, int]], settings: dict[str, float]) -> None:
+def test_actors_that_do_not_fit_are_refused(nodes: list[tuple[int, int]], settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"ray\.actors: \d+ actors of .* do not fit"):
         plan_actors(nodes, RayConfig.model_validate(settings))
 
 
-def test_an_engine_over_several_gpus_gets_them_whatever_an_actor_has_otherwise() -> None:
+def test_tensor_parallelism_decides_the_gpus_per_actor() -> None:
     half = RayConfig(gpus_per_actor=0.5)
     nodes = [(96, 8), (8, 0)]
     assert plan_actors(nodes, with_tensor_parallelism(nodes, half, 4)) == (4, 4.0, 2)

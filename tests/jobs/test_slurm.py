@@ -163,7 +163,7 @@ def test_a_chain_that_is_disturbed_everywhere_ends_with_the_same_weights(
     limit(run.ids["annotate-1"], minutes)  # less than two are left
     run.wait("annotate-1", lambda: run.job("annotate-1").restarts == 1, "the restart at the time limit")
     limit(run.ids["annotate-1"], 60)
-    assert "ended by SIGUSR1; what is finished is kept" in run.log("annotate-1")
+    assert "ended by SIGUSR1; finished work is kept" in run.log("annotate-1")
     assert "saved; job" in run.log("annotate-1")
     assert run.job("train-1").state == "PENDING"
 

@@ -1,4 +1,4 @@
-"""A worker's base: memory that does not hold a batch, and where the time goes."""
+"""The base class of workers: batches that exceed memory are halved, and time is measured."""
 
 import time
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from xlr.records import ScoreTask, Task
 
 
 def doubled_by_a_gpu_of(most: int) -> tuple[list[int], "Doubler"]:
-    """The sizes that were tried, and what computes no more than `most` at once."""
+    """A list that will hold the attempted batch sizes, and a computation that handles at most `most` items at once."""
     tried: list[int] = []
     return tried, Doubler(most, tried)
 
 
 class Doubler:
-    """Stands for a computation whose memory grows with its input, as a GPU's does."""
+    """A fake computation that runs out of memory if it gets more than `most` items."""
 
     def __init__(self, most: int, tried: list[int]):
         self._most, self._tried = most, tried
@@ -31,7 +31,7 @@ class Doubler:
 
 
 @pytest.mark.parametrize(("most", "splits"), [(7, 0), (6, 1), (3, 2), (1, 6)])
-def test_a_batch_that_memory_does_not_hold_is_computed_in_halves(most: int, splits: int) -> None:
+def test_a_batch_that_exceeds_memory_is_computed_in_halves(most: int, splits: int) -> None:
     actor = Actor()
     tried, compute = doubled_by_a_gpu_of(most)
     assert actor.in_halves(compute, range(7), list_halves, "") == [0, 2, 4, 6, 8, 10, 12]
@@ -39,13 +39,13 @@ def test_a_batch_that_memory_does_not_hold_is_computed_in_halves(most: int, spli
     assert sum(size for size in tried if size <= most) == 7
 
 
-def test_what_cannot_be_halved_is_named_with_the_remedy() -> None:
+def test_running_out_of_memory_on_a_single_item_is_an_error_with_a_remedy() -> None:
     _, compute = doubled_by_a_gpu_of(0)
-    with pytest.raises(UserError, match=r"smallest piece of a batch \(CUDA out of memory\); lower generate"):
+    with pytest.raises(UserError, match=r"smallest part of a batch \(CUDA out of memory\); lower generate"):
         Actor().in_halves(compute, range(4), list_halves, "lower generate.max_new_tokens")
 
 
-def test_opening_models_is_counted_apart_from_computing() -> None:
+def test_loading_models_is_measured_apart_from_computing() -> None:
     class Sleeper(Actor):
         def compute(self, task: Task) -> str:
             with self.loading():

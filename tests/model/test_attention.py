@@ -28,7 +28,7 @@ moderate = settings(max_examples=12, deadline=None)
 
 @cache
 def models(tied: bool, vocab_size: int = VOCAB, seed: int = 0):
-    """A model that returns log-probabilities, and its untouched copy in float64 that returns logits."""
+    """A model that returns log-probabilities, and a plain float64 copy that returns logits."""
     causal_lm = tiny.make_model(vocab_size, seed, tied)
     double = copy.deepcopy(causal_lm).double()
     double.set_attn_implementation("eager")
@@ -42,7 +42,7 @@ def logps(model: LogprobModel, examples, attention: str) -> torch.Tensor:
 
 @torch.no_grad()
 def oracle(double, examples) -> list[float]:
-    """Each prompt with each response alone: all logits, then the log-probabilities one token at a time."""
+    """Expected log-probabilities: one plain forward pass per prompt and response, summed token by token."""
     values = []
     for example in examples:
         for response in example.responses:
@@ -66,7 +66,7 @@ EXAMPLES = st.lists(EXAMPLE, min_size=1, max_size=4)
 
 
 def random_examples(shape, seed: int = 0) -> list[Example]:
-    """`shape` holds (tokens of the prompt, tokens of each response) of each example."""
+    """Random examples. `shape` holds the number of prompt tokens and of each response's tokens, per example."""
     generator = torch.Generator().manual_seed(seed)
 
     def tokens(n: int) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ def random_examples(shape, seed: int = 0) -> list[Example]:
     return [Example(tokens(prompt), tuple(map(tokens, responses))) for prompt, responses in shape]
 
 
-# One to four responses; nothing but the terminator as first, middle, last, only and every response; a one-token prompt.
+# One to four responses; a one-token prompt; responses that are only a terminator: first, middle, last, single and all.
 SHAPES = {
     "single": [(5, [4])],
     "pair": [(12, [9, 7])],
@@ -152,7 +152,7 @@ def test_a_value_does_not_depend_on_what_else_is_in_the_batch(attention, example
 
 @LAYOUT
 @torch.no_grad()
-def test_another_response_may_change_without_any_effect(attention):
+def test_changing_one_response_does_not_affect_the_others(attention):
     model, _ = models(tied=True)
     (example,) = random_examples([(6, [5, 5, 5])])
     before = logps(model, [example], attention).tolist()
@@ -203,7 +203,7 @@ def test_gradients_equal_those_of_the_float64_model(tied):
 
 
 @TIED
-def test_the_wrapped_model_is_left_as_it_is_and_shares_its_weights(tied):
+def test_the_wrapped_model_is_unchanged_and_shares_its_weights(tied):
     causal_lm = tiny.make_model(VOCAB, tied=tied)
     names, tokens = list(dict(causal_lm.named_parameters())), torch.tensor([[1, 2, 3]])
     with torch.no_grad():
@@ -282,7 +282,7 @@ def test_a_sliding_window_shorter_than_the_batch_is_refused():
 
 
 def test_whole_sequences_on_one_row_give_the_log_probabilities_of_padded_rows() -> None:
-    """The layout for flash attention, through an implementation that finds the sequences by their positions."""
+    """Tests the layout for flash attention with an implementation that finds sequences by their positions."""
     model = LogprobModel(tiny.make_model(600, seed=3))
     model.causal_lm.set_attn_implementation("sdpa")
     examples = [
@@ -306,6 +306,6 @@ def test_whole_sequences_on_one_row_give_the_log_probabilities_of_padded_rows() 
     assert torch.allclose(packed_S, padded_S, atol=1e-5)
 
 
-def test_flash_attention_reads_whole_sequences_and_others_padded_rows() -> None:
+def test_flash_attention_gets_whole_sequences_and_others_get_padded_rows() -> None:
     assert layout("flash_attention_2") is layout("kernels-community/flash-attn3") is Layout.SEQUENCES
     assert layout("sdpa") is layout("eager") is Layout.PADDED

@@ -1,4 +1,4 @@
-"""Matrix products: oracle in float64, every layout that autograd uses, and the same bits on any number of threads."""
+"""Matrix products: close to float64 in every layout that autograd uses, and identical for any number of threads."""
 
 import pytest
 import torch
@@ -43,12 +43,12 @@ def test_slices_and_columns_of_larger_tensors() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
-def test_other_types_are_torchs_own(dtype: torch.dtype) -> None:
+def test_other_dtypes_use_torchs_kernel(dtype: torch.dtype) -> None:
     left, right = torch.ones(128, 128, dtype=dtype), torch.full((128, 128), 2, dtype=dtype)
     assert torch.equal(left @ right, torch.full((128, 128), 256, dtype=dtype))
 
 
-def test_large_products_forward_and_backward_are_onednns() -> None:
+def test_large_products_use_onednn_forward_and_backward() -> None:
     inputs, weight = torch.randn(2, 128, 96, requires_grad=True), torch.randn(160, 96, requires_grad=True)
     with profile() as recorded:
         torch.nn.functional.linear(inputs, weight).square().sum().backward()

@@ -32,7 +32,7 @@ def test_logps_on_real_prompts_equal_a_float64_loop(smollm2: Path, shared_data: 
         for english, prompt in zip(prompts["en"], prompts[lang], strict=True)
         if len(english.instruction) < MAX_PROMPT_CHARACTERS
     ][:3]
-    # Any real text will do as a response: the instruction in its own language, whole and cut.
+    # Responses can be any real text: here the translated instruction, whole and truncated.
     examples = [
         Example(encoder.prompt(english), (encoder.response(text), encoder.response(text[: len(text) // 2])))
         for english, text in short
@@ -59,7 +59,7 @@ def test_logps_on_real_prompts_equal_a_float64_loop(smollm2: Path, shared_data: 
 
 
 def short_prompts(source: Path, target: Path, count: int) -> None:
-    """The first instructions that are short in English, in the languages of the test."""
+    """The first instructions that are short in English, in the test's languages."""
     target.mkdir()
     rows = {
         lang: [json.loads(line) for line in (source / f"{lang}.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -74,7 +74,7 @@ def short_prompts(source: Path, target: Path, count: int) -> None:
 def test_one_iteration_on_real_prompts(
     cli: Cli, smollm2: Path, shared_data: Path, write_config: Callable[[dict[str, Any]], Path], tmp_path: Path
 ) -> None:
-    """generate -> score -> pair -> reference -> train on 6 real prompts in es and ru; pi_I is a nudged copy of pi^0."""
+    """generate -> score -> pair -> reference -> train on 6 real prompts in es and ru; pi_I is pi^0 plus noise."""
     start = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The real vLLM: as sampler, exact tokens in and out, a row's own random numbers, resumable work; as judge."""
+"""Tests with a real vLLM: exact tokens in and out, a seed per response, resumed work, vLLM as judge."""
 
 import importlib.util
 import math
@@ -38,7 +38,7 @@ from xlr.shipped import RECIPES
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
 TEXTS = ["Hola", "Why do leaves fall in autumn, and where do they go?", "¿Qué?", "Nenne drei Vögel."]
-HEAD_DIM = 32  # the smallest that vLLM's attention knows on CPUs
+HEAD_DIM = 32  # the smallest that vLLM's attention supports on CPUs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +57,7 @@ def sampler(vllm: Any) -> VllmSampler:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny model whose template and tokenizer both put a BOS."""
+    """A tiny model whose chat template and tokenizer both add a BOS."""
     return str(tiny.save(tmp_path_factory.mktemp("models") / "llama3", seed=1, family="llama3", head_dim=HEAD_DIM))
 
 
@@ -95,7 +95,7 @@ def test_the_engine_is_given_the_prompt_s_own_ids(
     assert [output.outputs[0].token_ids for output in outputs] == [tokens for tokens, _ in answers]
 
 
-def test_greedy_responses_are_the_ones_of_transformers(
+def test_greedy_responses_equal_those_of_transformers(
     sampler: VllmSampler, model: str, encoder: ChatEncoder, rows: list[SampleRequest]
 ) -> None:
     worker, stop_ids = Worker(None, "float32", SHARED_PROMPT), tuple(encoder.stop_ids(None))
@@ -125,7 +125,7 @@ def test_only_stop_ids_end_a_response_and_they_are_not_part_of_it(
 
 
 def test_a_response_is_decided_by_its_seed(sampler: VllmSampler, model: str, rows: list[SampleRequest]) -> None:
-    """Again after other work, and, at least for a small model on a CPU, in other company."""
+    """The response stays the same after other work and, for a small model on a CPU, in another batch."""
     together = sampler.sample(model, rows, settings())
     assert sampler.sample(model, rows, settings()) == together
     assert sampler.sample(model, rows[::-1], settings())[::-1] == together
@@ -150,7 +150,7 @@ def test_tokens_are_drawn_with_the_model_s_probabilities(
     assert deviation[likely].square().mean() == pytest.approx(1, abs=0.5)
 
 
-def test_an_engine_gives_way_to_another_model(
+def test_an_engine_is_replaced_for_another_model(
     sampler: VllmSampler, model: str, rows: list[SampleRequest], tmp_path: Path
 ) -> None:
     other = str(tiny.save(tmp_path / "other", seed=2, family="llama3", head_dim=HEAD_DIM))
@@ -188,7 +188,7 @@ def damage(folder: Path, how: str) -> None:
         ("nan", r"model\.layers\.1\.mlp\.down_proj\.weight holds NaN or infinity"),
     ],
 )
-def test_weights_that_vllm_would_take_in_silence_are_refused(
+def test_damaged_weights_that_vllm_would_accept_are_refused(
     how: str, message: str, sampler: VllmSampler, rows: list[SampleRequest], tmp_path: Path
 ) -> None:
     folder = tiny.save(tmp_path / "damaged", seed=1, family="llama3", head_dim=HEAD_DIM)
@@ -202,10 +202,10 @@ def test_a_model_that_vllm_cannot_open_is_named(vllm: Any, model: str, rows: lis
         VllmSampler(1, "float32", 3, 0.9).sample(model, rows, settings())
 
 
-def test_an_exported_model_has_the_log_probabilities_that_it_is_scored_with(
+def test_vllm_and_the_scorer_agree_on_log_probabilities_of_an_exported_model(
     sampler: VllmSampler, vllm: Any, cli: Cli, tiny_tree: dict[str, Any], tmp_path: Path, write_config: Any
 ) -> None:
-    """The trainer's folder opens in vLLM, and both engines agree on what it says."""
+    """vLLM opens the folder that the trainer wrote, and computes the same log-probabilities."""
     initial = tiny.save(tmp_path / "initial", seed=1, head_dim=HEAD_DIM)
     tiny_tree["model"] = {"initial": str(initial)}
     tiny_tree["align"] = tiny_tree["train"] | {"preferences": str(RECIPES / "quickstart" / "preferences.jsonl")}
@@ -247,8 +247,8 @@ def source(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run.yaml"
 
 
-def test_a_killed_stage_goes_on_where_it_was(source: Path, cli: Cli, tmp_path: Path) -> None:
-    """kill -9 of the command amid its batches, then the rest on two workers: the rows of an undisturbed run."""
+def test_a_killed_stage_continues_with_the_missing_batches(source: Path, cli: Cli, tmp_path: Path) -> None:
+    """After kill -9 during the stage, two workers compute the rest. The rows equal those of an undisturbed run."""
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "xlr", "generate", str(source), f"run_dir={run}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -274,8 +274,8 @@ def test_a_killed_stage_goes_on_where_it_was(source: Path, cli: Cli, tmp_path: P
     assert "generate.backend was 'vllm' and is now 'transformers'" in other.stderr
 
 
-def test_samplers_make_room_for_scorers(source: Path, cli: Cli) -> None:
-    """An evaluation answers with vLLM and scores with torch, in one command."""
+def test_samplers_free_their_memory_for_scorers(source: Path, cli: Cli) -> None:
+    """One evaluation samples answers with vLLM and scores with torch."""
     result = cli("evaluate", source, "--iteration", 0)
     assert result.returncode == 0, result.stderr
     answers = read_rows(source.parent / "run" / "iter0" / "eval" / "responses", Response)
@@ -294,7 +294,7 @@ def judge_url(vllm: Any, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
         yield str(served.base_url)
 
 
-def test_a_real_judge_s_preferences_are_its_own_probabilities(
+def test_preferences_of_a_real_judge_equal_its_probabilities(
     judge_url: str, smollm2: Path, tiny_tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")

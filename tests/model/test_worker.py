@@ -1,4 +1,4 @@
-"""Sampling with transformers: a response belongs to its row, not to its batch."""
+"""Sampling with transformers: a response depends on its request, not on its batch."""
 
 from pathlib import Path
 
@@ -95,12 +95,12 @@ def test_an_architecture_that_the_fast_path_gets_wrong_is_refused() -> None:
     model.set_attn_implementation(SHARED_PROMPT)
     require_sound_logps(model, SHARED_PROMPT, "sound")
     plain = model.lm_head.forward
-    model.lm_head.forward = lambda hidden: torch.tanh(plain(hidden))  # a soft cap that only the model itself applies
+    model.lm_head.forward = lambda hidden: torch.tanh(plain(hidden))  # a soft cap in the model that the fast path lacks
     with pytest.raises(UserError, match="differ from the model's own"):
         require_sound_logps(model, SHARED_PROMPT, "capped")
 
 
-def test_a_model_s_own_generation_settings_do_not_leak_into_the_samples(
+def test_the_model_s_generation_config_does_not_affect_samples(
     worker: Worker, encoder: ChatEncoder, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_models["aligned"])

@@ -1,4 +1,4 @@
-"""Manifests know what an artefact was made of."""
+"""Manifests record the settings and inputs of an artefact, and differences are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ def make_artifact(tmp_path: Path) -> Artifact:
     return artifact
 
 
-def test_an_artefact_is_done_only_with_its_manifest_and_all_its_files(tmp_path: Path) -> None:
+def test_an_artefact_is_finished_only_with_its_manifest_and_all_files(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path)
     assert artifact.manifest() is None
     artifact.finish(5, {}, Clock())
@@ -72,7 +72,7 @@ def test_a_finished_artefact_is_identified_by_content_and_not_by_time(tmp_path: 
     assert fingerprint(first.folder) == fingerprint(second.folder)
 
 
-def test_the_fingerprint_of_a_folder_sees_every_small_file_and_both_ends_of_large_ones(tmp_path: Path) -> None:
+def test_a_folder_s_fingerprint_covers_small_files_and_both_ends_of_large_ones(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(3 << 20))
     before = fingerprint(tmp_path)
     with (tmp_path / "weights").open("r+b") as file:
@@ -81,7 +81,7 @@ def test_the_fingerprint_of_a_folder_sees_every_small_file_and_both_ends_of_larg
     assert fingerprint(tmp_path) != before
 
 
-def test_tidying_takes_what_is_half_written_and_nothing_of_another_artefact(tmp_path: Path) -> None:
+def test_tidying_removes_incomplete_files_of_this_artefact_only(tmp_path: Path) -> None:
     ours = Artifact(tmp_path / "scores", "score", {}, {})
     ours.claim_pieces("parts", {"cut": ""}, {})
     pieces = ours.pieces_folder("parts")

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written atomically."""
 
 import os
 import subprocess
@@ -40,11 +40,11 @@ except UserError as error:
 
 
 def test_a_full_disk_is_an_error_with_a_remedy_and_leaves_nothing(tmp_path: Path) -> None:
-    """A file system of 64 kB, which only root may mount."""
+    """Needs root, to mount a file system of 64 kB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     mounted = f'mount -t tmpfs -o size=64k tmpfs {tmp_path} && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", mounted, "-", sys.executable, "-c", FILL, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "rows.parquet: cannot be written, no space left on device; make room and start again" in result.stdout
+    assert "rows.parquet: cannot be written, no space left on device; free space and start again" in result.stdout
     assert result.stdout.rstrip().endswith("[]")

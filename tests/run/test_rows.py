@@ -43,5 +43,5 @@ def test_a_stamp_is_read_back_and_changes_no_row(tmp_path: Path) -> None:
     write_rows(tmp_path / "plain", Response, ROWS)
     assert read_stamp(tmp_path / "plain") is None
     assert read_stamp(tmp_path / "nothing") is None
-    (tmp_path / "torn").write_bytes((tmp_path / "piece").read_bytes()[:100])
-    assert read_stamp(tmp_path / "torn") is None
+    (tmp_path / "truncated").write_bytes((tmp_path / "piece").read_bytes()[:100])
+    assert read_stamp(tmp_path / "truncated") is None

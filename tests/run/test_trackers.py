@@ -1,4 +1,4 @@
-"""Metrics reach metrics.jsonl and every tracker, and a resumed run continues where it was."""
+"""Metrics are written to metrics.jsonl and every tracker, and a resumed run continues."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def log(folder: Path, report_to: list[str], steps_done: int = 0) -> trackers.Met
     return trackers.MetricsLog(folder, report_to, "run align", {"train.beta": 0.1}, steps_done)
 
 
-def test_a_resumed_run_writes_its_steps_again_and_a_torn_line_goes(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_unfinished_steps_and_an_incomplete_line(tmp_path: Path) -> None:
     first = log(tmp_path, [])
     for step in (1, 2, 3):
         first.write(step, {"loss": 1 / 3 / step})
@@ -78,5 +78,5 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(UserError, match=r'report_to: wandb is not installed; run `pip install "xlr\[track\]"`'):
+    with pytest.raises(UserError, match=r'report_to: wandb is not installed; run `pip install "\.\[track\]"`'):
         log(tmp_path, ["wandb"])

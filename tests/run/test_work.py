@@ -197,7 +197,7 @@ def test_a_piece_that_does_not_prove_what_it_is_is_computed_again(
     workers = Workers()
     assert compute(a_context(workers, score={"batch_tokens": 6}), target, items) == expected(items)
     assert workers.computed == [1]
-    assert "1 pieces are damaged or belong elsewhere; they are computed again" in capsys.readouterr().out
+    assert "1 pieces are damaged or come from another run; they are computed again" in capsys.readouterr().out
 
 
 def test_a_lost_plan_does_not_let_foreign_pieces_in(tmp_path: Path) -> None:

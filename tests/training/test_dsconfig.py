@@ -1,4 +1,4 @@
-"""DeepSpeed JSON files as users write them: "auto" filled in, contradictions refused."""
+"""DeepSpeed JSON files: "auto" is filled in, and contradictions with the configuration are refused."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from xlr.shipped import shipped
 from xlr.training.dsconfig import policy_config, reference_config
 
 HIDDEN = 4096
-# The file that the Hugging Face documentation shows for ZeRO-3, all values auto.
+# The ZeRO-3 file of the Hugging Face documentation, with all values "auto".
 COMMON = {
     "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2},
     "bf16": {"enabled": "auto"},
@@ -50,7 +50,7 @@ def write(folder: Path, changes: dict[str, Any]) -> TrainConfig:
     return TrainConfig(ds_config=str(path), reference_ds_config=str(path), learning_rate=3e-7)
 
 
-def test_auto_is_filled_as_the_hugging_face_integration_fills_it(tmp_path: Path) -> None:
+def test_auto_is_filled_in_as_by_the_hugging_face_integration(tmp_path: Path) -> None:
     from transformers import TrainingArguments
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
@@ -104,14 +104,14 @@ def test_a_contradiction_is_named_with_its_key(changes: dict[str, Any], said: st
     assert said in str(caught.value)
 
 
-def test_the_policy_s_file_serves_a_reference_too(tmp_path: Path) -> None:
+def test_a_policy_file_can_be_used_for_the_reference(tmp_path: Path) -> None:
     tree = reference_config(write(tmp_path, {}), bf16=True, hidden_size=HIDDEN)
     assert not {"optimizer", "scheduler", "gradient_clipping"} & tree.keys()
     assert tree["zero_optimization"]["stage3_param_persistence_threshold"] == 10 * HIDDEN
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"bf16": {}}', "\xff"])
-def test_what_is_no_deepspeed_file_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_deepspeed_json_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match="not a DeepSpeed JSON file"):
@@ -121,7 +121,7 @@ def test_what_is_no_deepspeed_file_is_refused(content: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "path", sorted(shipped("ds_configs", "zero3.json").parent.glob("*.json")), ids=lambda p: p.stem
 )
-def test_every_shipped_file_is_usable_and_described(path: Path) -> None:
+def test_every_shipped_file_is_valid_and_documented(path: Path) -> None:
     if "reference" in path.stem:
         reference_config(TrainConfig(reference_ds_config=path.stem), bf16=True, hidden_size=HIDDEN)
     else:

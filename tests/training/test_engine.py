@@ -1,3 +1,5 @@
+"""Recomputation of activations: the same gradients, and only the intended operations run again."""
+
 from collections import Counter
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ EXAMPLES = [Example((5, 6, 7), ((1, 2, 3, 4), (9, 8))), Example((4,), ((3, 3, 2)
 
 
 class Calls(TorchDispatchMode):
-    """Counts the operations that run."""
+    """Counts the operations that torch runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class Calls(TorchDispatchMode):
 
 
 def backward(gradient_checkpointing: Literal[False, True, "selective"]) -> tuple[Counter[str], dict[str, torch.Tensor]]:
-    """Operations of the backward pass, and the gradients."""
+    """Run a backward pass. Returns the counts of its operations, and the gradients."""
     causal_lm = tiny.make_model(50, layers=3)
     causal_lm.set_attn_implementation(SHARED_PROMPT)
     if gradient_checkpointing:
@@ -41,14 +43,14 @@ def backward(gradient_checkpointing: Literal[False, True, "selective"]) -> tuple
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [True, "selective"])
-def test_gradients_are_the_same_to_the_bit(gradient_checkpointing: Literal[True, "selective"]) -> None:
+def test_recomputation_changes_no_bit_of_the_gradients(gradient_checkpointing: Literal[True, "selective"]) -> None:
     _, expected = backward(False)
     _, found = backward(gradient_checkpointing)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_selective_computes_cheap_operations_again_and_nothing_else() -> None:
+def test_selective_recomputes_only_cheap_operations() -> None:
     kept, selective, everything = (backward(mode)[0] for mode in (False, "selective", True))
     attention = "_scaled_dot_product_flash_attention_for_cpu"
     assert selective["mm"] == kept["mm"] < everything["mm"]

@@ -1,4 +1,4 @@
-"""The trainer under real DeepSpeed ZeRO: equal to plain torch, whatever the ranks, the cuts and the interruptions."""
+"""Training under real DeepSpeed ZeRO equals plain torch, for any number of ranks, batch sizes and interruptions."""
 
 import json
 import math
@@ -34,9 +34,9 @@ from xlr.run.context import Context
 from xlr.run.files import read_json, write_json
 from xlr.run.rows import read_rows, write_rows
 from xlr.shipped import RECIPES, shipped
-from xlr.training import engine, reference
-from xlr.training import loop as trainer
-from xlr.training.inputs import TrainingPair, hold_out, load_pairs
+from xlr.training import engine, export, gates, reference
+from xlr.training.inputs import Training, TrainingPair, hold_out, plan_steps
+from xlr.training.step import Trainer, frozen_logps
 
 STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
 
@@ -51,7 +51,7 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def align_config(tiny_tree: dict[str, Any], preferences: Path, write_config: Callable[[dict[str, Any]], Path]) -> Path:
-    """The align stage is the trainer without the stages before it."""
+    """A configuration for align, the training stage that needs no earlier stage."""
     model = {"initial": tiny_tree["model"]["initial"]}
     align = tiny_tree["train"] | {"preferences": str(preferences), "learning_rate": RATE}
     return write_config(tiny_tree | {"model": model, "align": align})
@@ -76,7 +76,7 @@ def response_logp(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]
 
 
 def plain_torch_training(initial: Path, preferences: Path) -> tuple[dict[str, Tensor], list[float]]:
-    """The same training with nothing of ours but the encoder: one process, one sequence at a time."""
+    """The same training in plain torch: one process, one sequence at a time. It uses only xlr's encoder."""
     encoder = ChatEncoder(load_tokenizer(initial), "initial")
     data = [
         (encoder.prompt_of(one.prompt), encoder.response(one.chosen), encoder.response(one.rejected))
@@ -135,7 +135,7 @@ def test_zero3_training_equals_plain_torch(
         ["align.ds_config=zero2", "align.reference_ds_config=reference", "align.micro_batch_tokens=1"],
     ],
 )
-def test_how_the_work_is_cut_does_not_change_the_loss(
+def test_batches_ranks_and_recomputation_do_not_change_the_loss(
     overrides: list[str], cli: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     result = cli("align", align_config, *overrides)
@@ -146,10 +146,10 @@ def test_how_the_work_is_cut_does_not_change_the_loss(
 
 
 @pytest.mark.parametrize(("tied", "recompute"), [(True, "true"), (False, "true"), (False, "selective")])
-def test_weights_that_are_gathered_and_released_at_every_use_train_the_same(
+def test_fully_partitioned_weights_train_the_same(
     tied: bool, recompute: str, cli: Cli, align_config: Path, preferences: Path, tmp_path: Path
 ) -> None:
-    """As on many GPUs: nothing stays gathered, every weight is cut over both ranks, activations are recomputed."""
+    """As on many GPUs: every weight is partitioned and gathered for each use, and activations are recomputed."""
     initial = tiny.save(tmp_path / "model", seed=3, tied=tied)
     names = []
     for name in ("zero3", "reference"):
@@ -166,7 +166,7 @@ def test_weights_that_are_gathered_and_released_at_every_use_train_the_same(
     assert largest_difference(weights(tmp_path / "run"), expected) < 1e-6
 
 
-def test_another_launcher_may_start_the_ranks(align_config: Path, preferences: Path, cli: Cli, tmp_path: Path) -> None:
+def test_torchrun_can_start_the_ranks(align_config: Path, preferences: Path, cli: Cli, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "xlr", "align", str(align_config)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -211,20 +211,20 @@ def test_a_cache_of_other_weights_tokens_or_precision_is_refused(
 ) -> None:
     cached = "align.reference_mode=cached"
     assert cli("reference", align_config, cached, "--iteration", 0).returncode == 0
-    context = Context(configfile.load(align_config, [cached]))
-    pairs, _ = load_pairs(context, 0)
-    assert len(reference.load(context, 0, "torch.float32", pairs)) == len(pairs)
-    with pytest.raises(UserError, match=r"no log-probabilities of the pair en p01 .* in torch.bfloat16"):
-        reference.load(context, 0, "torch.bfloat16", pairs)
+    training = Training(Context(configfile.load(align_config, [cached])), 0)
+    pairs = training.pairs
+    assert len(reference.load(training, "float32", pairs)) == len(pairs)
+    with pytest.raises(UserError, match=r"no log-probabilities of the pair en p01 .* in bfloat16"):
+        reference.load(training, "bfloat16", pairs)
     example = pairs[1].example
     retokenized = replace(pairs[1], example=Example(example.prompt[1:], example.responses))
     with pytest.raises(UserError, match=f"of the pair en {pairs[1].id}"):
-        reference.load(context, 0, "torch.float32", [pairs[0], retokenized])
+        reference.load(training, "float32", [pairs[0], retokenized])
     other = tiny.save(tmp_path / "other", seed=9)
     result = cli("align", align_config, cached, f"model.initial={other}")
     assert result.returncode == 2
     assert "has changed since" in result.stderr
-    # The manifest says the same, the numbers belong to other weights.
+    # The manifest matches, but the log-probabilities were computed with other weights.
     file = next((tmp_path / "run" / "iter0" / "reference").glob("*.parquet"))
     rows = read_rows(file, ReferenceLogps)
     write_rows(file, ReferenceLogps, [replace(row, key=row.key[::-1]) for row in rows])
@@ -233,7 +233,7 @@ def test_a_cache_of_other_weights_tokens_or_precision_is_refused(
     manifest["files"][file.name][0] = file.stat().st_size
     write_json(record, manifest)
     with pytest.raises(UserError, match=r"another reference, tokenizer or precision; delete"):
-        reference.load(context, 0, "torch.float32", pairs)
+        reference.load(training, "float32", pairs)
 
 
 MANY = ["align.num_train_epochs=12", "align.save_steps=1"]  # 36 steps
@@ -243,7 +243,7 @@ MANY = ["align.num_train_epochs=12", "align.save_steps=1"]  # 36 steps
 def undisturbed(
     preferences: Path, tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Path]:
-    """A training of 36 steps that nobody disturbed, by the number of ranks."""
+    """Number of ranks -> an uninterrupted training of 36 steps."""
     found: dict[int, Path] = {}
 
     def train(processes: int) -> Path:
@@ -267,7 +267,7 @@ def start(align_config: Path, *settings: str) -> "subprocess.Popen[str]":
 
 
 def finish_as(expected_run: Path, run: Path, again: "subprocess.Popen[str]") -> None:
-    """The training that was started again ends well, with the same weights to the bit."""
+    """Assert that the resumed training succeeds with weights that are identical to the bit."""
     assert again.wait(timeout=300) == 0, again.stderr and again.stderr.read()
     expected, resumed = weights(expected_run), weights(run)
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
@@ -317,7 +317,7 @@ def test_a_killed_training_continues_to_the_same_weights(
     ("number", "whom", "processes"),
     [(signal.SIGTERM, "launcher", 2), (signal.SIGUSR1, "launcher", 1), (signal.SIGUSR1, "last rank", 2)],
 )
-def test_a_signal_saves_ends_with_its_own_code_and_loses_no_step(
+def test_a_signal_saves_a_checkpoint_exits_with_75_and_loses_no_step(
     number: int,
     whom: str,
     processes: int,
@@ -333,7 +333,7 @@ def test_a_signal_saves_ends_with_its_own_code_and_loses_no_step(
     os.kill(process.pid if whom == "launcher" else ranks_of(process.pid)[-1].pid, number)
     assert process.wait(timeout=60) == EXIT_CODE == 75
     said = process.stderr.read() if process.stderr else ""
-    assert "start again to go on" in said
+    assert "start again to continue" in said
     assert "Traceback" not in said
     (saved,) = (run / "iter0" / "model.checkpoints").glob("step-*")
     assert int(saved.name.split("-")[1]) == len(metrics(run)) >= 3, "steps were lost"
@@ -368,7 +368,7 @@ def test_a_training_continues_on_another_number_of_ranks(
     assert largest_difference(weights(run), weights(expected)) < 1e-5
 
 
-def test_held_out_pairs_are_measured_and_not_trained_on(cli: Cli, align_config: Path, tmp_path: Path) -> None:
+def test_held_out_pairs_are_evaluated_and_not_trained_on(cli: Cli, align_config: Path, tmp_path: Path) -> None:
     settings = ["align.eval_pairs=4", "align.eval_steps=1", "align.learning_rate=1e-12"]
     result = cli("align", align_config, *settings)
     assert result.returncode == 0, result.stderr
@@ -380,10 +380,10 @@ def test_held_out_pairs_are_measured_and_not_trained_on(cli: Cli, align_config: 
     assert (manifest["facts"]["pairs"], manifest["facts"]["held_out"]) == (8, 4)
     refused = cli("align", align_config, "align.eval_pairs=12", f"run_dir={tmp_path / 'other'}")
     assert refused.returncode == 2
-    assert "12 of the 12 pairs in en are to be held out" in refused.stderr
+    assert "holding out 12 of the 12 pairs in en leaves none to train on" in refused.stderr
 
 
-def test_what_is_held_out_depends_on_the_seed_alone() -> None:
+def test_held_out_pairs_depend_only_on_the_seed() -> None:
     pairs = [TrainingPair(str(i), "en" if i % 3 else "es", Example((1,), ((2,), (3,)))) for i in range(30)]
     train, held_out = hold_out(pairs, 2, seed=1)
     assert [pair.lang for pair in held_out].count("en") == [pair.lang for pair in held_out].count("es") == 2
@@ -393,12 +393,12 @@ def test_what_is_held_out_depends_on_the_seed_alone() -> None:
     assert hold_out(pairs, 0, seed=1) == (pairs, [])
 
 
-def test_the_plan_s_steps_depend_on_seed_and_epoch_alone() -> None:
+def test_the_pairs_of_a_step_depend_only_on_seed_and_epoch() -> None:
     settings = config.TrainConfig(global_batch_size=4, num_train_epochs=2, micro_batch_tokens=50)
     lengths = [10 + i for i in range(10)]
 
     def steps(world_size: int) -> list[list[int]]:
-        plan = trainer.plan_steps(lengths, None, settings, 42, world_size)
+        plan = plan_steps(lengths, None, settings, 42, world_size)
         return [sorted(i for micro in step for batch in micro for i in batch) for step in plan]
 
     assert steps(1) == steps(2) == steps(3)
@@ -409,7 +409,7 @@ def test_the_plan_s_steps_depend_on_seed_and_epoch_alone() -> None:
 
 @pytest.fixture(scope="module")
 def process_group() -> Iterator[torch.device]:
-    """This process is the only rank."""
+    """Make this process the only rank of a process group."""
     with pytest.MonkeyPatch.context() as environment:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -420,10 +420,8 @@ def process_group() -> Iterator[torch.device]:
 
 
 @pytest.fixture
-def in_process(
-    process_group: torch.device, tiny_models: dict[str, Path], preferences: Path
-) -> tuple[trainer.Trainer, Any]:
-    """A trainer of one rank in this process, and its frozen reference; the policy is not the reference here."""
+def in_process(process_group: torch.device, tiny_models: dict[str, Path], preferences: Path) -> tuple[Trainer, Any]:
+    """A trainer of one rank in this process, and its frozen reference, whose weights differ from the policy's."""
     settings = config.TrainConfig(
         learning_rate=1e-3, warmup_ratio=0, ds_config="zero3_cpu", reference_ds_config="reference_cpu"
     )
@@ -439,16 +437,16 @@ def in_process(
     aligned, initial = str(tiny_models["aligned"]), str(tiny_models["initial"])
     policy = engine.open_policy(aligned, settings, torch.float32, SHARED_PROMPT, 3)
     frozen = engine.open_reference(initial, settings, torch.float32, SHARED_PROMPT)
-    logps = trainer._frozen_logps(frozen, SHARED_PROMPT, process_group)
-    return trainer.Trainer(settings, policy, logps, SHARED_PROMPT, process_group, Ranks(0, 1, 0), pairs), frozen
+    logps = frozen_logps(frozen, SHARED_PROMPT, process_group)
+    return Trainer(settings, policy, logps, SHARED_PROMPT, process_group, Ranks(0, 1, 0), pairs), frozen
 
 
 def copy_of(opened: Any) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in engine.gathered(opened)}
 
 
-def test_the_reference_stays_frozen_and_the_gates_catch_what_they_should(
-    in_process: tuple[trainer.Trainer, Any],
+def test_the_reference_stays_frozen_and_the_checks_find_differing_models(
+    in_process: tuple[Trainer, Any],
 ) -> None:
     training, frozen = in_process
     policy_before, reference_before = copy_of(training.policy), copy_of(frozen)
@@ -459,17 +457,17 @@ def test_the_reference_stays_frozen_and_the_gates_catch_what_they_should(
     assert {"lang/en/rewards/accuracies", "perf/mfu", "kl", "grad_norm"} <= set(values)
 
     with pytest.raises(UserError, match="not ln 2"):
-        trainer._require_ln2(values, training.train, True, torch.float32)
+        gates.require_ln2(values, training.train, True, torch.float32)
     example = training.pairs[0].example
     probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
-    logp = training._logps([example])[0].item()
-    training.check_probes([probe | {"logp_policy": logp}])
+    logp = training.logps([example])[0].item()
+    gates.require_scorers_logps(training, [probe | {"logp_policy": logp}])
     with pytest.raises(UserError, match="trainer and scorer disagree"):
-        training.check_probes([probe | {"logp_policy": 1.01 * logp}])
+        gates.require_scorers_logps(training, [probe | {"logp_policy": 1.01 * logp}])
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_pairs(
-    in_process: tuple[trainer.Trainer, Any],
+    in_process: tuple[Trainer, Any],
 ) -> None:
     training, _ = in_process
     before = copy_of(training.policy)
@@ -485,7 +483,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_pairs(
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight_and_names_its_pair(
-    in_process: tuple[trainer.Trainer, Any],
+    in_process: tuple[Trainer, Any],
 ) -> None:
     training, _ = in_process
     before = copy_of(training.policy)
@@ -500,15 +498,15 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_names_its_pair(
 
 
 def test_a_model_is_written_in_shards_and_read_back(
-    in_process: tuple[trainer.Trainer, Any],
+    in_process: tuple[Trainer, Any],
     tiny_models: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training, _ = in_process
-    monkeypatch.setattr(engine, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
     target = tmp_path / "model"
-    engine.export(training.policy, str(tiny_models["aligned"]), target, "the card")
+    export.export(training.policy, str(tiny_models["aligned"]), target, "the card")
     index = read_json(target / "model.safetensors.index.json")
     files = sorted(path.name for path in target.glob("model-*.safetensors"))
     assert len(files) > 2
@@ -518,12 +516,12 @@ def test_a_model_is_written_in_shards_and_read_back(
     opened = AutoModelForCausalLM.from_pretrained(target)
     named = {name: parameter.detach() for name, parameter in opened.named_parameters()}
     assert largest_difference(named, copy_of(training.policy)) == 0
-    trainer.require_same_model(training, target, torch.float32)
+    gates.require_same_model(training, target, torch.float32)
     with pytest.raises(RuntimeError, match="the exported model gives"):
-        trainer.require_same_model(training, tiny_models["initial"], torch.float32)
+        gates.require_same_model(training, tiny_models["initial"], torch.float32)
 
-    save = engine.save_file
-    monkeypatch.setattr(engine, "save_file", lambda tensors, path, **_: save(dict(list(tensors.items())[1:]), path))
-    with pytest.raises(OSError, match="not as they were written"):
-        engine.export(training.policy, str(tiny_models["aligned"]), tmp_path / "broken", "")
+    save = export.save_file
+    monkeypatch.setattr(export, "save_file", lambda tensors, path, **_: save(dict(list(tensors.items())[1:]), path))
+    with pytest.raises(OSError, match="tensors differ from what was written"):
+        export.export(training.policy, str(tiny_models["aligned"]), tmp_path / "broken", "")
     assert not list(tmp_path.glob("*broken*")), "half an export was left behind"

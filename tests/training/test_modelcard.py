@@ -21,5 +21,5 @@ def test_the_card_has_the_hub_s_front_matter_and_names_no_folder(base: str) -> N
     assert "/models" not in text
 
 
-def test_the_align_stage_says_what_it_did() -> None:
+def test_the_card_of_the_align_stage_names_english_preferences() -> None:
     assert "aligned on English preferences" in model_card(0, "org/m", ["en"], {}, {}, {})

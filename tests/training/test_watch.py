@@ -1,4 +1,4 @@
-"""Warnings: what falls steadily is told apart from noise."""
+"""Training warnings: a steady fall is distinguished from noise."""
 
 import random
 
@@ -13,7 +13,7 @@ def metrics(chosen: float = 0.0, english: float = 0.8) -> dict[str, float]:
     return {"rewards/chosen": chosen, "lang/en/rewards/accuracies": english}
 
 
-def test_a_steady_fall_is_seen_through_noise_and_said_once() -> None:
+def test_a_steady_fall_in_noise_gives_one_warning() -> None:
     noise = random.Random(0)
     watch, warnings = Watch(), []
     for step in range(3 * WINDOW):
@@ -31,16 +31,16 @@ def test_noise_around_a_level_is_not_a_fall(seed: int) -> None:
 
 
 @given(values=st.lists(st.floats(-100, 100), max_size=3 * WINDOW - 1))
-def test_too_few_steps_say_nothing(values: list[float]) -> None:
+def test_too_few_steps_give_no_warning(values: list[float]) -> None:
     assert not falls_steadily(values)
 
 
-def test_a_chosen_reward_that_falls_but_is_positive_is_no_reason_to_warn() -> None:
+def test_a_falling_but_positive_chosen_reward_gives_no_warning() -> None:
     watch = Watch()
     assert not [w for step in range(40) for w in watch.see(step, metrics(chosen=10 - 0.1 * step), beta=0.1)]
 
 
-def test_english_accuracy_below_its_best_is_named() -> None:
+def test_english_accuracy_far_below_its_best_gives_a_warning() -> None:
     watch = Watch()
     for step in range(WINDOW):
         assert not watch.see(step, metrics(english=0.9), 0.1)

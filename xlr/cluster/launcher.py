@@ -1,4 +1,4 @@
-"""Starts the training ranks on one machine."""
+"""Starts training ranks on this machine and waits for them."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from xlr.cluster.preemption import Preempted
 from xlr.errors import UserError
 
 ERROR_FILE = "XLR_ERROR_FILE"
-"""Environment variable: where a rank writes its message about bad input, for the launcher to show."""
+"""Environment variable with the path of a file. A rank writes a message about bad input there for the launcher."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,13 +24,13 @@ _TAIL_LINES = 30
 def spawn(arguments: list[str], processes: int, log: Path) -> None:
     """Run `xlr ARGUMENTS` as several ranks on this machine and wait for them.
 
-    Rank 0 writes to this process's output; all errors go to the log. If one rank fails the others are killed, and all
-    of them die with this process, however it ends. SIGTERM and SIGUSR1 are passed on to the ranks.
+    Rank 0 writes to this process's standard output. All ranks write their standard error to the log. If one rank fails,
+    the others are killed. All ranks die with this process, however it ends. SIGTERM and SIGUSR1 are forwarded to them.
 
     Raises:
-        UserError: a rank met bad input.
-        Preempted: the ranks saved a checkpoint and ended on request.
-        RuntimeError: a rank failed; with the end of the log.
+        UserError: a rank found bad input.
+        Preempted: a signal asked the ranks to end, and they saved a checkpoint.
+        RuntimeError: a rank failed; the message ends with the last lines of the log.
     """
     error_file = log.with_suffix(".error")
     error_file.unlink(missing_ok=True)
@@ -49,7 +49,7 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
         with preemption.passed_on(children):
             codes = _wait(children)
     if set(codes) == {preemption.EXIT_CODE}:
-        raise Preempted("training ended on request; what was done is saved: start again to continue")
+        raise Preempted("training ended on request; a checkpoint is saved: start again to continue")
     if error_file.is_file():
         message = error_file.read_text(encoding="utf-8")
         error_file.unlink()
@@ -67,7 +67,7 @@ def _free_port() -> int:
 
 
 def _environment(rank: int, processes: int, port: str, error_file: Path) -> dict[str, str]:
-    """The environment of a rank; the user's own variables win over our defaults, except for the ranks' own."""
+    """The environment of a rank. The user's variables override the defaults, but not those that define the rank."""
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     defaults = ALLOCATOR | {"OMP_NUM_THREADS": threads}
     own = {
@@ -76,7 +76,7 @@ def _environment(rank: int, processes: int, port: str, error_file: Path) -> dict
         "LOCAL_RANK": str(rank),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
-        "PYTHONUTF8": "1",  # torch reads its own sources in the locale's encoding, and fails in C
+        "PYTHONUTF8": "1",  # torch reads its source files in the locale's encoding, which fails in the C locale
         ERROR_FILE: str(error_file),
     }
     return defaults | dict(os.environ) | own
@@ -87,7 +87,7 @@ def _die_with_parent() -> None:
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit codes; the first failure ends the other ranks, which would wait for the lost one for ever."""
+    """Wait for all ranks and return their exit codes. After a failure the other ranks are killed: they would hang."""
     try:
         running = set(range(len(children)))
         while running:

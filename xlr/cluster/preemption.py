@@ -1,7 +1,7 @@
-"""SIGTERM and SIGUSR1 mean "the time is up": Slurm sends them before a preemption and before the time limit.
+"""SIGTERM and SIGUSR1 ask a process to end. Slurm sends them before it preempts a job and before the time limit.
 
-Training saves at the next step and ends; other stages end at once, since each finished piece is a file already.
-Both end with `EXIT_CODE`, by which a launcher tells "start me again" from a failure.
+Training saves a checkpoint after the current step and ends. Other stages end at once, since each finished piece is
+already a file. Both exit with `EXIT_CODE`, which tells a launcher to start the process again.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(BaseException):
-    """Ended on request with everything worth keeping saved. As KeyboardInterrupt, no `except Exception` stops it."""
+    """The process ends on request, with its work saved. As with KeyboardInterrupt, `except Exception` misses it."""
 
 
 class Request:
-    """Whether a signal asked this process to save and end."""
+    """Records whether a signal asked this process to save and end."""
 
     def __init__(self) -> None:
         self.received = False
 
     def listen(self) -> "Request":
-        """From now on the signals are noted, and no longer end the process."""
+        """Install handlers that record the signals instead of ending the process."""
         for number in SIGNALS:
             signal.signal(number, self._note)
         return self
@@ -39,16 +39,16 @@ _received: list[int] = []
 
 
 def end_on_signals() -> None:
-    """From now on the signals raise `Preempted` wherever this process is."""
+    """Install handlers that raise `Preempted`, whatever the process is doing."""
     for number in SIGNALS:
         signal.signal(number, _raise)
 
 
 def said(error: BaseException) -> str | None:
-    """What to say if this error ends the process because of a signal, else None.
+    """The message for an error that a signal caused; None for other errors.
 
-    Libraries turn `Preempted` into errors of their own (Ray does), and what this process works with may have got the
-    signal too.
+    After a signal, other exceptions count too: libraries such as Ray convert `Preempted` into their own errors, and
+    child processes may have received the signal as well.
     """
     if isinstance(error, Preempted):
         return str(error)
@@ -61,12 +61,12 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _ended_by(number: int) -> str:
-    return f"ended by {signal.Signals(number).name}; what is finished is kept: start again to go on"
+    return f"ended by {signal.Signals(number).name}; finished work is kept: start again to continue"
 
 
 @contextlib.contextmanager
 def passed_on(children: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
-    """While the block runs, the signals go to the children instead."""
+    """Forward the signals to child processes while the block runs."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for child in children:

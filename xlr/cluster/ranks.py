@@ -1,4 +1,4 @@
-"""Which training process this one is. No other module reads ranks from the environment."""
+"""This process's rank among the training processes. The only module that reads ranks from the environment."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the training processes: over all nodes, and on its own node."""
+    """This process's rank over all nodes and on its own node, and the number of ranks."""
 
     rank: int
     world_size: int
@@ -18,9 +18,9 @@ class Ranks:
 
 
 def ranks(environment: Mapping[str, str] = os.environ) -> Ranks | None:
-    """This process's ranks as a launcher (torchrun, deepspeed, xlr itself) or srun set them; None outside of one.
+    """The ranks that a launcher (torchrun, deepspeed or xlr) or srun set for this process; None if there are none.
 
-    Batch scripts and interactive shells have SLURM_PROCID too, so only a job step with several tasks counts.
+    Slurm also sets SLURM_PROCID in batch scripts and interactive shells, so only a job step with several tasks counts.
     """
     if all(name in environment for name in _LAUNCHER):
         return Ranks(*(int(environment[name]) for name in _LAUNCHER))

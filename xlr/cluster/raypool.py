@@ -26,14 +26,14 @@ from xlr.records import SampleTask, Task
 
 _LOSSES = 3  # workers that one task may lose, and starts that may fail in a row, before xlr gives up
 _LOOK_SECONDS = 10  # between checks for new nodes and for tasks that take too long
-_START_SECONDS = 1800  # without any worker
+_START_SECONDS = 1800  # without any worker, before xlr gives up
 _SLOW_LOAD_SECONDS = 300  # 16 GB at 50 MB/s
-_JOIN_SECONDS = 300  # for all nodes of an allocation
+_JOIN_SECONDS = 300  # for all nodes of an allocation to join the Ray cluster
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A task that a worker computes now."""
+    """A task that a worker is computing."""
 
     actor: Any
     key: Any
@@ -95,20 +95,20 @@ class Pool:
 
     @property
     def precision(self) -> str:
-        """What `model.dtype` is in the workers: float32 or bfloat16."""
+        """The workers' precision: float32 or bfloat16."""
         if self._vllm is None:
             self.start()
         return precision(self._model.dtype, self._size[1] > 0)
 
     def conditions(self, task: type[Task]) -> dict[str, str]:
-        """What decides the numbers of a kind of task beside the task itself: device, precision, implementation."""
+        """Conditions that affect the numbers of a kind of task: device, precision, and backend or attention."""
         found = {"precision": self.precision, "device": "cuda" if self._size[1] else "cpu"}
         if task is SampleTask:
             return found | {"generate.backend": self._generate.backend}
         return found | {"model.attn_implementation": self._model.attn_implementation}
 
     def _choose_kind(self, ray: Any, vllm: bool) -> None:
-        """Settle which kind of worker is needed. The other kind is ended, since it holds the same GPUs' memory."""
+        """Choose the kind of worker, and end workers of the other kind: they hold the memory of the same GPUs."""
         if vllm == self._vllm:
             return
         self._end_actors(ray)
@@ -142,7 +142,7 @@ class Pool:
         return Worker, (model.dtype, model.attn_implementation, models_kept)
 
     def _note_start(self, ray: Any, reference: Any) -> list[Any]:
-        """The actor that has started; nothing if its node was lost meanwhile.
+        """The actor that has started, or nothing if its node was lost meanwhile.
 
         Raises:
             RuntimeError: several starts failed in a row.
@@ -203,7 +203,7 @@ class Pool:
         tally.splits += answer.splits
         if answer.load_seconds > _SLOW_LOAD_SECONDS:
             console.print(
-                f"  opening models on {tally.node} took {duration(answer.load_seconds)}: is their folder on a slow "
+                f"  loading models on {tally.node} took {duration(answer.load_seconds)}: is their folder on a slow "
                 "file system there?"
             )
 
@@ -233,7 +233,7 @@ class Pool:
 
 
 class _Round:
-    """One `map` of a pool: which tasks wait, which run where."""
+    """The state of one `map` of a pool: waiting tasks, running tasks, idle workers."""
 
     def __init__(self, pool: Pool, ray: Any, tasks: Mapping[Any, Task]):
         self._pool = pool
@@ -299,7 +299,7 @@ class _Round:
         """
         self._losses[call.key] += 1
         if self._losses[call.key] == _LOSSES:
-            raise RuntimeError(f"{_LOSSES} workers were lost at one task, number {call.key}") from error
+            raise RuntimeError(f"{_LOSSES} workers were lost while computing task {call.key}") from error
         self._pool._note_loss(self._ray, call.actor)
         self._waiting.appendleft(call.key)
         self._looked = -math.inf

@@ -1,4 +1,4 @@
-"""How many workers fit a cluster, and how many CPUs and GPUs each gets."""
+"""How many Ray actors fit a cluster, and how many CPUs and GPUs each gets."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ _CPUS_BESIDE_A_GPU = 4
 
 
 def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[int, float, int]:
-    """How many actors fit a cluster, and what each gets.
+    """How many actors fit a cluster, and how many CPUs and GPUs each gets.
 
     Args:
         nodes: CPUs and GPUs of each node.
 
     Returns:
-        CPUs an actor, GPUs an actor, actors.
+        CPUs per actor, GPUs per actor, number of actors.
 
     Raises:
-        UserError: the configuration asks for more than there is.
+        UserError: the configuration asks for more than the cluster has.
     """
     gpus_each = settings.gpus_per_actor
     if gpus_each is None:
@@ -28,7 +28,7 @@ def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[
         fair = min((cpus // slot for (cpus, _), slot in zip(nodes, slots, strict=True) if slot), default=1)
         cpus_each = settings.cpus_per_actor or max(1, min(_CPUS_BESIDE_A_GPU, fair))
     else:
-        wanted = -(-(settings.actors or 1) // len(nodes))  # actors a node
+        wanted = -(-(settings.actors or 1) // len(nodes))  # actors per node
         cpus_each = settings.cpus_per_actor or max(1, max(cpus for cpus, _ in nodes) // wanted)
     most = room(nodes, cpus_each, gpus_each)
     count = settings.actors or max(most, 1)
@@ -42,10 +42,12 @@ def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[
 
 
 def with_tensor_parallelism(nodes: Sequence[tuple[int, int]], settings: RayConfig, gpus_each: int) -> RayConfig:
-    """The settings of actors that hold an engine over several whole GPUs of their node, where there are GPUs.
+    """The settings with `gpus_each` GPUs per actor, for engines that use tensor parallelism on one node.
+
+    On nodes without GPUs the settings stay as they are.
 
     Raises:
-        UserError: no node has as many.
+        UserError: no node has that many GPUs.
     """
     most = max(gpus for _, gpus in nodes)
     if most == 0:
@@ -58,12 +60,12 @@ def with_tensor_parallelism(nodes: Sequence[tuple[int, int]], settings: RayConfi
 
 
 def room(nodes: Sequence[tuple[int, int]], cpus_each: int, gpus_each: float) -> int:
-    """How many actors of this size fit the nodes."""
+    """How many actors of this size fit on the nodes."""
     return sum(
         min(cpus // cpus_each, _gpu_slots(gpus, gpus_each) if gpus_each else cpus // cpus_each) for cpus, gpus in nodes
     )
 
 
 def _gpu_slots(gpus: int, gpus_each: float) -> int:
-    """Actors that a node's GPUs hold; a fraction of a GPU never spans two."""
+    """How many actors fit on a node's GPUs. A fraction of a GPU always lies on one GPU."""
     return int(gpus / gpus_each) if gpus_each >= 1 else gpus * int(1 / gpus_each)

@@ -1,4 +1,4 @@
-"""Slurm's commands, and what they say; no other module calls them."""
+"""Calls Slurm's commands and parses their output. No other module calls them."""
 
 import re
 import shutil
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from xlr.errors import UserError
 
-# The states that a job stays in; all others lead on: PENDING, RUNNING, COMPLETING, SIGNALING, REQUEUED, ...
+# Final states. A job in any other state will change: PENDING, RUNNING, COMPLETING, SIGNALING, REQUEUED, ...
 _ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 )
-_SECONDS = 60  # that a busy controller may take to answer
+_SECONDS = 60  # timeout of a command; a busy controller answers slowly
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm knows of a job; empty where it does not say."""
+    """What Slurm reports about a job. A field that Slurm does not report is empty."""
 
     state: str
     reason: str = ""
@@ -30,12 +30,12 @@ class JobState:
 
     @property
     def active(self) -> bool:
-        """Whether it waits, runs, or will run again."""
+        """Whether the job is pending, running, or will run again."""
         return self.state not in _ENDED
 
 
 def available() -> bool:
-    """Whether this machine has Slurm's commands."""
+    """Whether this machine has the Slurm commands."""
     return shutil.which("sbatch") is not None and shutil.which("scontrol") is not None
 
 
@@ -43,7 +43,7 @@ def require() -> None:
     """Check that jobs can be submitted from here.
 
     Raises:
-        UserError: no Slurm commands, or no answer from the controller.
+        UserError: there are no Slurm commands, or the controller does not answer.
     """
     if not available():
         raise UserError(
@@ -59,7 +59,7 @@ def submit(command: Sequence[str]) -> str:
     """Run an sbatch command with `--parsable` and return the job's id.
 
     Raises:
-        UserError: Slurm refuses it, in Slurm's own words.
+        UserError: Slurm refuses it; the message holds Slurm's own.
     """
     answer = _call(command)
     if answer.returncode:
@@ -68,7 +68,7 @@ def submit(command: Sequence[str]) -> str:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs, all at once, so that none starts because another ended.
+    """Cancel jobs with one command, so that none starts because a job it depends on ended.
 
     Raises:
         UserError: Slurm refuses.
@@ -79,12 +79,15 @@ def cancel(jobs: Sequence[str]) -> None:
 
 
 def partitions() -> str:
-    """The names of this cluster's partitions, for messages."""
+    """Names of the cluster's partitions, separated by commas, for messages."""
     return ", ".join(sorted(set(_call(["sinfo", "--noheader", "--format=%R"]).stdout.split())))
 
 
 def job(number: str) -> JobState | None:
-    """What Slurm knows of a job: scontrol for some minutes after its end, then sacct where there is one."""
+    """What Slurm reports about a job; None if it is unknown.
+
+    scontrol forgets a job some minutes after its end, so sacct is asked then, if it is installed.
+    """
     answer = _call(["scontrol", "--oneliner", "show", "job", number])
     if answer.returncode == 0:
         return parse(answer.stdout)
@@ -99,7 +102,7 @@ def job(number: str) -> JobState | None:
 
 
 def parse(line: str) -> JobState:
-    """A job as `scontrol --oneliner show job` prints it."""
+    """Parse the output of `scontrol --oneliner show job`."""
     found = dict(re.findall(r"(?:^|\s)([A-Za-z/]+)=(\S*)", line))
     known = {key: "" if value in ("(null)", "None", "Unknown") else value for key, value in found.items()}
     elapsed, limit = known.get("RunTime", ""), known.get("TimeLimit", "")
@@ -116,7 +119,7 @@ def parse(line: str) -> JobState:
 
 
 def is_over(number: str, restart: int) -> bool:
-    """Whether Slurm says that a job's run of this restart count has ended; False where it cannot be asked."""
+    """Whether a job's run with this restart count has ended according to Slurm; False if Slurm is not available."""
     if not available():
         return False
     found = job(number)
@@ -124,7 +127,7 @@ def is_over(number: str, restart: int) -> bool:
 
 
 def seconds(time: str) -> int:
-    """`1-02:03:04`, `02:03:04` or `03:04` as Slurm prints it."""
+    """Seconds of a duration as Slurm prints it: `1-02:03:04`, `02:03:04` or `03:04`."""
     days, _, clock_time = time.rpartition("-")
     total = 0
     for part in clock_time.split(":"):
@@ -133,7 +136,7 @@ def seconds(time: str) -> int:
 
 
 def clock(total: int) -> str:
-    """The reverse of `seconds`."""
+    """A duration in seconds as Slurm prints it; the inverse of `seconds`."""
     days, rest = divmod(max(total, 0), 86400)
     hours, minutes = divmod(rest // 60, 60)
     return (f"{days}-" if days else "") + f"{hours:02d}:{minutes:02d}:{rest % 60:02d}"

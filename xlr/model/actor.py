@@ -1,4 +1,4 @@
-"""What every worker of the pool has beside its models: its machine's name, and where its time goes."""
+"""The base class of the pool's workers: runs tasks, measures their time, splits batches that run out of memory."""
 
 import socket
 import time
@@ -19,7 +19,10 @@ Halves: TypeAlias = tuple[Sequence[Item], Sequence[Item]] | None
 
 @dataclass(frozen=True)
 class Answer:
-    """A method's result; seconds spent opening models and on all the rest; how often memory was short."""
+    """The result of a task and what it took.
+
+    `splits` counts how often a batch ran out of memory and was halved.
+    """
 
     result: Any
     load_seconds: float
@@ -28,22 +31,22 @@ class Answer:
 
 
 class Actor:
-    """A worker's base."""
+    """Base class of the workers."""
 
     def __init__(self) -> None:
         self._load_seconds = 0.0
         self._splits = 0
 
     def node(self) -> str:
-        """The name of the machine."""
+        """Host name of this worker's machine."""
         return socket.gethostname()
 
     def compute(self, task: Task) -> Any:
-        """The result of a task, which each kind of worker computes in its own way."""
+        """Compute a task's result. Each kind of worker implements this."""
         raise NotImplementedError
 
     def run(self, task: Task) -> Answer:
-        """Compute a task and count what it took."""
+        """Compute a task and measure its time and splits."""
         begun, loaded, splits = time.monotonic(), self._load_seconds, self._splits
         result = self.compute(task)
         load_seconds = self._load_seconds - loaded
@@ -51,7 +54,7 @@ class Actor:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Inside, a model is opened."""
+        """Count the time inside the block as time spent loading a model."""
         begun = time.monotonic()
         yield
         self._load_seconds += time.monotonic() - begun
@@ -63,14 +66,14 @@ class Actor:
         halves: Callable[[Sequence[Item]], Halves[Item]],
         remedy: str,
     ) -> list[Result]:
-        """`compute(items)`, in halves where a GPU's memory does not hold what all need at once.
+        """Compute `compute(items)`; if the GPU runs out of memory, compute both halves separately, recursively.
 
         Args:
-            halves: cuts items in two whose results follow one another; None where nothing is left to cut.
-            remedy: what to do then.
+            halves: splits items in two; None if they cannot be split. The results of the first half come first.
+            remedy: ends the error message: what the user can do.
 
         Raises:
-            UserError: it does not hold the smallest part.
+            UserError: the GPU's memory is too small even for items that cannot be split.
         """
         try:
             return compute(items)
@@ -78,16 +81,14 @@ class Actor:
             parts = halves(items)
             if parts is None:
                 reason = str(error).split(". ")[0]
-                raise UserError(
-                    f"memory is short even for the smallest piece of a batch ({reason}); {remedy}"
-                ) from error
-        # Outside the handler, whose exception keeps the failed attempt's tensors alive.
+                raise UserError(f"out of memory even for the smallest part of a batch ({reason}); {remedy}") from error
+        # Not inside the handler: the exception keeps the tensors of the failed attempt alive.
         torch.cuda.empty_cache()
         self._splits += 1
         return [result for part in parts for result in self.in_halves(compute, part, halves, remedy)]
 
 
 def list_halves(items: Sequence[Item]) -> Halves[Item]:
-    """The first and the second half of several items."""
+    """The first and the second half; None for a single item."""
     middle = len(items) // 2
     return (items[:middle], items[middle:]) if middle else None

@@ -1,4 +1,4 @@
-"""Attention in which the responses of a packed row share their prompt. Registered with transformers by its name.
+"""Attention over packed rows in which several responses share one prompt. Registered with transformers.
 
 Shapes: `T` tokens that enter the model.
 """
@@ -30,26 +30,23 @@ def shared_prompt_attention(
     softcap: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention in which a response sees its prompt and itself, not the other responses.
+    """Causal attention in which a response attends to its prompt and itself, not to the other responses.
 
     Args:
         query: `(1, heads, T, head_dim)`; key and value may have fewer heads.
-        groups: where examples lie on the row; for plain rows there are transformers' own implementations.
+        groups: positions of the examples on the row. Rows without groups need one of transformers' implementations.
         masks: `response_masks` of the groups.
 
     Returns:
-        `(1, T, heads, head_dim)`, as transformers' attention functions do.
+        `(1, T, heads, head_dim)`, as transformers expects of attention functions.
+
+    Raises:
+        UserError: the model needs soft-capped logits, or a sliding window shorter than a sequence.
     """
-    if softcap is not None:
-        raise UserError("xlr_shared_prompt attention has no soft cap: set model.attn_implementation to eager")
     if groups is None:
         raise ValueError("xlr_shared_prompt attention needs the groups of a packed batch")
-    if sliding_window is not None and max(map(_longest, groups)) > sliding_window:
-        raise UserError(
-            f"a sequence is longer than the model's sliding window of {sliding_window} tokens, which "
-            "xlr_shared_prompt attention does not have: set model.attn_implementation to sdpa"
-        )
-    # Cut at once, so that the backward pass joins the pieces instead of adding up tensors full of zeros.
+    _require_supported(groups, sliding_window, softcap)
+    # One split for all pieces: its backward pass concatenates them. Slices would each add a full tensor of zeros.
     pieces = [tensor.split(_piece_lengths(groups), 2) for tensor in (query, key, value)]
     each, later_masks = iter(zip(*pieces, strict=True)), iter(masks)
     outputs = []
@@ -61,41 +58,54 @@ def shared_prompt_attention(
         prompt_key, prompt_value = first_key[:, :, prompt], first_value[:, :, prompt]
         for _end in group.response_ends[1:]:
             own_query, own_key, own_value = next(each)
-            if own_query.shape[2]:  # else nothing but the terminator
+            if own_query.shape[2]:  # empty if the response is only the terminator, which does not enter the model
                 seen_key, seen_value = torch.cat([prompt_key, own_key], 2), torch.cat([prompt_value, own_value], 2)
                 outputs.append(_attend(own_query, seen_key, seen_value, scaling, next(later_masks)))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
+def _require_supported(groups: Sequence[Group], sliding_window: int | None, softcap: float | None) -> None:
+    if softcap is not None:
+        raise UserError(
+            "xlr_shared_prompt attention does not support soft caps: set model.attn_implementation to eager"
+        )
+    if sliding_window is not None and max(map(_longest, groups)) > sliding_window:
+        raise UserError(
+            f"a sequence is longer than the model's sliding window of {sliding_window} tokens, which "
+            "xlr_shared_prompt attention does not support: set model.attn_implementation to sdpa"
+        )
+
+
 def _piece_lengths(groups: Sequence[Group]) -> list[int]:
-    """Tokens of the row's pieces: each group's prompt with its first response, then its other responses."""
+    """Lengths of the row's pieces in tokens: each group's prompt with its first response, then each other response."""
     return [end - start for group in groups for start, end in pairwise((group.start, *group.response_ends))]
 
 
 def _longest(group: Group) -> int:
-    """Tokens of a group's longest sequence: the prompt and one response."""
+    """Length in tokens of a group's longest sequence: the prompt and one response."""
     responses = pairwise((group.prompt_end, *group.response_ends))
     return group.prompt_end - group.start + max(end - start for start, end in responses)
 
 
 def response_masks(groups: Sequence[Group], device: torch.device) -> tuple[Tensor, ...]:
-    """What the tokens of every response but a group's first may see: the prompt, and themselves up to their place.
+    """Attention masks, one for every response except the first of each group.
 
-    They are made once a batch, because all layers share them.
+    A token attends to the prompt and to its own response up to its own position. All layers share the masks, so they
+    are made once per batch.
     """
     lengths = [
         (end - start, group.prompt_end - group.start)
         for group in groups
         for start, end in pairwise(group.response_ends)
-        if end > start  # else nothing but the terminator
+        if end > start  # equal if the response is only the terminator
     ]
-    if device.type == "cuda":  # flash kernels know this bias and need no mask in memory
+    if device.type == "cuda":  # flash kernels compute this bias without a mask in memory
         return tuple(causal_lower_right(own, prompt + own) for own, prompt in lengths)
     return tuple(torch.ones(own, prompt + own, dtype=torch.bool, device=device).tril(prompt) for own, prompt in lengths)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Tensor | None = None) -> Tensor:
-    """Causal attention of the last queries of a sequence over all its keys; a mask where not all are queries."""
+    """Causal attention. A mask is needed if the queries are only the last tokens of the sequence of keys."""
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )

@@ -1,4 +1,4 @@
-"""A batch of examples as tensors, in the form that an attention implementation reads.
+"""Examples as batches of tensors, in the layout that the attention implementation expects.
 
 Shapes: `T` tokens that enter the model, `R` rows, `N` predicted response tokens, `S` responses.
 """
@@ -16,7 +16,7 @@ from xlr.records import Example
 
 @dataclass(frozen=True)
 class Group:
-    """Where one example lies on the packed axis: `start:prompt_end` is its prompt, then its responses' ends."""
+    """Positions of one example on the packed row: `start:prompt_end` is the prompt; each response ends at its end."""
 
     start: int
     prompt_end: int
@@ -27,10 +27,10 @@ class Group:
 class PackedBatch:
     """Examples as model input.
 
-    `input_ids_RT` is one packed row (with `groups`: prompts shared; with `sequence_lengths_S`: plain sequences one
-    after the other), or a padded row a response (with neither).
-    `predict_N` are positions on the flattened R x T axis whose hidden state predicts `labels_N`;
-    `lengths_S` says how many labels belong to each response, in the order of the examples.
+    `input_ids_RT` has one of three layouts: one packed row with shared prompts (`groups` is set), one packed row of
+    whole sequences (`sequence_lengths_S` is set), or one padded row per response (neither is set).
+    `predict_N` are the positions on the flattened R x T axis whose hidden states predict `labels_N`.
+    `lengths_S` is the number of labels of each response, in the order of the examples.
     """
 
     input_ids_RT: Tensor
@@ -42,7 +42,7 @@ class PackedBatch:
     sequence_lengths_S: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same batch on a device."""
+        """Copy the batch to a device."""
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -50,7 +50,7 @@ class PackedBatch:
 
 
 def pack(examples: Sequence[Example]) -> PackedBatch:
-    """One row without padding: each prompt once, then its responses, each of which sees the prompt and itself."""
+    """Pack examples into one row without padding: each prompt once, followed by its responses."""
     input_ids: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
@@ -64,7 +64,7 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
         prompt_end = len(input_ids)
         ends = []
         for response in example.responses:
-            # The prompt's last token predicts the first response token; the terminator predicts nothing.
+            # The prompt's last token predicts the first response token. The terminator is a label only.
             predict += [prompt_end - 1, *range(len(input_ids), len(input_ids) + len(response) - 1)]
             input_ids += response[:-1]
             positions += range(len(example.prompt), len(example.prompt) + len(response) - 1)
@@ -83,8 +83,10 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
 
 
 def concatenate(examples: Sequence[Example]) -> PackedBatch:
-    """One row without padding of whole sequences, each with its prompt: what flash attention's variable-length
-    kernels read. Positions start again with every sequence."""
+    """Pack whole sequences (prompt and response) into one row without padding, for flash attention's varlen kernels.
+
+    Positions restart at 0 with every sequence.
+    """
     rows = [(example.prompt, response) for example in examples for response in example.responses]
     input_ids: list[int] = []
     positions: list[int] = []
@@ -105,9 +107,9 @@ def concatenate(examples: Sequence[Example]) -> PackedBatch:
 
 
 def pad(examples: Sequence[Example]) -> PackedBatch:
-    """A right-padded row a response, for attention implementations that know nothing of shared prompts.
+    """One right-padded row per response, for attention implementations that do not support packed rows.
 
-    Causal attention never looks right, so no mask is needed.
+    Padding is on the right and attention is causal, so no attention mask is needed.
     """
     rows = [(example.prompt, response) for example in examples for response in example.responses]
     width = max(len(prompt) + len(response) - 1 for prompt, response in rows)
@@ -130,5 +132,5 @@ _LAYOUTS = {Layout.SHARED: pack, Layout.SEQUENCES: concatenate, Layout.PADDED: p
 
 
 def batch(examples: Sequence[Example], attn_implementation: str) -> PackedBatch:
-    """Examples in the form that an attention implementation reads."""
+    """Examples as a batch in the layout that an attention implementation expects."""
     return _LAYOUTS[layout(attn_implementation)](examples)

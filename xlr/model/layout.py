@@ -1,4 +1,4 @@
-"""How examples lie in a batch, and what they cost there."""
+"""Layouts of a batch, and how many tokens each example costs in them."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -8,22 +8,25 @@ from xlr.records import Example
 
 
 class Layout(Enum):
-    """How examples lie in a batch."""
+    """How examples are arranged in a batch."""
 
-    SHARED = "one row, a prompt once for all its responses"
-    SEQUENCES = "one row, whole sequences"
-    PADDED = "a right-padded row a response"
+    SHARED = "one packed row, each prompt once for all its responses"
+    SEQUENCES = "one packed row of whole sequences"
+    PADDED = "one right-padded row per response"
 
 
 def layout(attn_implementation: str) -> Layout:
-    """The layout that an attention implementation reads."""
+    """The layout that an attention implementation expects."""
     if attn_implementation == SHARED_PROMPT:
         return Layout.SHARED
     return Layout.SEQUENCES if "flash" in attn_implementation else Layout.PADDED
 
 
 def batch_shape(examples: Sequence[Example], attn_implementation: str) -> tuple[list[int], list[int] | None]:
-    """What examples cost in a batch, as `batching` counts it: `(lengths, rows)`, rows None where they are packed."""
+    """The size of each example in a batch: `(lengths, rows)` as the functions of `maths.batching` take them.
+
+    Lengths are in tokens. Rows are None for packed layouts.
+    """
     if layout(attn_implementation) is Layout.SHARED:
         return [example.num_tokens for example in examples], None
     if layout(attn_implementation) is Layout.SEQUENCES:

@@ -1,4 +1,4 @@
-"""A model that returns log-probabilities of responses. Scoring, the cached reference and training all use it.
+"""A model that returns log-probabilities of responses, used by scoring, the cached reference and training.
 
 Shapes: `T` tokens that enter the model, `R` rows, `N` predicted response tokens, `S` responses, `D` hidden size.
 """
@@ -18,20 +18,20 @@ from xlr.records import Example
 
 
 class LogprobHead(nn.Linear):
-    """The output embedding as a module that returns log-probabilities instead of logits.
+    """The output embedding, returning log-probabilities instead of logits.
 
-    It is a module of its own so that ZeRO-3 gathers its weight once a pass, not once a chunk.
+    It is a separate module so that ZeRO-3 gathers its weight once per pass, not once per chunk of tokens.
     """
 
     def forward(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:  # type: ignore[override]
-        """Log-probability of each label, float32 `(N,)`."""
+        """Log-probability of each label in nats, float32 `(N,)`."""
         return token_logps(hidden_ND, self.weight, labels_N)
 
 
 class LogprobModel(nn.Module):
     """A causal language model that returns the log-probability of each response of a batch.
 
-    The model itself is left as it is, its parameters' names under `causal_lm.`; the head shares its weight.
+    The wrapped model is not changed. Its parameters are named `causal_lm.*`, and the head shares its output embedding.
     """
 
     def __init__(self, causal_lm: Any):
@@ -56,12 +56,12 @@ class LogprobModel(nn.Module):
 
 
 def _attention_arguments(batch: PackedBatch) -> dict[str, Any]:
-    """What the attention functions are told beside the tokens."""
+    """Keyword arguments of the attention function, which depend on the layout."""
     if batch.groups is not None:
         return {"groups": batch.groups, "masks": response_masks(batch.groups, batch.input_ids_RT.device)}
     if batch.sequence_lengths_S is None:
         return {}
-    # transformers would work these out from the positions, once a layer and with a synchronisation each.
+    # Without these, transformers derives them from the positions in every layer, with a GPU synchronisation each time.
     ends = torch.tensor((0, *batch.sequence_lengths_S), device=batch.input_ids_RT.device)
     cu_seq_lens = ends.cumsum(0, dtype=torch.int32)
     longest = max(batch.sequence_lengths_S)
@@ -74,10 +74,10 @@ def _attention_arguments(batch: PackedBatch) -> dict[str, Any]:
 
 
 def _require_plain_head(causal_lm: Any) -> None:
-    """Refuse a model whose logits are more than hidden @ weight^T.
+    """Check that the model's logits are just hidden @ weight^T.
 
     Raises:
-        UserError: naming what it adds.
+        UserError: the model scales, caps or shifts its logits; names the setting.
     """
     added = [
         name
@@ -85,7 +85,7 @@ def _require_plain_head(causal_lm: Any) -> None:
         if getattr(causal_lm.config, name, None) not in (None, 1, 1.0)
     ]
     if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        added.append("a bias of the output embedding")
+        added.append("a bias in the output embedding")
     if added:
         raise UserError(f"models of type {causal_lm.config.model_type} with {', '.join(added)} are not supported")
 
@@ -93,17 +93,16 @@ def _require_plain_head(causal_lm: Any) -> None:
 def batch_logps(
     model: torch.nn.Module, examples: Sequence[Example], attn_implementation: str, device: torch.device
 ) -> Tensor:
-    """`(S,)` log-probabilities, on batches of the form that the attention implementation reads."""
+    """Log-probabilities `(S,)` of the examples' responses in nats, computed in one batch."""
     return model(batch(examples, attn_implementation).to(device))
 
 
 @torch.inference_mode()
 def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:
-    """Check on two probe sequences that batched log-probabilities are the model's own.
+    """Check on a few short sequences that batched log-probabilities equal those of plain forward passes.
 
-    Each probe's value inside a batch is held against a plain forward pass over that sequence alone with the
-    model's whole head: it must not depend on the batch, nor on what the fast path leaves out (soft-capped or
-    scaled logits, sliding windows).
+    The plain passes take one sequence at a time and use the model's own head. A difference means that the value
+    depends on the batch, or that the fast path lacks something the model needs (scaled logits, sliding windows).
 
     Raises:
         UserError: they differ.

@@ -1,4 +1,4 @@
-"""What `model.dtype: auto` means."""
+"""Resolves `model.dtype: auto`."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ DType = Literal["auto", "float32", "bfloat16"]
 
 
 def precision(dtype: DType, on_gpus: bool) -> Literal["float32", "bfloat16"]:
-    """The precision of weights and arithmetic: `auto` is bfloat16 on GPUs and float32 on CPUs."""
+    """Precision of weights and arithmetic: `auto` means bfloat16 on GPUs and float32 on CPUs."""
     if dtype == "auto":
         return "bfloat16" if on_gpus else "float32"
     return dtype

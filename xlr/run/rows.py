@@ -1,4 +1,4 @@
-"""Records as Parquet files."""
+"""Reads and writes records (dataclasses) as Parquet files."""
 
 import types
 import typing
@@ -18,17 +18,17 @@ _STAMP = b"xlr.stamp"
 
 
 def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row], stamp: str | None = None) -> None:
-    """Write records as one Parquet file, or nothing.
+    """Write records as one Parquet file, atomically.
 
     Args:
-        stamp: is kept in the file's metadata; see `read_stamp`.
+        stamp: text to store in the file's metadata; see `read_stamp`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows, hints = list(rows), typing.get_type_hints(row_type)
     schema = pa.schema([(field.name, _arrow_type(hints[field.name])) for field in fields(row_type)])  # type: ignore[arg-type]
-    # Column by column: dataclasses.asdict copies every token id of every row.
+    # Not with dataclasses.asdict, which copies every token id of every row.
     table = pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
     if stamp is not None:
         table = table.replace_schema_metadata({_STAMP: stamp})
@@ -37,7 +37,7 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row], stamp: str 
 
 
 def read_stamp(path: Path) -> str | None:
-    """The stamp that a Parquet file was written with; None if it has none, is damaged or is not there."""
+    """The stamp of a Parquet file; None if the file has none, is damaged or does not exist."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -60,14 +60,14 @@ def _arrow_type(hint: Any) -> Any:
 
 
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """Read the records of a Parquet file, or of every Parquet file in a folder, in the order of their names."""
+    """Read the records of a Parquet file, or of all Parquet files in a folder in the order of their names."""
     import pyarrow.parquet as pq
 
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     hints = typing.get_type_hints(row_type)
     names = [field.name for field in fields(row_type)]  # type: ignore[arg-type]
     rows: list[Row] = []
-    numbers: dict[int, int] = {}  # each token id is one object for all rows: 8 bytes a token instead of 36
+    numbers: dict[int, int] = {}  # share one int object per token id: 8 bytes per token instead of 36
     for file in files:
         columns = pq.read_table(file, columns=names).to_pydict()
         for name in names:
@@ -78,7 +78,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
 
 
 def write_shards(folder: Path, prefix: str, row_type: type[Row], rows: Sequence[Row]) -> None:
-    """Write records as `{prefix}-00000.parquet`, ... of at most `ROWS_PER_SHARD` rows."""
+    """Write records as `{prefix}-00000.parquet`, ..., with at most `ROWS_PER_SHARD` rows each."""
     for shard, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
         write_rows(folder / f"{prefix}-{shard:05d}.parquet", row_type, rows[start : start + ROWS_PER_SHARD])
 
@@ -86,13 +86,13 @@ def write_shards(folder: Path, prefix: str, row_type: type[Row], rows: Sequence[
 def require_each_once(
     folder: Path, wanted: Iterable[RowKey], key_columns: Sequence[str] = ("lang", "id", "sample")
 ) -> None:
-    """Check that the Parquet files in a folder hold every wanted row once, and no other.
+    """Check that the Parquet files in a folder hold every wanted row exactly once, and no other row.
 
     Args:
-        wanted: the rows' keys: the values of `key_columns`, as text.
+        wanted: keys of the rows: the values of `key_columns`, as text.
 
     Raises:
-        RuntimeError: a row is missing, duplicated or foreign; names the first.
+        RuntimeError: a row is missing, duplicated or not wanted; names the first one.
     """
     import pyarrow.parquet as pq
 
@@ -104,5 +104,5 @@ def require_each_once(
         key = next(key for key in {**expected, **found} if found[key] != expected[key])
         raise RuntimeError(
             f"{folder}: holds the row {' '.join(key)} {found[key]} times, not {expected[key]} "
-            f"({found.total()} rows, {expected.total()} expected); this is a fault of xlr: nothing was kept"
+            f"({found.total()} rows, {expected.total()} expected); this is a bug in xlr, and the artefact was not kept"
         )

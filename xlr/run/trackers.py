@@ -1,5 +1,4 @@
-"""Where metrics go: a training's always to metrics.jsonl, and on request to TensorBoard, wandb and mlflow, as do the
-report's numbers."""
+"""Writes a training's metrics to metrics.jsonl, and metrics and report numbers to TensorBoard, wandb and mlflow."""
 
 import contextlib
 import json
@@ -14,9 +13,9 @@ from xlr.errors import UserError
 
 
 class _Tracker(Protocol):
-    """One tracker's run, found again in `folder`; what it holds from `first_step` on is written again.
+    """A run in one tracker. Its id is kept in `folder`, so that a later process continues the same run.
 
-    `anew` leaves that run and begins another.
+    Steps from `first_step` on will be written again. With `anew`, a new run begins.
     """
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], first_step: int, anew: bool): ...
@@ -25,16 +24,16 @@ class _Tracker(Protocol):
 
 
 class MetricsLog:
-    """One line a step in `metrics.jsonl`, and the same numbers to the trackers.
+    """Writes one line per step to `metrics.jsonl`, and the same numbers to the trackers.
 
-    A resumed run continues: `rows` holds the lines it keeps, those that it will write again are dropped.
+    When a training resumes, `rows` holds the lines of finished steps; later lines are dropped and written again.
 
     Args:
-        folder: of the iteration.
-        report_to: trackers by name.
-        name: how trackers call the run.
-        settings: what trackers show as its parameters.
-        steps_done: how many steps the run has behind it.
+        folder: folder of the iteration.
+        report_to: names of the trackers.
+        name: name of the run in the trackers.
+        settings: parameters of the run in the trackers.
+        steps_done: number of finished steps.
 
     Raises:
         UserError: a tracker is not installed.
@@ -58,14 +57,14 @@ class MetricsLog:
             tracker.write(step, values)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Close the file and the trackers."""
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
 
 
 def whole_rows(path: Path, steps_done: int | None = None) -> list[dict[str, Any]]:
-    """The lines of finished steps, by default of all; a crash may have torn the last one."""
+    """The lines of the finished steps, by default all lines. A last line cut off by a crash is left out."""
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:steps_done]:
@@ -76,13 +75,14 @@ def whole_rows(path: Path, steps_done: int | None = None) -> list[dict[str, Any]
 def publish(
     folder: Path, report_to: Sequence[str], name: str, settings: Mapping[str, Any], rows: Mapping[int, dict[str, float]]
 ) -> None:
-    """Give trackers all numbers there are by now, by step, in place of what they got from this folder before.
+    """Write all numbers to the trackers, replacing those written for this folder before.
 
     Args:
-        folder: where TensorBoard's files are, and how the other trackers' runs are found again.
+        folder: folder of TensorBoard's files and of the ids of the other trackers' runs.
+        rows: step -> metric -> value.
 
     Raises:
-        UserError: a tracker is not installed or refuses.
+        UserError: a tracker is not installed, or refuses.
     """
     for tracker in report_to:
         run = _TRACKERS[tracker](folder, name, settings, 0, anew=False)
@@ -106,7 +106,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Project, key and mode come from wandb's own environment variables; a resumed training continues its run."""
+    """Project, key and mode come from wandb's environment variables. A resumed training continues its run."""
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], first_step: int, anew: bool):
         try:
@@ -119,7 +119,7 @@ class _Wandb:
                 project=os.environ.get("WANDB_PROJECT", "xlr"),
                 name=name,
                 id=run_id,
-                resume="allow" if first_step else None,  # a run that is not resumed replaces that of the same id
+                resume="allow" if first_step else None,  # without resume, the run replaces the one with the same id
                 config=dict(settings),
                 dir=str(folder),
             )
@@ -158,11 +158,11 @@ class _Mlflow:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"mlflow: {mlflow.get_tracking_uri()} refuses ({reason}); set MLFLOW_TRACKING_URI, or remove "
-                f"{folder / 'mlflow.id'} to begin another run"
+                f"{folder / 'mlflow.id'} to start a new run"
             ) from error
 
     def _history(self) -> set[tuple[str, int, float]]:
-        """What the run holds: mlflow forgets nothing and would show what is written again twice."""
+        """The metrics that the run already holds: mlflow would show values that are written again twice."""
         keys = self._client.get_run(self._run_id).data.metrics
         metrics = (metric for key in keys for metric in self._client.get_metric_history(self._run_id, key))
         return {(metric.key, metric.step, metric.value) for metric in metrics}
@@ -170,7 +170,7 @@ class _Mlflow:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        now = int(1000 * time.time())  # of two values of a step the later one counts
+        now = int(1000 * time.time())  # if a step has two values, mlflow shows the later one
         missing = [
             Metric(key, value, now, step) for key, value in values.items() if (key, step, value) not in self._held
         ]
@@ -181,7 +181,7 @@ class _Mlflow:
 
 
 def _kept(file: Path, new: Callable[[], str], anew: bool) -> str:
-    """A tracker's run id: made at the first start, read again later."""
+    """A tracker's run id: created at the first start, then read from its file."""
     if anew or not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(new(), encoding="utf-8")
@@ -189,7 +189,7 @@ def _kept(file: Path, new: Callable[[], str], anew: bool) -> str:
 
 
 def _not_installed(name: str) -> UserError:
-    return UserError(f'report_to: {name} is not installed; run `pip install "xlr[track]"`, or leave {name} out')
+    return UserError(f'report_to: {name} is not installed; run `pip install ".[track]"`, or leave {name} out')
 
 
 _TRACKERS: dict[str, type[_Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}

@@ -1,7 +1,7 @@
-"""Work that resumes: items are computed by the workers in batches, and each finished batch is a file.
+"""Work that resumes: workers compute items in batches, and the rows of each finished batch are a file, a piece.
 
-Such a piece carries a stamp: its number, and a digest of everything that decides its rows (settings, inputs, which rows
-are in which piece, precision, device, library releases). A file with another stamp is never used.
+Each piece has a stamp: its number, and a digest of everything that decides its rows (settings, inputs, which rows are
+in which piece, precision, device, library versions). A piece with another stamp is not used.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from xlr import progress
 from xlr.config import settings
@@ -25,26 +25,24 @@ from xlr.run.context import Context
 from xlr.run.files import sha256, write_json
 from xlr.run.rows import Row, read_rows, read_stamp, write_rows
 
-AnyRow = TypeVar("AnyRow")
-
 PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
 class Work(Generic[Row]):
-    """Items for the workers, which of them are computed together, and the rows that they become."""
+    """Items for the workers, their batches and tasks, and how results become rows."""
 
     keys: Sequence[Sequence[RowKey]]
-    """Of each item, the keys of the rows it becomes. A key begins with its language."""
+    """For each item, the keys of the rows it becomes. A key begins with its language."""
     batches: Sequence[Batch]
-    """Indices of the items that are computed together; every item once."""
+    """Indices of the items of each batch. Every item is in one batch."""
     tasks: Sequence[Task]
-    """What a worker is given for each batch."""
+    """The task of each batch."""
     row_type: type[Row]
     to_rows: Callable[[Batch, Any], list[Row]]
-    """Turns a batch's result into rows, in the order of the batch's items."""
+    """Converts a batch's result to rows, in the order of the batch's items."""
     num_tokens: Callable[[Batch, Sequence[Row]], int]
-    """Tokens of a finished batch, for the progress view."""
+    """Counts the tokens of a finished batch, for the progress view."""
 
     @property
     def cut(self) -> str:
@@ -52,27 +50,28 @@ class Work(Generic[Row]):
         return sha256(json.dumps([[self.keys[item] for item in batch] for batch in self.batches]))
 
     def languages(self, batch: Batch) -> Counter[str]:
-        """How many rows of each language a batch becomes."""
+        """Number of rows of each language in a batch's result."""
         return Counter(key[0] for item in batch for key in self.keys[item])
 
     def size(self, batch: Batch) -> int:
-        """How many rows a batch becomes."""
+        """Number of rows in a batch's result."""
         return sum(len(self.keys[item]) for item in batch)
 
 
 def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], label: str, unit: str) -> list[Row]:
-    """Compute all items, keeping each batch's rows in a file as soon as it is finished.
+    """Compute all items, writing each batch's rows to a file as soon as it is finished.
 
     Args:
         target: the artefact being made.
         pieces: name of the folder of pieces beside it.
-        label, unit: what the progress view calls the step and its rows; `xlr status` finds its state beside the pieces.
+        label: name of the step in the progress view. `xlr status` reads the progress from the folder of pieces.
+        unit: name of the rows in the progress view.
 
     Returns:
         The rows of all items, in the order of the items.
 
     Raises:
-        UserError: pieces are there that were made from other settings or inputs, or under other conditions.
+        UserError: existing pieces were made with other settings or inputs, or under other conditions.
     """
     if not work.batches:
         return []
@@ -82,14 +81,14 @@ def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], 
     files = [folder / f"{number:06d}.parquet" for number in range(len(work.batches))]
     missing = [number for number, file in enumerate(files) if read_stamp(file) != f"{stamp} {number}"]
     if unusable := sum(files[number].is_file() for number in missing):
-        console.print(f"  {label}: {unusable} pieces are damaged or belong elsewhere; they are computed again")
+        console.print(f"  {label}: {unusable} pieces are damaged or come from another run; they are computed again")
     with _showing(context, folder, work, missing, label, unit) as step:
         for number, result in context.pool.map({number: work.tasks[number] for number in missing}):
             batch = work.batches[number]
             with context.clock.measure("write"):
                 rows = work.to_rows(batch, result)
                 write_rows(files[number], work.row_type, rows, f"{stamp} {number}")
-            step.workers = context.pool.workers  # includes those that joined or were lost meanwhile
+            step.workers = context.pool.workers  # includes workers that joined or were lost meanwhile
             step.advance(work.languages(batch), work.num_tokens(batch, rows))
     return _in_item_order(work, files)
 
@@ -98,7 +97,7 @@ def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], 
 def _showing(
     context: Context, folder: Path, work: Work[Row], missing: Sequence[int], label: str, unit: str
 ) -> Iterator[progress.Step]:
-    """The progress view of the work, with the finished pieces counted; at its end the workers' time is noted."""
+    """Show progress, counting pieces that were finished before. At the end, record the workers' time."""
     totals: Counter[str] = Counter()
     already: Counter[str] = Counter()
     for number, batch in enumerate(work.batches):
@@ -112,7 +111,7 @@ def _showing(
 
 
 def _count_workers(context: Context, seconds: float) -> None:
-    """Note where the workers' time went, on average, and how many processors they had."""
+    """Record how the workers spent their time on average, and how many processors they had."""
     workers = context.pool.workers
     if not workers:
         return
@@ -124,10 +123,10 @@ def _count_workers(context: Context, seconds: float) -> None:
 
 
 def _in_item_order(work: Work[Row], files: Sequence[Path]) -> list[Row]:
-    """The rows of all pieces.
+    """The rows of all pieces, in the order of the items.
 
     Raises:
-        RuntimeError: a piece holds more or fewer rows than its batch becomes.
+        RuntimeError: a piece has the wrong number of rows.
     """
     of_item: dict[int, list[Row]] = {}
     for batch, file in zip(work.batches, files, strict=True):
@@ -158,11 +157,11 @@ def resumable_logps(
 ) -> list[Row]:
     """Compute the log-probabilities of all examples' responses under the models, in batches of `score.batch_tokens`.
 
-    With `ray.one_model_at_a_time` the workers go through all examples once for each model.
+    With `ray.one_model_at_a_time`, the workers compute all examples under the first model, then under the second.
 
     Args:
-        keys: of each example, the keys of the rows it becomes.
-        to_rows: turns an example's index and its responses' log-probabilities, in nats, into these rows.
+        keys: for each example, the keys of the rows it becomes.
+        to_rows: converts an example's index and its responses' log-probabilities, in nats, to these rows.
 
     Returns:
         The rows of all examples, in the order of the examples.
@@ -173,32 +172,41 @@ def resumable_logps(
     lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
     batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
     *first, last = [(model,) for model in models] if context.config.ray.one_model_at_a_time else [tuple(models)]
-
-    def work(
-        own: tuple[str, ...], keys: Any, row_type: type[AnyRow], to_rows: Callable[..., list[AnyRow]]
-    ) -> Work[AnyRow]:
-        return Work(
-            keys,
-            batches,
-            [ScoreTask(own, tuple(examples[item] for item in batch)) for batch in batches],
-            row_type,
-            lambda batch, result: [
-                row for item, logps in zip(batch, result, strict=True) for row in to_rows(item, logps)
-            ],
-            lambda batch, _: sum(examples[item].num_tokens for item in batch),
-        )
-
     known: list[list[Logps]] = []
     for number, own in enumerate(first):
-        one_row = work(
-            own, [own_keys[:1] for own_keys in keys], Logps, lambda _, logps: [Logps([own for (own,) in logps])]
-        )
+        first_keys = [own_keys[:1] for own_keys in keys]
+        work = _logps_work(own, examples, batches, first_keys, Logps, _one_model)
         known.append(
-            resumable(context, target, f"{pieces}-{number}", one_row, f"{label}, {Path(own[0]).name}", "examples")
+            resumable(context, target, f"{pieces}-{number}", work, f"{label}, {Path(own[0]).name}", "examples")
         )
 
     def all_models(item: int, logps: ExampleLogps) -> list[Row]:
         before = [of_model[item].logps for of_model in known]
         return to_rows(item, [(*earlier, *own) for *earlier, own in zip(*before, logps, strict=True)])
 
-    return resumable(context, target, pieces, work(last, keys, row_type, all_models), label, unit)
+    work_of_last = _logps_work(last, examples, batches, keys, row_type, all_models)
+    return resumable(context, target, pieces, work_of_last, label, unit)
+
+
+def _one_model(_item: int, logps: ExampleLogps) -> list[Logps]:
+    """The row of one example whose log-probabilities were computed under one model."""
+    return [Logps([logp for (logp,) in logps])]
+
+
+def _logps_work(
+    models: tuple[str, ...],
+    examples: Sequence[Example],
+    batches: Sequence[Batch],
+    keys: Sequence[Sequence[RowKey]],
+    row_type: type[Row],
+    to_rows: Callable[[int, ExampleLogps], list[Row]],
+) -> Work[Row]:
+    """The work of computing the examples' log-probabilities under the models; see `resumable_logps`."""
+    return Work(
+        keys,
+        batches,
+        [ScoreTask(models, tuple(examples[item] for item in batch)) for batch in batches],
+        row_type,
+        lambda batch, result: [row for item, logps in zip(batch, result, strict=True) for row in to_rows(item, logps)],
+        lambda batch, _: sum(examples[item].num_tokens for item in batch),
+    )

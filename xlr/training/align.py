@@ -1,4 +1,4 @@
-"""Stage 0: pi^0 from pi_I, trained on English preferences by the same trainer as every iteration.
+"""Stage 0: trains pi^0 from pi_I on English preferences, with the same trainer as the iterations.
 
 Reads `align.preferences` and pi_I; writes `RUN/iter0/model` and its metrics. Run alone with `xlr align RUN`.
 """
@@ -11,5 +11,5 @@ artifact, check, make = model.artifact, model.check, model.make
 
 
 def iterations(config: Config) -> list[int]:
-    """The start, unless the run is given an aligned model."""
+    """Iteration 0, unless `model.aligned` gives an aligned model."""
     return [] if config.model.aligned else [START]

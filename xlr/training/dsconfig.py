@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON files with the configuration's numbers filled in."""
+"""Reads DeepSpeed's JSON files and fills in the configuration's values."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.shipped import shipped
 
-# DeepSpeed's own schedulers, and the configuration's name for the same curve.
+# DeepSpeed's scheduler types -> values of lr_scheduler_type for the same schedule.
 _SCHEDULERS = {
     "WarmupLR": "constant_with_warmup",
     "WarmupDecayLR": "linear",
@@ -17,13 +17,13 @@ _SCHEDULERS = {
 
 
 def policy_config(train: TrainConfig, bf16: bool, hidden_size: int) -> dict[str, Any]:
-    """The policy engine's DeepSpeed configuration, with "auto" filled in as the Hugging Face integration does.
+    """The policy engine's DeepSpeed configuration, with "auto" values filled in as the Hugging Face integration does.
 
-    The JSON owns the ZeRO topology; batch size, learning rate, schedule, clipping and precision belong to the
-    configuration. A key of theirs in the JSON may be "auto" or the same value.
+    The JSON decides the ZeRO topology. xlr's configuration decides batch size, learning rate, schedule, clipping and
+    precision: in the JSON, these keys must be missing, "auto" or equal.
 
     Args:
-        hidden_size: of the model, from which the integration derives bucket sizes.
+        hidden_size: hidden size of the model. ZeRO's bucket sizes are derived from it.
 
     Raises:
         UserError: the JSON is not usable, or contradicts the configuration.
@@ -44,7 +44,7 @@ def policy_config(train: TrainConfig, bf16: bool, hidden_size: int) -> dict[str,
         "optimizer.params.weight_decay": train.weight_decay,
     }
     _fill_in(tree, path, owned, hidden_size)
-    # torch's fused AdamW needs no compiler; an offloaded optimizer needs DeepSpeed's own, compiled at first use.
+    # torch's fused AdamW needs no compiler. An offloaded optimizer needs DeepSpeed's, which is compiled on first use.
     offloaded = tree["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
     if not offloaded:
         tree["optimizer"]["params"] |= {"torch_adam": True, "fused": True}
@@ -52,7 +52,7 @@ def policy_config(train: TrainConfig, bf16: bool, hidden_size: int) -> dict[str,
 
 
 def reference_config(train: TrainConfig, bf16: bool, hidden_size: int) -> dict[str, Any]:
-    """The frozen reference's DeepSpeed configuration; as `policy_config`, without what only training needs."""
+    """The frozen reference's DeepSpeed configuration: like `policy_config`, without what only training uses."""
     path, tree = _read(train.reference_ds_config)
     if tree["zero_optimization"].get("stage") not in (0, 3):
         raise UserError(
@@ -74,7 +74,7 @@ def _fill_in(tree: dict[str, Any], path: Path, owned: dict[str, Any], hidden_siz
     zero |= {key: value for key, value in derived.items() if zero.get(key) == "auto"}
     for dotted, value in owned.items():
         _fill(tree, dotted, value, path)
-    # Micro-batches hold as many pairs as fit a token budget, so xlr counts pairs and sets the boundaries itself.
+    # A token budget limits micro-batches, so their sizes vary: xlr averages over pairs and counts micro-steps itself.
     for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         if tree.get(key, "auto") != "auto":
             raise UserError(
@@ -85,11 +85,13 @@ def _fill_in(tree: dict[str, Any], path: Path, owned: dict[str, Any], hidden_siz
     tree.pop("train_batch_size", None)
     unknown = [dotted for dotted, value in _leaves(tree) if value == "auto"]
     if unknown:
-        raise UserError(f'{path}: {unknown[0]} is "auto", and nothing in the configuration says what it should be')
+        raise UserError(
+            f'{path}: {unknown[0]} is "auto", but the configuration has no value for it; write the value into the JSON'
+        )
 
 
 def _read(name: str) -> tuple[Path, dict[str, Any]]:
-    """A file, or a shipped one by name."""
+    """Read a JSON file, given by its path or by the name of a shipped file."""
     path = Path(name) if name.endswith(".json") else shipped("ds_configs", f"{name}.json")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -123,7 +125,11 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _drop_scheduler(tree: dict[str, Any], train: TrainConfig, path: Path) -> None:
-    """transformers' schedule of the configuration is used; the JSON may only name the same one."""
+    """Remove the JSON's scheduler, since the schedule comes from transformers.
+
+    Raises:
+        UserError: the JSON has another schedule than the configuration.
+    """
     scheduler = tree.pop("scheduler", None)
     if scheduler is not None and _SCHEDULERS.get(scheduler.get("type")) != train.lr_scheduler_type:
         raise UserError(

@@ -1,4 +1,4 @@
-"""DeepSpeed's engines of the policy and of the frozen reference, and their checkpoints.
+"""DeepSpeed engines of the policy and the frozen reference, and checkpoints.
 
 The only module that imports DeepSpeed. Every function that touches weights is a collective: all ranks call it.
 """
@@ -35,7 +35,7 @@ from xlr.model.products import compute_repeatably
 from xlr.run.files import atomic_path, remove
 from xlr.training.dsconfig import policy_config, reference_config
 
-# What selective recomputation keeps, beside attention kernels.
+# Selective recomputation keeps the outputs of these operations and of attention kernels.
 _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 _STATE = "state"
@@ -47,7 +47,7 @@ def init_distributed(ranks: Ranks) -> torch.device:
     """Join the process group: NCCL on GPUs, gloo on CPUs.
 
     Raises:
-        UserError: nobody said where the first rank listens.
+        UserError: MASTER_ADDR or MASTER_PORT is not set.
     """
     compute_repeatably()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -56,14 +56,14 @@ def init_distributed(ranks: Ranks) -> torch.device:
             f"rank {ranks.rank} of {ranks.world_size}: MASTER_ADDR and MASTER_PORT are not set; the job script sets "
             "them to the first node's name and a free port"
         )
-    # DeepSpeed reads them from the environment, where srun has other names for them.
+    # DeepSpeed reads these variables. srun sets them under other names.
     names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world_size, "LOCAL_RANK": ranks.local_rank}
     os.environ |= {name: str(value) for name, value in names.items()}
-    gpus = torch.cuda.device_count()  # one, where Slurm shows each task its own GPU alone
+    gpus = torch.cuda.device_count()  # 1 if Slurm shows each task only its own GPU
     device = torch.device("cuda", ranks.local_rank % gpus) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Shared-memory collectives between CPU ranks would be compiled first, for half a minute and with a compiler.
+    # DeepSpeed's shared-memory collectives for CPU ranks need a compiler and half a minute of compilation.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with contextlib.redirect_stdout(sys.stderr):
         deepspeed.init_distributed(
@@ -90,7 +90,7 @@ def open_policy(
     total_steps: int,
     checkpoint: "Checkpoint | None" = None,
 ) -> Any:
-    """The policy under ZeRO with AdamW and its learning-rate schedule, as a checkpoint left it.
+    """Open the policy under ZeRO with AdamW and a learning-rate schedule, and load the checkpoint if there is one.
 
     Raises:
         UserError: the model, the DeepSpeed JSON or the checkpoint is not usable.
@@ -114,14 +114,14 @@ def open_policy(
         path, _ = engine.load_checkpoint(str(checkpoint.folder), tag=_STATE)
         if path is None:
             raise UserError(
-                f"{checkpoint.folder}: cannot be read; delete the folder to go on from the one before it, or to train "
-                "this iteration from its beginning"
+                f"{checkpoint.folder}: cannot be read; delete the folder and start again: training continues from the "
+                "previous checkpoint, or from the first step if there is none"
             )
     return engine
 
 
 def recomputation(gradient_checkpointing: Literal[True, "selective"]) -> dict[str, Any]:
-    """The arguments of transformers' `gradient_checkpointing_enable`: all of a layer, or only what is cheap."""
+    """Arguments of transformers' `gradient_checkpointing_enable`: recompute whole layers, or only cheap operations."""
     arguments: dict[str, Any] = {"use_reentrant": False}
     if gradient_checkpointing == "selective":
         arguments["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
@@ -129,7 +129,7 @@ def recomputation(gradient_checkpointing: Literal[True, "selective"]) -> dict[st
 
 
 def _keep_products(_context: Any, operation: Any, *_arguments: Any, **_keywords: Any) -> CheckpointPolicy:
-    """Keep what a matrix product or an attention kernel gives; norms, activations and rotations are cheap."""
+    """Keep outputs of matrix products and attention kernels; recompute norms, activations and rotary embeddings."""
     name = str(operation)
     if operation in _MATRIX_PRODUCTS or "dot_product" in name or "flash_attn" in name:
         return CheckpointPolicy.MUST_SAVE
@@ -137,7 +137,7 @@ def _keep_products(_context: Any, operation: Any, *_arguments: Any, **_keywords:
 
 
 def open_reference(model: str, train: TrainConfig, dtype: torch.dtype, attn_implementation: str) -> Any:
-    """The frozen reference, partitioned over the same ranks, without gradients or optimizer."""
+    """Open the frozen reference on the same ranks, without gradients or optimizer."""
     tree = reference_config(train, dtype == torch.bfloat16, _hidden_size(model))
     causal_lm = _load_sharded(model, tree, dtype, attn_implementation).requires_grad_(False)
     engine, *_ = deepspeed.initialize(model=LogprobModel(causal_lm), config=tree)
@@ -151,10 +151,10 @@ def _hidden_size(model: str) -> int:
 
 @contextlib.contextmanager
 def one_reduction(engine: Any) -> Iterator[None]:
-    """Inside, backward passes leave gradients where they are; at the end they are reduced at once.
+    """On a single rank, reduce gradients once at the end of the block instead of after every micro-batch.
 
-    On a single rank that saves copying all gradients at every micro-batch and costs no memory, as nothing is
-    partitioned. On several it would keep whole gradients on each, so there every micro-batch reduces.
+    That saves copying all gradients per micro-batch and costs no memory, as nothing is partitioned. With several ranks,
+    each would have to keep whole gradients, so every micro-batch is reduced.
     """
     if dist.get_world_size() == 1:
         with engine.coalesce_grad_reduction():
@@ -164,12 +164,16 @@ def one_reduction(engine: Any) -> Iterator[None]:
 
 
 def _load_sharded(model: str, tree: dict[str, Any], dtype: torch.dtype, attn_implementation: str) -> Any:
-    """Weights straight into their partitions: no rank holds the whole model."""
-    zero3 = HfDeepSpeedConfig(tree)  # transformers finds it through a weak reference while this name lives
+    """Load weights directly into their ZeRO partitions, so that no rank holds the whole model.
+
+    Raises:
+        UserError: a weight on any rank is not finite.
+    """
+    zero3 = HfDeepSpeedConfig(tree)  # transformers holds only a weak reference to it
     causal_lm = weights.load_causal_lm(model, dtype, attn_implementation)
     del zero3
     damaged = [name for name, parameter in causal_lm.named_parameters() if not _own_part(parameter).isfinite().all()]
-    # A layer is gathered as one: fewer hooks and fuller collectives than one a linear map.
+    # Gather whole layers: fewer hooks and larger collectives than one per linear module.
     if layers := {type(layer) for layer in getattr(causal_lm.get_decoder(), "layers", ())}:
         set_z3_leaf_modules(causal_lm, list(layers))
     found: list[Any] = [None] * dist.get_world_size()
@@ -180,7 +184,7 @@ def _load_sharded(model: str, tree: dict[str, Any], dtype: torch.dtype, attn_imp
 
 
 def _own_part(parameter: Any) -> torch.Tensor:
-    """The values of a parameter that this rank holds, without the padding of the last ranks' partitions."""
+    """This rank's values of a parameter, without the padding of ZeRO's partitions."""
     if not hasattr(parameter, "ds_tensor"):
         return parameter
     size = parameter.ds_tensor.numel()
@@ -189,7 +193,7 @@ def _own_part(parameter: Any) -> torch.Tensor:
 
 
 def gathered(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter whole, one after the other, by its name in the Hugging Face model."""
+    """Yield every parameter, gathered, with its name in the Hugging Face model."""
     for name, parameter in engine.module.causal_lm.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             yield name, parameter
@@ -205,10 +209,10 @@ class Checkpoint:
 
 
 def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
-    """Write `step-{step}-ranks-{world size}` whole or not at all, then remove the older ones.
+    """Write the checkpoint `step-{step}-ranks-{world size}` atomically, then remove old ones.
 
     Args:
-        keep: how many of the newest stay.
+        keep: how many of the newest checkpoints to keep.
     """
     target = folder / f"step-{step:08d}-ranks-{dist.get_world_size()}"
     temporary = folder / f".{target.name}.tmp"
@@ -236,9 +240,9 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, in a form that this number of ranks can read.
+    """The newest complete checkpoint that this number of ranks can read; None if there is no checkpoint.
 
-    One of another number of ranks is converted to DeepSpeed's universal form first, beside it.
+    A checkpoint of another number of ranks is first converted to DeepSpeed's universal format, in a folder beside it.
 
     Raises:
         UserError: it cannot be converted.
@@ -249,8 +253,8 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
         _, step, _, ranks = newest.name.split("-")
         universal = int(ranks) != dist.get_world_size()
         try:
-            place = _to_universal(newest, folder / _UNIVERSAL) if universal else newest
-            found[0] = Checkpoint(place, int(step), universal)
+            readable = _to_universal(newest, folder / _UNIVERSAL) if universal else newest
+            found[0] = Checkpoint(readable, int(step), universal)
         except UserError as error:
             found[1] = error
     dist.broadcast_object_list(found, src=0)
@@ -260,7 +264,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _to_universal(checkpoint: Path, folder: Path) -> Path:
-    """One file a parameter and optimizer state instead of one a rank."""
+    """Convert a checkpoint to one file per parameter and optimizer state, instead of one per rank."""
     target = folder / checkpoint.name
     if target.is_dir():
         return target
@@ -280,7 +284,7 @@ def _to_universal(checkpoint: Path, folder: Path) -> Path:
             )
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
-                f"{checkpoint}: was written by another number of ranks, and converting it for {dist.get_world_size()} "
-                f"failed ({error}); start as many as its name says (train.processes)"
+                f"{checkpoint}: was written by another number of ranks, and converting it to {dist.get_world_size()} "
+                f"ranks failed ({error}); set train.processes to the number in its name"
             ) from error
     return target

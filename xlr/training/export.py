@@ -1,4 +1,4 @@
-"""The trained model as a Hugging Face folder: written shard by shard, and read back."""
+"""Writes the trained model as a Hugging Face folder, shard by shard, and reads it back to check it."""
 
 import socket
 import time
@@ -19,11 +19,11 @@ _VISIBLE_SECONDS = 120
 
 
 def export(engine: Any, source: str, target: Path, card: str) -> None:
-    """Write a Hugging Face folder: sharded safetensors, configuration, tokenizer; rank 0 holds one shard at most.
+    """Write a Hugging Face folder: sharded safetensors, configuration, tokenizer. Rank 0 holds at most one shard.
 
     Args:
-        source: the model that training started from, for everything but the weights.
-        card: the folder's README.md.
+        source: the model that training started from. Its tokenizer is copied.
+        card: text of the folder's README.md.
     """
     sizes = {
         name: getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
@@ -40,16 +40,17 @@ def export(engine: Any, source: str, target: Path, card: str) -> None:
 
 
 def _wait_until_visible(file: Path) -> None:
-    """Network file systems show another node's new file late, by their attribute caches' lifetime.
+    """Wait until this node sees a file of rank 0: network file systems cache a folder's content for some seconds.
 
     Raises:
-        OSError: it does not show up: the run directory is not shared by all nodes.
+        OSError: it does not appear: the nodes do not share the run directory.
     """
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not file.is_file():
         if time.monotonic() > deadline:
             raise OSError(
-                f"{file}: written by rank 0, and not seen by rank {dist.get_rank()} on {socket.gethostname()}"
+                f"{file}: rank 0 wrote it, but rank {dist.get_rank()} on {socket.gethostname()} does not see it: put "
+                "the run directory on a file system that all nodes share"
             )
         time.sleep(1)
 
@@ -76,10 +77,11 @@ def _write_model(
 
 
 def _require_whole(engine: Any, folder: Path, shard_of: dict[str, str]) -> None:
-    """Read back what was written: every tensor is there, with its shape and type, and finite.
+    """Read the folder back and check every tensor's name, shape, dtype and that it is finite.
 
     Raises:
-        OSError: it is not; the disk or the file system has lost something.
+        OSError: a tensor differs from what was written: the disk or file system lost data.
+        UserError: a weight is not finite.
     """
     expected = {
         name: (tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype)
@@ -95,11 +97,11 @@ def _require_whole(engine: Any, folder: Path, shard_of: dict[str, str]) -> None:
                 found[name] = (tuple(tensor.shape), tensor.dtype)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
-        raise OSError(f"{folder}: {len(wrong)} tensors are not as they were written, for example {wrong[0]}")
+        raise OSError(f"{folder}: {len(wrong)} tensors differ from what was written, for example {wrong[0]}")
 
 
 def _shards(sizes: dict[str, int]) -> dict[str, str]:
-    """Tensor name -> file name, filling files in order up to `SHARD_BYTES`."""
+    """Tensor name -> file name. Files are filled in order, up to `SHARD_BYTES` each."""
     number, filled = 0, 0
     numbers: dict[str, int] = {}
     for name, size in sizes.items():

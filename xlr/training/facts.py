@@ -1,4 +1,4 @@
-"""Types of the JSON that training writes: facts in the manifests of align, train and reference, and metrics.jsonl."""
+"""Types of the JSON that training writes: metrics.jsonl, and facts in the manifests of align, train and reference."""
 
 from typing import TypeAlias
 
@@ -20,7 +20,7 @@ class TrainingFacts(TypedDict):
     held_out: int
     """Number of pairs held out of training and evaluated."""
     dropped: DroppedCounts
-    """Pairs that were left out."""
+    """Number of pairs left out, by language and reason."""
     world_size: int
     """Number of ranks."""
     warnings: list[str]
@@ -31,6 +31,6 @@ class ReferenceFacts(TypedDict):
     """Facts of reference."""
 
     reference: str
-    """The reference model."""
+    """Folder or hub name of the reference model."""
     dropped: DroppedCounts
-    """Pairs that were left out."""
+    """Number of pairs left out, by language and reason."""

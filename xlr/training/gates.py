@@ -1,7 +1,7 @@
-"""Checks that stop a training whose numbers are wrong: against the scorer, against ln 2, and of the exported model."""
+"""Checks that stop a training with wrong numbers: log-probabilities, the first loss, the exported model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from xlr.training.inputs import Training
 from xlr.training.step import Trainer
 
 
-def require_scorers_logps(trainer: Trainer, training: Training) -> None:
-    """Check that scorer and trainer agree on log-probabilities, on a few sequences that were scored in this iteration.
+def require_scorers_logps(trainer: Trainer, probes: Sequence[dict[str, Any]]) -> None:
+    """Check that trainer and scorer compute the same log-probabilities.
+
+    Args:
+        probes: see `scored_probes`.
 
     Raises:
         UserError: they do not.
     """
-    probes = _probes(training)
     if not probes:
         return
     examples = [Example(tuple(probe["prompt"]), (tuple(probe["response"]),)) for probe in probes]
@@ -34,44 +36,44 @@ def require_scorers_logps(trainer: Trainer, training: Training) -> None:
     if not ((ours_S - theirs_S).abs() <= allowed_S).all():
         raise UserError(
             f"trainer and scorer disagree on log-probabilities, {ours_S.tolist()} against {theirs_S.tolist()}: the "
-            "model or the chat template changed since the scores were made; make them again"
+            "model or the chat template changed after scoring; score again"
         )
 
 
-def _probes(training: Training) -> list[dict[str, Any]]:
-    """Sequences with the log-probabilities that the scorer computed under this training's starting model."""
+def scored_probes(training: Training) -> list[dict[str, Any]]:
+    """Sequences with the log-probabilities that the scorer computed under the starting model; none for align."""
     file = training.context.run.iteration(training.iteration) / "scores" / "probes.json"
     return read_json(file) if training.iteration != START and file.is_file() else []
 
 
 def require_ln2(values: Mapping[str, float], train: TrainConfig, same_models: bool, dtype: torch.dtype) -> None:
-    """Check the first step's loss: while the policy equals the reference, the sigmoid loss is ln 2 whatever the data.
+    """Check the loss at step 0: while the policy equals the reference, the sigmoid loss is ln 2 for any data.
 
     Args:
         values: the metrics of step 0.
         same_models: whether the policy starts from the reference's weights; otherwise nothing is checked.
 
     Raises:
-        UserError: it is not ln 2.
+        UserError: the loss is not ln 2.
     """
     if not same_models or train.loss_type != "sigmoid":
         return
     preference_loss = values["loss"] - train.nll_weight * values["nll_loss"]
-    # The scorers compute cached log-probabilities in other batches, which changes bfloat16 numbers.
+    # Cached log-probabilities were computed in other batches, which changes bfloat16 results.
     allowed = 1e-3 if dtype == torch.float32 or train.reference_mode == "frozen" else 2e-2
     if abs(preference_loss - math.log(2)) > allowed:
         raise UserError(
             f"the DPO loss at step 0 is {preference_loss:.6f}, not ln 2 = {math.log(2):.6f}, although the policy "
-            "equals the reference: the two compute differently; use the same precision and attn_implementation, and "
-            "make a cached reference again"
+            "equals the reference: the two compute differently; use the same precision and attn_implementation for "
+            "both, and compute a cached reference again"
         )
 
 
 def require_same_model(trainer: Trainer, folder: Path, dtype: torch.dtype) -> None:
-    """Open a model's folder and compare its log-probabilities of one pair with the trained model's.
+    """Open the exported folder and compare its log-probabilities of one pair with those of the trained weights.
 
     Raises:
-        RuntimeError: they differ; the folder does not hold what was trained.
+        RuntimeError: they differ: the folder does not hold the trained weights.
     """
     exported = engine.open_reference(str(folder), trainer.train, dtype, trainer.attn_implementation)
     example = trainer.pairs[0].example
@@ -81,5 +83,5 @@ def require_same_model(trainer: Trainer, folder: Path, dtype: torch.dtype) -> No
         exported_S = trainer.logps([example], exported)
     if not torch.allclose(trained_S, exported_S, rtol=1e-5, atol=1e-4):
         raise RuntimeError(
-            f"{folder}: the exported model gives {exported_S.tolist()} nats, the trained one {trained_S.tolist()}"
+            f"{folder}: the exported model gives {exported_S.tolist()} nats, the trained model {trained_S.tolist()}"
         )

@@ -1,4 +1,4 @@
-"""What a training reads and in which order: its settings, its models, its pairs as token ids, the plan of its steps."""
+"""The inputs of a training: settings, models, pairs as token ids, and the plan of its steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class TrainingPair:
 
 @dataclass(frozen=True)
 class Training:
-    """One training of a run: iteration 0 is the align stage, the others are the train stages."""
+    """One training of a run: the align stage (iteration 0) or the train stage of an iteration."""
 
     context: Context
     iteration: int
@@ -53,12 +53,12 @@ class Training:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of its settings decides the result, flat."""
+        """Those of its settings that affect the result, flat."""
         return settings(self.config, self.stage)
 
     @property
     def start(self) -> str:
-        """The model that it starts from: pi_I for the align stage, else pi^(t-1)."""
+        """The model that training starts from: pi_I for align, pi^(t-1) for iteration t."""
         return self.context.model(self.iteration - 1)
 
     @property
@@ -68,7 +68,7 @@ class Training:
 
     @property
     def sources(self) -> dict[str, str | Path]:
-        """The files that the pairs come from, by name."""
+        """The files that the pairs are read from, by name."""
         if self.iteration == START:
             return {"preferences": str(self.context.config.align.preferences)}
         return {"pairs": self.context.run.iteration(self.iteration) / "pairs"}
@@ -106,45 +106,45 @@ class Training:
         """All pairs that fit `max_length`, held-out ones included.
 
         Raises:
-            UserError: the pairs are not finished, or none fits.
+            UserError: the pair stage is not finished, or no pair fits.
         """
         return self._loaded[0]
 
     @property
     def dropped(self) -> Dropped:
-        """The pairs that are left out."""
+        """The pairs that do not fit `max_length`."""
         return self._loaded[1]
 
     @cached_property
     def split(self) -> tuple[list[TrainingPair], list[TrainingPair]]:
-        """The pairs to train on, and those held out.
+        """The pairs to train on, and the held-out pairs.
 
         Raises:
-            UserError: a language would have nothing left to train on.
+            UserError: a language would have no pairs left to train on.
         """
         return hold_out(self.pairs, self.config.eval_pairs, self.context.config.seed)
 
     def plan_steps(self, world_size: int) -> list[list[list[Batch]]]:
-        """Which training pairs every rank computes when; see the function `plan_steps`."""
+        """The batches of every step and rank; see the function `plan_steps`."""
         lengths, rows = pair_costs(self.split[0], self.context.config.model.attn_implementation)
         return plan_steps(lengths, rows, self.config, self.context.config.seed, world_size)
 
 
 def pair_costs(pairs: Sequence[TrainingPair], attn_implementation: str) -> tuple[list[int], list[int] | None]:
-    """What each pair costs in a batch: `(lengths, rows)` as `batching` counts them."""
+    """The size of each pair in a batch: `(lengths, rows)` as the functions of `maths.batching` take them."""
     return batch_shape([pair.example for pair in pairs], attn_implementation)
 
 
 def hold_out(
     training_pairs: Sequence[TrainingPair], per_language: int, seed: int
 ) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Keep some pairs of every language out of training. The choice depends on the pairs and the seed alone.
+    """Hold out some pairs of every language. The choice depends only on the pairs and the seed.
 
     Returns:
         `(train, held_out)`, each in the order of the input.
 
     Raises:
-        UserError: a language would have nothing left to train on.
+        UserError: a language would have no pairs left to train on.
     """
     held: set[int] = set()
     for lang in dict.fromkeys(pair.lang for pair in training_pairs):
@@ -162,9 +162,9 @@ def hold_out(
 def plan_steps(
     lengths: Sequence[int], rows: Sequence[int] | None, train: TrainConfig, seed: int, world_size: int
 ) -> list[list[list[Batch]]]:
-    """Which pairs every rank computes when: `[step][micro-step][rank]` -> indices of pairs.
+    """The pairs of every step, micro-step and rank: `[step][micro-step][rank]` -> indices of pairs.
 
-    The pairs of a step depend on (seed, epoch, step) alone; the world size decides only how they are divided into
+    The pairs of a step depend only on seed, epoch and step. The world size only affects how they are divided into
     micro-batches. The last step of an epoch may hold fewer pairs.
     """
     import torch

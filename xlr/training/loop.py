@@ -1,6 +1,6 @@
-"""The DPO loop under ZeRO: every step, checkpoint, evaluation and warning. One process is one rank.
+"""The DPO training loop under ZeRO: steps, checkpoints, evaluations, warnings. Every rank runs it.
 
-The reference is frozen beside the policy, or its log-probabilities were cached before.
+The reference's log-probabilities come from a frozen model beside the policy, or from the reference stage's cache.
 """
 
 import time
@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +27,8 @@ from xlr.run.trackers import MetricsLog
 from xlr.run.work import PROGRESS
 from xlr.training import engine, reference
 from xlr.training.export import export
-from xlr.training.gates import require_ln2, require_same_model, require_scorers_logps
+from xlr.training.facts import MetricsRow, TrainingFacts
+from xlr.training.gates import require_ln2, require_same_model, require_scorers_logps, scored_probes
 from xlr.training.inputs import Training
 from xlr.training.metrics import peak_memory_gb
 from xlr.training.modelcard import model_card
@@ -67,8 +67,8 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
 
     Raises:
         UserError: a check at the start failed; with the remedy.
-        FloatingPointError: a loss or gradient became NaN or infinite; names the pairs.
-        Preempted: a signal asked for an end; a checkpoint holds what was done.
+        FloatingPointError: a loss or gradient is NaN or infinite; names the pairs.
+        Preempted: a signal asked the training to end; a checkpoint was saved.
     """
     request = Request().listen()
     clock = progress.Clock()
@@ -90,7 +90,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
         watch.see(row["step"], row, training.config.beta)
     last_metrics = _loop(rank, trainer, log, watch, checkpoint.step if checkpoint else 0, request, checkpoints)
     train_pairs, held_out = training.split
-    facts = {
+    facts: TrainingFacts = {
         "steps": len(rank.steps),
         "pairs": len(train_pairs),
         "held_out": len(held_out),
@@ -109,7 +109,11 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
 
 
 def _claim_checkpoints(rank: _Rank) -> None:
-    """Check that checkpoints of an earlier start belong to this training, whatever the number of ranks."""
+    """Check that existing checkpoints belong to this training. Their number of ranks may differ.
+
+    Raises:
+        UserError: they were written with other settings, inputs or library releases.
+    """
     train_pairs, _ = rank.training.split
     conditions = numeric_versions() | {
         "device": rank.device.type,
@@ -121,7 +125,7 @@ def _claim_checkpoints(rank: _Rank) -> None:
 
 
 def _open(rank: _Rank, checkpoint: engine.Checkpoint | None) -> Trainer:
-    """Policy and reference; a fresh start is checked against the scorer."""
+    """Open policy and reference. A training without a checkpoint is checked against the scorer."""
     training, train = rank.training, rank.training.config
     train_pairs, held_out = training.split
     reference_logps: PairLogps
@@ -134,12 +138,12 @@ def _open(rank: _Rank, checkpoint: engine.Checkpoint | None) -> Trainer:
     policy = engine.open_policy(training.start, train, rank.dtype, rank.attention, len(rank.steps), checkpoint)
     trainer = Trainer(train, policy, reference_logps, rank.attention, rank.device, rank.ranks, train_pairs, held_out)
     if checkpoint is None:
-        require_scorers_logps(trainer, training)
+        require_scorers_logps(trainer, scored_probes(training))
     return trainer
 
 
 def _open_log(rank: _Rank, steps_done: int) -> MetricsLog | None:
-    """Where rank 0 writes metrics."""
+    """Open the metrics log on rank 0; None on other ranks."""
     if not rank.main:
         return None
     training = rank.training
@@ -156,14 +160,14 @@ def _loop(
     first: int,
     request: Request,
     checkpoints: Path,
-) -> dict[str, float]:
-    """Every step from `first` on; returns the metrics of the last.
+) -> MetricsRow:
+    """Run every step from `first` on, and return the metrics of the last one.
 
     Raises:
-        Preempted: a rank was asked to end; a checkpoint was written.
+        Preempted: a signal asked a rank to end; a checkpoint was saved.
     """
     training, train, total = rank.training, rank.training.config, len(rank.steps)
-    values: dict[str, float] = dict(log.rows[-1]) if log and log.rows else {}
+    values: MetricsRow = dict(log.rows[-1]) if log and log.rows else {}
     saved_at = time.monotonic()
     with _shown(rank, first, checkpoints) as shown:
         for number in range(first, total):
@@ -190,12 +194,14 @@ def _loop(
                 engine.save_checkpoint(trainer.policy, checkpoints, done, train.save_total_limit)
                 saved_at = time.monotonic()
             if stop:
-                raise Preempted(f"{training.title}: ended on request after step {done} of {total}, which is saved")
+                raise Preempted(
+                    f"{training.title}: ended on request after step {done} of {total}; a checkpoint is saved"
+                )
     return values
 
 
 def _shown(rank: _Rank, first: int, checkpoints: Path) -> AbstractContextManager[progress.Step | None]:
-    """The progress view of the steps, which rank 0 shows."""
+    """The progress view of the steps on rank 0; nothing on other ranks."""
     if not rank.main:
         return nullcontext()
     keep = partial(write_json, checkpoints / PROGRESS)
@@ -203,24 +209,24 @@ def _shown(rank: _Rank, first: int, checkpoints: Path) -> AbstractContextManager
 
 
 def _agree(stop: bool, save: bool, peak_gb: float, device: torch.device) -> tuple[bool, bool, float]:
-    """Whether any rank was asked to end, whether any wants to save, and the highest peak: one collective."""
+    """Combine over ranks whether to stop, whether to save, and the highest peak memory, in one collective."""
     state = torch.tensor([stop, save, peak_gb], dtype=torch.float64, device=device)
     dist.all_reduce(state, op=dist.ReduceOp.MAX)
     any_stop, any_save, highest = state.tolist()
     return bool(any_stop), bool(any_save), highest
 
 
-def _export(rank: _Rank, trainer: Trainer, facts: Mapping[str, Any], last_metrics: Mapping[str, float]) -> None:
-    """Write the model's folder, open it again, and compare its log-probabilities with the trained weights'."""
+def _export(rank: _Rank, trainer: Trainer, facts: TrainingFacts, last_metrics: Mapping[str, float]) -> None:
+    """Write the model's folder, open it, and compare its log-probabilities with those of the trained weights."""
     training, models = rank.training, rank.training.context.config.model
     card = model_card(
         training.iteration,
         (training.iteration > START and models.aligned) or models.initial,
         sorted({pair.lang for pair in trainer.pairs}),
         training.settings,
-        {key: facts[key] for key in ("steps", "pairs", "held_out")},
+        {"steps": facts["steps"], "pairs": facts["pairs"], "held_out": facts["held_out"]},
         last_metrics,
     )
     export(trainer.policy, training.start, rank.target.folder, card)
-    del trainer.reference_logps  # and with it a frozen reference: the exported weights need its memory
+    del trainer.reference_logps  # frees a frozen reference: the exported model needs its memory
     require_same_model(trainer, rank.target.folder, rank.dtype)

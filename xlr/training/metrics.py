@@ -1,4 +1,4 @@
-"""Training metrics: summed over pairs and ranks, per language too."""
+"""Training metrics: means over the pairs of all ranks, in total and for each language."""
 
 import resource
 import time
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from xlr.training.facts import MetricsRow
 
 _NAMES = (
     "loss",
@@ -20,13 +22,13 @@ _NAMES = (
     "kl",
 )
 
-# Dense bfloat16 FLOP/s from the vendors' data sheets.
+# Peak dense bfloat16 FLOP/s from the vendor's data sheets.
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
 _PROBE_SIZE = 1024
 
 
 def peak_flops(device: torch.device) -> float:
-    """What MFU is a share of: the data sheet's rate on known GPUs, a measured matrix-product rate elsewhere."""
+    """Peak FLOP/s for MFU: from the data sheet on known GPUs, else the measured rate of a matrix product."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, flops in _PEAK_FLOPS.items():
@@ -42,18 +44,18 @@ def peak_flops(device: torch.device) -> float:
 
 
 class Metrics:
-    """Sums over pairs, over all of them and for each language.
+    """Sums of metrics over all pairs and over the pairs of each language.
 
-    They stay on the device: a micro-batch adds to them without waiting for it. `reduce` waits, once a step.
+    The sums stay on the device, so that adding a micro-batch does not synchronise. Only `reduce` does, once per step.
     """
 
     def __init__(self, languages: Sequence[str], device: torch.device):
         self._groups = {lang: row for row, lang in enumerate(["", *languages])}
-        # Rows: all pairs, then each language. Columns: the names, pairs, tokens.
+        # Rows: all pairs, then each language. Columns: `_NAMES`, number of pairs, number of tokens.
         self._sums_GM = torch.zeros(len(self._groups), len(_NAMES) + 2, dtype=torch.float64, device=device)
 
     def add(self, langs: Sequence[str], values: Mapping[str, Tensor], tokens: int) -> None:
-        """Add a micro-batch: each value has one number a pair."""
+        """Add a micro-batch. Each tensor of `values` holds one number per pair, `(B,)`."""
         values_BM = torch.stack([values[name].double() for name in _NAMES], 1)
         counted_BM = torch.cat([values_BM, values_BM.new_tensor([[1.0, 0.0]]).expand(len(langs), -1)], 1)
         groups_B = torch.tensor([self._groups[lang] for lang in langs], device=counted_BM.device)
@@ -61,8 +63,8 @@ class Metrics:
         self._sums_GM[0] += counted_BM.sum(0)
         self._sums_GM[0, -1] += tokens
 
-    def reduce(self) -> dict[str, float]:
-        """Means over the pairs of all ranks: a collective of one small tensor."""
+    def reduce(self) -> MetricsRow:
+        """Means over the pairs of all ranks: one collective of a small tensor."""
         dist.all_reduce(self._sums_GM)
         sums_GM = self._sums_GM.cpu()
         values = {"num_tokens": float(sums_GM[0, -1])}
@@ -75,7 +77,7 @@ class Metrics:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory this process has had so far: of the GPU's, or on CPUs of the machine's. 10^9 bytes."""
+    """Peak memory of this process so far, in 10^9 bytes: GPU memory on GPUs, else host memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

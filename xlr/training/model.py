@@ -1,14 +1,13 @@
-"""Stage 4: full fine-tuning with DPO + NLL: what it makes, and the processes it runs in.
+"""Stage 4: full fine-tuning with DPO + NLL. Defines the artefact and starts the training processes.
 
 Reads the pairs and the model that the iteration starts from; writes `RUN/iter{t}/model` (a Hugging Face folder),
-`metrics.jsonl`, `tensorboard` and, meanwhile, checkpoints. Run alone with `xlr train RUN --iteration t`. The loop
-itself is in `loop`.
+`metrics.jsonl`, `tensorboard` and, during training, checkpoints. Run alone with `xlr train RUN --iteration t`. The
+training loop is in `loop`.
 """
 
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any
 
 from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
@@ -20,16 +19,17 @@ from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context, require
 from xlr.training import reference
 from xlr.training.dsconfig import policy_config, reference_config
+from xlr.training.facts import TrainingFacts
 from xlr.training.inputs import Training
 
 
 def iterations(config: Config) -> list[int]:
-    """Every iteration but the start, whose model is given or made by the align stage."""
+    """Every iteration but 0, whose model is given or trained by the align stage."""
     return list(range(1, config.iterations + 1))
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
-    """The model of one iteration and what decides it."""
+    """The model of one iteration, with the settings and inputs that decide it."""
     training = Training(context, iteration)
     inputs: dict[str, str | Path] = {
         "start": training.start,
@@ -46,7 +46,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 
 def check(context: Context) -> None:
-    """Check early that the trainings can start.
+    """Check before the run starts that its trainings can start.
 
     Raises:
         UserError: a DeepSpeed JSON or the preferences are not usable.
@@ -62,19 +62,19 @@ def check(context: Context) -> None:
         load_preferences(config.align.preferences)
 
 
-def make(context: Context, iteration: int) -> dict[str, Any]:
-    """Train in processes on this machine, one for each GPU.
+def make(context: Context, iteration: int) -> TrainingFacts:
+    """Train in processes on this machine, by default one for each GPU.
 
     Raises:
         UserError: bad input.
-        Preempted: a signal asked for an end; a checkpoint holds what was done.
+        Preempted: a signal asked the training to end; a checkpoint was saved.
         RuntimeError: a process failed.
     """
     training = Training(context, iteration)
     context.require_model(iteration - 1)
-    # Bad input is found here, before processes start.
-    start, of_dpo = training.start, training.reference
-    require_same_tokenizer(load_tokenizer(start), load_tokenizer(of_dpo), start, of_dpo)
+    # Find bad input here, before processes start.
+    start, dpo_reference = training.start, training.reference
+    require_same_tokenizer(load_tokenizer(start), load_tokenizer(dpo_reference), start, dpo_reference)
     _ = training.split
     if training.config.reference_mode == "cached":
         command = f"xlr reference {context.run.path} --iteration {iteration}"
@@ -86,12 +86,13 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     launcher.spawn(arguments, processes, context.run.log(training.stage, iteration))
     manifest = read_manifest(artifact(context, iteration).folder)
     assert manifest is not None  # the ranks wrote it
-    return dict(manifest["facts"])
+    facts: TrainingFacts = manifest["facts"]
+    return facts
 
 
 def join(context: Context, iteration: int, ranks: Ranks) -> None:
     """Train as one of the ranks that a launcher or srun started."""
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints to standard output, which is for the user
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints to standard output, which is reserved for xlr
         from xlr.training import loop
 
     target = artifact(context, iteration)

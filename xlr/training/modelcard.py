@@ -1,4 +1,4 @@
-"""The README.md of a trained model: the facts of its training, in the form the Hugging Face hub reads."""
+"""The model card (README.md) of a trained model, in the Hugging Face hub's format."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,13 +18,13 @@ def model_card(
 ) -> str:
     """Markdown with the hub's front matter.
 
-    It says the same of the same training wherever its run directory lies.
+    The text does not depend on the path of the run directory.
 
     Args:
-        base_model: what the run started from.
-        settings: the training's, flat.
-        facts: counts of the training: steps, pairs, what was dropped.
-        last_metrics: of the last optimizer step.
+        base_model: folder or hub name of the model that the run started from.
+        settings: the training's settings, flat.
+        facts: counts of the training, such as steps and pairs.
+        last_metrics: metrics of the last optimizer step.
     """
     name = base_model.rstrip("/").split("/")[-1]
     on_the_hub = {} if base_model.startswith("/") else {"base_model": base_model, "base_model_relation": "finetune"}

@@ -1,13 +1,12 @@
-"""The reference's log-probabilities of all training pairs, computed before training (`train.reference_mode: cached`).
+"""Computes the reference's log-probabilities of all pairs before training (`train.reference_mode: cached`).
 
-The trainer then needs neither the reference's memory nor its time. Reads the pairs and the reference's weights; writes
-`RUN/iter{t}/reference/*.parquet`. Run alone with `xlr reference RUN --iteration t`. Each row carries a key: a digest of
-the weights, the token ids and the precision. The trainer computes the key again, so it never uses a stale row.
+The trainer then needs no reference model in memory. Reads the pairs and the reference's weights; writes
+`RUN/iter{t}/reference/*.parquet`. Run alone with `xlr reference RUN --iteration t`. Each row has a key: a digest of
+weights, token ids and precision. The trainer looks rows up by this key, so it never uses a stale row.
 """
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
@@ -18,6 +17,7 @@ from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, sha256
 from xlr.run.rows import read_rows, require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
+from xlr.training.facts import ReferenceFacts
 from xlr.training.inputs import Training, TrainingPair
 
 
@@ -29,7 +29,7 @@ def iterations(config: Config) -> list[int]:
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
-    """The reference log-probabilities of one iteration and what decides them."""
+    """The reference log-probabilities of one iteration, with the settings and inputs that decide them."""
     training = Training(context, iteration)
     own = {
         "model.dtype": context.config.model.dtype,
@@ -41,11 +41,15 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 
 def check(context: Context) -> None:
-    """Nothing beside what the training itself checks."""
+    """Checks nothing: the train stage's check covers it."""
 
 
-def make(context: Context, iteration: int) -> dict[str, Any]:
-    """Compute the log-probabilities with the Ray workers that also score responses."""
+def make(context: Context, iteration: int) -> ReferenceFacts:
+    """Compute the log-probabilities with the Ray workers that also score responses.
+
+    Raises:
+        UserError: bad input, or the starting model is not finished.
+    """
     target, training = artifact(context, iteration), Training(context, iteration)
     pairs, model = training.pairs, training.reference
     context.require_model(iteration - 1)
@@ -73,7 +77,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
         folder.mkdir()
         write_shards(folder, "logps", ReferenceLogps, rows)
         require_each_once(folder, [(pair.lang, pair.id) for pair in pairs], ("lang", "id"))
-    facts = {"reference": model, "dropped": training.dropped.counts()}
+    facts: ReferenceFacts = {"reference": model, "dropped": training.dropped.counts()}
     target.finish(len(rows), facts, context.clock)
     target.remove_pieces()
     return facts
@@ -83,13 +87,14 @@ def row_key(weights: str, precision: str, pair: TrainingPair) -> str:
     """A digest of everything that a pair's reference log-probabilities depend on.
 
     Args:
-        weights: the digest of the reference's weights.
+        weights: fingerprint of the reference model.
+        precision: float32 or bfloat16.
     """
     return sha256(json.dumps([weights, f"torch.{precision}", pair.example.prompt, pair.example.responses]))
 
 
 def load(training: Training, precision: str, pairs: Sequence[TrainingPair]) -> dict[TrainingPair, tuple[float, float]]:
-    """The cached log-probabilities of chosen and rejected of each pair, in nats.
+    """The cached log-probabilities `(chosen, rejected)` of each pair, in nats.
 
     Raises:
         UserError: the cache is missing, or was made for other weights, tokens or precision.

@@ -1,4 +1,4 @@
-"""One rank's optimizer step: micro-batches in, metrics out.
+"""An optimizer step as one rank computes it: losses, gradients, metrics.
 
 Shapes: `B` pairs of a micro-batch; sequences alternate: chosen, rejected, chosen, rejected, ...
 """
@@ -19,15 +19,16 @@ from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
 from xlr.model.logprobmodel import batch_logps
 from xlr.records import Example
 from xlr.training import engine
+from xlr.training.facts import MetricsRow
 from xlr.training.inputs import TrainingPair, pair_costs
 from xlr.training.metrics import Metrics, peak_flops
 
-# Pairs -> the reference's log-probabilities of chosen and rejected, `(B, 2)`.
+# Pairs -> the reference's log-probabilities of chosen and rejected in nats, `(B, 2)`.
 PairLogps = Callable[[Sequence[TrainingPair]], Tensor]
 
 
 def frozen_logps(frozen: Any, attn_implementation: str, device: torch.device) -> PairLogps:
-    """Computes them with the frozen engine: a collective, like every use of its weights."""
+    """A function that computes the log-probabilities with the frozen reference. Each call is a collective."""
 
     def logps(pairs: Sequence[TrainingPair]) -> Tensor:
         with torch.no_grad():
@@ -37,7 +38,7 @@ def frozen_logps(frozen: Any, attn_implementation: str, device: torch.device) ->
 
 
 def cached_logps(cached: Mapping[TrainingPair, tuple[float, float]], device: torch.device) -> PairLogps:
-    """Looks them up among those that were computed before training."""
+    """A function that looks up log-probabilities computed before training."""
 
     def logps(pairs: Sequence[TrainingPair]) -> Tensor:
         return torch.tensor([cached[pair] for pair in pairs], device=device)
@@ -46,7 +47,7 @@ def cached_logps(cached: Mapping[TrainingPair, tuple[float, float]], device: tor
 
 
 class Trainer:
-    """One rank's part of a step: the losses of its micro-batches, their gradients, the metrics of all ranks."""
+    """Computes one rank's part of a step: losses and gradients of its micro-batches, and metrics over all ranks."""
 
     def __init__(
         self,
@@ -69,21 +70,24 @@ class Trainer:
         self.held_out = held_out
         self.languages = sorted({pair.lang for pair in training_pairs})
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.module.parameters())
-        # 2 FLOP a parameter and token forward, twice that backward; the reference's forward pass where there is one.
+        # Per parameter and token: 2 FLOP forward, 4 backward, and 2 for the forward pass of a frozen reference.
         self.flops_per_token = parameters * (8 if train.reference_mode == "frozen" else 6)
         self.peak_flops = peak_flops(device) * ranks.world_size
 
     def logps(self, examples: Sequence[Example], engine: Any = None) -> Tensor:
-        """`(S,)` log-probabilities of the examples' responses under the policy, or under another engine's weights."""
+        """Log-probabilities `(S,)` of the examples' responses in nats, under the policy or another engine."""
         return batch_logps(engine or self.policy, examples, self.attn_implementation, self.device)
 
-    def step(self, micro_steps: Sequence[Sequence[Batch]]) -> dict[str, float]:
-        """One optimizer step over a global batch, the same on every rank.
+    def step(self, micro_steps: Sequence[Sequence[Batch]]) -> MetricsRow:
+        """Run one optimizer step over a global batch. Every rank returns the same metrics.
 
-        One collective of ours: the metrics' sum before the optimizer step, which is also where the ranks wait.
+        Apart from DeepSpeed's collectives there is one: the sum of the metrics, before the optimizer step.
+
+        Args:
+            micro_steps: `[micro-step][rank]` -> indices of pairs.
 
         Raises:
-            FloatingPointError: a loss or the gradient is not finite; on every rank, and before the weights change.
+            FloatingPointError: a loss or the gradient is not finite. Raised on every rank; no weight has changed.
         """
         begun = time.monotonic()
         global_pairs = sum(len(batch) for micro_step in micro_steps for batch in micro_step)
@@ -95,16 +99,16 @@ class Trainer:
                 batch = [self.pairs[i] for i in micro_step[self.ranks.rank]]
                 losses_B = self._losses(batch, metrics)
                 seen.append((batch, losses_B.detach()))
-                # DeepSpeed averages gradients over ranks; the mean is over the pairs of the global batch.
+                # DeepSpeed averages gradients over ranks, but the mean must be over the pairs of the global batch.
                 self.policy.backward(losses_B.sum() * self.ranks.world_size / global_pairs, scale_wrt_gas=False)
         values = metrics.reduce()
         if not math.isfinite(values["loss"]):
-            raise FloatingPointError(f"the loss is {values['loss']} for {_names(seen, odd=True)}")
+            raise FloatingPointError(f"the loss is {values['loss']} for {_names(seen, not_finite=True)}")
         learning_rate = self.policy.get_lr()[0]
         self.policy.set_gradient_accumulation_boundary(True)
         self.policy.step()
-        if self.policy.optimizer.overflow:  # DeepSpeed left the weights as they were
-            raise FloatingPointError(f"the gradient is not finite at the step with {_names(seen, odd=False)}")
+        if self.policy.optimizer.overflow:  # DeepSpeed did not change the weights
+            raise FloatingPointError(f"the gradient is not finite at the step with {_names(seen, not_finite=False)}")
         seconds = time.monotonic() - begun
         return values | {
             "learning_rate": learning_rate,
@@ -113,8 +117,8 @@ class Trainer:
             "perf/mfu": self.flops_per_token * values["num_tokens"] / seconds / self.peak_flops,
         }
 
-    def evaluate(self) -> dict[str, float]:
-        """The metrics of the held-out pairs, `eval_` before their names."""
+    def evaluate(self) -> MetricsRow:
+        """Metrics of the held-out pairs, with names prefixed by `eval_`."""
         lengths, rows = pair_costs(self.held_out, self.attn_implementation)
         metrics = Metrics(self.languages, self.device)
         self.policy.eval()
@@ -125,8 +129,8 @@ class Trainer:
         return {f"eval_{name}": value for name, value in metrics.reduce().items() if name != "num_tokens"}
 
     def _losses(self, batch: Sequence[TrainingPair], metrics: Metrics) -> Tensor:
-        """The loss of each pair of a micro-batch, `(B,)`; its metrics are added to `metrics`."""
-        # A rank without pairs computes another's with weight 0: ZeRO's collectives need every rank.
+        """The loss of each pair of a micro-batch, `(B,)`. Adds its metrics to `metrics`."""
+        # A rank without pairs computes one pair with weight 0, because every rank must enter ZeRO's collectives.
         pairs = batch or self.pairs[:1]
         examples = [pair.example for pair in pairs]
         reference_chosen_logps_B, reference_rejected_logps_B = self.reference_logps(pairs).T
@@ -157,7 +161,7 @@ class Trainer:
                 "rewards/accuracies": (chosen_rewards_B > rejected_rewards_B).float(),
                 "logps/chosen": chosen_logps_B.detach(),
                 "logps/rejected": rejected_logps_B.detach(),
-                # Estimates KL(reference || policy) of a sequence: the responses are the start model's own.
+                # Estimates KL(reference || policy) per sequence, as the starting model sampled the responses.
                 "kl": -(chosen_rewards_B + rejected_rewards_B) / (2 * self.train.beta),
             },
             sum(example.num_tokens for example in examples),
@@ -165,18 +169,18 @@ class Trainer:
         return losses_B
 
 
-def _names(seen: Sequence[tuple[Sequence[TrainingPair], Tensor]], odd: bool) -> str:
-    """The pairs of a step on all ranks, or only the odd ones, whose loss is not finite: a collective."""
+def _names(seen: Sequence[tuple[Sequence[TrainingPair], Tensor]], not_finite: bool) -> str:
+    """The pairs of a step on all ranks, or only those whose loss is not finite. A collective."""
     own = [
         f"{pair.lang} {pair.id}"
         for pairs, losses_B in seen
-        for pair, loss in zip(pairs, losses_B.tolist(), strict=False)  # a rank without pairs computes another's
-        if not odd or not math.isfinite(loss)
+        for pair, loss in zip(pairs, losses_B.tolist(), strict=False)  # a rank without pairs has one loss
+        if not (not_finite and math.isfinite(loss))
     ]
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, own)
     names = ", ".join(name for names in found for name in names)
-    return f"the pairs {names}; nothing was changed by this step, and the last checkpoint is good"
+    return f"the pairs {names}; this step changed no weight, and the last checkpoint is intact"
 
 
 def pair_losses(
@@ -190,7 +194,7 @@ def pair_losses(
     """The configured preference loss of each pair.
 
     Args:
-        lengths_B2: tokens of chosen and rejected; IPO averages log-probabilities over them.
+        lengths_B2: tokens of chosen and rejected. IPO divides log-probabilities by them.
 
     Returns:
         `(B,)`.

@@ -1,20 +1,20 @@
-"""Warnings while training: what goes wrong slowly, seen in the metrics."""
+"""Warnings during training about metrics that get worse over many steps."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import sqrt
 from statistics import fmean, pvariance
 
-WINDOW = 10  # steps of one window
+WINDOW = 10  # steps per window
 _WINDOWS = 3
 _LARGEST_ACCURACY_DROP = 0.15
 _STANDARD_ERRORS = 2.0
-# English accuracies, and how many values of them are averaged before they are compared.
+# English accuracies -> how many values are averaged before a comparison.
 _ENGLISH = {"lang/en/rewards/accuracies": WINDOW, "eval_lang/en/rewards/accuracies": 1}
 
 
 class Watch:
-    """Reads the metrics of every step and says, once each, what its user should look at."""
+    """Reads the metrics of every step and returns warnings. A warning repeats only if the metric gets worse anew."""
 
     def __init__(self) -> None:
         self._chosen: list[float] = []
@@ -22,13 +22,13 @@ class Watch:
         self.warnings: list[str] = []
 
     def see(self, step: int, values: Mapping[str, float], beta: float) -> list[str]:
-        """Look at one step's metrics.
+        """Read the metrics of one step.
 
         Returns:
-            New warnings, each a sentence with its remedy.
+            New warnings, each with a remedy.
         """
         new = []
-        # Against the reference, because the plain value differs from batch to batch with the responses' lengths.
+        # Relative to the reference, because logps/chosen itself varies with the lengths of the responses.
         self._chosen.append(values["rewards/chosen"] / beta)
         below = -fmean(self._chosen[-WINDOW:])
         if below > 0 and falls_steadily(self._chosen):
@@ -53,9 +53,9 @@ class Watch:
 
 
 def falls_steadily(values: Sequence[float]) -> bool:
-    """Whether the means of the last three windows fall, by more than their noise.
+    """Whether the means of the last three windows fall, by more than noise.
 
-    Between first and last window the means must differ by two standard errors.
+    The means of the first and the last window must differ by more than two standard errors.
     """
     if len(values) < WINDOW * _WINDOWS:
         return False
@@ -67,7 +67,7 @@ def falls_steadily(values: Sequence[float]) -> bool:
 
 
 def accuracy_drop(values: Sequence[float], window: int) -> float:
-    """By how much the mean of the last `window` values is below the best earlier one; 0 where that is little."""
+    """How far the mean of the last `window` values is below the best such mean; 0 for small drops."""
     means = [fmean(values[end - window : end]) for end in range(window, len(values) + 1)]
     drop = max(means) - means[-1] if means else 0.0
     return drop if drop > _LARGEST_ACCURACY_DROP else 0.0
