@@ -1,4 +1,4 @@
-"""Sample responses on the Ray cluster that RAY_ADDRESS names: `python ray_jobs/generate.py RUN --iteration 1`."""
+"""Sample responses on the Ray cluster at RAY_ADDRESS: `python ray_jobs/generate.py RUN --iteration 1`."""
 
 import sys
 

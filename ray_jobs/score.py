@@ -1,4 +1,4 @@
-"""Score one iteration on the Ray cluster that RAY_ADDRESS names: `python ray_jobs/score.py RUN --iteration 1`."""
+"""Score one iteration on the Ray cluster at RAY_ADDRESS: `python ray_jobs/score.py RUN --iteration 1`."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""A run on Slurm: its jobs, their submission, and whether the cluster is ready."""
+"""A run on Slurm: its jobs, their submission, and checks of the cluster."""
