@@ -1,4 +1,7 @@
-"""Compute reference log-probabilities on the Ray cluster at RAY_ADDRESS: `python ray_jobs/reference.py RUN --iteration 1`."""
+"""Compute reference log-probabilities on the Ray cluster at RAY_ADDRESS.
+
+Command: `python ray_jobs/reference.py RUN --iteration 1`.
+"""
 
 import sys
 

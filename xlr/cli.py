@@ -74,7 +74,7 @@ def run(
     source: Source,
     overrides: Overrides = None,
     only: Annotated[
-        str | None, typer.Option("--stages", help="Only these stages of one iteration, for example generate,score.")
+        str | None, typer.Option("--stages", help="Only these stages of one iteration: generate,score.")
     ] = None,
     iteration: ModelOption = "1",
 ) -> None:
@@ -253,13 +253,13 @@ def winrate_command(
         Path, typer.Argument(metavar="ANNOTATIONS", help="Judgements in AlpacaEval's format: a JSON file, or a folder.")
     ],
     other: Annotated[
-        Path | None, typer.Argument(metavar="[OTHER]", help="Judgements of another model on the same instructions.")
+        Path | None, typer.Argument(metavar="[OTHER]", help="Judgements of the same instructions, to compare with.")
     ] = None,
     difficulty: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|DATASET",
-            help="Use length_controlled_v1 instead of length_controlled_minimal, with this table: AlpacaEval's df_gamed.csv, "
+            help="Table for length_controlled_v1, which replaces length_controlled_minimal: AlpacaEval's df_gamed.csv, "
             "or tatsu-lab/alpaca_eval from the hub.",
         ),
     ] = None,
