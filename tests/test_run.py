@@ -137,7 +137,7 @@ def test_the_other_reward_modes_run(
 def test_filters_keep_flawed_responses_out_of_the_pairs(
     finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
 ) -> None:
-    """The responses to one Spanish prompt have no flaws and all others are truncated, so one pair passes the filters."""
+    """The responses to one Spanish prompt have no flaws and all others are truncated, so only one pair is left."""
     run = tmp_path / "run"
     shutil.copytree(finished[0] / "run", run, ignore=shutil.ignore_patterns("pairs*", "model*", "eval*"))
     scores = read_rows(run / "iter1" / "scores", Score)

@@ -119,7 +119,7 @@ def test_settings_of_a_run_override_the_site_and_those_of_a_kind_override_both()
 def test_more_tasks_than_cpus_are_refused() -> None:
     slurm = layered(DEFAULTS, SlurmConfig(gpus=8, cpus=4))
     (train,) = (job for job in plan(chain(1), slurm) if job.name == "train-1")
-    with pytest.raises(UserError, match=r"slurm\.jobs\.train\.cpus: 4 are too few for 8 tasks per node"):
+    with pytest.raises(UserError, match=r"slurm\.jobs\.train\.cpus: 4 CPUs are too few for 8 tasks per node"):
         options(train, wants(slurm, "train"))
 
 

@@ -131,7 +131,7 @@ def options(job: Job, wanted: JobConfig) -> list[str]:
     if wanted.cpus:
         if wanted.cpus < tasks:
             raise UserError(
-                f"slurm.jobs.{job.kind}.cpus: {wanted.cpus} are too few for {tasks} tasks per node; raise it or lower tasks"
+                f"slurm.jobs.{job.kind}.cpus: {wanted.cpus} CPUs are too few for {tasks} tasks per node; raise it"
             )
         found.append(f"--cpus-per-task={wanted.cpus // tasks}")
     if gpus:

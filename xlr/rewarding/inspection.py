@@ -41,7 +41,7 @@ def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) 
     for lang in langs:
         if lang not in config.languages:
             raise UserError(
-                f"--languages: {lang!r} is not a language of this run; choose of {', '.join(config.languages)}"
+                f"--languages: {lang!r} is not a language of this run; choose from {', '.join(config.languages)}"
             )
     target = artifact(context, iteration, count, langs)
     with lease.held(run.leases, [target.title]), contextlib.closing(context):
@@ -103,7 +103,7 @@ def _make(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
     ]
     scored: dict[Reward, list[Score]] = {}
     dropped: dict[Reward, Dropped] = {}
-    # translate comes first: the workers load the sampler for it once, and then only the scoring models.
+    # translate comes first: only it samples, so the workers change from the sampler to the scoring models once.
     for mode in reversed(get_args(Reward)):
         of_mode = [row for row in rows if mode in modes(row.lang)]
         if of_mode:

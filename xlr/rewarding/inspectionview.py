@@ -9,7 +9,15 @@ from rich.text import Text
 from xlr import languages
 from xlr.config import Reward
 from xlr.console import Column, Table, console, number_columns, text_columns
-from xlr.rewarding.facts import InspectedCandidate, InspectedLanguage, InspectedPrompt, Inspection, Remark, RewardFacts
+from xlr.rewarding.facts import (
+    InspectedCandidate,
+    InspectedLanguage,
+    InspectedPrompt,
+    Inspection,
+    ModeFacts,
+    Remark,
+    RewardFacts,
+)
 
 _LINES = 2  # lines of a text on the terminal; longer texts are cut
 _INDENT = 5
@@ -124,11 +132,10 @@ def _figures(own: InspectedLanguage) -> list[Table]:
             _number(facts["reward_deviation"]),
             _number(facts["length_correlation"]),
             f"{facts['alpha']:.3f}{'*' * (facts['alpha_of'] == 'pairs')}",
-            "/".join(_rounded(group["chars_mean"], group) for group in groups),
-            "/".join(_rounded(100 * group["in_language"], group) for group in groups),
+            "/".join(_rounded(group["chars_mean"], group) for group in _groups(facts)),
+            "/".join(_rounded(100 * group["in_language"], group) for group in _groups(facts)),
         )
         for mode, facts in own["modes"].items()
-        for groups in [(facts["candidates"], facts["chosen"], facts["rejected"])]
     ]
     agreement = [
         (
@@ -148,6 +155,10 @@ def _figures(own: InspectedLanguage) -> list[Table]:
         columns = number_columns("same order %", "of pairs", "ρ", "τ", "same best", "same worst")
         found.append(Table("How the modes agree", (*text_columns("modes"), *columns), agreement))
     return found
+
+
+def _groups(mode: ModeFacts) -> tuple[RewardFacts, ...]:
+    return mode["candidates"], mode["chosen"], mode["rejected"]
 
 
 def _rounded(value: float, facts: RewardFacts) -> str:

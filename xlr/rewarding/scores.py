@@ -189,14 +189,7 @@ def score_candidates(
     with context.clock.measure("tokenise"):
         prompt_ids = {text: encoder.prompt(text) for text in {candidate.instruction for candidate in candidates}}
         response_ids = encoder.responses([candidate.text for candidate in candidates])
-    members: dict[str, list[int]] = {}
-    too_long: list[RowKey] = []
-    for index, candidate in enumerate(candidates):
-        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > section.max_length:
-            too_long.append(row_key(candidate.row))
-        else:
-            members.setdefault(candidate.instruction, []).append(index)
-    dropped.add(f"longer than score.max_length={section.max_length}", too_long)
+    members = _by_instruction(candidates, prompt_ids, response_ids, section.max_length, dropped)
     groups = _groups(prompt_ids, response_ids, members, section.batch_tokens)
     examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
     expected = {*context.config.languages, *(candidate.row.lang for candidate in candidates)}
@@ -219,6 +212,25 @@ def score_candidates(
     )
     order = {row_key(candidate.row): index for index, candidate in enumerate(candidates)}
     return sorted(scores, key=lambda score: order[row_key(score)])
+
+
+def _by_instruction(
+    candidates: Sequence[Candidate],
+    prompt_ids: Mapping[str, tuple[int, ...]],
+    response_ids: Sequence[tuple[int, ...]],
+    max_length: int,
+    dropped: Dropped,
+) -> dict[str, list[int]]:
+    """Instruction -> indices of its candidates, without the ones longer than `max_length` tokens."""
+    members: dict[str, list[int]] = {}
+    too_long: list[RowKey] = []
+    for index, candidate in enumerate(candidates):
+        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > max_length:
+            too_long.append(row_key(candidate.row))
+        else:
+            members.setdefault(candidate.instruction, []).append(index)
+    dropped.add(f"longer than score.max_length={max_length}", too_long)
+    return members
 
 
 def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_reference: float, language: str) -> Score:
