@@ -1,4 +1,7 @@
-"""Sample responses on the Ray cluster that RAY_ADDRESS names: `python ray_jobs/generate.py RUN --iteration 1`."""
+"""Sample responses of one iteration on the Ray cluster at RAY_ADDRESS.
+
+Command: `python ray_jobs/generate.py RUN --iteration 1`.
+"""
 
 import sys
 

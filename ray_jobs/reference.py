@@ -1,5 +1,7 @@
-"""Compute the reference's log-probabilities on the Ray cluster that RAY_ADDRESS names:
-`python ray_jobs/reference.py RUN --iteration 1`."""
+"""Compute reference log-probabilities on the Ray cluster at RAY_ADDRESS.
+
+Command: `python ray_jobs/reference.py RUN --iteration 1`.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Score one iteration on the Ray cluster that RAY_ADDRESS names: `python ray_jobs/score.py RUN --iteration 1`."""
+"""Score the responses of one iteration on the Ray cluster at RAY_ADDRESS.
+
+Command: `python ray_jobs/score.py RUN --iteration 1`.
+"""
 
 import sys
 

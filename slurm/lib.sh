@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# What the job scripts share; they set $run and $iteration. Nothing here belongs to one cluster: that is in
-# environment.sh, which `xlr submit` writes: $python, $container, $srun_options, $max_restarts and the site's own lines.
+# Functions of the job scripts, which set $run and $iteration. What differs between clusters is in environment.sh, which
+# `xlr submit` writes: $python, $container, $srun_options, $max_restarts and the commands of slurm.setup.
 # shellcheck disable=SC2154,SC1091
 source "$run/slurm/environment.sh"
 
 xlr=("${container[@]}" "$python" -m xlr)
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# Four ports a job, below the ephemeral range (32768 on Linux) and other than those of the jobs beside it.
+# Four ports per job, below the ephemeral range (from 32768 on Linux). Jobs on the same node get different ones.
 port=$((10000 + SLURM_JOB_ID % 5000 * 4))
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer takes it from sbatch by itself
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 
 fail() {
@@ -16,7 +16,7 @@ fail() {
   exit 1
 }
 
-# The address of a node by which Slurm reaches it, as a number; a node may call itself 127.0.1.1.
+# The IPv4 address by which Slurm reaches a node. A node may resolve its own name to 127.0.1.1, which others cannot use.
 address() {
   local name found
   name=$(scontrol --oneliner show node "$1" | sed 's/.* NodeAddr=\([^ ]*\).*/\1/')
@@ -24,21 +24,21 @@ address() {
   echo "${found:-$(hostname -I | awk '{print $1}')}"
 }
 
-# Run a step and keep its exit code in $code. Warnings (USR1, TERM) reach the tasks from Slurm; one that comes to this
-# shell alone is passed on by srun. A warning ends `wait`, not the step: it is waited for again.
+# Run a step and store its exit code in $code. Slurm sends USR1 or TERM to the tasks before it ends the job. If only this
+# shell gets the signal, srun forwards it. A signal interrupts `wait` but not the step, so `wait` is repeated.
 step() {
-  local id warned=yes
+  local id signalled=yes
   srun --overlap --wait=30 "${srun_options[@]}" "$@" &
   id=$!
-  trap 'warned=yes; kill -USR1 "$id"' USR1 TERM
-  while [ -n "$warned" ]; do
-    warned=
+  trap 'signalled=yes; kill -USR1 "$id"' USR1 TERM
+  while [ -n "$signalled" ]; do
+    signalled=
     wait "$id" && code=0 || code=$?
   done
   trap - USR1 TERM
 }
 
-# Run a command on a Ray cluster over all nodes.
+# Run a command on the first node, as the driver of a Ray cluster over all nodes.
 on_ray() {
   start_ray
   step --nodes=1 --ntasks=1 --ntasks-per-node=1 --nodelist="${nodes[0]}" "$@"
@@ -52,7 +52,8 @@ in_ranks() {
   step --kill-on-bad-exit=0 "$@"
 }
 
-# A Ray cluster over the allocation, for this user's token only. xlr waits until all of XLR_RAY_NODES have joined.
+# Start a Ray cluster over the allocation. It accepts only clients with its token, which only this user can read. xlr
+# waits until all nodes in XLR_RAY_NODES have joined.
 start_ray() {
   local node secret=$run/slurm/secrets/$SLURM_JOB_ID
   (umask 077 && mkdir -p "$secret" && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$secret/token")
@@ -63,7 +64,7 @@ start_ray() {
   trap stop_ray EXIT
   start_ray_on "${nodes[0]}" --head --port="$port" --ray-client-server-port=$((port + 1)) --include-dashboard=false \
     --temp-dir="/tmp/xlr-$SLURM_JOB_ID"
-  # Before it answers nobody may ask: Ray's clients then wait for most of a minute.
+  # Wait for the port: a Ray client that connects too early waits for most of a minute.
   until (exec 3<>"/dev/tcp/${RAY_ADDRESS/://}") 2>/dev/null; do
     kill -0 "${ray_steps[0]}" 2>/dev/null || fail "${nodes[0]}: Ray does not start; see $ray_log"
     sleep 0.2
@@ -83,46 +84,47 @@ start_ray_on() {
   ray_steps+=($!)
 }
 
-# On each node: Ray until stop_ray says USR2, and its folder gone afterwards. Warnings are for the stage; Ray has to
-# outlive it. On a busy node Ray may lose its own patience, and is tried again.
+# Run Ray on a node until stop_ray sends USR2, then remove its folder. USR1 and TERM are ignored, because the stage needs
+# Ray until it has saved. Ray may time out while it starts on a busy node, so it is started up to three times.
 ray_node() {
-  local temp=/tmp/xlr-$SLURM_JOB_ID ray ended=
+  local temp=/tmp/xlr-$SLURM_JOB_ID ray stopped=
   trap '' USR1 TERM
-  trap 'ended=yes; kill -KILL "$ray"' USR2  # what Ray started ends with it
+  trap 'stopped=yes; kill -KILL "$ray"' USR2  # Ray's processes end with it
   for _ in 1 2 3; do
     rm -rf "$temp"
     mkdir -m 700 "$temp"
     "$@" &
     ray=$!
     wait "$ray" || true
-    [ -z "$ended" ] || break
+    [ -z "$stopped" ] || break
   done
   rm -rf "$temp"
 }
 
 stop_ray() {
   trap - EXIT
-  kill -USR2 "${ray_steps[@]}" 2>/dev/null || true  # some may have ended; srun passes it on
+  kill -USR2 "${ray_steps[@]}" 2>/dev/null || true  # srun forwards it; some may have ended
   wait "${ray_steps[@]}" || true
   rm -rf "$run/slurm/secrets/$SLURM_JOB_ID"
 }
 
-# End the job as its last step ended: 2 is bad input, 75 is xlr's "saved; start me again", 138 a warning that came
-# before xlr listened. Other failures may be those of a node: what works with it fails long before Slurm notices.
+# End the job with the exit code of its last step, or requeue it. 2 is bad input. 75 means that xlr has saved and can
+# continue. 138 is USR1 before xlr had set its handler. Any other code may come from a lost node: the step fails long
+# before Slurm notices.
 finish() {
   local lost
   case $code in
     0 | 2) ;;
-    75 | 138) start_again "saved" ;;
+    75 | 138) requeue "saved" ;;
     *)
       lost=$(lost_nodes)
-      [ -z "$lost" ] || start_again "lost $lost"
+      [ -z "$lost" ] || requeue "lost $lost"
       ;;
   esac
   exit "$code"
 }
 
-# The nodes that started anew since the job did, or do not answer.
+# The nodes that restarted after the job began, or that do not answer.
 lost_nodes() {
   local node begun started
   begun=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed 's/.* StartTime=\([^ ]*\).*/\1/')
@@ -135,13 +137,13 @@ lost_nodes() {
   done
 }
 
-start_again() { # WHY
+requeue() { # REASON
   local restarts=${SLURM_RESTART_COUNT:-0}
-  # A job that was cancelled saves as well, but must not come back.
+  # A cancelled job also saves and exits with 75, but must not be requeued.
   [[ ! $(scontrol --oneliner show job "$SLURM_JOB_ID") =~ JobState=(CANCELLED|COMPLETING) ]] || exit 75
-  ((restarts < max_restarts)) || fail "started again $restarts times, which is slurm.max_restarts; \
-give the job more time, or \`xlr submit\` again"
-  echo "$1; job $SLURM_JOB_ID goes back to the queue (restart $((restarts + 1)) of at most $max_restarts)"
+  ((restarts < max_restarts)) || fail "restarted $restarts times, which is slurm.max_restarts; \
+raise slurm.time, then run \`xlr submit\` again"
+  echo "$1; job $SLURM_JOB_ID is requeued (restart $((restarts + 1)) of at most $max_restarts)"
   scontrol requeue "$SLURM_JOB_ID"
   exit 75
 }

@@ -1,4 +1,4 @@
-"""Bad input ends with exit code 2, one message that says what to do, no traceback, and nothing half-written."""
+"""Bad input ends with exit code 2 and one message that says what to do, without a traceback or partial artefacts."""
 
 import importlib.util
 import json
@@ -87,7 +87,7 @@ def truncated_weights(tree: Tree, folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
 
 
-def model_that_is_not_there(tree: Tree, folder: Path) -> None:
+def model_that_does_not_exist(tree: Tree, folder: Path) -> None:
     tree["model"] = tree["model"] | {"aligned": str(folder / "nowhere")}
 
 
@@ -120,11 +120,11 @@ CASES: list[tuple[Break, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), CASES, ids=[case[0].__name__ for case in CASES])
-def test_bad_input_is_refused_with_its_place_and_remedy(
-    spoil: Break, message: str, cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
+@pytest.mark.parametrize(("break_input", "message"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_bad_input_is_refused_with_its_position_and_a_fix(
+    break_input: Break, message: str, cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
 ) -> None:
-    spoil(tiny_tree, tmp_path)
+    break_input(tiny_tree, tmp_path)
     result = cli("run", write_config(tiny_tree))
     assert_refused(result, message)
     assert not list((tmp_path / "run").glob("iter*/*.manifest.json"))
@@ -143,7 +143,7 @@ def test_weights_with_nan_are_refused_by_the_trainer_too(
     assert not (tmp_path / "run" / "iter0" / "model").exists()
 
 
-def test_a_run_directory_of_another_configuration_is_refused(
+def test_a_run_directory_with_another_configuration_is_refused(
     cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path]
 ) -> None:
     source = write_config(tiny_tree)
@@ -152,7 +152,7 @@ def test_a_run_directory_of_another_configuration_is_refused(
     assert_refused(cli("run", source, "seed=7"), "seed was 42 and is now 7")
 
 
-def test_a_stage_before_its_input_names_the_command_to_run(
+def test_a_stage_without_its_input_names_the_command_to_run(
     cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
 ) -> None:
     source = write_config(tiny_tree)
@@ -162,7 +162,7 @@ def test_a_stage_before_its_input_names_the_command_to_run(
     assert_refused(cli("train", source, "--iteration", 9), "not a stage of this run")
 
 
-def test_init_starts_a_recipe_and_never_overwrites(cli: Cli, tmp_path: Path) -> None:
+def test_init_copies_a_recipe_and_never_overwrites_a_file(cli: Cli, tmp_path: Path) -> None:
     assert cli("init", "mine", "--recipe", "llama3-8b", cwd=tmp_path).returncode == 0
     assert cli("config", "mine.yaml", cwd=tmp_path).returncode == 0
     assert_refused(cli("init", "mine", cwd=tmp_path), "exists already")
@@ -170,7 +170,7 @@ def test_init_starts_a_recipe_and_never_overwrites(cli: Cli, tmp_path: Path) -> 
     assert_refused(cli("run", "absent.yaml", cwd=tmp_path), "xlr init")
 
 
-def test_a_cluster_that_does_not_answer_is_named(
+def test_a_ray_cluster_that_does_not_answer_is_named(
     cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path]
 ) -> None:
     result = cli("generate", write_config(tiny_tree), RAY_ADDRESS="127.0.0.1:1")

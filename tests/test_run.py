@@ -1,4 +1,4 @@
-"""Whole runs with tiny models through the command line: complete, repeatable, and unharmed by kill -9."""
+"""Whole runs with tiny models on the command line: complete, reproducible, and the same after kill -9."""
 
 import json
 import os
@@ -28,7 +28,7 @@ ARTEFACTS = ("iter0/eval", "iter1/responses", "iter1/scores", "iter1/pairs", "it
 
 @pytest.fixture(scope="module")
 def finished(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run of one iteration, and its configuration."""
+    """The folder of a finished run of one iteration, and its configuration."""
     import yaml
 
     from tests.conftest import tiny_tree
@@ -46,7 +46,7 @@ def digests(run: Path) -> dict[str, str]:
     return {name: read_json(run / f"{name}.manifest.json")["digest"] for name in ARTEFACTS}
 
 
-def test_every_arrow_holds_what_it_should(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_every_stage_writes_the_expected_rows(finished: tuple[Path, dict[str, Any]]) -> None:
     run = finished[0] / "run"
     responses = read_rows(run / "iter1" / "responses", Response)
     assert len(responses) == 2 * 4 * 3
@@ -64,7 +64,7 @@ def test_every_arrow_holds_what_it_should(finished: tuple[Path, dict[str, Any]])
     assert [json.loads(line)["id"] for line in lines] == [pair.id for pair in pairs]
 
 
-def test_the_report_and_the_status_show_the_run(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_report_and_status_show_the_run(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     run = finished[0] / "run"
     report = read_json(run / "report.json")
     for iteration in ("0", "1"):
@@ -80,7 +80,7 @@ def test_the_report_and_the_status_show_the_run(finished: tuple[Path, dict[str, 
     assert {"torch", "ray", "xlr"} <= set(manifest["versions"])
 
 
-def test_a_second_run_does_nothing_and_takes_seconds(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_running_again_does_nothing_and_takes_seconds(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     run = finished[0] / "run"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
     begun = time.monotonic()
@@ -94,8 +94,8 @@ def test_a_second_run_does_nothing_and_takes_seconds(finished: tuple[Path, dict[
 def test_the_same_seed_gives_the_same_run_from_another_folder_and_locale(
     finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
 ) -> None:
-    """One actor or two, with both models or one at a time, stage by stage or all at once, in a C locale: the same
-    artefacts, to the byte."""
+    """Artefacts have the same bytes with one actor or two, with both models in memory or one at a time, stage by stage
+    or in one command, and in a C locale."""
     source, target = finished[0] / "run.yaml", f"run_dir={tmp_path / 'other'}"
     two = ["pair.export_jsonl=true", "ray.actors=2", "ray.cpus_per_actor=1", "ray.one_model_at_a_time=true", target]
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -137,14 +137,14 @@ def test_the_other_reward_modes_run(
 def test_filters_keep_flawed_responses_out_of_the_pairs(
     finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
 ) -> None:
-    """One Spanish prompt's samples are made sound and all others truncated, so that the filters leave one pair."""
+    """The responses to one Spanish prompt have no flaws and all others are truncated, so only one pair is left."""
     run = tmp_path / "run"
     shutil.copytree(finished[0] / "run", run, ignore=shutil.ignore_patterns("pairs*", "model*", "eval*"))
     scores = read_rows(run / "iter1" / "scores", Score)
     first = next(row.id for row in scores if row.lang == "es")
-    sound = {"finish_reason": "stop", "detected_lang": "es", "repetition": 0.0}
+    flawless = {"finish_reason": "stop", "detected_lang": "es", "repetition": 0.0}
     rows = [
-        replace(row, finish_reason="length") if (row.lang, row.id) != ("es", first) else replace(row, **sound)
+        replace(row, finish_reason="length") if (row.lang, row.id) != ("es", first) else replace(row, **flawless)
         for row in scores
     ]
     for path in (run / "iter1" / "scores").glob("*.parquet"):
@@ -167,8 +167,10 @@ def test_filters_keep_flawed_responses_out_of_the_pairs(
     assert "Sampled responses" in report.stdout
 
 
-def test_kill_9_at_any_moment_changes_nothing(finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path) -> None:
-    """Killed after each artefact appears and in between, then started again until it is done."""
+def test_artefacts_are_the_same_after_kill_9_at_any_moment(
+    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+) -> None:
+    """The run is killed in different stages and restarted until it is finished."""
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "xlr", "run", str(finished[0] / "run.yaml")]
     command += ["pair.export_jsonl=true", f"run_dir={run}", "train.save_steps=1"]
@@ -190,7 +192,7 @@ def test_kill_9_at_any_moment_changes_nothing(finished: tuple[Path, dict[str, An
 
 
 def test_an_actor_that_is_killed_is_replaced(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    """kill -9 of the worker process while it samples: Ray restarts it and the rows are the same."""
+    """The worker process is killed while it samples. Ray restarts it, and the rows are the same."""
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml")]
     command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -202,7 +204,7 @@ def test_an_actor_that_is_killed_is_replaced(finished: tuple[Path, dict[str, Any
     assert read_rows(tmp_path / "run" / "iter1" / "responses", Response) == expected
 
 
-def test_a_worker_that_hangs_is_ended_and_its_batch_done_by_another(
+def test_a_worker_that_hangs_is_killed_and_another_does_its_batch(
     finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml")]
@@ -224,7 +226,7 @@ def test_a_worker_that_hangs_is_ended_and_its_batch_done_by_another(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_a_stage_of_workers_with_its_own_code(
+def test_a_stage_that_a_signal_ends_exits_with_code_75(
     number: int, finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "xlr", "run", str(finished[0] / "run.yaml"), "pair.export_jsonl=true"]
@@ -238,7 +240,7 @@ def test_a_signal_ends_a_stage_of_workers_with_its_own_code(
     said = process.stderr.read() if process.stderr else ""
     assert f"ended by {signal.Signals(number).name}; finished work is kept" in said
     assert "Traceback" not in said
-    assert not psutil.wait_procs(workers, timeout=30)[1], "workers are left"
+    assert not psutil.wait_procs(workers, timeout=30)[1], "workers are still running"
     pieces = list(parts.glob("*.parquet"))
     assert pieces
     assert not list((tmp_path / "run").rglob("*.tmp"))
@@ -249,7 +251,7 @@ def worker_of(pid: int) -> int:
     return descendants(pid, lambda child: child.name().startswith("ray::Worker"))[0].pid
 
 
-def test_two_xlr_on_one_run_directory_are_refused(
+def test_a_second_xlr_on_the_same_artefact_is_refused(
     finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml"), f"run_dir={tmp_path / 'run'}"]
@@ -261,7 +263,7 @@ def test_two_xlr_on_one_run_directory_are_refused(
     assert f"iter1/responses is in use by another xlr (process {first.pid}" in second.stderr
     beside = cli("pair", *command[4:], "train.beta=0.2")
     assert beside.returncode == 2
-    assert "differs from this configuration, with which generate 1 is being made now" in beside.stderr
+    assert "differs from this configuration, and generate 1 is running with the recorded one" in beside.stderr
     assert first.wait(timeout=300) == 0
 
 

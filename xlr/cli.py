@@ -1,4 +1,4 @@
-"""The `xlr` command. Imports what a command needs when it runs: `xlr --help` loads no torch."""
+"""The `xlr` command. A command imports what it needs when it runs, so that `xlr --help` loads no torch."""
 
 import contextlib
 import io
@@ -27,9 +27,9 @@ app = typer.Typer(
 
 Source = Annotated[str, typer.Argument(metavar="RUN|CONFIG.yaml", help="A run directory, or a configuration file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.beta=0.2.")]
-IterationOption = Annotated[int, typer.Option("--iteration", "-i", min=0, help="Which iteration, from 1.")]
+IterationOption = Annotated[int, typer.Option("--iteration", "-i", min=0, help="Number of the iteration, from 1.")]
 ModelOption = Annotated[
-    str, typer.Option("--iteration", "-i", help="Which iteration (0 is the start), or a name in evaluate.models.")
+    str, typer.Option("--iteration", "-i", help="Number of the iteration (0 is pi^0), or a name in evaluate.models.")
 ]
 
 
@@ -74,7 +74,9 @@ def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, 
 def run(
     source: Source,
     overrides: Overrides = None,
-    only: Annotated[str | None, typer.Option("--stages", help="Only these, of one iteration: generate,score.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--stages", help="Only these stages of one iteration: generate,score.")
+    ] = None,
     iteration: ModelOption = "1",
 ) -> None:
     """Run every stage that is not done yet, then show the report."""
@@ -94,7 +96,7 @@ def run(
 
 
 def _add_stage_command(kind: StageKind) -> None:
-    """The command that runs one stage of one iteration."""
+    """Add the command that runs one stage of one iteration."""
 
     def at_start(source: Source, overrides: Overrides = None) -> None:
         _run_stages([kind.name], source, overrides, kind.default)
@@ -118,11 +120,11 @@ def inspect(
     source: Source,
     overrides: Overrides = None,
     iteration: IterationOption = 1,
-    prompts: Annotated[int, typer.Option(min=1, help="How many prompts, the same in every language.")] = 4,
-    languages: Annotated[str | None, typer.Option(help="Only these of the run's: es,ru.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with whole texts.")] = False,
+    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts, which are the same in every language.")] = 4,
+    languages: Annotated[str | None, typer.Option(help="Only these languages of the run, for example es,ru.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with uncut texts.")] = False,
 ) -> None:
-    """Before scoring and training: a few prompts' candidates under every reward mode, and how the modes agree."""
+    """Score the responses to a few prompts in every reward mode and compare the modes, before scoring everything."""
     from xlr import pipeline
     from xlr.console import console
     from xlr.rewarding import inspection, inspectionview
@@ -138,7 +140,7 @@ def inspect(
         inspectionview.show(found)
 
 
-Site = Annotated[Path | None, typer.Option(help="The cluster's profile instead of ~/.config/xlr/site.yaml.")]
+Site = Annotated[Path | None, typer.Option(help="Site profile to use instead of ~/.config/xlr/site.yaml.")]
 
 
 @app.command()
@@ -146,7 +148,7 @@ def submit(
     source: Source,
     overrides: Overrides = None,
     site: Site = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print jobs and scripts; needs no Slurm.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print jobs and scripts; needs no Slurm.")] = False,
 ) -> None:
     """Submit every stage that is not done yet as a chain of Slurm jobs."""
     from xlr.jobs import submission
@@ -165,7 +167,7 @@ def submit(
 
 @app.command()
 def cancel(source: Source) -> None:
-    """Cancel the Slurm jobs of a run; what is finished is kept."""
+    """Cancel the Slurm jobs of a run. Finished work is kept."""
     from xlr.jobs import submission
 
     context = _context(source, None)
@@ -178,9 +180,9 @@ def logs(
     source: Source,
     stage: Annotated[str, typer.Argument(help="A stage, for example train.")],
     iteration: ModelOption = "1",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new output.")] = False,
 ) -> None:
-    """Show what a stage said: its job's output."""
+    """Show the output of a stage."""
     from xlr.jobs import submission
     from xlr.pipeline import Stage
 
@@ -196,7 +198,7 @@ def doctor(
     on_node: Annotated[bool, typer.Option("--on-node", hidden=True)] = False,
     ray: Annotated[bool, typer.Option("--ray", hidden=True)] = False,
 ) -> None:
-    """Check that a run can work on this Slurm cluster: from here, then from its nodes in a short job."""
+    """Check that a run can work on this Slurm cluster, first on this machine, then on the nodes in a short job."""
     from xlr.jobs import doctor as examination
 
     context = _context(source, overrides)
@@ -205,17 +207,17 @@ def doctor(
     elif ray:
         examination.with_ray(context)
     else:
-        troubles = 0
+        failed = 0
         for check in examination.examine(context, site):
             examination.show(check)
-            troubles += bool(check.remedy)
-        if troubles:
-            raise UserError(f"{troubles} checks found trouble; see their remedies above")
+            failed += bool(check.remedy)
+        if failed:
+            raise UserError(f"{failed} checks failed; see their remedies above")
 
 
 @app.command()
 def status(source: Source) -> None:
-    """Show every stage of every iteration: done, running, waiting, rows, time; and the Slurm jobs, where there are."""
+    """Show the state, rows and time of every stage, and the Slurm jobs if there are any."""
     from xlr import pipeline
     from xlr.jobs import submission
     from xlr.report.status import show_jobs, show_status
@@ -229,18 +231,18 @@ def status(source: Source) -> None:
 def report_command(
     sources: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directories.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of report.html and report.md; the first run by default.")
+        Path | None, typer.Option(help="Folder for report.html and report.md; by default the first run.")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="Give the numbers to trackers: tensorboard,wandb,mlflow.")] = None,
+    to: Annotated[str | None, typer.Option(help="Also send the numbers to trackers: tensorboard,wandb,mlflow.")] = None,
 ) -> None:
-    """Show what runs achieved so far, side by side, and write report.html, report.md and RUN/report.json."""
+    """Show the results of runs so far, side by side, and write report.html, report.md and RUN/report.json."""
     from xlr.report import publish as figures
     from xlr.report import report
 
     trackers = figures.known_trackers(to.split(",") if to else [])
-    # A run directory may have been copied from where its configuration says it is.
-    places = [[f"run_dir={json.dumps(source)}"] if Path(source).is_dir() else None for source in sources]
-    contexts = [_context(source, place) for source, place in zip(sources, places, strict=True)]
+    # A copied run directory still has the path of the original in its configuration.
+    run_dirs = [[f"run_dir={json.dumps(source)}"] if Path(source).is_dir() else None for source in sources]
+    contexts = [_context(source, run_dir) for source, run_dir in zip(sources, run_dirs, strict=True)]
     report.make([context.config for context in contexts], out or contexts[0].run.path)
     for context in contexts:
         figures.publish(context.run.path, trackers)
@@ -251,18 +253,20 @@ def winrate_command(
     annotations: Annotated[
         Path, typer.Argument(metavar="ANNOTATIONS", help="Judgements in AlpacaEval's format: a JSON file, or a folder.")
     ],
-    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="Of the same instructions.")] = None,
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[OTHER]", help="Judgements of the same instructions, to compare with.")
+    ] = None,
     difficulty: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|DATASET",
-            help="AlpacaEval's df_gamed.csv, or tatsu-lab/alpaca_eval for the hub's: length_controlled_v1 instead of "
-            "_minimal.",
+            help="Table for length_controlled_v1, which replaces length_controlled_minimal: AlpacaEval's df_gamed.csv, "
+            "or tatsu-lab/alpaca_eval from the hub.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Win rate and length-controlled win rate of generator_2; of two files also the second less the first."""
+    """Win rate and length-controlled win rate of generator_2. With two files, also the second minus the first."""
     from xlr.evaluation import annotations as files
     from xlr.evaluation import winrates
     from xlr.evaluation.difficulty import load
@@ -321,8 +325,11 @@ def init(
 
 
 def main() -> None:
-    """Entry point: bad input ends with one message and exit code 2, SIGTERM and SIGUSR1 with exit code 75 after
-    saving, a failure of ours with a traceback and exit code 1."""
+    """Run the command line.
+
+    Exit code 2 is bad input, with one message. Exit code 75 is SIGTERM or SIGUSR1, after saving. Exit code 1 is any
+    other failure, with a traceback.
+    """
     from xlr.cluster.launcher import ERROR_FILE
     from xlr.cluster.preemption import EXIT_CODE, end_on_signals, said
 
@@ -330,7 +337,7 @@ def main() -> None:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a report in a C locale is better with ? than not at all
+            stream.reconfigure(errors="replace")  # in a C locale, print ? instead of failing
     try:
         app()
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""The stages of a run in their order, and what each needs. `xlr run` walks them; `xlr submit` makes jobs of them."""
+"""The stages of a run in order, and what each needs. `xlr run` executes them; `xlr submit` makes jobs of them."""
 
 import contextlib
 import importlib
@@ -25,28 +25,28 @@ from xlr.stages import KINDS, STAGES, StageKind
 
 
 class StageModule(Protocol):
-    """What the module of a kind of stage has."""
+    """The interface of a module that implements a kind of stage."""
 
     def iterations(self, config: Config) -> Sequence[ModelKey]:
-        """The iterations, or models of evaluate.models, that it belongs to in a run."""
+        """The iterations and the models of evaluate.models for which a run has this stage."""
 
     def artifact(self, context: Context, iteration: Any, /) -> Artifact:
-        """What it makes there, and what decides that: settings and inputs."""
+        """The artefact of one iteration or model, with the settings and inputs that decide it."""
 
     def check(self, context: Context) -> None:
-        """Find bad input now, and not after hours of computing.
+        """Check the input before anything is computed.
 
         Raises:
-            UserError: naming it.
+            UserError: the input is bad.
         """
 
     def make(self, context: Context, iteration: Any, /) -> Any:
-        """Make the artefact, from its finished pieces if there are any. Returns facts for the log."""
+        """Make the artefact, continuing from finished pieces. Returns facts for the log."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one iteration; of a model in evaluate.models the iteration is its name."""
+    """One stage of one iteration. For a model of evaluate.models, the iteration is the name of the model."""
 
     name: str
     iteration: ModelKey
@@ -61,11 +61,11 @@ class Stage:
 
     @property
     def module(self) -> StageModule:
-        """What implements it."""
+        """The module that implements it."""
         return _module(self.kind)
 
     def artifact(self, context: Context) -> Artifact:
-        """What the stage makes."""
+        """The artefact that the stage makes."""
         return self.module.artifact(context, self.iteration)
 
 
@@ -74,7 +74,7 @@ def _module(kind: StageKind) -> StageModule:
 
 
 def stages(config: Config) -> list[Stage]:
-    """All stages of a run in an order in which they can run."""
+    """All stages of a run, in an order in which they can run."""
     belongs = {kind: _module(kind).iterations(config) for kind in STAGES}
     models: list[ModelKey] = [*range(START, config.iterations + 1), *config.evaluate.models]
     return [
@@ -88,11 +88,11 @@ def stages(config: Config) -> list[Stage]:
 
 @contextlib.contextmanager
 def holding(context: Context, plan: Sequence[Stage]) -> Iterator[None]:
-    """Keep every other xlr process from these stages while the block runs, after checking what is already there.
+    """Hold the leases of these stages while the block runs, after checking the run directory.
 
     Raises:
-        UserError: another process works on one of them, the prompts are not usable, or a finished artefact or a running
-            stage was made with another configuration.
+        UserError: another process works on one of the stages, the prompts are not usable, or a finished artefact or a
+            running stage was made with another configuration.
     """
     context.run.create()
     with lease.held(context.run.leases, [stage.artifact(context).title for stage in plan]):
@@ -107,7 +107,7 @@ def holding(context: Context, plan: Sequence[Stage]) -> Iterator[None]:
 
 
 def _record(context: Context, plan: Sequence[Stage]) -> None:
-    """Write the configuration, which processes of this run that start later will read."""
+    """Write the configuration, which later processes of this run read."""
     recorded, text = context.run.path / "config.yaml", dump(context.config)
     if recorded.is_file() and recorded.read_text(encoding="utf-8") == text:
         return
@@ -116,18 +116,18 @@ def _record(context: Context, plan: Sequence[Stage]) -> None:
         if user:
             raise UserError(
                 f"{recorded}: differs from this configuration, and {stage} is running with the recorded one ({user}); "
-                "wait for it, or use another run_dir"
+                "wait until it ends, or use another run_dir"
             )
     write_text(recorded, text)
 
 
 def holder(context: Context, stage: Stage) -> str | None:
-    """Which process works on a stage now, if any."""
+    """A description of the process that works on a stage now, if one does."""
     return lease.holder(context.run.leases, stage.artifact(context).title)
 
 
 def needs(context: Context) -> dict[Stage, list[Stage]]:
-    """Which stages each stage reads from, according to their artefacts' inputs."""
+    """Stage -> the stages that it reads from, according to the inputs of its artefact."""
     plan = stages(context.config)
     makers = {stage.artifact(context).folder: stage for stage in plan}
     return {
@@ -137,17 +137,17 @@ def needs(context: Context) -> dict[Stage, list[Stage]]:
 
 
 def check(context: Context) -> None:
-    """Find bad input of all stages now, and not after hours of computing.
+    """Check the input of all stages before anything is computed.
 
     Raises:
-        UserError: naming it.
+        UserError: the input of a stage is bad.
     """
     for check_stage in dict.fromkeys(stage.module.check for stage in stages(context.config)):
         check_stage(context)
 
 
 def execute(context: Context, stage: Stage) -> None:
-    """Run a stage, unless its manifest proves it finished."""
+    """Run a stage, unless it is finished according to its manifest."""
     if done(context, stage):
         console.print(f"{stage}: done already")
         return
@@ -171,7 +171,7 @@ def execute(context: Context, stage: Stage) -> None:
 
 
 def run_all(context: Context, plan: Sequence[Stage]) -> None:
-    """Run every stage of the plan that is not finished yet. The caller holds their leases."""
+    """Run every unfinished stage of the plan. The caller holds their leases."""
     try:
         for stage in plan:
             execute(context, stage)
@@ -189,7 +189,7 @@ def done(context: Context, stage: Stage) -> bool:
 
 
 class StageStatus(TypedDict):
-    """What `xlr status` shows of a stage."""
+    """A stage as `xlr status` shows it."""
 
     stage: str
     state: str
@@ -197,7 +197,7 @@ class StageStatus(TypedDict):
     rows: int | None
     seconds: float | None
     progress: dict[str, Any] | None
-    """How far an unfinished stage is; see `progress.Step.state`."""
+    """The progress of an unfinished stage; see `progress.Step.state`."""
 
 
 def status(context: Context) -> list[StageStatus]:
@@ -222,6 +222,6 @@ def _status(context: Context, stage: Stage) -> StageStatus:
 
 
 def _progress(folder: Path) -> dict[str, Any] | None:
-    """The newest state that a step of an unfinished stage left beside its pieces."""
+    """The newest progress that a step of an unfinished stage wrote beside its pieces."""
     notes = sorted(folder.parent.glob(f"{folder.name}.*/{PROGRESS}"), key=lambda note: note.stat().st_mtime)
     return read_json(notes[-1]) if notes else None

@@ -1,4 +1,4 @@
-"""The jobs of a run: what goes together, what waits for what, and the text that Slurm gets."""
+"""The Slurm jobs of a run: their stages, their dependencies and their sbatch commands."""
 
 import difflib
 import shutil
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "submit-llama3-8b.txt"
 
 
 def chain(iterations: int, evaluates: bool = True) -> dict[Stage, list[Stage]]:
-    """The stages of a run and what each reads, as the pipeline gives them."""
+    """The stages of a run and the stages that each reads from, like `pipeline.needs`."""
     needs: dict[Stage, list[Stage]] = {Stage("align", 0): []}
     model = Stage("align", 0)
     for iteration in range(iterations + 1):
@@ -41,25 +41,25 @@ def chain(iterations: int, evaluates: bool = True) -> dict[Stage, list[Stage]]:
 
 
 @given(st.integers(1, 5), st.booleans(), st.integers(0, 30))
-def test_every_open_stage_is_in_one_job_after_those_it_reads_from(
+def test_every_unfinished_stage_is_in_one_job_which_waits_for_its_inputs(
     iterations: int, evaluates: bool, finished: int
 ) -> None:
     needs = chain(iterations, evaluates)
     todo = dict(list(needs.items())[finished:])
     found = plan(todo, DEFAULTS)
     assert sorted(str(stage) for job in found for stage in job.stages) == sorted(map(str, todo))
-    home = {stage: job for job in found for stage in job.stages}
+    job_of = {stage: job for job in found for stage in job.stages}
     names = [job.name for job in found]
     assert len(set(names)) == len(names)
     for job in found:
         assert all(names.index(name) < names.index(job.name) for name in job.after)
         for stage in job.stages:
             for need in needs[stage]:
-                if need in home and home[need] != job:
-                    assert home[need].name in job.after
+                if need in job_of and job_of[need] != job:
+                    assert job_of[need].name in job.after
 
 
-def test_evaluation_is_in_nobody_s_way() -> None:
+def test_no_other_job_waits_for_an_evaluation() -> None:
     found = plan(chain(2), DEFAULTS)
     assert not any(name.startswith("evaluate") for job in found if job.kind != "evaluate" for name in job.after)
     assert "--nice=100" in options(found[-1], wants(DEFAULTS, "evaluate"))
@@ -69,7 +69,7 @@ def test_evaluation_is_in_nobody_s_way() -> None:
     ]
 
 
-def test_judging_goes_with_the_evaluation_or_where_it_is_put() -> None:
+def test_judging_is_in_the_job_of_the_evaluation_or_of_another_kind() -> None:
     needs = chain(1)
     needs[Stage("evaluate", "other")] = [Stage("evaluate", 0)]
     for model in (1, "other"):
@@ -84,7 +84,7 @@ def test_judging_goes_with_the_evaluation_or_where_it_is_put() -> None:
     assert jobs.command(found["judge-1"], apart, Path("/run"), [])[-2:] == ["1", "judge"]
 
 
-def test_stages_can_be_merged_and_split() -> None:
+def test_kinds_of_jobs_can_be_merged_and_split() -> None:
     merged = SlurmConfig.model_validate({"jobs": {"whole": {"stages": ["generate", "score", "pair", "train"]}}})
     one = layered(DEFAULTS, merged)
     assert [job.name for job in plan(chain(1), one)] == ["whole-0", "whole-1", "evaluate-0", "evaluate-1"]
@@ -105,7 +105,7 @@ def test_stages_can_be_merged_and_split() -> None:
         plan(chain(1), layered(DEFAULTS, crossed))
 
 
-def test_a_run_s_settings_go_before_the_site_s_and_a_kind_s_before_all() -> None:
+def test_settings_of_a_run_override_the_site_and_those_of_a_kind_override_both() -> None:
     site = SlurmConfig.model_validate({"partition": "gpu", "gpus": 8, "jobs": {"train": {"partition": "big"}}})
     own = SlurmConfig.model_validate({"gpus": "a100:4", "nodes": 2, "jobs": {"evaluate": {"nodes": 1}}})
     slurm = layered(DEFAULTS, site, own)
@@ -119,12 +119,12 @@ def test_a_run_s_settings_go_before_the_site_s_and_a_kind_s_before_all() -> None
 def test_more_tasks_than_cpus_are_refused() -> None:
     slurm = layered(DEFAULTS, SlurmConfig(gpus=8, cpus=4))
     (train,) = (job for job in plan(chain(1), slurm) if job.name == "train-1")
-    with pytest.raises(UserError, match=r"slurm\.jobs\.train\.cpus: 4 are too few for 8 tasks"):
+    with pytest.raises(UserError, match=r"slurm\.jobs\.train\.cpus: 4 CPUs are too few for 8 tasks per node"):
         options(train, wants(slurm, "train"))
 
 
-def test_the_dry_run_of_the_paper_s_recipe_is_as_recorded(cli: Cli, tmp_path: Path) -> None:
-    """Without Slurm and without a word written. On a difference that is meant, replace the file by what is printed."""
+def test_the_dry_run_of_the_llama3_8b_recipe_is_as_recorded(cli: Cli, tmp_path: Path) -> None:
+    """A dry run needs no Slurm and writes no file. After an intended change, replace the recorded file."""
     command = ["submit", RECIPES / "llama3-8b.yaml", f"run_dir={tmp_path / 'run'}", "--site", RECIPES / "site.yaml"]
     command += ["slurm.nodes=2", "evaluate.prompts={path: heldout}", "--dry-run"]
     result = cli(*command, PATH="/nonexistent")
@@ -150,9 +150,11 @@ def test_the_scripts_pass_shellcheck(tmp_path: Path) -> None:
     command = ["shellcheck", "--external-sources", *scripts]
     result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-    read = f'set -eu; module() {{ echo "$*"; }}; source {environment}; echo "$python" "${{container[3]}}" $max_restarts'
-    said = subprocess.run(["bash", "-c", read], capture_output=True, text=True, check=True).stdout
-    assert said == "load cuda\n/opt/a b/python x.sif 3\n"
+    script = (
+        f'set -eu; module() {{ echo "$*"; }}; source {environment}; echo "$python" "${{container[3]}}" $max_restarts'
+    )
+    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed == "load cuda\n/opt/a b/python x.sif 3\n"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_the_scripts_pass_shellcheck(tmp_path: Path) -> None:
         ({"gpus": "eight"}, "slurm.gpus"),
     ],
 )
-def test_bad_settings_are_named(
+def test_a_bad_setting_is_refused_by_its_key(
     tree: dict[str, Any], message: str, cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path]
 ) -> None:
     result = cli("submit", write_config(tiny_tree | {"slurm": tree}), "--dry-run")
@@ -172,7 +174,7 @@ def test_bad_settings_are_named(
     assert message in result.stderr
 
 
-def test_without_sbatch_submit_says_where_to_go(
+def test_submit_without_sbatch_names_the_login_node(
     cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path], tmp_path: Path
 ) -> None:
     result = cli("submit", write_config(tiny_tree), PATH="/nonexistent")
@@ -181,7 +183,7 @@ def test_without_sbatch_submit_says_where_to_go(
     assert not (tmp_path / "run").exists()
 
 
-def test_scontrol_s_words_are_understood() -> None:
+def test_the_output_of_scontrol_is_parsed() -> None:
     line = (
         "JobId=7 JobName=run-train-1 UserId=me(1) Priority=4294901755 Nice=0 JobState=RUNNING Reason=None "
         "Dependency=(null) Requeue=1 Restarts=2 ExitCode=0:0 RunTime=1-00:00:30 TimeLimit=2-12:00:00 "

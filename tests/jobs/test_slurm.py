@@ -1,4 +1,4 @@
-"""Whole chains on a real Slurm: undisturbed, disturbed in every way, failing, cancelled, out of time."""
+"""Whole chains of jobs on a real Slurm: undisturbed, interrupted, failing, cancelled, out of time."""
 
 import os
 import re
@@ -26,8 +26,8 @@ from xlr.run.rows import read_rows
 
 MODELS = ("iter1/model", "iter2/model")
 PAIR = ("annotate-1", "evaluate-0")  # jobs that run at the same time, both on the first node
-PAUSE = 0.1  # seconds between looks that call Slurm
-LONG = 300  # seconds that a chain may need for its next sign of life on a busy machine
+PAUSE = 0.1  # seconds between polls of Slurm
+LONG = 300  # seconds that a chain may need for its next step on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     if reason := slurmcluster.lacking():
         missing(reason)
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: sockets lie in it
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # the path must be short: it holds sockets
     with slurmcluster.running(folder, [tmp_path_factory.getbasetemp()]) as started:
         yield started
     shutil.rmtree(folder)
@@ -52,14 +52,14 @@ def tree(tiny_models: dict[str, Path], shared: Path) -> dict[str, Any]:
     found = tiny_tree.__wrapped__(tiny_models, shared)  # type: ignore[attr-defined]
     found["iterations"] = 2
     found["evaluate"].pop("preferences")
-    found["generate"]["batch_size"] = 2  # twelve pieces: time to be disturbed in
+    found["generate"]["batch_size"] = 2  # twelve pieces, so that there is time to interrupt it
     found["train"] |= {"num_train_epochs": 4, "save_steps": 1}
     found["slurm"] = {"nodes": 2, "cpus": 1, "jobs": {"evaluate": {"nodes": 1}}}
     return dict(found)
 
 
 class Run:
-    """A run that was submitted."""
+    """A submitted run."""
 
     def __init__(self, shared: Path, name: str, tree: dict[str, Any], *overrides: str):
         self.path = shared / name
@@ -86,7 +86,7 @@ class Run:
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
     def wait(self, name: str, happened: Callable[[], Any], what: str) -> Any:
-        """Until something happens, unless the job ends before."""
+        """Wait until something happens; fail if the job ends first."""
 
         def look() -> Any:
             assert self.job(name).active, f"{name} ended\n{self.log(name)}"
@@ -95,7 +95,7 @@ class Run:
         return wait_until(look, f"{what} of {name}:\n{self.log(name)}", LONG, PAUSE)
 
     def wait_for_end(self) -> dict[str, JobState]:
-        """The states of all jobs once none is active."""
+        """Wait until no job is active and return the states of all."""
         found: dict[str, JobState] = {}
 
         def ended() -> bool:
@@ -106,7 +106,7 @@ class Run:
         return found
 
     def ray(self, cluster: SlurmCluster, node: str, name: str) -> bool:
-        """Whether a job's Ray has its folder on a node."""
+        """Whether the Ray folder of a job exists on a node."""
         return cluster.folder_of(node, f"/tmp/xlr-{self.ids[name]}").exists()
 
     def pieces(self, folder: str) -> list[Path]:
@@ -120,15 +120,19 @@ class Run:
 def undisturbed(cluster: SlurmCluster, tree: dict[str, Any], shared: Path) -> Run:
     judge = {"backend": "transformers", "model": tree["model"]["initial"]}
     run = Run(shared, "undisturbed", tree | {"judge": judge})
-    run.wait(PAIR[0], lambda: all(run.ray(cluster, NODES[0], name) for name in PAIR), "another Ray beside that")
+    run.wait(
+        PAIR[0],
+        lambda: all(run.ray(cluster, NODES[0], name) for name in PAIR),
+        "the Ray folder of the other job, beside that",
+    )
     states = run.wait_for_end()
     for name, state in states.items():
         assert (state.state, state.restarts) == ("COMPLETED", 0), f"{name}: {state}\n{run.log(name)}"
     return run
 
 
-def test_two_jobs_on_a_node_have_rays_of_their_own(undisturbed: Run, cluster: SlurmCluster) -> None:
-    """They ran at the same time, each with its folder and ports, and both came to their end."""
+def test_two_jobs_on_a_node_have_separate_ray_clusters(undisturbed: Run, cluster: SlurmCluster) -> None:
+    """They ran at the same time with different folders and ports, and both finished."""
     logs = [undisturbed.path / "slurm" / "logs" / f"ray-{undisturbed.ids[name]}.out" for name in PAIR]
     ports = [set(re.findall(r"--address='?[0-9.]+:(\d+)", log.read_text())) for log in logs]
     assert all(len(found) == 1 for found in ports), ports
@@ -148,7 +152,7 @@ def test_a_chain_of_two_iterations_ends_complete(undisturbed: Run) -> None:
     assert "every stage is done" in undisturbed.command("submit").stdout
 
 
-def test_a_chain_that_is_disturbed_everywhere_ends_with_the_same_weights(
+def test_a_chain_that_is_interrupted_in_every_job_gives_the_same_weights(
     cluster: SlurmCluster, undisturbed: Run, tree: dict[str, Any], shared: Path
 ) -> None:
     run = Run(shared, "disturbed", tree, "evaluate.prompts=null")
@@ -158,9 +162,9 @@ def test_a_chain_that_is_disturbed_everywhere_ends_with_the_same_weights(
 
     run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/*.parquet"), "a piece")
     for pid in workers(cluster, NODES[0]) | workers(cluster, NODES[1]):
-        os.kill(pid, signal.SIGSTOP)  # nothing is finished before the warning comes
+        os.kill(pid, signal.SIGSTOP)  # so that nothing finishes before the signal
     minutes = scheduler.seconds(run.job("annotate-1").elapsed) // 60 + 2
-    limit(run.ids["annotate-1"], minutes)  # less than two are left
+    limit(run.ids["annotate-1"], minutes)  # less than two minutes are left
     run.wait("annotate-1", lambda: run.job("annotate-1").restarts == 1, "the restart at the time limit")
     limit(run.ids["annotate-1"], 60)
     assert "ended by SIGUSR1; finished work is kept" in run.log("annotate-1")
@@ -168,7 +172,7 @@ def test_a_chain_that_is_disturbed_everywhere_ends_with_the_same_weights(
     assert run.job("train-1").state == "PENDING"
 
     run.wait("train-1", lambda: run.pieces("iter1/model.checkpoints/*/*"), "a checkpoint")
-    cluster.crash(NODES[1])  # and back before Slurm misses it: the other rank's failure is what is seen
+    cluster.crash(NODES[1])  # it is back before Slurm notices, so that the job sees only the failure of the other rank
     cluster.boot(NODES[1])
     run.wait("train-1", lambda: run.job("train-1").restarts == 1, "the restart after the crash")
     assert f"lost {NODES[1]}; job" in run.log("train-1")
@@ -189,7 +193,7 @@ def test_a_chain_that_is_disturbed_everywhere_ends_with_the_same_weights(
         assert read_rows(run.path / name, Response) == read_rows(undisturbed.path / name, Response)
 
 
-def test_a_failing_stage_leaves_its_followers_cancelled_and_status_says_why(
+def test_jobs_after_a_failed_stage_are_cancelled_and_status_says_why(
     cluster: SlurmCluster, tree: dict[str, Any], shared: Path
 ) -> None:
     prompts = shared / "prompts"
@@ -201,10 +205,10 @@ def test_a_failing_stage_leaves_its_followers_cancelled_and_status_says_why(
         "annotate-1": "FAILED",
         **dict.fromkeys(("train-1", "annotate-2", "train-2"), "CANCELLED"),
     }
-    said = run.command("status").stdout
-    assert "NonZeroExitCode: see its log" in said
-    assert "has no es.jsonl or es.json" in said
-    assert said.count("DependencyNeverSatisfied: a job before it failed") == 3
+    printed = run.command("status").stdout
+    assert "NonZeroExitCode: see its log" in printed
+    assert "has no es.jsonl or es.json" in printed
+    assert printed.count("DependencyNeverSatisfied: a job that it waits for failed") == 3
     assert "has no es.jsonl or es.json" in run.command("logs", run.path, "generate").stdout
 
 
@@ -215,7 +219,7 @@ def test_a_job_that_used_up_its_restarts_fails(cluster: SlurmCluster, tree: dict
     run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/*.parquet"), "a piece")
     subprocess.run(["scancel", "--signal=USR1", run.ids["annotate-1"]], check=True)
     assert run.wait_for_end()["annotate-1"].state == "FAILED"
-    assert "started again 0 times, which is slurm.max_restarts" in run.command("status").stdout
+    assert "restarted 0 times, which is slurm.max_restarts" in run.command("status").stdout
 
 
 def test_a_cancelled_run_leaves_nothing_on_the_nodes(cluster: SlurmCluster, tree: dict[str, Any], shared: Path) -> None:
@@ -228,7 +232,7 @@ def test_a_cancelled_run_leaves_nothing_on_the_nodes(cluster: SlurmCluster, tree
     assert not run.pieces("slurm/secrets/*/token"), "a token is left"
 
 
-def test_what_slurm_would_refuse_is_said_before_anything_is_queued(
+def test_jobs_that_slurm_would_refuse_are_reported_before_anything_is_queued(
     cluster: SlurmCluster, tree: dict[str, Any], shared: Path
 ) -> None:
     config = shared / "refused.yaml"
@@ -244,31 +248,29 @@ def test_what_slurm_would_refuse_is_said_before_anything_is_queued(
         assert not (shared / "refused" / "slurm" / "jobs.json").exists()
 
 
-def test_the_doctor_finds_what_is_well_and_what_is_not(
-    cluster: SlurmCluster, tree: dict[str, Any], shared: Path
-) -> None:
+def test_the_doctor_reports_passed_and_failed_checks(cluster: SlurmCluster, tree: dict[str, Any], shared: Path) -> None:
     config = shared / "doctor.yaml"
-    judge = {"model": "judge", "base_url": "http://127.0.0.1:9/v1"}  # where no node finds anybody
+    judge = {"model": "judge", "base_url": "http://127.0.0.1:9/v1"}  # no server listens there
     tree = tree | {"run_dir": str(shared / "doctor"), "judge": judge}
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
     command = [sys.executable, "-m", "xlr", "doctor", str(config)]
     environment = os.environ | {"OPENAI_API_KEY": "none"}
-    well = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG)
-    assert well.returncode == 2, well.stdout + well.stderr
-    assert well.stdout.count("FAILED") == len(NODES), well.stdout
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG)
+    assert first.returncode == 2, first.stdout + first.stderr
+    assert first.stdout.count("FAILED") == len(NODES), first.stdout
     for node in NODES:
-        assert re.search(rf"ok +{node}: Python: .*torch .*; no GPU", well.stdout)
-        assert f"{node}: run_dir: sees 3 of 3 files" in well.stdout
-        assert f"FAILED  {node}: judge: judge judge at http://127.0.0.1:9/v1: cannot be reached" in well.stdout
-        assert f"{node}: collectives: 2 tasks met over gloo" in well.stdout
-    assert "Ray: n1 n2 joined at 10." in well.stdout
-    ill = subprocess.run([*command, "slurm.python=/nowhere/python"], capture_output=True, text=True, timeout=LONG)
-    assert ill.returncode == 2, ill.stdout
-    assert "'/nowhere/python -m xlr' does not start; set slurm.setup, slurm.python or slurm.container" in ill.stdout
+        assert re.search(rf"ok +{node}: Python: .*torch .*; no GPU", first.stdout)
+        assert f"{node}: run_dir: sees 3 of 3 files" in first.stdout
+        assert f"FAILED  {node}: judge: judge judge at http://127.0.0.1:9/v1: cannot be reached" in first.stdout
+        assert f"{node}: collectives: 2 tasks reduced over gloo" in first.stdout
+    assert "Ray: n1 n2 joined at 10." in first.stdout
+    second = subprocess.run([*command, "slurm.python=/nowhere/python"], capture_output=True, text=True, timeout=LONG)
+    assert second.returncode == 2, second.stdout
+    assert "'/nowhere/python -m xlr' does not start; set slurm.setup, slurm.python or slurm.container" in second.stdout
 
 
 def limit(job: str, minutes: int) -> None:
-    """Give a job another time limit."""
+    """Change the time limit of a job, in minutes."""
     subprocess.run(["scontrol", "update", f"jobid={job}", f"timelimit={minutes}"], check=True)
 
 

@@ -1,4 +1,4 @@
-"""What is said of a language, from candidates made by hand."""
+"""The diagnosis of a language, from candidates made by hand."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 from xlr.config import PairConfig
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding.diagnosis import Candidates, diagnose
+from xlr.rewarding.facts import InspectedLanguage
 
 PROMPTS, SAMPLES = 4, 10
 Reward = Callable[[int], float]
@@ -20,8 +21,8 @@ def diagnosed(
     prompts: int = PROMPTS,
     samples: int = SAMPLES,
     **facts: Any,
-) -> dict[str, Any]:
-    """Of two modes that give the same rewards, by sample, in every prompt."""
+) -> InspectedLanguage:
+    """The diagnosis for two modes; the reward of a candidate depends only on its sample number."""
 
     def scored(reward: Reward) -> list[Score]:
         return [
@@ -51,8 +52,8 @@ def diagnosed(
     return diagnose(PairConfig(), Candidates(asked, twins, responses, scores, facts.get("alphas", {})))
 
 
-def translated(text: str) -> dict[str, Any]:
-    """Of one mode, translate, which was given this text for every response."""
+def translated(text: str) -> InspectedLanguage:
+    """The diagnosis for translate mode, if every translation is this text."""
 
     rows = [Score("q0", "es", i, "hola", "stop", text, float(i), 0.0, float(i), 1, 4, "es", 0.0) for i in range(5)]
     responses = [Response(row.id, row.lang, row.sample, row.response, [1], "stop") for row in rows]
@@ -60,8 +61,8 @@ def translated(text: str) -> dict[str, Any]:
     return diagnose(PairConfig(), candidates)
 
 
-def warnings(found: dict[str, Any]) -> list[str]:
-    return [fact["text"] for fact in found["verdict"] if fact["warning"]]
+def warnings(found: InspectedLanguage) -> list[str]:
+    return [remark["text"] for remark in found["verdict"] if remark["warning"]]
 
 
 def fair(sample: int) -> float:
@@ -69,11 +70,11 @@ def fair(sample: int) -> float:
 
 
 def shuffled(sample: int) -> float:
-    """Orders half of the pairs as `fair` does."""
+    """Orders half of the pairs like `fair`."""
     return float((7, 8, 6, 9, 5, 0, 2, 1, 3, 4)[sample])
 
 
-def test_modes_that_agree_are_said_to() -> None:
+def test_modes_that_agree_give_no_warning() -> None:
     found = diagnosed(fair, lambda sample: fair(sample) ** 3 + 5)
     (own,) = found["agreement"]
     assert own["same_order"] == own["spearman"] == own["kendall"] == pytest.approx(1)
@@ -81,31 +82,31 @@ def test_modes_that_agree_are_said_to() -> None:
     assert (own["same_best"], own["same_worst"], own["prompts"]) == (PROMPTS, PROMPTS, PROMPTS)
     assert own["chance_deviation"] == pytest.approx((4 * 10 * 9 * 25 / 18) ** 0.5 / 2 / 180)
     assert not warnings(found)
-    assert "agree on 100 % of candidate orders (chance 50 ± 12 %)" in found["verdict"][0]["text"]
-    assert found["verdict"][-1]["text"] == "nothing here speaks against the reward in Spanish"
+    assert "order 100 % of candidate pairs alike (chance: 50 ± 12 %)" in found["verdict"][0]["text"]
+    assert found["verdict"][-1]["text"] == "no sign of a problem with the reward in Spanish"
 
 
-def test_agreement_by_chance_and_contradiction_are_warned_of() -> None:
+def test_agreement_by_chance_and_contradiction_give_warnings() -> None:
     (by_chance,) = warnings(diagnosed(fair, shuffled))
     assert by_chance.endswith("no more than by chance")
     (against,) = warnings(diagnosed(fair, lambda sample: -fair(sample)))
-    assert "agree on 0 % of candidate orders" in against
+    assert "order 0 % of candidate pairs alike" in against
     assert against.endswith("they contradict each other")
 
 
-def test_a_reward_that_is_mostly_length_is_warned_of_whichever_way() -> None:
+def test_a_reward_that_follows_length_gives_a_warning_in_both_directions() -> None:
     def chars(sample: int) -> int:
         return 10 + 3 * sample
 
     (long,) = warnings(diagnosed(lambda sample: sample**2, lambda sample: sample**2 + fair(sample) * 9, chars))
-    assert long.startswith("crosslingual is mostly length (rank correlation +1.00): long responses win")
+    assert long.startswith("crosslingual follows mostly length (rank correlation +1.00): long responses win")
     short = warnings(diagnosed(lambda sample: -sample, lambda sample: -(sample**3), chars))
     assert [text.split(":")[0] for text in short] == [
-        f"{mode} is mostly length (rank correlation -1.00)" for mode in ("crosslingual", "multilingual")
+        f"{mode} follows mostly length (rank correlation -1.00)" for mode in ("crosslingual", "multilingual")
     ]
 
 
-def test_a_few_candidates_may_follow_length_by_chance() -> None:
+def test_few_candidates_may_follow_length_by_chance() -> None:
     def chars(sample: int) -> int:
         return 10 + 3 * sample
 
@@ -116,38 +117,36 @@ def test_a_few_candidates_may_follow_length_by_chance() -> None:
     assert not warnings(diagnosed(float, float, chars, samples=2, prompts=3))
 
 
-def test_best_candidates_in_another_language_are_warned_of() -> None:
+def test_best_candidates_in_another_language_give_a_warning() -> None:
     found = diagnosed(fair, fair, language=lambda sample: "en" if sample == 1 else "es")
     expected = "best candidates in another language: crosslingual 4 of 4, multilingual 4 of 4; of all candidates 10 %"
     assert warnings(found) == [expected]
 
 
-def test_translations_that_are_none_are_warned_of() -> None:
-    expected = "5 of 5 translations are not English: the policy does not translate, and translate says little"
+def test_translations_that_are_not_english_give_a_warning() -> None:
+    expected = "5 of 5 translations are not English: the policy cannot translate, so do not use translate"
     assert warnings(translated("Para dormir mejor conviene cenar poco y apagar el teléfono.")) == [expected]
     assert not warnings(translated("To sleep better, eat little in the evening and turn off your phone."))
 
 
-def test_rewards_that_are_all_the_same_are_warned_of_and_compared_with_nothing() -> None:
+def test_equal_rewards_give_a_warning_and_no_agreement() -> None:
     found = diagnosed(fair, lambda _: 2.5)
-    assert warnings(found) == [
-        "multilingual does not tell candidates apart: those of a prompt all have the same reward"
-    ]
+    assert warnings(found) == ["multilingual gives all candidates of a prompt the same reward"]
     assert "cannot be compared" in found["verdict"][0]["text"]
     assert found["agreement"][0]["spearman"] is None
     assert found["modes"]["multilingual"]["length_correlation"] is None
 
 
-def test_the_known_length_penalty_chooses_and_others_are_found() -> None:
+def test_a_known_length_penalty_is_used_and_others_are_fitted() -> None:
     def chars(sample: int) -> int:
         return 100 * (SAMPLES - sample)
 
     found = diagnosed(fair, fair, chars, alphas={"crosslingual": 0.5})
-    by = {
+    chosen_by = {
         mode: [row["sample"] for row in found["prompts"][0]["candidates"] if mode in row["chosen_by"]]
         for mode in found["modes"]
     }
     best = max(range(SAMPLES), key=lambda sample: fair(sample) - 0.5 * chars(sample))
-    assert by["crosslingual"] == [best]
+    assert chosen_by["crosslingual"] == [best]
     assert found["modes"]["crosslingual"]["alpha"] == 0.5
     assert found["modes"]["multilingual"]["alpha"] < 0.5

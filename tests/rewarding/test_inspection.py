@@ -1,4 +1,4 @@
-"""`xlr inspect` on a tiny real run: killed and resumed, against the run's own scores and pairs, and bad input."""
+"""`xlr inspect` with tiny models: killed and resumed, compared with the scores and pairs of the run, and bad input."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Found = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def sampled(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with responses and nothing else."""
+    """A run that has responses only."""
     from tests.conftest import tiny_tree
 
     folder = tmp_path_factory.mktemp("sampled")
@@ -40,7 +40,7 @@ def sampled(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def inspected(sampled: Path) -> Found:
-    """What an inspection says that was killed once its translations were there, which were then marked."""
+    """The result of an inspection that was killed after the translations. They were marked before it continued."""
     command = [*COMMAND, "inspect", str(sampled), "--prompts", "3", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: list(sampled.glob(f"iter1/{NAME}.translate.parts/plan.json")), "the translations")
@@ -61,7 +61,7 @@ def candidates(found: Found, lang: str) -> dict[tuple[str, int], dict[str, Any]]
     return {(prompt["id"], row["sample"]): row for prompt in prompts for row in prompt["candidates"]}
 
 
-def test_every_candidate_of_the_same_prompts_is_shown_with_its_rewards(sampled: Path, inspected: Found) -> None:
+def test_all_candidates_of_the_same_prompts_have_their_rewards(sampled: Path, inspected: Found) -> None:
     responses = {(row.lang, row.id, row.sample): row for row in read_rows(sampled / "iter1" / "responses", Response)}
     for lang, modes in (("en", {"crosslingual"}), ("es", {"crosslingual", "multilingual", "translate"})):
         own = candidates(inspected, lang)
@@ -76,7 +76,7 @@ def test_every_candidate_of_the_same_prompts_is_shown_with_its_rewards(sampled: 
     assert not inspected["languages"]["en"]["agreement"]
 
 
-def test_what_was_there_before_the_kill_is_not_made_again(inspected: Found) -> None:
+def test_translations_from_before_the_kill_are_reused(inspected: Found) -> None:
     assert all(row["translation"].startswith("kept ") for row in candidates(inspected, "es").values())
 
 
@@ -95,16 +95,18 @@ def test_a_second_call_computes_nothing(sampled: Path, inspected: Found, cli: Cl
         assert fact["text"] in folder.with_name(f"{NAME}.md").read_text(encoding="utf-8")
 
 
-def test_it_agrees_with_the_scores_and_pairs_that_the_run_makes(sampled: Path, inspected: Found, cli: Cli) -> None:
+def test_rewards_and_choices_are_those_of_the_scores_and_pairs_of_the_run(
+    sampled: Path, inspected: Found, cli: Cli
+) -> None:
     result = cli("run", sampled, "--stages", "score,pair")
     assert result.returncode == 0, result.stderr
     shown = candidates(inspected, "es") | {("en", *key): row for key, row in candidates(inspected, "en").items()}
     scores = [row for row in read_rows(sampled / "iter1" / "scores", Score) if (row.id, row.sample) in shown]
     assert len(scores) == 2 * 3 * 3
     for row in scores:
-        mine = shown[("en", row.id, row.sample) if row.lang == "en" else (row.id, row.sample)]
-        assert mine["rewards"]["crosslingual"] == pytest.approx(row.reward, abs=1e-4)
-        assert mine["language"] == row.detected_lang
+        own = shown[("en", row.id, row.sample) if row.lang == "en" else (row.id, row.sample)]
+        assert own["rewards"]["crosslingual"] == pytest.approx(row.reward, abs=1e-4)
+        assert own["language"] == row.detected_lang
     again = json.loads(cli("inspect", sampled, "--prompts", 3, "--json").stdout)
     alpha = read_json(sampled / "iter1" / "pairs.manifest.json")["facts"]["es"]["alpha"]
     modes = again["languages"]["es"]["modes"]
@@ -123,23 +125,23 @@ def test_it_agrees_with_the_scores_and_pairs_that_the_run_makes(sampled: Path, i
     [
         (["--iteration", "0"], "--iteration 0: this run samples responses in iterations 1 to 1"),
         (["--iteration", "2"], "--iteration 2: this run samples responses in iterations 1 to 1"),
-        (["--languages", "es,ru"], "--languages: 'ru' is not one of this run's, which are en, es"),
-        (["--languages", ""], "--languages: '' is not one of this run's, which are en, es"),
+        (["--languages", "es,ru"], "--languages: 'ru' is not a language of this run; choose from en, es"),
+        (["--languages", ""], "--languages: '' is not a language of this run; choose from en, es"),
         (["generate.temperature=0.5"], "generate.temperature was 0.9 and is now 0.5"),
     ],
 )
-def test_what_cannot_be_inspected_is_refused(arguments: list[str], message: str, sampled: Path, cli: Cli) -> None:
+def test_bad_arguments_are_refused(arguments: list[str], message: str, sampled: Path, cli: Cli) -> None:
     assert_refused(cli("inspect", sampled, *arguments), message)
 
 
-def test_before_there_are_responses_the_command_that_makes_them_is_named(
+def test_without_responses_the_command_that_makes_them_is_named(
     cli: Cli, tiny_tree: dict[str, Any], write_config: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     assert_refused(cli("inspect", write_config(tiny_tree)), f"run `xlr generate {run} --iteration 1` first")
 
 
-def test_prompts_are_those_of_all_languages_evenly_over_the_list() -> None:
+def test_prompts_are_in_all_languages_and_evenly_spaced() -> None:
     def prompts(lang: str, numbers: list[int]) -> list[Prompt]:
         return [Prompt(f"q{number}", lang, "?") for number in numbers]
 

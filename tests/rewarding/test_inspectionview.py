@@ -1,4 +1,4 @@
-"""The terminal and the Markdown page show every script as it is, and nothing that steers a terminal."""
+"""The terminal and the Markdown page show text in every script, without control characters."""
 
 import io
 from typing import Any
@@ -50,15 +50,15 @@ def found() -> dict[str, Any]:
     return {**names, "languages": {"zh": own}}
 
 
-def test_the_terminal_shows_each_text_cut_with_a_mark_below_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terminal_shows_each_text_below_its_figures_and_cuts_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), width=80, highlight=False, soft_wrap=True)
     monkeypatch.setattr(inspectionview, "console", console)
     inspectionview.show(found())
-    said = console.file.getvalue()  # type: ignore[attr-defined]
-    lines = said.splitlines()
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = printed.splitlines()
     assert max(map(cell_len, lines)) <= 80
-    assert "\x1b" not in said
-    assert "\x07" not in said
+    assert "\x1b" not in printed
+    assert "\x07" not in printed
     best, empty = (
         lines.index(f"   2         2.00 +{len(HOSTILE):>8}  zh    wrong language"),
         lines.index("     (empty)"),
@@ -68,12 +68,12 @@ def test_the_terminal_shows_each_text_cut_with_a_mark_below_its_figures(monkeypa
     cut = next(line for line in lines if line.rstrip().endswith("…"))
     assert cut.strip()[:-1] in CHINESE
     assert best < lines.index(f"     {ARABIC}") < lines.index(cut) < empty
-    assert "0.012*" in said
-    assert "20/20/–" in said
+    assert "0.012*" in printed
+    assert "20/20/–" in printed
     assert lines[-2:] == ["Chinese (zh): 1 warning", "  ! a warning"]
 
 
-def test_markdown_keeps_its_tables_whole_whatever_a_model_wrote() -> None:
+def test_no_text_breaks_a_markdown_table() -> None:
     lines = inspectionview.markdown(found()).splitlines()
     rows = [line for line in lines if line.startswith("| ")]
     assert "bold \\[31mred \\]0;title \\| pipe new line" in rows[-4]

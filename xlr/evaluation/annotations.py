@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xlr.data.jsonfiles import Row, read_json_list
 from xlr.errors import UserError
+from xlr.evaluation.facts import PositionBias
 from xlr.maths.winrate import Comparisons
 
 _EXPECTED = "an object of AlpacaEval's annotations"
@@ -35,7 +36,7 @@ class Annotations:
     keys: list[Key]
     baseline_answers: list[str]
     comparisons: Comparisons
-    position_bias: dict[str, float] | None
+    position_bias: PositionBias | None
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _double(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _position_bias(found: Mapping[Key, list[_Judgement]]) -> dict[str, float] | None:
+def _position_bias(found: Mapping[Key, list[_Judgement]]) -> PositionBias | None:
     """How often the answer shown second wins (50 without bias) and how often both orders agree, in percent.
 
     None if no instruction was judged in both orders.

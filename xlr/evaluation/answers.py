@@ -7,11 +7,11 @@ Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-ou
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from xlr.config import Config, GenerateConfig, settings
 from xlr.data.preferences import load_preferences
 from xlr.data.prompts import sources
+from xlr.evaluation.facts import AnswerFacts, EvaluationFacts, PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import implicit_reward
 from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score
@@ -72,12 +72,12 @@ def check(context: Context) -> None:
         load_preferences(context.config.evaluate.preferences)
 
 
-def make(context: Context, model: ModelKey) -> dict[str, Any]:
+def make(context: Context, model: ModelKey) -> EvaluationFacts:
     """Evaluate one model."""
     section, langs = context.config.evaluate, context.config.evaluated_languages
     context.require_model(model)
     target, dropped = artifact(context, model), Dropped()
-    facts: dict[str, Any] = {"iteration": model, "languages": {}, "dropped": {}}
+    facts: EvaluationFacts = {"iteration": model, "languages": {}, "dropped": {}}
     answers: list[Response] = []
     scored: list[Score] = []
     if section.prompts:
@@ -159,7 +159,7 @@ def _answer(
 
 def _language_facts(
     answers: Sequence[Response], scored: Sequence[Score], start_rewards: dict[str, float]
-) -> dict[str, Any]:
+) -> AnswerFacts:
     """Figures of one language's answers.
 
     Args:
@@ -182,7 +182,7 @@ def _language_facts(
     }
 
 
-def _preference_facts(context: Context, target: Artifact, path: str, iteration: int) -> dict[str, Any]:
+def _preference_facts(context: Context, target: Artifact, path: str, iteration: int) -> PreferenceFacts:
     """Accuracy and mean margin of the implicit reward log pi^t - log pi_I on a preference set."""
     encoder, preferences = context.encoder, load_preferences(path)
     examples = [
@@ -214,7 +214,7 @@ def _preference_facts(context: Context, target: Artifact, path: str, iteration: 
     }
 
 
-def read(context: Context, model: ModelKey) -> dict[str, Any] | None:
+def read(context: Context, model: ModelKey) -> EvaluationFacts | None:
     """The evaluation of a model, if it is finished."""
     file = context.run.iteration(model) / "eval" / "eval.json"
     return read_json(file) if file.is_file() else None

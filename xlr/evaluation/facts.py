@@ -3,7 +3,7 @@
 Rates are in percent, differences of rates in percentage points, intervals are 95 % bootstrap intervals.
 """
 
-from typing import Literal
+from typing import Literal, final
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -195,6 +195,7 @@ class WinRateDifference(RateDifferences):
     """Mean over languages; missing if there is only one language."""
 
 
+@final
 class WinRateComparison(TypedDict):
     """The JSON of `xlr winrate` for two files."""
 

@@ -5,7 +5,7 @@ Reads the answers of the model and of the baseline. Writes `judgements/` beside 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from xlr.errors import UserError
 from xlr.evaluation import answers as evaluation
 from xlr.evaluation import baseline
 from xlr.evaluation.baseline import Answers
+from xlr.evaluation.facts import AnnotationRow, JudgeFacts, WinRates
 from xlr.judging import endpoint, localjudge, question
 from xlr.records import START, Message, ModelKey, Prompt, Verdict
 from xlr.rewarding.responses import row_seed
@@ -111,7 +112,7 @@ def artifact(context: Context, iteration: ModelKey) -> Artifact:
     return Artifact(folder, "judge", settings(judge, "judge") | own, inputs)
 
 
-def make(context: Context, iteration: ModelKey) -> dict[str, Any]:
+def make(context: Context, iteration: ModelKey) -> JudgeFacts:
     """Judge one model's answers.
 
     Raises:
@@ -191,7 +192,7 @@ def _judge_name(judge: JudgeConfig) -> str:
     return Path(str(judge.model)).name if judge.backend == "transformers" else str(judge.model)
 
 
-def _row(one: _Comparison, verdicts: Sequence[Verdict], generators: tuple[str, str], annotator: str) -> dict[str, Any]:
+def _row(one: _Comparison, verdicts: Sequence[Verdict], generators: tuple[str, str], annotator: str) -> AnnotationRow:
     """A row of AlpacaEval's annotations; `preferences` holds the preference of each order, output_1 first."""
     sides = [
         1 - verdict.preference if swapped else verdict.preference
@@ -217,7 +218,7 @@ def _scale(preference: float) -> float | None:
     return None if math.isnan(preference) else 1 + preference
 
 
-def _require_judged(rows: Sequence[Mapping[str, Any]], verdicts: Sequence[Sequence[Verdict]], judge: str) -> None:
+def _require_judged(rows: Sequence[AnnotationRow], verdicts: Sequence[Sequence[Verdict]], judge: str) -> None:
     undecided = sum(row["preference"] is None for row in rows)
     if 2 * undecided > len(rows):
         reply = next(verdict.answer for own in verdicts for verdict in own if math.isnan(verdict.preference))
@@ -227,7 +228,7 @@ def _require_judged(rows: Sequence[Mapping[str, Any]], verdicts: Sequence[Sequen
         )
 
 
-def _write(context: Context, target: Artifact, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _write(context: Context, target: Artifact, rows: Sequence[AnnotationRow]) -> WinRates:
     """Write the annotations and the win rates computed from them; returns the win rates."""
     from xlr.evaluation import annotations, difficulty, winrates  # import torch
 
@@ -248,8 +249,8 @@ def _facts(
     comparisons: Sequence[_Comparison],
     verdicts: Sequence[Sequence[Verdict]],
     asked: int,
-    figures: Mapping[str, Any],
-) -> dict[str, Any]:
+    figures: WinRates,
+) -> JudgeFacts:
     given = [verdict for own in verdicts for verdict in own]
     prompt_tokens = sum(verdict.prompt_tokens for verdict in given)
     completion_tokens = sum(verdict.completion_tokens for verdict in given)

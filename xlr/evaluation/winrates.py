@@ -1,8 +1,8 @@
 """Win rates of annotations, computed and shown. Command: `xlr winrate ANNOTATIONS [OTHER]`."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast, overload
 
 import torch
 from rich.table import Table
@@ -10,13 +10,22 @@ from rich.table import Table
 from xlr.console import console
 from xlr.errors import UserError
 from xlr.evaluation.annotations import Annotations
+from xlr.evaluation.facts import CountedRates, RateDifferences, Rates, WinRateComparison, WinRateDifference, WinRates
 from xlr.maths import winrate
 from xlr.maths.winrate import Difficulty
 
-_COUNTS = ("wins", "ties", "losses", "failed")
+
+@overload
+def measure(first: Annotations, second: None, difficulty: Difficulty | None) -> WinRates: ...
 
 
-def measure(first: Annotations, second: Annotations | None, difficulty: Difficulty | None) -> dict[str, Any]:
+@overload
+def measure(first: Annotations, second: Annotations, difficulty: Difficulty | None) -> WinRateComparison: ...
+
+
+def measure(
+    first: Annotations, second: Annotations | None, difficulty: Difficulty | None
+) -> WinRates | WinRateComparison:
     """The win rates of one file, or of two files and their difference (second minus first), ready for JSON.
 
     Rates are in percent, differences in percentage points.
@@ -43,7 +52,7 @@ def measure(first: Annotations, second: Annotations | None, difficulty: Difficul
 
 def changes(
     files: Sequence[Annotations], steps: Sequence[tuple[int, int]], difficulty: Difficulty | None
-) -> list[dict[str, Any]]:
+) -> list[WinRateDifference]:
     """The difference of the rates for each step from one file to another (second minus first), as in `measure`.
 
     Args:
@@ -74,9 +83,9 @@ def _aligned(first: Annotations, second: Annotations) -> Annotations:
     return dataclasses.replace(second, comparisons=comparisons)
 
 
-def _figures(annotations: Annotations, estimates: winrate.Estimates, difficulty: Difficulty | None) -> dict[str, Any]:
-    groups = {group: _rates(rates) | _counts(annotations, group) for group, rates in estimates.items()}
-    return {
+def _figures(annotations: Annotations, estimates: winrate.Estimates, difficulty: Difficulty | None) -> WinRates:
+    groups = {group: {**_rates(rates), **_counts(annotations, group)} for group, rates in estimates.items()}
+    figures = {
         "annotations": str(annotations.path),
         "model": annotations.model,
         "baseline": annotations.baseline,
@@ -84,9 +93,10 @@ def _figures(annotations: Annotations, estimates: winrate.Estimates, difficulty:
         **_by_language(groups),
         "position_bias": annotations.position_bias,
     }
+    return cast("WinRates", figures)  # the keys depend on the number of languages, which mypy cannot follow
 
 
-def _rates(rates: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _rates(rates: Mapping[str, torch.Tensor]) -> Rates:
     plain, controlled = (winrate.describe(rates[name]) for name in ("win_rate", "length_controlled_win_rate"))
     return {
         "win_rate": plain["value"],
@@ -105,54 +115,54 @@ def _counts(annotations: Annotations, group: str) -> dict[str, float]:
     return winrate.counts(comparisons if group == winrate.ALL else comparisons.of(group))
 
 
-def _difference(first: winrate.Estimates, second: winrate.Estimates) -> dict[str, Any]:
+def _difference(first: winrate.Estimates, second: winrate.Estimates) -> WinRateDifference:
     differences = {
         group: {name: winrate.describe(rates_R) for name, rates_R in rates.items()}
         for group, rates in winrate.difference(first, second).items()
     }
-    return _by_language(differences)
+    return cast("WinRateDifference", _by_language(differences))
 
 
-def _by_language(groups: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _by_language(groups: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     """The figures of all comparisons, with those of each language and their average nested if there are several."""
     langs = {group: own for group, own in groups.items() if group not in (winrate.ALL, winrate.AVERAGE)}
     nested = {"languages": langs, "average": groups[winrate.AVERAGE]} if langs else {}
     return {**groups[winrate.ALL], **nested}
 
 
-def show(figures: Mapping[str, Any]) -> None:
+def show(figures: WinRates | WinRateComparison) -> None:
     """Print the figures of `measure` as tables."""
-    if "difference" not in figures:
+    if "annotations" in figures:
         _show_file(figures)
         return
-    for name in ("first", "second"):
-        _show_file(figures[name])
+    _show_file(figures["first"])
+    _show_file(figures["second"])
     _show_difference(figures)
 
 
-def _show_difference(figures: Mapping[str, Any]) -> None:
+def _show_difference(figures: WinRateComparison) -> None:
     table = _table(f"{figures['second']['annotations']} minus {figures['first']['annotations']}, in percentage points")
-    for group, own in _groups(figures["difference"]):
-        plain, controlled = own["win_rate"], own["length_controlled_win_rate"]
-        cells = ([f"{one['value']:+.1f}", f"{one['low']:+.1f} … {one['high']:+.1f}"] for one in (plain, controlled))
+    difference = figures["difference"]
+    groups: dict[str, RateDifferences] = {winrate.ALL: difference, **difference.get("languages", {})}
+    if "average" in difference:
+        groups["average"] = difference["average"]
+    for group, own in groups.items():
+        both = (own["win_rate"], own["length_controlled_win_rate"])
+        cells = ([f"{one['value']:+.1f}", f"{one['low']:+.1f} … {one['high']:+.1f}"] for one in both)
         table.add_row(group, *(cell for pair in cells for cell in pair))
     console.print(table)
 
 
-def _show_file(figures: Mapping[str, Any]) -> None:
+def _show_file(figures: WinRates) -> None:
     table = _table(f"{figures['annotations']}: {figures['model']} against {figures['baseline']}, in %")
-    for name in _COUNTS:
+    for name in ("wins", "ties", "losses", "failed"):
         table.add_column(name, justify="right")
-    for group, own in _groups(figures):
-        error = f" ± {own['standard_error']:.1f}" if "standard_error" in own else ""
-        table.add_row(
-            group,
-            f"{own['win_rate']:.1f}{error}",
-            "{:.1f} … {:.1f}".format(*own["win_rate_interval"]),
-            f"{own['length_controlled_win_rate']:.1f} ± {own['length_controlled_standard_error']:.1f}",
-            "{:.1f} … {:.1f}".format(*own["length_controlled_interval"]),
-            *(str(own.get(name, "")) for name in _COUNTS),
-        )
+    groups: dict[str, CountedRates] = {winrate.ALL: figures, **figures.get("languages", {})}
+    for group, own in groups.items():
+        counts = (own["wins"], own["ties"], own["losses"], own["failed"])
+        table.add_row(group, *_cells(own, f" ± {own['standard_error']:.1f}"), *map(str, counts))
+    if "average" in figures:
+        table.add_row("average", *_cells(figures["average"], ""))
     console.print(table)
     console.print(f"length control: {figures['length_control']}")
     if bias := figures["position_bias"]:
@@ -162,12 +172,15 @@ def _show_file(figures: Mapping[str, Any]) -> None:
         )
 
 
+def _cells(rates: Rates, error: str) -> list[str]:
+    """Both win rates with their intervals, as text; `error` follows the plain win rate."""
+    return [
+        f"{rates['win_rate']:.1f}{error}",
+        "{:.1f} … {:.1f}".format(*rates["win_rate_interval"]),
+        f"{rates['length_controlled_win_rate']:.1f} ± {rates['length_controlled_standard_error']:.1f}",
+        "{:.1f} … {:.1f}".format(*rates["length_controlled_interval"]),
+    ]
+
+
 def _table(title: str) -> Table:
     return Table("", "win rate", "95 %", "length-controlled", "95 %", title=title, title_justify="left")
-
-
-def _groups(figures: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield winrate.ALL, figures
-    if "languages" in figures:
-        yield from figures["languages"].items()
-        yield "average", figures["average"]

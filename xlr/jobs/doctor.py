@@ -1,7 +1,8 @@
-"""Whether a run can work on this cluster; each check says what it found and, where that is no good, what to do.
+"""`xlr doctor RUN`: check that a run can work on this cluster. A failed check says what to do.
 
-From the login node: Slurm, what the jobs ask for, models, room. Then, in a short job as large as training, from the
-nodes: Python environment, shared folder, GPUs, the judge's endpoint, collectives between all tasks, Ray.
+The first checks run on the login node: models, disk space, Slurm, and what the jobs ask for. The others run on the
+nodes, in a short job with the size of a training job: Python environment, shared file system, GPUs, the judge's
+endpoint, collectives between all tasks, Ray.
 """
 
 import importlib.metadata
@@ -29,16 +30,16 @@ from xlr.run.files import read_json, remove, write_json, write_text
 from xlr.slurmconfig import SlurmConfig
 from xlr.stages import KINDS
 
-_DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for a parameter of 2, and each iteration leaves a model
+_DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for each 2-byte parameter; every iteration adds a model
 _GIB = 1 << 30
-_MINUTES = 10
-_LOOK_SECONDS = 1.0
-_VISIBLE_SECONDS = 60  # that a network file system may take to show another node's file
+_MINUTES = 10  # time limit of the job
+_POLL_SECONDS = 1.0
+_VISIBLE_SECONDS = 60  # a network file system may need this long to show a file that another node wrote
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found; the remedy is empty where all is well."""
+    """The result of a check. It failed if `remedy` is not empty."""
 
     check: str
     found: str
@@ -46,14 +47,14 @@ class Check:
 
 
 def examine(context: Context, site: Path | None) -> Iterator[Check]:
-    """All checks, each as soon as it is made; the job only where nothing speaks against it before."""
+    """Yield the result of each check as it is made. The job is submitted only if no check on the login node failed."""
     slurm = submission.settings(context, site)
-    with pipeline.holding(context, []):  # the job reads the configuration from there
-        well = True
-        for check in (*_models(context), _room(context), *_requests(context, slurm)):
-            well &= not check.remedy
+    with pipeline.holding(context, []):  # writes the configuration that the job reads
+        passed = True
+        for check in (*_models(context), _disk(context), *_requests(context, slurm)):
+            passed &= not check.remedy
             yield check
-        if well:
+        if passed:
             yield from _by_job(context, slurm)
 
 
@@ -71,31 +72,33 @@ def _models(context: Context) -> Iterator[Check]:
         try:
             yield Check("model", f"{name}: {load_config(name).model_type}")
         except UserError as error:
-            yield Check("model", str(error), "name a folder that all nodes see, or fetch the hub's model first")
+            yield Check(
+                "model", str(error), "set it to a folder that all nodes see, or download the model from the hub first"
+            )
 
 
 def _opened(config: Config) -> list[str]:
-    """All models that stages open, but for those that the run makes."""
+    """All models that stages open and that the run does not make itself."""
     judge = config.judge.model if config.judge.backend == "transformers" else None
     return [
         name for name in (config.model.initial, config.model.aligned, *config.evaluate.models.values(), judge) if name
     ]
 
 
-def _room(context: Context) -> Check:
+def _disk(context: Context) -> Check:
     folder, model = context.run.path, Path(context.config.model.initial)
     needed = sum(file.stat().st_size for file in model.glob("*.safetensors")) * _DISK_BYTES_A_WEIGHT_BYTE
     free = shutil.disk_usage(folder).free
     found = f"{folder}: {free // _GIB} GiB free" + (f", about {needed // _GIB} needed" if needed else "")
-    return Check("room", found, "choose a run_dir with more room" if free < needed else "")
+    return Check("disk", found, "choose a run_dir on a larger file system" if free < needed else "")
 
 
 def _requests(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
-    """Whether Slurm would take each kind of job."""
+    """Ask Slurm whether it accepts each kind of job."""
     try:
         scheduler.require()
     except UserError as error:
-        yield Check("Slurm", str(error), "go to a login node of the cluster")
+        yield Check("Slurm", str(error), "run this on a login node of the cluster")
         return
     submission.write_scripts(context.run.path, slurm)
     for kind, job in {job.kind: job for job in submission.plan(context, slurm)}.items():
@@ -107,7 +110,7 @@ def _requests(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
 
 
 def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
-    """What the nodes find, in a job that is submitted and waited for."""
+    """Submit the job, wait for it and yield the checks that its nodes wrote."""
     run, folder = context.run.path, _folder(context)
     remove(folder)
     write_text(folder / "canary", "from the login node")
@@ -118,7 +121,7 @@ def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
     number = scheduler.submit([*command, f"--time={_MINUTES}", str(run / "slurm" / "doctor.sbatch"), str(run)])
     try:
         while (state := scheduler.job(number)) and state.active:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
     except BaseException:
         scheduler.cancel([number])
         raise
@@ -130,17 +133,17 @@ def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
 
 
 def on_node(context: Context) -> None:
-    """As a task of that job: look around, then meet the others, and write down what was found."""
+    """Check one node as a task of the job, and write down the results. Called in every task."""
     own = ranks() or Ranks(0, 1, 0)
     node = os.environ["SLURMD_NODENAME"]
     write_text(_folder(context) / f"canary-{own.rank}", node)
     if own.local_rank == 0:
-        checks = [_environment(node), *_sight(context, node), *_judge(context, node)]
+        checks = [_environment(node), *_visible(context, node), *_judge(context, node)]
         write_json(_folder(context) / f"{node}-looks.json", [asdict(check) for check in checks])
     if own.world_size > 1:
-        met = _meet(node, own)
+        reduced = _reduce(node, own)
         if own.local_rank == 0:
-            write_json(_folder(context) / f"{node}-meets.json", [asdict(met)])
+            write_json(_folder(context) / f"{node}-meets.json", [asdict(reduced)])
 
 
 def _environment(node: str) -> Check:
@@ -156,37 +159,37 @@ def _environment(node: str) -> Check:
     return Check(f"{node}: Python", f"{sys.executable}, {', '.join(versions)}; {found}", remedy)
 
 
-def _sight(context: Context, node: str) -> Iterator[Check]:
-    """What a node sees of the run directory's other writers, of the models, and its own room."""
+def _visible(context: Context, node: str) -> Iterator[Check]:
+    """Check that a node sees the files of the other nodes and the models, and has space in /tmp."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     wanted = {_folder(context) / name for name in ("canary", *(f"canary-{rank}" for rank in range(tasks)))}
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while (unseen := {path for path in wanted if not path.is_file()}) and time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
-    found = f"sees {len(wanted) - len(unseen)} of {len(wanted)} files that the login node and all tasks wrote"
+        time.sleep(_POLL_SECONDS)
+    found = f"sees {len(wanted) - len(unseen)} of {len(wanted)} files written by the login node and all tasks"
     yield Check(f"{node}: run_dir", found, "choose a file system that all nodes share" if unseen else "")
     for name in _opened(context.config):
         if Path(name).is_absolute() and not Path(name).is_dir():
-            yield Check(f"{node}: model", f"{name} is not there", "put it on a file system that all nodes share")
+            yield Check(f"{node}: model", f"{name} does not exist here", "put it on a file system that all nodes share")
     free = shutil.disk_usage("/tmp").free // _GIB
-    remedy = "" if free else "Ray needs room in /tmp of each node: ask the administrators"
+    remedy = "" if free else "Ray needs space in /tmp on each node: ask the administrators"
     yield Check(f"{node}: /tmp", f"{free} GiB free", remedy)
 
 
 def _judge(context: Context, node: str) -> Iterator[Check]:
-    """Whether a node reaches the judge's endpoint, where there is one: many clusters' nodes reach nothing outside."""
+    """Check that a node reaches the judge's endpoint, if there is one: many compute nodes have no internet access."""
     judge, run = context.config.judge, context.run.path
     if judge.model and judge.backend == "openai" and judge.serve is None:
         try:
             endpoint.require_answering(judge)
             yield Check(f"{node}: judge", "the endpoint answers")
         except UserError as error:
-            remedy = f"submit with judge.model=null, and judge where it answers: xlr judge {run} judge.model=… -i t"
+            remedy = f"submit with judge.model=null, then run where it answers: xlr judge {run} judge.model=… -i t"
             yield Check(f"{node}: judge", str(error), remedy)
 
 
-def _meet(node: str, own: Ranks) -> Check:
-    """One reduction over all tasks, as training makes them."""
+def _reduce(node: str, own: Ranks) -> Check:
+    """Check that all tasks can all-reduce, as training does."""
     import torch
     import torch.distributed as dist
 
@@ -198,12 +201,12 @@ def _meet(node: str, own: Ranks) -> Check:
     dist.all_reduce(ones)
     backend = dist.get_backend()
     engine.close_distributed()
-    found = f"{int(ones.item())} tasks met over {backend} in {time.monotonic() - begun:.1f} s"
+    found = f"{int(ones.item())} tasks reduced over {backend} in {time.monotonic() - begun:.1f} s"
     return Check(f"{node}: collectives", found, "" if ones.item() == own.world_size else "some tasks are missing")
 
 
 def with_ray(context: Context) -> None:
-    """As the driver on that job's Ray cluster: all nodes must join."""
+    """Check that all nodes join the Ray cluster of the job. Called once, in the driver."""
     context.pool.start()
     context.close()
     found = f"{os.environ['XLR_RAY_NODES']} joined at {os.environ['RAY_ADDRESS']}"

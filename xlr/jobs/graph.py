@@ -1,4 +1,4 @@
-"""The jobs that a run is on Slurm: which stages go together, what waits for what, and the text that sbatch gets.
+"""The Slurm jobs of a run: the stages of each job, its dependencies, and its sbatch command.
 
 Pure functions of the configuration; `submission` calls Slurm.
 """
@@ -17,7 +17,7 @@ from xlr.stages import STAGES
 
 
 def _defaults() -> SlurmConfig:
-    """The kinds of jobs that the registry of stages names. Evaluation yields to the jobs of the next iteration."""
+    """The kinds of jobs in the registry of stages. Evaluation has lower priority than the next iteration."""
     names: dict[str, list[str]] = {}
     for kind in STAGES:
         if not kind.only_start:
@@ -28,13 +28,13 @@ def _defaults() -> SlurmConfig:
 
 DEFAULTS = _defaults()
 SCRIPTS = ("lib.sh", "annotate.sbatch", "train.sbatch", "evaluate.sbatch", "iteration.sbatch", "doctor.sbatch")
-_OPTIONS = ("time", "partition", "account", "qos", "constraint", "nice")  # which sbatch calls by the same names
+_OPTIONS = ("time", "partition", "account", "qos", "constraint", "nice")  # sbatch has the same names
 
 
 def layered(*layers: SlurmConfig) -> SlurmConfig:
-    """Settings where each layer's go before those of the layers to its left.
+    """Merge layers of settings; later layers override earlier ones.
 
-    A stage belongs to the kind of job that named it last; a kind without stages is none.
+    A stage belongs to the last kind of job that lists it. A kind that has lost all its stages is removed.
     """
     tree: dict[str, Any] = {}
     kinds: dict[str, dict[str, Any]] = {}
@@ -50,7 +50,7 @@ def layered(*layers: SlurmConfig) -> SlurmConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """One job: stages of one iteration, and the names of the jobs it waits for."""
+    """One job: some stages of one iteration, and the names of the jobs that it waits for."""
 
     kind: str
     iteration: ModelKey
@@ -59,67 +59,80 @@ class Job:
 
     @property
     def name(self) -> str:
-        """How the graph, log files and messages name it."""
+        """The name of the job in the graph, in messages and of its log file."""
         return f"{self.kind}-{self.iteration}"
 
 
 def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job]:
-    """The jobs of the stages in `needs`, each after those it waits for.
+    """The jobs of the stages in `needs`, in an order in which each comes after the jobs it waits for.
 
     Args:
-        needs: each stage that is to be made, and the stages it reads from; those that are not keys are done.
+        needs: stage to make -> the stages that it reads from. Stages that are not keys are finished.
 
     Raises:
-        UserError: two kinds of jobs would wait for each other, or a stage is in none.
+        UserError: two kinds of jobs would wait for each other, or no kind of job has a stage.
     """
-    kind_of: dict[str, str] = {stage: name for name, kind in slurm.jobs.items() for stage in kind.stages or ()}
-    for start in (stage for stage in STAGES if stage.only_start):
-        # It goes with the stages that its default kind of job has beside it.
-        for beside in STAGES:
-            if beside.job == start.job and beside.name in kind_of:
-                kind_of[start.name] = kind_of[beside.name]
-    if homeless := {stage.name for stage in needs} - set(kind_of):
-        raise UserError(f"slurm.jobs: no kind of job has {', '.join(sorted(homeless))}; name them in one's stages")
+    kind_of = _kinds_of_stages(slurm)
+    if missing := {stage.name for stage in needs} - set(kind_of):
+        raise UserError(
+            f"slurm.jobs: no kind of job has {', '.join(sorted(missing))}; add it to the stages of one of them"
+        )
     members: dict[tuple[str, ModelKey], list[Stage]] = {}
     for stage in needs:
         members.setdefault((kind_of[stage.name], stage.iteration), []).append(stage)
-    home = {stage: key for key, stages in members.items() for stage in stages}
-    waiting = {
-        key: {home[need] for stage in stages for need in needs[stage] if need in home} - {key}
+    job_of = {stage: key for key, stages in members.items() for stage in stages}
+    waits_for = {
+        key: {job_of[need] for stage in stages for need in needs[stage] if need in job_of} - {key}
         for key, stages in members.items()
     }
     jobs: list[Job] = []
-    placed: dict[tuple[str, ModelKey], str] = {}
-    while len(placed) < len(waiting):
-        ready = [key for key in waiting if key not in placed and waiting[key] <= set(placed)]
+    ordered: dict[tuple[str, ModelKey], str] = {}
+    while len(ordered) < len(waits_for):
+        ready = [key for key in waits_for if key not in ordered and waits_for[key] <= set(ordered)]
         if not ready:
-            names = ", ".join(sorted({kind for kind, _ in set(waiting) - set(placed)}))
-            raise UserError(f"slurm.jobs: {names} wait for each other; put stages that follow one another together")
+            names = ", ".join(sorted({kind for kind, _ in set(waits_for) - set(ordered)}))
+            raise UserError(f"slurm.jobs: {names} wait for each other; give stages that follow each other to one kind")
         kind, iteration = key = min(ready, key=lambda key: slurm.jobs[key[0]].nice or 0)
-        after = tuple(name for other, name in placed.items() if other in waiting[key])
+        after = tuple(name for other, name in ordered.items() if other in waits_for[key])
         jobs.append(Job(kind, iteration, tuple(members[key]), after))
-        placed[key] = jobs[-1].name
+        ordered[key] = jobs[-1].name
     return jobs
 
 
+def _kinds_of_stages(slurm: SlurmConfig) -> dict[str, str]:
+    """Stage name -> kind of job.
+
+    Settings do not list the stages that run only at the start. Each runs in the kind of job of the stages that share
+    its default kind.
+    """
+    kind_of: dict[str, str] = {stage: name for name, kind in slurm.jobs.items() for stage in kind.stages or ()}
+    for start in (stage for stage in STAGES if stage.only_start):
+        for other in STAGES:
+            if other.job == start.job and other.name in kind_of:
+                kind_of[start.name] = kind_of[other.name]
+    return kind_of
+
+
 def wants(slurm: SlurmConfig, kind: str) -> JobConfig:
-    """What jobs of a kind ask for: its own settings, and those of all kinds where it has none."""
-    everywhere = slurm.model_dump(include=set(JobConfig.model_fields), exclude_none=True)
-    return JobConfig.model_validate(everywhere | slurm.jobs[kind].model_dump(exclude={"stages"}, exclude_none=True))
+    """What jobs of a kind ask for: the settings of the kind override those of all kinds."""
+    common = slurm.model_dump(include=set(JobConfig.model_fields), exclude_none=True)
+    return JobConfig.model_validate(common | slurm.jobs[kind].model_dump(exclude={"stages"}, exclude_none=True))
 
 
 def options(job: Job, wanted: JobConfig) -> list[str]:
-    """The sbatch options of what a job asks for.
+    """The sbatch options for what a job asks for.
 
     Raises:
-        UserError: more tasks than CPUs.
+        UserError: a node has more tasks than CPUs.
     """
     gpus = int(str(wanted.gpus or 0).rpartition(":")[2])
     tasks = (wanted.tasks or max(gpus, 1)) if _training(job.stages) else 1
     found = [f"--nodes={wanted.nodes}", f"--ntasks-per-node={tasks}"]
     if wanted.cpus:
         if wanted.cpus < tasks:
-            raise UserError(f"slurm.jobs.{job.kind}.cpus: {wanted.cpus} are too few for {tasks} tasks of a node")
+            raise UserError(
+                f"slurm.jobs.{job.kind}.cpus: {wanted.cpus} CPUs are too few for {tasks} tasks per node; raise it"
+            )
         found.append(f"--cpus-per-task={wanted.cpus // tasks}")
     if gpus:
         found.append(f"--gres=gpu:{wanted.gpus}")
@@ -135,7 +148,7 @@ def command(job: Job, slurm: SlurmConfig, run: Path, after: Sequence[str]) -> li
     """The sbatch command of a job.
 
     Args:
-        after: ids of the jobs that must have succeeded.
+        after: ids of the jobs that must succeed first.
     """
     dependency = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
     return [
@@ -163,21 +176,21 @@ def _script(job: Job, run: Path) -> list[str]:
 
 
 def _training(stages: Iterable[Stage]) -> str | None:
-    """The name of the stage that computes in ranks, if there is one."""
+    """The name of the stage that runs in ranks, if there is one."""
     return next((stage.name for stage in stages if stage.kind.in_ranks), None)
 
 
 def environment(slurm: SlurmConfig, python: str) -> str:
-    """What every job reads first. Words of the user stay as they are, for the shell to read.
+    """The text of environment.sh, which every job sources first. The shell expands variables in the settings.
 
     Args:
-        python: the interpreter where none is set.
+        python: the interpreter if slurm.python is not set and there is no container.
     """
     if slurm.container and slurm.python is None:
         python = "python3"
     lines = [
         "# shellcheck shell=bash disable=SC2034",
-        "# Written by `xlr submit`: what belongs to this cluster and this run.",
+        "# Written by `xlr submit`: the settings of this cluster and this run.",
         "set +u  # modules and conda read variables that are not set",
         *(slurm.setup or ()),
         "set -u",
@@ -190,7 +203,7 @@ def environment(slurm: SlurmConfig, python: str) -> str:
 
 
 def graph(jobs: Sequence[Job]) -> str:
-    """The jobs as a table: name, stages, what it waits for."""
+    """The jobs as a table: name, stages, and the jobs that each waits for."""
     rows = [("job", "stages", "after")]
     rows += [(job.name, ", ".join(map(str, job.stages)), ", ".join(job.after) or "-") for job in jobs]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

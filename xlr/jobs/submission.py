@@ -1,6 +1,6 @@
-"""A run on Slurm: submit its jobs, see how they are, cancel them, find their logs.
+"""A run on Slurm: submit its jobs, show their states, cancel them, find their logs.
 
-Writes `RUN/slurm/`: the scripts as they were submitted, `jobs.json`, and the jobs' output in `logs/`.
+Writes `RUN/slurm/`: the submitted scripts, `jobs.json`, and the output of the jobs in `logs/`.
 """
 
 import sys
@@ -24,18 +24,18 @@ from xlr.slurmconfig import SlurmConfig
 
 SITE = Path("~/.config/xlr/site.yaml")
 
-# What Slurm's words mean for the user, where they do not say it.
+# What to do about a reason that Slurm gives.
 _REMEDIES = {
-    "DependencyNeverSatisfied": "a job before it failed",
-    "JobLaunchFailure": "the node could not start it: does it see the run directory?",
+    "DependencyNeverSatisfied": "a job that it waits for failed",
+    "JobLaunchFailure": "the node could not start it; check that it sees the run directory",
     "NonZeroExitCode": "see its log",
-    "TimeLimit": "it had no time to save: --signal=USR1@N of slurm.options earlier, or a longer slurm.time",
+    "TimeLimit": "it had no time to save; set a larger N in --signal=USR1@N of slurm.options, or a longer slurm.time",
 }
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job as jobs.json holds it."""
+    """A submitted job, as in jobs.json."""
 
     name: str
     id: str
@@ -45,10 +45,10 @@ class Submitted:
 
 
 def settings(context: Context, site: Path | None) -> SlurmConfig:
-    """Defaults, the site's profile over them, the run's own over both.
+    """The settings of the run, which override the site profile, which overrides the defaults.
 
     Raises:
-        UserError: the profile is not there or not usable.
+        UserError: the profile does not exist or is not valid.
     """
     profile = site or SITE.expanduser()
     layers = [load_site(profile)] if site or profile.is_file() else []
@@ -56,13 +56,13 @@ def settings(context: Context, site: Path | None) -> SlurmConfig:
 
 
 def plan(context: Context, slurm: SlurmConfig) -> list[Job]:
-    """The jobs of all stages that are not done."""
+    """The jobs of all unfinished stages."""
     needs = pipeline.needs(context)
     return jobs.plan({stage: needs[stage] for stage in needs if not pipeline.done(context, stage)}, slurm)
 
 
 def describe(context: Context, site: Path | None) -> str:
-    """What `submit` would do: graph, environment, sbatch commands and scripts. Needs no Slurm, writes nothing."""
+    """What `submit` would do: graph, sbatch commands, environment and scripts. Needs no Slurm and writes nothing."""
     slurm, run = settings(context, site), context.run.path
     todo = plan(context, slurm)
     commands = [jobs.command(job, slurm, run, [f"<{name}>" for name in job.after]) for job in todo]
@@ -76,16 +76,18 @@ def describe(context: Context, site: Path | None) -> str:
 
 
 def submit(context: Context, site: Path | None) -> list[Submitted]:
-    """Submit the jobs of all stages that are not done.
+    """Submit the jobs of all unfinished stages.
 
     Raises:
-        UserError: the run is queued or running already, bad input of a stage, or what Slurm refuses.
+        UserError: jobs of the run are queued or running, a stage has bad input, or Slurm refuses a job.
     """
     scheduler.require()
     slurm, run = settings(context, site), context.run.path
     active = [f"{job.id} ({job.name}, {state.state})" for job, state in states(context) if state and state.active]
     if active:
-        raise UserError(f"{run}: its jobs are queued or running: {', '.join(active)}; `xlr cancel {run}` ends them")
+        raise UserError(
+            f"{run}: its jobs are queued or running: {', '.join(active)}; wait for them, or run `xlr cancel {run}`"
+        )
     with pipeline.holding(context, pipeline.stages(context.config)):
         todo = plan(context, slurm)
         if not todo:
@@ -98,7 +100,7 @@ def submit(context: Context, site: Path | None) -> list[Submitted]:
 
 
 def write_scripts(run: Path, slurm: SlurmConfig) -> None:
-    """Put into the run directory what its jobs execute, so that it stays as it is while they wait."""
+    """Copy the job scripts into the run directory, so that an update of xlr does not change them while jobs wait."""
     for name in jobs.SCRIPTS:
         write_text(run / "slurm" / name, _shipped(name))
     write_text(run / "slurm" / "environment.sh", jobs.environment(slurm, sys.executable))
@@ -106,10 +108,10 @@ def write_scripts(run: Path, slurm: SlurmConfig) -> None:
 
 
 def require_accepted(job: Job, slurm: SlurmConfig, run: Path) -> None:
-    """Ask Slurm whether it would take a job, before anything is queued.
+    """Ask Slurm whether it accepts a job, without queueing it.
 
     Raises:
-        UserError: it would not.
+        UserError: it does not.
     """
     command = jobs.command(job, slurm, run, [])
     try:
@@ -119,7 +121,7 @@ def require_accepted(job: Job, slurm: SlurmConfig, run: Path) -> None:
 
 
 def _submit(todo: list[Job], slurm: SlurmConfig, run: Path) -> list[Submitted]:
-    """Submit in order; all or nothing."""
+    """Submit the jobs in order. If Slurm refuses one, the submitted ones are cancelled."""
     found: dict[str, Submitted] = {}
     try:
         for job in todo:
@@ -141,18 +143,20 @@ def submitted(run: Path) -> list[Submitted]:
 
 
 def states(context: Context) -> Iterator[tuple[Submitted, JobState | None]]:
-    """What Slurm knows of each job of the last submission; None where it has forgotten it."""
+    """The jobs of the last submission with their states in Slurm; None if Slurm does not know the job any more."""
     for job in submitted(context.run.path):
         yield job, scheduler.job(job.id) if scheduler.available() else None
 
 
 def table(context: Context) -> list[dict[str, Any]]:
-    """The jobs of the last submission as rows for the user."""
+    """The jobs of the last submission as rows of a table."""
     return [_row(job, state) for job, state in states(context)]
 
 
 def _row(job: Submitted, state: JobState | None) -> dict[str, Any]:
-    state = state or JobState("unknown", "Slurm has forgotten it" if scheduler.available() else "no Slurm here")
+    state = state or JobState(
+        "unknown", "Slurm does not know it any more" if scheduler.available() else "no Slurm on this machine"
+    )
     remedy = _REMEDIES.get(state.reason)
     return {
         "job": job.name,
@@ -168,7 +172,7 @@ def _row(job: Submitted, state: JobState | None) -> dict[str, Any]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a job's output that is not Slurm's own; empty where there is none yet."""
+    """The last line of a job's output that does not come from Slurm; empty if there is none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -179,10 +183,10 @@ def last_line(log: Path) -> str:
 
 
 def cancel(context: Context) -> list[Submitted]:
-    """Cancel the jobs that wait or run.
+    """Cancel the jobs of the run that wait or run.
 
     Raises:
-        UserError: no Slurm here, or it refuses.
+        UserError: this machine has no Slurm, or Slurm refuses.
     """
     scheduler.require()
     active = [job for job, state in states(context) if state and state.active]
@@ -192,17 +196,17 @@ def cancel(context: Context) -> list[Submitted]:
 
 
 def log(context: Context, stage: Stage) -> Path:
-    """Where a stage's output is: its job's, or what it wrote without Slurm.
+    """The file with the output of a stage: that of its job, or the log of a run without Slurm.
 
     Raises:
-        UserError: nowhere yet.
+        UserError: there is no output yet.
     """
-    places = [Path(job.log) for job in submitted(context.run.path) if str(stage) in job.stages]
-    places.append(context.run.log(stage.name, stage.iteration))
-    place = next((place for place in places if place.is_file()), None)
-    if place is None:
-        raise UserError(f"{places[0]}: not there; {stage} has not started yet")
-    return place
+    logs = [Path(job.log) for job in submitted(context.run.path) if str(stage) in job.stages]
+    logs.append(context.run.log(stage.name, stage.iteration))
+    existing = next((log for log in logs if log.is_file()), None)
+    if existing is None:
+        raise UserError(f"{logs[0]}: does not exist; {stage} has not started yet, see `xlr status {context.run.path}`")
+    return existing
 
 
 def _file(run: Path) -> Path:

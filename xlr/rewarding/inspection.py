@@ -1,13 +1,14 @@
-"""`xlr inspect RUN --iteration t`: does the implicit reward make sense in a language, before everything is scored?
+"""`xlr inspect RUN --iteration t`: check that the implicit reward makes sense in a language before scoring everything.
 
-Reads the iteration's responses and the two models, scores a few prompts' candidates under every reward mode; writes
-`RUN/iter{t}/inspect-{prompts}-{languages}/`, and beside it the same name with .json (everything) and .md.
+Reads the responses of an iteration and the two models, and scores the responses to a few prompts in every reward mode.
+Writes `RUN/iter{t}/inspect-{prompts}-{languages}/` with the scores, and beside it the same name with `.json`, which
+holds everything that was found, and with `.md`, which is for reading.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 from xlr.config import Reward
 from xlr.errors import UserError
@@ -15,6 +16,7 @@ from xlr.languages import ENGLISH
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding import inspectionview, responses, scores
 from xlr.rewarding.diagnosis import Candidates, diagnose
+from xlr.rewarding.facts import InspectFacts, Inspection
 from xlr.run import lease
 from xlr.run.artifact import Artifact, manifest_path
 from xlr.run.context import Context, require
@@ -23,12 +25,12 @@ from xlr.run.files import atomic_path, read_json, write_json, write_text
 from xlr.run.rows import read_rows, write_rows
 
 
-def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) -> dict[str, Any]:
-    """Score the candidates, unless that is done, and say how the modes agree.
+def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) -> Inspection:
+    """Score the candidates, unless that is done, and compare the reward modes.
 
     Args:
-        count: how many prompts, the same ones in every language.
-        langs: languages of the run.
+        count: the number of prompts, which are the same in every language.
+        langs: the languages to inspect.
 
     Raises:
         UserError: there is no such iteration or language, or the responses are not finished.
@@ -38,7 +40,9 @@ def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) 
         raise UserError(f"--iteration {iteration}: this run samples responses in iterations 1 to {config.iterations}")
     for lang in langs:
         if lang not in config.languages:
-            raise UserError(f"--languages: {lang!r} is not one of this run's, which are {', '.join(config.languages)}")
+            raise UserError(
+                f"--languages: {lang!r} is not a language of this run; choose from {', '.join(config.languages)}"
+            )
     target = artifact(context, iteration, count, langs)
     with lease.held(run.leases, [target.title]), contextlib.closing(context):
         require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
@@ -47,7 +51,7 @@ def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) 
         target.tidy(finished)
         if not finished:
             _make(context, target, iteration, ids)
-        found = {
+        found: Inspection = {
             "iteration": iteration,
             "policy": context.model(iteration - 1),
             "reference": context.require_model(context.reward_reference(iteration)),
@@ -63,7 +67,7 @@ def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) 
 
 
 def artifact(context: Context, iteration: int, count: int, langs: Sequence[str]) -> Artifact:
-    """The inspected candidates' scores and what decides them: as an iteration's scores, but for the mode."""
+    """The scores of the inspected candidates. They depend on what decides `scores`, except for score.reward."""
     of_all = scores.artifact(context, iteration)
     own = {key: value for key, value in of_all.settings.items() if key != "score.reward"}
     folder = context.run.iteration(iteration) / f"inspect-{count}-{'-'.join(langs)}"
@@ -71,25 +75,26 @@ def artifact(context: Context, iteration: int, count: int, langs: Sequence[str])
 
 
 def choose_ids(prompts: dict[str, list[Prompt]], langs: Sequence[str], count: int) -> list[str]:
-    """Ids of at most `count` instructions that all languages have, evenly over the English order.
+    """Ids of at most `count` prompts that all languages have, evenly spaced in the English order.
 
     Raises:
-        UserError: no instruction is there in all of them.
+        UserError: no prompt is in all languages.
     """
-    there = set.intersection(*({prompt.id for prompt in prompts[lang]} for lang in langs))
-    common = [prompt.id for prompt in prompts[ENGLISH] if prompt.id in there]
+    in_all = set.intersection(*({prompt.id for prompt in prompts[lang]} for lang in langs))
+    common = [prompt.id for prompt in prompts[ENGLISH] if prompt.id in in_all]
     if not common:
-        raise UserError(f"--languages: no instruction is there in all of {', '.join(langs)}; inspect fewer at once")
+        raise UserError(f"--languages: no prompt is in all of {', '.join(langs)}; inspect fewer languages at once")
     count = min(count, len(common))
     return [common[(2 * i + 1) * len(common) // (2 * count)] for i in range(count)]
 
 
 def modes(lang: str) -> tuple[Reward, ...]:
-    """The rewards that differ in a language: English is its own twin and needs no translation."""
+    """The reward modes of a language. In English all modes are the same, so there is one."""
     return ("crosslingual",) if lang == ENGLISH else get_args(Reward)
 
 
 def _make(context: Context, target: Artifact, iteration: int, ids: Sequence[str]) -> None:
+    """Score the candidates in every mode and finish the artefact."""
     langs = target.settings["languages"]
     rows = [
         row
@@ -98,11 +103,12 @@ def _make(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
     ]
     scored: dict[Reward, list[Score]] = {}
     dropped: dict[Reward, Dropped] = {}
-    for mode in reversed(get_args(Reward)):  # translate first, so that its sampler is replaced by the scorers only once
+    # translate comes first: only it samples, so the workers change from the sampler to the scoring models once.
+    for mode in reversed(get_args(Reward)):
         of_mode = [row for row in rows if mode in modes(row.lang)]
         if of_mode:
             dropped[mode] = Dropped()
-            # Each mode has its own pieces, in folders that begin with the artefact's name.
+            # Each mode keeps its pieces in folders of its own, which `target.remove_pieces` finds by their prefix.
             pieces = replace(target, folder=target.folder.with_name(f"{target.folder.name}.{mode}"))
             label = f"inspect iteration {iteration}: {mode}"
             scored[mode] = scores.score_in_mode(context, pieces, mode, of_mode, iteration, label, dropped[mode])
@@ -111,16 +117,16 @@ def _make(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
         write_rows(folder / "responses.parquet", Response, rows)
         for mode, found in scored.items():
             write_rows(folder / f"{mode}.parquet", Score, found)
-    target.finish(
-        len(rows),
-        {"prompts": list(ids), "dropped": {mode: own.counts() for mode, own in dropped.items()}},
-        context.clock,
-    )
+    facts: InspectFacts = {
+        "prompts": list(ids),
+        "dropped": {mode: own.counts() for mode, own in dropped.items()},
+    }
+    target.finish(len(rows), facts, context.clock)
     target.remove_pieces()
 
 
 def _read(context: Context, target: Artifact, iteration: int, ids: Sequence[str]) -> Iterator[tuple[str, Candidates]]:
-    """Each language's candidates, with the length penalty of the run's own pairs where there are any."""
+    """Each language with its candidates, and with the length penalty of the run's own pairs if these are made."""
     of_pairs, of_scores = (manifest_path(context.run.iteration(iteration) / name) for name in ("pairs", "scores"))
     pair_facts = read_json(of_pairs)["facts"] if of_pairs.is_file() else {}
     english = {prompt.id: prompt.instruction for prompt in context.prompts[ENGLISH]}

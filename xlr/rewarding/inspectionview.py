@@ -1,30 +1,37 @@
-"""What `xlr inspect` found, on the terminal and as Markdown."""
+"""The result of `xlr inspect` on the terminal and as Markdown."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.padding import Padding
 from rich.text import Text
 
 from xlr import languages
+from xlr.config import Reward
 from xlr.console import Column, Table, console, number_columns, text_columns
+from xlr.rewarding.facts import (
+    InspectedCandidate,
+    InspectedLanguage,
+    InspectedPrompt,
+    Inspection,
+    ModeFacts,
+    Remark,
+    RewardFacts,
+)
 
-_LINES = 2  # of a text on the terminal
+_LINES = 2  # lines of a text on the terminal; longer texts are cut
 _INDENT = 5
-_MARKDOWN_CHARACTERS = 500
-_GROUPS = ("candidates", "chosen", "rejected")
-_OF_GROUPS = (("chars_mean", 1), ("in_language", 100))
+_MARKDOWN_CHARACTERS = 500  # longer texts are cut in Markdown
 _LEGEND = (
-    "Rewards are in nats; + marks the best candidate and - the worst after length control, which make the pair. "
+    "Rewards are in nats. + marks the best and - the worst candidate after length control; the two make the pair. "
     "spread: standard deviation within prompts. length ρ: Spearman's correlation of reward and length. "
-    "α: length penalty that balances these candidates, or with * the run's own pairs. "
-    "chars, in language: all candidates/best/worst."
+    "α: length penalty that makes chosen and rejected equally long, fitted on these candidates, or with * on the run's "
+    "own pairs. chars, in language: all candidates/best/worst."
 )
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """Print candidates and figures, and last, where a reader looks first, the verdicts."""
+def show(found: Inspection) -> None:
+    """Print candidates and figures. The verdicts come last, where they stay visible above the prompt."""
     for lang, own in found["languages"].items():
         console.rule(f"{languages.name(lang)} ({lang})", align="left", style="bold")
         for prompt in own["prompts"]:
@@ -34,20 +41,20 @@ def show(found: Mapping[str, Any]) -> None:
     console.print(Text(_LEGEND, style="dim"), soft_wrap=False)
     for lang, own in found["languages"].items():
         console.print(Text(_headline(lang, own), style="bold"))
-        for fact in own["verdict"]:
-            line = Text(f"{_mark(fact)} {fact['text']}", style="yellow" if fact["warning"] else "")
+        for remark in own["verdict"]:
+            line = Text(_bullet(remark), style="yellow" if remark["warning"] else "")
             console.print(Padding(line, (0, 0, 0, 2), expand=False), soft_wrap=False)
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The same as a Markdown page, verdicts first."""
+def markdown(found: Inspection) -> str:
+    """The result as a Markdown page; each language begins with its verdict."""
     lines = [
         f"# Rewards of iteration {found['iteration']}",
         "",
         f"{found['formula']}, policy `{found['policy']}`, reference `{found['reference']}`. {_LEGEND}",
     ]
     for lang, own in found["languages"].items():
-        lines += ["", f"## {_headline(lang, own)}", "", *(f"- {_mark(fact)} {fact['text']}" for fact in own["verdict"])]
+        lines += ["", f"## {_headline(lang, own)}", "", *(f"- {_bullet(remark)}" for remark in own["verdict"])]
         modes, tables = list(own["modes"]), _figures(own)
         for prompt in own["prompts"]:
             rows = [
@@ -60,17 +67,17 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _headline(lang: str, own: Mapping[str, Any]) -> str:
-    warnings = sum(fact["warning"] for fact in own["verdict"])
+def _headline(lang: str, own: InspectedLanguage) -> str:
+    warnings = sum(remark["warning"] for remark in own["verdict"])
     return f"{languages.name(lang)} ({lang}): {warnings or 'no'} warning{'' if warnings == 1 else 's'}"
 
 
-def _mark(fact: Mapping[str, Any]) -> str:
-    return "!" if fact["warning"] else "·"
+def _bullet(remark: Remark) -> str:
+    return f"{'!' if remark['warning'] else '·'} {remark['text']}"
 
 
-def _show_prompt(prompt: Mapping[str, Any], modes: Sequence[str], main: str) -> None:
-    """Texts have lines of their own: those written from right to left or in wide characters shift no figure."""
+def _show_prompt(prompt: InspectedPrompt, modes: Sequence[Reward], main: Reward) -> None:
+    """Print one prompt. Texts have their own lines: right-to-left or wide characters would shift the figures."""
     console.print(Text(f"\n{prompt['id']}: {_one_line(prompt['instruction'])}", style="bold"))
     if prompt["english"] != prompt["instruction"]:
         console.print(Text(f"{' ' * _INDENT}{_one_line(prompt['english'])}", style="dim"))
@@ -78,32 +85,33 @@ def _show_prompt(prompt: Mapping[str, Any], modes: Sequence[str], main: str) -> 
     for row in _ordered(prompt, modes, main):
         console.print(Text(_line(_cells(row, modes))))
         _show_text(row["response"] or "(empty)", "")
-        if row["translation"] not in (None, row["response"]):
+        if row["translation"] is not None and row["translation"] != row["response"]:
             _show_text(row["translation"], "dim")
 
 
 def _show_text(text: str, style: str) -> None:
     shown = Text(_one_line(text), style=style)
-    shown.truncate(_LINES * (console.width - _INDENT) - _INDENT, overflow="ellipsis")  # lines end between words
+    # Less than _LINES full lines, because a word that does not fit moves to the next line.
+    shown.truncate(_LINES * (console.width - _INDENT) - _INDENT, overflow="ellipsis")
     console.print(Padding(shown, (0, 0, 0, _INDENT), expand=False), soft_wrap=False)
 
 
-def _ordered(prompt: Mapping[str, Any], modes: Sequence[str], main: str) -> list[dict[str, Any]]:
-    """The best under the run's own reward first, what has none last."""
+def _ordered(prompt: InspectedPrompt, modes: Sequence[Reward], main: Reward) -> list[InspectedCandidate]:
+    """Candidates by the reward in the run's own mode, the best first and those without a reward last."""
     order = main if main in modes else modes[0]
     return sorted(prompt["candidates"], key=lambda row: -row["rewards"].get(order, float("-inf")))
 
 
-def _columns(modes: Sequence[str]) -> tuple[Column, ...]:
+def _columns(modes: Sequence[Reward]) -> tuple[Column, ...]:
     return (*number_columns("#", *modes, "chars"), *text_columns("lang", "flaws"))
 
 
-def _cells(row: Mapping[str, Any], modes: Sequence[str]) -> list[str]:
+def _cells(row: InspectedCandidate, modes: Sequence[Reward]) -> list[str]:
     flaws = ", ".join(row["flaws"]).replace("_", " ")
     return [str(row["sample"]), *(_reward(row, mode) for mode in modes), str(row["chars"]), row["language"], flaws]
 
 
-def _reward(row: Mapping[str, Any], mode: str) -> str:
+def _reward(row: InspectedCandidate, mode: Reward) -> str:
     if mode not in row["rewards"]:
         return ""
     mark = "+" if mode in row["chosen_by"] else "-" if mode in row["rejected_by"] else " "
@@ -115,7 +123,8 @@ def _line(cells: Sequence[str]) -> str:
     return f"{sample:>4}{''.join(f'{cell:>15}' for cell in rewards)}{chars:>8}  {lang:<5} {flaws}"
 
 
-def _figures(own: Mapping[str, Any]) -> list[Table]:
+def _figures(own: InspectedLanguage) -> list[Table]:
+    """The tables of a language: its rewards, and the agreement of its modes if there are several."""
     rewards = [
         (
             mode,
@@ -123,7 +132,8 @@ def _figures(own: Mapping[str, Any]) -> list[Table]:
             _number(facts["reward_deviation"]),
             _number(facts["length_correlation"]),
             f"{facts['alpha']:.3f}{'*' * (facts['alpha_of'] == 'pairs')}",
-            *("/".join(_rounded(facts[group], key, scale) for group in _GROUPS) for key, scale in _OF_GROUPS),
+            "/".join(_rounded(group["chars_mean"], group) for group in _groups(facts)),
+            "/".join(_rounded(100 * group["in_language"], group) for group in _groups(facts)),
         )
         for mode, facts in own["modes"].items()
     ]
@@ -134,7 +144,8 @@ def _figures(own: Mapping[str, Any]) -> list[Table]:
             str(facts["candidate_pairs"]),
             _number(facts["spearman"]),
             _number(facts["kendall"]),
-            *(f"{facts[key]}/{facts['prompts']}" for key in ("same_best", "same_worst")),
+            f"{facts['same_best']}/{facts['prompts']}",
+            f"{facts['same_worst']}/{facts['prompts']}",
         )
         for facts in own["agreement"]
     ]
@@ -146,8 +157,13 @@ def _figures(own: Mapping[str, Any]) -> list[Table]:
     return found
 
 
-def _rounded(facts: Mapping[str, Any], key: str, scale: int) -> str:
-    return f"{scale * facts[key]:.0f}" if facts["rows"] else "–"
+def _groups(mode: ModeFacts) -> tuple[RewardFacts, ...]:
+    return mode["candidates"], mode["chosen"], mode["rejected"]
+
+
+def _rounded(value: float, facts: RewardFacts) -> str:
+    """A mean over responses, or a dash if there are none."""
+    return f"{value:.0f}" if facts["rows"] else "–"
 
 
 def _number(value: float | None) -> str:
@@ -160,5 +176,5 @@ def _cut(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A model may write anything, what steers a terminal included."""
+    """The text on one line, without control characters: a model may write some that steer the terminal."""
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())

@@ -1,7 +1,6 @@
-"""Stage 3: preference pairs from scores, length-controlled per language.
+"""Stage 3: preference pairs from scores, with length control in each language.
 
-Reads the scores and the prompts; writes `RUN/iter{t}/pairs/pairs.parquet`. Run alone with
-`xlr pair RUN --iteration t`.
+Reads the scores and the prompts; writes `RUN/iter{t}/pairs/pairs.parquet`. Command: `xlr pair RUN --iteration t`.
 """
 
 import json
@@ -9,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from xlr.config import Config, Flaw, PairConfig, settings
 from xlr.data.prompts import sources
@@ -17,6 +15,7 @@ from xlr.data.quality import without
 from xlr.errors import UserError
 from xlr.records import Pair, Prompt, Score
 from xlr.rewarding import scores
+from xlr.rewarding.facts import PairFacts, PairStageFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_text
@@ -24,12 +23,12 @@ from xlr.run.rows import read_rows, require_each_once, write_rows
 
 
 def iterations(config: Config) -> list[int]:
-    """The iterations in which pairs are made: all but the start."""
+    """The iterations in which pairs are made: all but iteration 0."""
     return scores.iterations(config)
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
-    """The pairs of one iteration and what decides them."""
+    """The pairs of one iteration, with the settings and inputs that decide them."""
     config = context.config
     return Artifact(
         context.run.iteration(iteration) / "pairs",
@@ -40,11 +39,11 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 
 def check(context: Context) -> None:
-    """Nothing: pairs need the prompts alone, which are read before every stage."""
+    """Nothing to check: pairs need only the prompts, which are read before every stage."""
 
 
-def make(context: Context, iteration: int) -> dict[str, Any]:
-    """Choose one pair a prompt where its candidates allow one.
+def make(context: Context, iteration: int) -> PairStageFacts:
+    """Choose one pair for every prompt whose candidates allow it.
 
     Raises:
         UserError: no prompt gives a pair.
@@ -53,7 +52,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     target = artifact(context, iteration)
     rows = read_rows(context.run.iteration(iteration) / "scores", Score)
     pairs: list[Pair] = []
-    facts: dict[str, Any] = {}
+    facts: PairStageFacts = {}
     for lang in context.config.languages:
         of_lang = [row for row in rows if row.lang == lang]
         if not of_lang:
@@ -76,13 +75,11 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     return facts
 
 
-def pair_language(
-    context: Context, rows: Sequence[Score], prompts: Sequence[Prompt]
-) -> tuple[list[Pair], dict[str, Any]]:
-    """The pairs of one language in the order of its prompts, with alpha and what was left out."""
+def pair_language(context: Context, rows: Sequence[Score], prompts: Sequence[Prompt]) -> tuple[list[Pair], PairFacts]:
+    """The pairs of one language in the order of its prompts, and their facts."""
     found = choose(context.config.pair, rows, prompts)
     pairs = [_pair(prompt, chosen, rejected, found.alpha) for prompt, chosen, rejected in found.pairs]
-    facts = {
+    facts: PairFacts = {
         "pairs": len(pairs),
         "alpha": found.alpha,
         "length_gap": found.length_gap if math.isfinite(found.length_gap) else None,  # JSON has no infinity
@@ -96,22 +93,27 @@ def pair_language(
 
 @dataclass(frozen=True)
 class Choices:
-    """Prompt, chosen and rejected candidate of one language, the length penalty, and what was left out, by reason."""
+    """The pairs chosen in one language, and what was left out."""
 
     pairs: list[tuple[Prompt, Score, Score]]
+    """Prompt, chosen and rejected candidate."""
     alpha: float
+    """Length penalty, in nats a character."""
     length_gap: float
+    """|mean length of chosen - mean length of rejected| at alpha, in characters; infinite if no prompt has a pair."""
     filtered: dict[str, int]
+    """Flaw -> number of candidates that pair.filters removed for it."""
     dropped: Counter[str]
+    """Reason -> number of prompts without a pair."""
 
 
 def choose(
     section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt], alpha: float | None = None
 ) -> Choices:
-    """Choose among one language's candidates.
+    """Choose the pairs of one language.
 
     Args:
-        alpha: the length penalty; by default that which makes chosen and rejected equally long.
+        alpha: the length penalty; by default the one that makes chosen and rejected equally long.
 
     Raises:
         UserError: a reward is not finite.
@@ -127,10 +129,10 @@ def choose(
     try:
         choice = choose_pairs(rewards, lengths, length_control, upper_bound) if groups else NOTHING
     except ValueError as error:
-        broken = next(row for row in rows if not abs(row.reward) < float("inf"))
+        broken = next(row for row in rows if not math.isfinite(row.reward))
         raise UserError(
-            f"iteration's scores: {broken.lang} {broken.id} sample {broken.sample}: the reward is {broken.reward}; "
-            "the policy or the reference is damaged"
+            f"scores: the reward of {broken.lang} {broken.id} sample {broken.sample} is {broken.reward}; the policy or "
+            "the reference model is damaged: replace it and score again"
         ) from error
     pairs: list[tuple[Prompt, Score, Score]] = []
     dropped: Counter[str] = Counter({"no candidate left": len(prompts) - len(groups)})
@@ -147,7 +149,7 @@ def choose(
 def candidates_by_prompt(
     rows: Sequence[Score], filters: Collection[Flaw]
 ) -> tuple[dict[str, list[Score]], dict[str, int]]:
-    """A language's responses that the filters leave, by prompt, and how many rows each filter took out."""
+    """The responses of one language that pass the filters, by prompt id, and the number that each filter removed."""
     kept, filtered = without(rows, filters)
     candidates: dict[str, list[Score]] = {}
     for row in kept:
@@ -156,6 +158,7 @@ def candidates_by_prompt(
 
 
 def _unusable(group: Sequence[Score], chosen: int, rejected: int) -> str | None:
+    """The reason why a prompt gives no pair, if there is one."""
     if chosen < 0:
         return "no candidate below pair.upper_bound"
     if len(group) == 1:

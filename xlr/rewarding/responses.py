@@ -1,19 +1,19 @@
 """Stage 1: responses sampled from pi^(t-1) to every instruction in its own language.
 
-Reads the prompts and the model; writes `RUN/iter{t}/responses/{lang}-*.parquet`. Run alone with
+Reads the prompts and the model; writes `RUN/iter{t}/responses/{lang}-*.parquet`. Command:
 `xlr generate RUN --iteration t`.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from xlr.config import Config, GenerateConfig, settings
 from xlr.data.encoding import ChatEncoder
 from xlr.data.prompts import sources
 from xlr.maths.batching import Batch
 from xlr.records import Prompt, Response, SampleRequest, SampleSettings, SampleTask
+from xlr.rewarding.facts import GenerateFacts, ResponseFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import atomic_path
@@ -22,12 +22,12 @@ from xlr.run.work import Work, resumable
 
 
 def iterations(config: Config) -> list[int]:
-    """The iterations in which responses are sampled: all but the start."""
+    """The iterations in which responses are sampled: all but iteration 0."""
     return list(range(1, config.iterations + 1))
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
-    """The responses of one iteration and what decides them."""
+    """The responses of one iteration, with the settings and inputs that decide them."""
     config = context.config
     return Artifact(
         context.run.iteration(iteration) / "responses",
@@ -56,7 +56,7 @@ def check(context: Context) -> None:
         require_installed()
 
 
-def make(context: Context, iteration: int) -> dict[str, Any]:
+def make(context: Context, iteration: int) -> GenerateFacts:
     """Sample `num_samples` responses to every prompt in every language of the run."""
     config, target = context.config, artifact(context, iteration)
     policy = context.require_model(iteration - 1)
@@ -81,14 +81,18 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
     return facts
 
 
-def _facts(rows: Sequence[Response]) -> dict[str, Any]:
-    reasons = Counter(row.finish_reason for row in rows)
-    return {
+def _facts(rows: Sequence[Response]) -> ResponseFacts:
+    facts: ResponseFacts = {
         "rows": len(rows),
         "tokens": sum(len(row.token_ids) for row in rows),
         "empty": sum(not row.response.strip() for row in rows),
-        **{f"finish_{reason}": count for reason, count in sorted(reasons.items())},
     }
+    reasons = Counter(row.finish_reason for row in rows)
+    if reasons["length"]:
+        facts["finish_length"] = reasons["length"]
+    if reasons["stop"]:
+        facts["finish_stop"] = reasons["stop"]
+    return facts
 
 
 def row_seed(seed: int, iteration: int, lang: str, prompt_id: str, sample: int) -> int:

@@ -1,12 +1,11 @@
 """Stage 2: the implicit reward of every response, `log pi^(t-1)(y|G(x)) - log pi_ref(y|G(x))`.
 
-Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parquet`. Run alone with
+Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parquet`. Command:
 `xlr score RUN --iteration t`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from xlr import languages
 from xlr.config import Config, Reward, settings
@@ -17,6 +16,7 @@ from xlr.maths.batching import even_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
 from xlr.records import Example, Prompt, Response, RowKey, Score
 from xlr.rewarding import responses
+from xlr.rewarding.facts import RewardFacts, ScoreFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
@@ -24,18 +24,18 @@ from xlr.run.files import atomic_path, write_json
 from xlr.run.rows import read_rows, require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
 
-_PROBES = 4
+_PROBES = 4  # scored sequences that training compares with its own log-probabilities
 
 FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens and its terminator"
 
 
 def iterations(config: Config) -> list[int]:
-    """The iterations in which responses are scored: all but the start."""
+    """The iterations in which responses are scored: all but iteration 0."""
     return responses.iterations(config)
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
-    """The scores of one iteration and what decides them."""
+    """The scores of one iteration, with the settings and inputs that decide them."""
     config = context.config
     return Artifact(
         context.run.iteration(iteration) / "scores",
@@ -60,7 +60,7 @@ def check(context: Context) -> None:
         require_same_tokenizer(load_tokenizer(aligned), load_tokenizer(initial), aligned, initial)
 
 
-def make(context: Context, iteration: int) -> dict[str, Any]:
+def make(context: Context, iteration: int) -> ScoreFacts:
     """Score every response that is neither empty nor too long."""
     run, mode = context.run, context.config.score.reward
     require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
@@ -76,7 +76,7 @@ def make(context: Context, iteration: int) -> dict[str, Any]:
         write_json(folder / "probes.json", _probes(context, mode, scores))
         require_each_once(folder, {row_key(row) for row in rows} - dropped.keys)
     of_language = {lang: [score for score in scores if score.lang == lang] for lang in scored_languages}
-    facts = {
+    facts: ScoreFacts = {
         "formula": FORMULA,
         "reward": mode,
         "dropped": dropped.counts(),
@@ -101,10 +101,11 @@ def score_in_mode(
     label: str,
     dropped: Dropped,
 ) -> list[Score]:
-    """The reward of an iteration's responses under a reward mode; with translate, none of them is English.
+    """Score responses of one iteration in one reward mode.
 
     Args:
-        dropped: gets the rows that cannot be scored.
+        rows: the responses; none of them English if the mode is translate.
+        dropped: receives the rows that cannot be scored.
 
     Returns:
         Scores in the order of `rows`.
@@ -140,7 +141,7 @@ def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
     """The instruction that a response is scored under in each reward mode.
 
     Args:
-        english: the English twin of the prompt's instruction.
+        english: the same instruction in English.
     """
     if mode == "multilingual":
         return prompt.instruction
@@ -151,11 +152,13 @@ def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A response, the text of it that is scored (itself or its translation), and the instruction it is scored under."""
+    """A response that is to be scored."""
 
     row: Response
     text: str
+    """The scored text: the response or its translation."""
     instruction: str
+    """The instruction that the text is scored under."""
 
 
 def score_candidates(
@@ -169,10 +172,10 @@ def score_candidates(
 ) -> list[Score]:
     """The log-ratio of every candidate that is not longer than `score.max_length`.
 
-    Candidates under the same instruction are computed together, so that the instruction is computed once.
+    Candidates with the same instruction share a batch, so that the instruction is computed once.
 
     Args:
-        dropped: gets the rows that are too long.
+        dropped: receives the rows that are too long.
 
     Returns:
         Scores in the order of `candidates`.
@@ -186,21 +189,14 @@ def score_candidates(
     with context.clock.measure("tokenise"):
         prompt_ids = {text: encoder.prompt(text) for text in {candidate.instruction for candidate in candidates}}
         response_ids = encoder.responses([candidate.text for candidate in candidates])
-    members: dict[str, list[int]] = {}
-    too_long: list[RowKey] = []
-    for index, candidate in enumerate(candidates):
-        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > section.max_length:
-            too_long.append(row_key(candidate.row))
-        else:
-            members.setdefault(candidate.instruction, []).append(index)
-    dropped.add(f"longer than score.max_length={section.max_length}", too_long)
+    members = _by_instruction(candidates, prompt_ids, response_ids, section.max_length, dropped)
     groups = _groups(prompt_ids, response_ids, members, section.batch_tokens)
     examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
     expected = {*context.config.languages, *(candidate.row.lang for candidate in candidates)}
 
     def to_rows(number: int, logps: ExampleLogps) -> list[Score]:
         group = [candidates[index] for index in groups[number][1]]
-        # While the workers compute: before them, detection would keep every GPU waiting for minutes.
+        # Detected here, while the workers compute: detection takes minutes, and GPUs would be idle if it came first.
         detected = languages.detect([candidate.row.response for candidate in group], expected)
         responses = examples[number].responses
         return [
@@ -216,6 +212,25 @@ def score_candidates(
     )
     order = {row_key(candidate.row): index for index, candidate in enumerate(candidates)}
     return sorted(scores, key=lambda score: order[row_key(score)])
+
+
+def _by_instruction(
+    candidates: Sequence[Candidate],
+    prompt_ids: Mapping[str, tuple[int, ...]],
+    response_ids: Sequence[tuple[int, ...]],
+    max_length: int,
+    dropped: Dropped,
+) -> dict[str, list[int]]:
+    """Instruction -> indices of its candidates, without the ones longer than `max_length` tokens."""
+    members: dict[str, list[int]] = {}
+    too_long: list[RowKey] = []
+    for index, candidate in enumerate(candidates):
+        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > max_length:
+            too_long.append(row_key(candidate.row))
+        else:
+            members.setdefault(candidate.instruction, []).append(index)
+    dropped.add(f"longer than score.max_length={max_length}", too_long)
+    return members
 
 
 def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_reference: float, language: str) -> Score:
@@ -243,7 +258,7 @@ def _groups(
     members: Mapping[str, list[int]],
     budget: int,
 ) -> list[tuple[str, list[int]]]:
-    """Responses that share a prompt, divided where a prompt with all its responses would exceed the budget."""
+    """Each instruction with indices of its responses, in several groups if all would exceed the budget of tokens."""
     groups: list[tuple[str, list[int]]] = []
     for instruction, indices in members.items():
         room = budget - len(prompt_ids[instruction])
@@ -254,7 +269,7 @@ def _groups(
 
 
 def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[Response], iteration: int) -> list[str]:
-    """The policy's own English translations of the responses, at temperature 0."""
+    """English translations of the responses by the policy itself, at temperature 0."""
     wanted = [
         Prompt(
             f"{row.id} {row.sample}",
@@ -271,8 +286,8 @@ def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[R
     return [row.response for row in translated]
 
 
-def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """A few scored sequences as token ids; the trainer compares its own log-probabilities with theirs."""
+def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[dict[str, object]]:
+    """A few scored sequences as token ids, with which the trainer compares its own log-probabilities."""
     by_length = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))
     middle = max(0, (len(by_length) - _PROBES) // 2)
     chosen = by_length[middle : middle + _PROBES]
@@ -286,8 +301,8 @@ def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[dic
     ]
 
 
-def reward_facts(scores: Sequence[Score]) -> dict[str, Any]:
-    """Means over one language's scores, and how many have each flaw."""
+def reward_facts(scores: Sequence[Score]) -> RewardFacts:
+    """Means over scores, and the number of scored responses that have each flaw."""
     count = max(len(scores), 1)
     mean = sum(score.reward for score in scores) / count
     return {

@@ -1,11 +1,12 @@
-"""Who may write an artefact: leases that their holders renew, and that dead holders lose.
+"""Leases: at most one process writes an artefact. A process renews the leases that it holds; a dead one loses them.
 
-A lease is the file of the highest number in a folder such as `RUN/leases/iter1/responses`. To take it is to create the
-next number, which only one of two processes can do, on network file systems too, where `flock` may reach no further
-than its own node. Numbers are never used again, so a slow process cannot take for dead the holder that came after the
-one it looked at.
-A holder is dead when its process is gone, where that can be seen from here; when Slurm has ended its job, or started
-it anew; or when it has not renewed the lease for `STALE_SECONDS`.
+A lease is the file with the highest number in a folder such as `RUN/leases/iter1/responses`. A process takes the lease
+by creating the file with the next number. Only one of two processes can create it. This also works on network file
+systems, where `flock` may lock on one node only. Numbers are not reused: a slow process that saw a dead holder cannot
+take the lease from the next holder.
+
+A holder is dead in any of these cases: its process does not exist any more, which only the same machine can see; Slurm
+has ended or restarted its job; or it has not renewed the lease for `STALE_SECONDS`.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from xlr.console import console
 from xlr.errors import UserError
 
 RENEW_SECONDS = 20.0
-STALE_SECONDS = 180.0  # above what network file systems remember of a file's times, and a holder may be held up
+STALE_SECONDS = 180.0  # longer than network file systems cache file times and than a busy holder may pause
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def held(folder: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def holder(folder: Path, name: str) -> str | None:
-    """Who holds a lease now, if anybody."""
+    """A description of the process that holds a lease, if one does."""
     newest = _newest(folder / name)
     if newest is None or _lost(newest, _now(folder)):
         return None
@@ -76,10 +77,10 @@ def _take(series: Path, run: Path) -> Path:
 
 
 def _wait_until_lost(lease: Path, run: Path) -> None:
-    """Until the holder is known to be dead; a holder that renews its lease meanwhile is alive.
+    """Wait until the holder is known to be dead. A holder that renews its lease meanwhile is alive.
 
     Raises:
-        UserError: it is alive.
+        UserError: the holder is alive.
     """
     renewed = _renewed(lease)
     looks = 0
@@ -87,17 +88,17 @@ def _wait_until_lost(lease: Path, run: Path) -> None:
         if _is_here(_read(lease)) or _renewed(lease) != renewed:
             raise _refusal(lease, run)
         looks += 1
-        if looks == 2:  # at the first it may be about to write down who it is
+        if looks == 2:  # at the first look, a new holder may not have written who it is
             console.print(
-                f"{_title(lease)}: {_describe(_read(lease))} held it last; "
-                f"waiting up to {STALE_SECONDS:g} s to see whether it is alive"
+                f"{_title(lease)}: held by {_describe(_read(lease))}; "
+                f"waiting up to {STALE_SECONDS:g} s to see whether that process is alive"
             )
         time.sleep(1)
 
 
 def _refusal(lease: Path, run: Path) -> UserError:
     return UserError(
-        f"{run}: {_title(lease)} is in use by another xlr ({_describe(_read(lease))}); wait for it, or end it"
+        f"{run}: {_title(lease)} is in use by another xlr ({_describe(_read(lease))}); wait until it ends, or end it"
     )
 
 
@@ -109,14 +110,14 @@ def _renew(leases: Sequence[Path], ended: threading.Event) -> None:
     while not ended.wait(RENEW_SECONDS):
         for lease in leases:
             try:
-                os.utime(lease)  # without a time: the file server's clock, the same for all nodes
+                os.utime(lease)  # without a time: the file server sets it, and its clock is the same for all nodes
                 lost = _newest(lease.parent) != lease
             except OSError as error:
                 _log.warning("%s could not be renewed: %s", lease, error)
                 continue
             if lost:
-                # Held up for so long that another has taken over: not one more byte may be written.
-                console.print(f"error: {_title(lease)}: another xlr took over; this one ends")
+                # This process paused for so long that another took the lease. It must not write any more.
+                console.print(f"error: {_title(lease)}: another xlr took over while this one was paused; this one ends")
                 os._exit(1)
 
 
@@ -125,7 +126,7 @@ def _newest(series: Path) -> Path | None:
 
 
 def _read(lease: Path) -> dict[str, Any]:
-    """The holder's own words; nothing while it writes them, or if it died then."""
+    """What the holder wrote about itself; empty while it is writing, or if it died while writing."""
     try:
         return dict(json.loads(lease.read_text(encoding="utf-8")))
     except json.JSONDecodeError:
@@ -133,6 +134,7 @@ def _read(lease: Path) -> dict[str, Any]:
 
 
 def _lost(lease: Path, now: float) -> bool:
+    """Whether the holder released the lease or is dead."""
     record = _read(lease)
     if record.get("released") or now - _renewed(lease) > STALE_SECONDS:
         return True
@@ -147,7 +149,7 @@ def _lost(lease: Path, now: float) -> bool:
 
 
 def _renewed(lease: Path) -> float:
-    with lease.open() as file:  # opening asks the file server, where a bare stat may be answered from memory
+    with lease.open() as file:  # opening asks the file server; stat alone may be answered from a cache
         return os.fstat(file.fileno()).st_mtime
 
 
@@ -159,7 +161,7 @@ def _now(folder: Path) -> float:
 
 
 def _ourselves() -> dict[str, Any]:
-    """Who this process is, and where and by what it can be seen to live."""
+    """What others need to see whether this process is alive: machine, process and Slurm job."""
     record = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "place": _place()}
     if "SLURM_JOB_ID" in os.environ:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -168,7 +170,7 @@ def _ourselves() -> dict[str, Any]:
 
 
 def _is_here(record: dict[str, Any]) -> bool:
-    """Whether a holder's process number means something to us: the same boot of a machine, and the same namespace."""
+    """Whether a holder's process id is valid here: same machine since the same boot, and same PID namespace."""
     return record.get("place") == _place()
 
 
@@ -178,7 +180,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks since the boot; None if there is none."""
+    """The start time of a process in clock ticks since boot; None if the process does not exist."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
