@@ -19,7 +19,7 @@ import psutil
 import xlr.model.worker
 from xlr.config import Config
 from xlr.model.actor import Actor
-from xlr.records import Response, SampleRequest, SampleSettings
+from xlr.records import Response, SampleRequest, SampleSettings, SampleTask, Task
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import remove
@@ -35,12 +35,11 @@ class IdleWorker(Actor):
     def __init__(self, *_arguments: Any):
         super().__init__()
 
-    def sample(
-        self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
-    ) -> list[tuple[list[int], str]]:
+    def compute(self, task: Task) -> list[tuple[list[int], str]]:
         """Return `max_new_tokens` tokens for each request, without computing."""
-        tokens = [(7919 * position) % VOCABULARY for position in range(settings.max_new_tokens)]
-        return [(list(tokens), "length") for _ in requests]  # copies, because pickle sends a shared list only once
+        assert isinstance(task, SampleTask)
+        tokens = [(7919 * position) % VOCABULARY for position in range(task.settings.max_new_tokens)]
+        return [(list(tokens), "length") for _ in task.requests]  # copies: pickle sends a shared list only once
 
 
 def main() -> None:
@@ -53,15 +52,18 @@ def main() -> None:
     rows, tokens = arguments.rows, arguments.tokens
     settings = SampleSettings(0.9, 1.0, 0, tokens, (0,))
     prompts = [tuple(range(start, start + PROMPT_TOKENS)) for start in range(0, rows, SAMPLES)]
-    batches = [range(start, min(start + BATCH_ROWS, rows)) for start in range(0, rows, BATCH_ROWS)]
-    tasks = [("", [SampleRequest(prompts[row // SAMPLES], row) for row in batch], settings) for batch in batches]
+    batches = [list(range(start, min(start + BATCH_ROWS, rows))) for start in range(0, rows, BATCH_ROWS)]
+    tasks = [
+        SampleTask("", tuple(SampleRequest(prompts[row // SAMPLES], row) for row in batch), settings)
+        for batch in batches
+    ]
     text = "palabra " * (tokens // 2)  # four characters per token
 
     xlr.model.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
     run = {"languages": ["es"], "model": {"initial": "none", "aligned": "none"}, "prompts": {"path": "none"}}
     context = Context(Config.model_validate({"run_dir": str(arguments.work), "ray": {"actors": ACTORS}, **run}))
     begun = time.monotonic()
-    for _ in context.pool.map("sample", dict(enumerate(tasks[: 2 * ACTORS]))):
+    for _ in context.pool.map(dict(enumerate(tasks[: 2 * ACTORS]))):
         pass
     print(f"Ray and {ACTORS} workers started in {time.monotonic() - begun:.1f} s; {rows} rows of {tokens} tokens")
     print(f"{'rows':>8} {'s':>6} {'driver GB':>10}")
@@ -71,24 +73,24 @@ def main() -> None:
         memory = psutil.Process().memory_info().rss / 1e9
         print(f"{done:8d} {time.monotonic() - begun:6.1f} {memory:10.2f}", flush=True)
 
-    def to_rows(number: int, result: list[tuple[list[int], str]]) -> list[Response]:
+    def to_rows(batch: list[int], result: list[tuple[list[int], str]]) -> list[Response]:
         return [
             Response(str(row // SAMPLES), "es", row % SAMPLES, text, token_ids, reason)
-            for row, (token_ids, reason) in zip(batches[number], result, strict=True)
+            for row, (token_ids, reason) in zip(batch, result, strict=True)
         ]
 
     target = Artifact(arguments.work / "pool", "generate", {}, {})
-    remove(target.parts_folder("parts"))
+    remove(target.pieces_folder("parts"))
     finished = 0
 
-    def num_tokens(number: int, rows: list[Response]) -> int:
+    def num_tokens(batch: list[int], rows: Sequence[Response]) -> int:
         nonlocal finished
         finished += 1
         if finished % (len(batches) // 10) == 0:
             show(finished * BATCH_ROWS)
         return tokens * len(rows)
 
-    work = Work("sample", tasks, [{"es": len(batch)} for batch in batches], Response, to_rows, num_tokens)
+    work = Work([[("es", str(row))] for row in range(rows)], batches, tasks, Response, to_rows, num_tokens)
     show(0)
     found = resumable(context, target, "parts", work, "pool", "rows")
     seconds = time.monotonic() - begun
@@ -96,7 +98,7 @@ def main() -> None:
     show(rows)
     print(f"peak memory of the driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
     context.close()
-    remove(target.parts_folder("parts"))
+    remove(target.pieces_folder("parts"))
     print(json.dumps({"rows_per_second": round(rows / seconds, 1)}))
 
 

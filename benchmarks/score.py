@@ -35,9 +35,10 @@ from xlr.cluster.environment import ALLOCATOR
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.model.products import compute_repeatably
-from xlr.records import Example, Response
+from xlr.records import Example, Response, ScoreTask
 from xlr.rewarding import scores
 from xlr.run.context import Context
+from xlr.run.dropped import Dropped
 from xlr.run.files import remove, write_text
 from xlr.run.rows import read_rows
 from xlr.shipped import RECIPES
@@ -250,13 +251,16 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
     models = (context.model(0), context.model(-1))
     texts = [row.response for row in work.rows]
     languages.detect(texts, LANGUAGES)
-    first = {number: (models, [Example(one.prompt, one.responses[:1])]) for number, one in enumerate(work.examples)}
-    for _ in context.pool.map("score", first):
+    candidates = list(map(scores.Candidate, work.rows, texts, work.instructions))
+    first = {
+        number: ScoreTask(models, (Example(one.prompt, one.responses[:1]),)) for number, one in enumerate(work.examples)
+    }
+    for _ in context.pool.map(first):
         pass  # so that every worker has loaded its models
 
     def score() -> list[list[float]]:
-        remove(target.parts_folder("parts"))
-        found, _ = scores.score_responses(context, target, *models, work.instructions, work.rows, texts, work.name)
+        remove(target.pieces_folder("parts"))
+        found = scores.score_candidates(context, target, *models, candidates, work.name, Dropped())
         return [[row.logp_policy, row.logp_reference] for row in found]
 
     return score

@@ -114,7 +114,7 @@ CASES: list[tuple[Break, str]] = [
     (weights_with_nan, "model.layers.1.mlp.up_proj.weight holds NaN or infinity"),
     (no_weights, "aligned-copy: the weights cannot be opened"),
     (truncated_weights, "aligned-copy: the weights cannot be opened"),
-    (model_that_is_not_there, "nowhere: no tokenizer can be opened"),
+    (model_that_does_not_exist, "nowhere: no tokenizer can be opened"),
     (sampler_that_is_not_installed, 'vllm is not installed; `pip install ".[vllm]"`'),
     (unwritable_run_directory, "cannot be written"),
 ]

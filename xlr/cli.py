@@ -108,7 +108,8 @@ def _add_stage_command(kind: StageKind) -> None:
         _run_stages([kind.name], source, overrides, _model_key(iteration))
 
     command = at_start if kind.only_start else at_model if kind.any_model else at_iteration
-    app.command(kind.name, help=kind.help)(command)
+    command.__doc__ = kind.help
+    app.command(kind.name)(command)
 
 
 for _kind in STAGES:
