@@ -174,7 +174,13 @@ def test_artefacts_are_the_same_after_kill_9_at_any_moment(
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "xlr", "run", str(finished[0] / "run.yaml")]
     command += ["pair.export_jsonl=true", f"run_dir={run}", "train.save_steps=1"]
-    moments = ["iter0/eval.responses", "iter1/responses.parts/000001.parquet", "iter1/scores.parts", "iter1/model.*"]
+    moments = [
+        "iter0/eval.responses",
+        "iter0/eval.preferences/000000.parquet",
+        "iter1/responses.parts/000001.parquet",
+        "iter1/scores.parts",
+        "iter1/model.*",
+    ]
     seen: dict[Path, int] = {}
     for moment in moments:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
