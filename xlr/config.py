@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from xlr import languages
 from xlr.errors import UserError
-from xlr.records import ModelKey
+from xlr.records import START, ModelKey
 from xlr.schema import OPERATIONAL, Ignored, Location, Section, refuse_ignored, walk
 from xlr.slurmconfig import SlurmConfig
 
@@ -319,6 +319,11 @@ class Config(Section):
     def evaluated_languages(self) -> tuple[str, ...]:
         """The languages of held-out answers."""
         return self.evaluate.languages or self.languages
+
+    @property
+    def evaluated_models(self) -> list[ModelKey]:
+        """All models of the run: pi^0, the model of each iteration, then those of evaluate.models."""
+        return [*range(START, self.iterations + 1), *self.evaluate.models]
 
     @property
     def baseline_model(self) -> ModelKey | None:

@@ -15,7 +15,7 @@ from xlr.configfile import dump
 from xlr.console import console, duration
 from xlr.errors import UserError
 from xlr.progress import Clock
-from xlr.records import START, ModelKey
+from xlr.records import ModelKey
 from xlr.run import lease
 from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context
@@ -76,11 +76,10 @@ def _module(kind: StageKind) -> StageModule:
 def stages(config: Config) -> list[Stage]:
     """All stages of a run, in an order in which they can run."""
     belongs = {kind: _module(kind).iterations(config) for kind in STAGES}
-    models: list[ModelKey] = [*range(START, config.iterations + 1), *config.evaluate.models]
     return [
         Stage(kind.name, model)
         for last in (False, True)
-        for model in models
+        for model in config.evaluated_models
         for kind in STAGES
         if kind.comes_last is last and model in belongs[kind]
     ]

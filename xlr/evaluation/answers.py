@@ -20,7 +20,7 @@ from xlr.rewarding.scores import Candidate, reward_facts, row_key, score_candida
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
-from xlr.run.files import atomic_path, read_json, write_json
+from xlr.run.files import atomic_path, write_json
 from xlr.run.rows import read_rows, require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
 
@@ -32,7 +32,7 @@ def iterations(config: Config) -> list[ModelKey]:
     """All models, if there is something to evaluate them on."""
     if not config.evaluate.prompts and not config.evaluate.preferences:
         return []
-    return [*range(START, config.iterations + 1), *config.evaluate.models]
+    return config.evaluated_models
 
 
 def artifact(context: Context, model: ModelKey) -> Artifact:
@@ -212,9 +212,3 @@ def _preference_facts(context: Context, target: Artifact, path: str, iteration: 
         "accuracy": sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins),
         "margin": sum(margins) / len(margins),
     }
-
-
-def read(context: Context, model: ModelKey) -> EvaluationFacts | None:
-    """The evaluation of a model, if it is finished."""
-    file = context.run.iteration(model) / "eval" / "eval.json"
-    return read_json(file) if file.is_file() else None

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from xlr.config import Config
 from xlr.data.jsonfiles import Row, language_source, read_objects
 from xlr.errors import UserError
 from xlr.records import ModelKey, Prompt, Response
@@ -36,16 +35,10 @@ class _Output(NamedTuple):
     generator: str
 
 
-def model_key(config: Config) -> ModelKey | None:
-    """The model of this run that is the baseline, or None if the baseline is a folder of reference outputs."""
-    baseline = config.judge.baseline
-    return baseline if isinstance(baseline, int) or baseline in config.evaluate.models else None
-
-
 def inputs(context: Context) -> dict[str, str | Path]:
     """The files that the baseline's answers are read from, as inputs of an artefact."""
     config = context.config
-    key, path = model_key(config), str(config.judge.baseline)
+    key, path = config.baseline_model, str(config.judge.baseline)
     if key is not None:
         return {"baseline": context.run.iteration(key) / "eval"}
     return {f"baseline {lang}": language_source(path, lang) for lang in config.evaluated_languages}
@@ -57,7 +50,7 @@ def load(context: Context) -> Answers:
     Raises:
         UserError: the reference outputs cannot be read or lack an instruction.
     """
-    key = model_key(context.config)
+    key = context.config.baseline_model
     if key is None:
         return reference_outputs(str(context.config.judge.baseline), context.questions)
     return model_answers(context, key)

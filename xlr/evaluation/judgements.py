@@ -19,7 +19,7 @@ from xlr.evaluation import baseline
 from xlr.evaluation.baseline import Answers
 from xlr.evaluation.facts import AnnotationRow, JudgeFacts, WinRates
 from xlr.judging import endpoint, localjudge, question
-from xlr.records import START, Message, ModelKey, Prompt, Verdict
+from xlr.records import Message, ModelKey, Prompt, Verdict
 from xlr.rewarding.responses import row_seed
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
@@ -77,8 +77,7 @@ def iterations(config: Config) -> list[ModelKey]:
     """All models but the baseline, if there is a judge."""
     if not config.judge.model:
         return []
-    models: list[ModelKey] = [*range(START, config.iterations + 1), *config.evaluate.models]
-    return [model for model in models if model != config.judge.baseline]
+    return [model for model in config.evaluated_models if model != config.judge.baseline]
 
 
 def check(context: Context) -> None:
@@ -93,7 +92,7 @@ def check(context: Context) -> None:
     _BACKENDS[judge.backend].require_usable(judge)
     question.load(judge.template)
     difficulty.load(judge.difficulty)
-    if baseline.model_key(context.config) is None:
+    if context.config.baseline_model is None:
         baseline.load(context)
 
 
@@ -139,7 +138,7 @@ def make(context: Context, iteration: ModelKey) -> JudgeFacts:
 
 def _require_answers(context: Context, iteration: ModelKey) -> None:
     """Check that the model, and the baseline if it is a model of this run, have finished evaluations."""
-    other = baseline.model_key(context.config)
+    other = context.config.baseline_model
     for key in (iteration, *([] if other is None else [other])):
         require(evaluation.artifact(context, key), f"xlr evaluate {context.run.path} --iteration {key}")
 

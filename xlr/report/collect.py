@@ -8,7 +8,7 @@ from typing import Any, cast
 from xlr import languages
 from xlr.config import Config, settings
 from xlr.evaluation import annotations, difficulty, winrates
-from xlr.report.found import Change, Found, JudgedWinRates, ModelFound, model_keys
+from xlr.report.found import Change, Found, JudgedWinRates, ModelFound
 from xlr.run.artifact import read_manifest
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
@@ -23,7 +23,7 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
     Args:
         name: how the report calls the run.
     """
-    folders = {str(model): directory.iteration(model) for model in model_keys(config)}
+    folders = {str(model): directory.iteration(model) for model in config.evaluated_models}
     manifests = {model: _manifests(folder) for model, folder in folders.items()}
     iterations = {model: _model(folder, manifests[model]) for model, folder in folders.items()}
     finished = [manifest for own in manifests.values() for manifest in own]

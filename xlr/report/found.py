@@ -126,11 +126,6 @@ class Run:
         return self.found["name"]
 
 
-def model_keys(config: Config) -> list[ModelKey]:
-    """All models of a run: pi^0, that of each iteration, then those of evaluate.models."""
-    return [*range(config.iterations + 1), *config.evaluate.models]
-
-
 def models(found: Found) -> Iterator[tuple[ModelKey, ModelFound]]:
     """All models of a run with what was found of them."""
     for key, model in found["iterations"].items():

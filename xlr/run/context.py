@@ -75,11 +75,6 @@ class Context:
             return self.config.model.aligned
         return str(self.run.iteration(model) / "model")
 
-    @property
-    def models(self) -> list[ModelKey]:
-        """All models that are evaluated: pi^0, each iteration's, and those of `evaluate.models`."""
-        return [*range(START, self.config.iterations + 1), *self.config.evaluate.models]
-
     def require_model(self, model: ModelKey) -> str:
         """Like `model`, but checks that the stage that trains the model has finished.
 
