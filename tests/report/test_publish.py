@@ -116,7 +116,7 @@ def test_a_run_unknown_to_mlflow_is_refused_with_the_remedy(
     (context.run.path / "mlflow.id").write_text("0" * 32)
     store = {"MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"}
     result = cli("report", write_config(tiny_tree), "--to", "mlflow", **store)
-    assert_refused(result, f"remove {context.run.path / 'mlflow.id'} to begin another run")
+    assert_refused(result, f"remove {context.run.path / 'mlflow.id'} to start a new run")
 
 
 def test_wandb_replaces_the_run_with_all_numbers_each_time(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
