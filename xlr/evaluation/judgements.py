@@ -130,7 +130,8 @@ def make(context: Context, iteration: ModelKey) -> JudgeFacts:
     _require_judged(rows, verdicts, _judge_name(judge))
     figures = _write(context, target, rows)
     facts = _facts(judge, others.generator, comparisons, verdicts, asked, figures)
-    target.finish(len(rows), facts, context.clock)
+    tokens = {"asked": facts["prompt_tokens"], "answered": facts["completion_tokens"]}
+    target.finish(len(rows), facts, context.clock, tokens)
     target.remove_pieces()
     winrates.show(figures)
     return facts

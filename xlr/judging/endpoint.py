@@ -59,7 +59,7 @@ def require_usable(judge: JudgeConfig) -> None:
         UserError: the package openai or the key is missing.
     """
     if importlib.util.find_spec("openai") is None:
-        raise UserError('judge.backend openai: the client is not installed; pip install "xlr[eval]"')
+        raise UserError('judge.backend openai: the client is not installed; pip install ".[eval]"')
     if judge.serve is None and not os.environ.get(judge.api_key_variable):
         raise UserError(
             f"{judge.api_key_variable}: not set, but judge.backend openai reads the endpoint's key from it; export it "
