@@ -133,6 +133,7 @@ def inspect(
     context = _context(source, overrides)
     console.stderr = as_json
     langs = context.config.languages if languages is None else languages.split(",")
+    inspection.require_valid(context.config, iteration, langs)
     with pipeline.holding(context, ()):
         found = inspection.inspect(context, iteration, prompts, langs)
     if as_json:

@@ -199,9 +199,7 @@ class EvaluateConfig(Section):
     """Nucleus sampling, as generate.top_p."""
     max_new_tokens: int = Field(2048, ge=1)
     """Maximum length of an answer, in tokens."""
-    models: Annotated[dict[Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]*$")], str], OPERATIONAL, Location.HUB] = (
-        Field({})
-    )
+    models: Annotated[dict[ModelName, str], OPERATIONAL, Location.HUB] = Field({})
     """More models to evaluate and judge like those of the iterations: a name, and a Hugging Face folder or hub name.
     Each uses its own tokenizer and chat template."""
 
@@ -319,6 +317,11 @@ class Config(Section):
     def evaluated_languages(self) -> tuple[str, ...]:
         """The languages of held-out answers."""
         return self.evaluate.languages or self.languages
+
+    @property
+    def trained_iterations(self) -> list[int]:
+        """The iterations that sample, score, pair and train: all but the start."""
+        return list(range(START + 1, self.iterations + 1))
 
     @property
     def evaluated_models(self) -> list[ModelKey]:

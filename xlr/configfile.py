@@ -76,7 +76,7 @@ def schema() -> dict[str, Any]:
 
 
 def _read(path: Path, extending: tuple[Path, ...] = ()) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """The settings of a file merged over those of the file it extends, and all files that were read.
+    """The settings of a file merged over those of the file it extends (but for run_dir), and all files that were read.
 
     Args:
         extending: the files that led to this one.
@@ -94,6 +94,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
         chain = " -> ".join(map(str, (*files, base)))
         raise UserError(f"{path}: extends: the files extend each other in a circle ({chain}); remove one `extends`")
     inherited, files = _read(base, files)
+    inherited.pop("run_dir", None)  # two files that extend one must not share a run directory by mistake
     return _merged(inherited, own), files
 
 

@@ -52,7 +52,8 @@ class Stage:
     iteration: ModelKey
 
     def __str__(self) -> str:
-        return self.name if self.kind.only_start else f"{self.name} {self.iteration}"
+        known = KINDS.get(self.name)  # messages name stages that do not exist, too
+        return self.name if known and known.only_start else f"{self.name} {self.iteration}"
 
     @property
     def kind(self) -> StageKind:

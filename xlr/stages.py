@@ -1,7 +1,8 @@
 """The registry of stages, in the order in which an iteration runs them.
 
 A new stage is a module with the functions of `pipeline.StageModule`, and one entry here. The command line, `xlr run`,
-the Slurm jobs, the status, the report and the doctor read this list. It imports nothing, so that `xlr --help` is quick.
+the Slurm jobs, the status, the report and the doctor read this list. It imports no other module, which keeps
+`xlr --help` quick.
 """
 
 from dataclasses import dataclass

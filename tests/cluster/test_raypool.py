@@ -1,10 +1,12 @@
-"""How many actors fit a cluster."""
+"""How many actors fit a cluster, and what decides the numbers they compute."""
 
 import pytest
 
+from xlr.cluster.raypool import Pool
 from xlr.cluster.sizing import plan_actors, with_tensor_parallelism
-from xlr.config import RayConfig
+from xlr.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.errors import UserError
+from xlr.records import SampleTask, ScoreTask, Task
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,23 @@ def test_tensor_parallelism_decides_the_gpus_per_actor() -> None:
     assert with_tensor_parallelism([(8, 0)], half, 4) == half
     with pytest.raises(UserError, match="no node has 16 GPUs"):
         with_tensor_parallelism(nodes, half, 16)
+
+
+def test_pieces_of_a_kind_of_task_depend_on_what_computes_it() -> None:
+    def conditions(task: type[Task], generate: GenerateConfig, **model: str) -> dict[str, str | None]:
+        pool = Pool(RayConfig(), ModelConfig.model_validate({"initial": "i", **model}), generate)
+        pool._vllm = False  # as if Ray ran, on nodes without GPUs
+        return pool.conditions(task)
+
+    transformers, vllm = GenerateConfig(), GenerateConfig(backend="vllm")
+    sampled, scored = conditions(SampleTask, transformers), conditions(ScoreTask, transformers)
+    assert sampled["model.attn_implementation"] == "sdpa"
+    assert scored["model.attn_implementation"] == "xlr_shared_prompt"
+    assert conditions(SampleTask, transformers, attn_implementation="sdpa") == sampled
+    assert conditions(SampleTask, transformers, attn_implementation="eager") != sampled
+    assert conditions(ScoreTask, transformers, attn_implementation="sdpa") != scored
+    assert conditions(ScoreTask, transformers, dtype="bfloat16")["precision"] == "bfloat16"
+    assert "version of vllm" in conditions(SampleTask, vllm)
+    assert "version of vllm" not in scored
+    assert "version of deepspeed" not in scored
+    assert "version of lingua-language-detector" in scored

@@ -8,7 +8,8 @@ import pytest
 from xlr.errors import UserError
 from xlr.progress import Clock
 from xlr.records import Response
-from xlr.run.artifact import Artifact, fingerprint
+from xlr.run.artifact import Artifact, fingerprint, manifest_path
+from xlr.run.files import read_json, write_json
 from xlr.run.rows import write_rows
 
 ROWS = [Response(f"q{i}", "es", i, f"¿Qué? {i} 你好", [i, i + 1], "stop") for i in range(5)]
@@ -33,6 +34,16 @@ def test_an_artefact_is_finished_only_with_its_manifest_and_all_files(tmp_path: 
     assert manifest["rows"] == 5
     (artifact.folder / "es-00000.parquet").unlink()
     assert artifact.manifest() is None
+
+
+def test_a_manifest_of_an_earlier_xlr_is_refused(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path)
+    artifact.finish(5, {}, Clock())
+    manifest = read_json(manifest_path(artifact.folder))
+    del manifest["tokens"]
+    write_json(manifest_path(artifact.folder), manifest)
+    with pytest.raises(UserError, match="written by another version of xlr"):
+        artifact.manifest()
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:

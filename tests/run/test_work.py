@@ -22,8 +22,8 @@ from xlr.config import Config
 from xlr.errors import UserError
 from xlr.progress import Clock
 from xlr.records import Example, ReferenceLogps, Response, Score, ScoreTask, Task
-from xlr.run import work as working
 from xlr.run.artifact import Artifact
+from xlr.run.files import read_json, write_json
 from xlr.run.rows import read_rows, require_each_once, write_rows
 from xlr.run.work import Work, resumable, resumable_logps
 
@@ -39,12 +39,13 @@ class Workers:
     """A pool that scores an example by its token ids, and fails after some tasks."""
 
     precision: str = "float32"
+    torch: str = "2.13.0"
     fail_after: int = 10**9
     computed: list[Any] = field(default_factory=list)
     workers: tuple[()] = ()
 
     def conditions(self, task: type[Task]) -> dict[str, str]:
-        return {"precision": self.precision}
+        return {"precision": self.precision, "version of torch": self.torch}
 
     def map(self, tasks: Mapping[int, ScoreTask]) -> Iterator[tuple[int, Any]]:
         for number, task in reversed(tasks.items()):  # they finish in another order than they begin
@@ -158,11 +159,19 @@ def test_another_precision_is_refused(tmp_path: Path) -> None:
         compute(context, an_artifact(tmp_path), examples(6))
 
 
-def test_another_release_of_a_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_a_library_is_refused(tmp_path: Path) -> None:
     interrupted(an_artifact(tmp_path))
-    real = working.numeric_versions()
-    monkeypatch.setattr(working, "numeric_versions", lambda: real | {"version of torch": "9.9"})
-    with pytest.raises(UserError, match=r"version of torch was '.*' and is now '9.9'"):
+    context = a_context(Workers(torch="9.9"), score={"batch_tokens": 6})
+    with pytest.raises(UserError, match=r"version of torch was '2.13.0' and is now '9.9'"):
+        compute(context, an_artifact(tmp_path), examples(6))
+
+
+def test_pieces_of_an_earlier_xlr_are_refused(tmp_path: Path) -> None:
+    interrupted(an_artifact(tmp_path))
+    plan = tmp_path / "scores.parts" / "plan.json"
+    recorded = read_json(plan)
+    write_json(plan, {"settings": recorded["settings"], "inputs": recorded["inputs"]})
+    with pytest.raises(UserError, match="its finished pieces cannot be used"):
         compute(a_context(Workers(), score={"batch_tokens": 6}), an_artifact(tmp_path), examples(6))
 
 

@@ -1,4 +1,7 @@
-"""Default environment variables of Ray workers and training ranks."""
+"""The environment of Ray workers and training ranks: default variables, and versions of libraries."""
+
+import importlib.metadata
+from collections.abc import Iterable
 
 # The user's own values win.
 # By default, glibc returns large blocks to the system when they are freed and requests them again page by page, which
@@ -9,3 +12,16 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+
+
+def version(library: str) -> str | None:
+    """The installed version of a library, or None."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str | None]:
+    """Installed versions, named for messages: `{"version of torch": "2.13.0", ...}`."""
+    return {f"version of {library}": version(library) for library in libraries}

@@ -34,7 +34,7 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
     """
     error_file = log.with_suffix(".error")
     error_file.unlink(missing_ok=True)
-    port = str(_free_port())
+    port = str(free_port())
     with log.open("ab") as errors:
         children = [
             subprocess.Popen(
@@ -60,7 +60,8 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
         raise RuntimeError(f"rank {rank} of {processes} ended with code {codes[rank]}; {log} ends with:\n{tail}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on the loopback interface that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

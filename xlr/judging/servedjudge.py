@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from xlr.cluster.launcher import free_port
 from xlr.config import JudgeConfig
 from xlr.console import console, duration
 from xlr.errors import UserError
@@ -35,7 +36,7 @@ def serving(judge: JudgeConfig, log: Path) -> Iterator[JudgeConfig]:
     if judge.serve is None:
         yield judge
         return
-    port = _free_port()
+    port = free_port()
     command = [
         word.replace("{model}", str(judge.model)).replace("{port}", str(port)) for word in shlex.split(judge.serve)
     ]
@@ -52,12 +53,6 @@ def serving(judge: JudgeConfig, log: Path) -> Iterator[JudgeConfig]:
         yield judge.model_copy(update={"base_url": f"http://127.0.0.1:{port}/v1"})
     finally:
         _stop(server)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(server: "subprocess.Popen[bytes]", port: int, log: Path) -> None:

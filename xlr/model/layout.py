@@ -7,6 +7,11 @@ from xlr.config import SHARED_PROMPT
 from xlr.records import Example
 
 
+def default_attention(attn_implementation: str) -> str:
+    """The attention implementation for generation, which the shared-prompt one cannot do."""
+    return "sdpa" if attn_implementation == SHARED_PROMPT else attn_implementation
+
+
 class Layout(Enum):
     """How examples are arranged in a batch."""
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from xlr.errors import UserError
 from xlr.maths.logprobs import sum_per_response, token_logps
-from xlr.model import weights
 from xlr.model.attention import response_masks
 from xlr.model.batch import PackedBatch, batch
+from xlr.model.layout import default_attention
 from xlr.records import Example
 
 
@@ -114,7 +114,7 @@ def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> 
         Example(tuple(tokens[5:9]), (tuple(tokens[10:25]),)),
     ]
     batched_S = batch_logps(LogprobModel(causal_lm), probes, attn_implementation, device)
-    causal_lm.set_attn_implementation(weights.default_attention(attn_implementation))
+    causal_lm.set_attn_implementation(default_attention(attn_implementation))
     plain = []
     for prompt, response in [(probe.prompt, response) for probe in probes for response in probe.responses]:
         ids_1T = torch.tensor([[*prompt, *response]], device=device)

@@ -7,7 +7,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from xlr.config import SHARED_PROMPT
 from xlr.errors import UserError
 from xlr.model.precision import DType, precision
 
@@ -83,8 +82,3 @@ def refuse_damaged(model: str | Path, name: str) -> NoReturn:
         UserError: always.
     """
     raise UserError(f"{model}: the weight {name} holds NaN or infinity; the file is damaged, or its training diverged")
-
-
-def default_attention(attn_implementation: str) -> str:
-    """The implementation for generation and plain forward passes, as shared-prompt attention needs packed rows."""
-    return "sdpa" if attn_implementation == SHARED_PROMPT else attn_implementation

@@ -19,6 +19,7 @@ from transformers import (
 from xlr.maths.sampling import draw
 from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
+from xlr.model.layout import default_attention
 from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
 from xlr.model.precision import DType
 from xlr.model.products import compute_repeatably
@@ -33,14 +34,22 @@ class Worker(Actor):
         dtype: `auto`, `float32` or `bfloat16`.
         attn_implementation: `model.attn_implementation` of the configuration.
         models_kept: how many models stay in memory: 2 (policy and reference) or 1.
+        on_gpu: whether to compute on a GPU. Ray does not hide a node's GPUs from a worker without one.
     """
 
-    def __init__(self, threads: int | None, dtype: DType, attn_implementation: str, models_kept: int = 2):
+    def __init__(
+        self,
+        threads: int | None,
+        dtype: DType,
+        attn_implementation: str,
+        models_kept: int = 2,
+        on_gpu: bool = False,
+    ):
         super().__init__()
         compute_repeatably()
         if threads:
             torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if on_gpu else "cpu")
         self.dtype = weights.resolve_dtype(dtype, self.device)
         self.attn_implementation = attn_implementation
         self._models_kept = models_kept
@@ -75,7 +84,7 @@ class Worker(Actor):
         Raises:
             UserError: the GPU's memory is too small for a single request.
         """
-        causal_lm = self._model(model, weights.default_attention(self.attn_implementation))
+        causal_lm = self._model(model, default_attention(self.attn_implementation))
         remedy = f"{model}: lower max_new_tokens={settings.max_new_tokens}, or use generate.backend=vllm"
         return self.in_halves(lambda part: self._sample(causal_lm, part, settings), requests, list_halves, remedy)
 

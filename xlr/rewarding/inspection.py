@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import get_args
 
-from xlr.config import Reward
+from xlr.config import Config, Reward
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.records import Prompt, Response, Score
@@ -25,6 +25,21 @@ from xlr.run.files import atomic_path, read_json, write_json, write_text
 from xlr.run.rows import read_rows, write_rows
 
 
+def require_valid(config: Config, iteration: int, langs: Sequence[str]) -> None:
+    """Check what is to be inspected, before anything is written.
+
+    Raises:
+        UserError: there is no such iteration or language.
+    """
+    if iteration not in config.trained_iterations:
+        raise UserError(f"--iteration {iteration}: this run samples responses in iterations 1 to {config.iterations}")
+    for lang in langs:
+        if lang not in config.languages:
+            raise UserError(
+                f"--languages: {lang!r} is not a language of this run; choose from {', '.join(config.languages)}"
+            )
+
+
 def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) -> Inspection:
     """Score the candidates, unless that is done, and compare the reward modes.
 
@@ -33,16 +48,9 @@ def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) 
         langs: the languages to inspect.
 
     Raises:
-        UserError: there is no such iteration or language, or the responses are not finished.
+        UserError: the responses are not finished.
     """
     config, run = context.config, context.run
-    if not 1 <= iteration <= config.iterations:
-        raise UserError(f"--iteration {iteration}: this run samples responses in iterations 1 to {config.iterations}")
-    for lang in langs:
-        if lang not in config.languages:
-            raise UserError(
-                f"--languages: {lang!r} is not a language of this run; choose from {', '.join(config.languages)}"
-            )
     target = artifact(context, iteration, count, langs)
     with lease.held(run.leases, [target.title]), contextlib.closing(context):
         require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")

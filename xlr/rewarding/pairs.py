@@ -24,7 +24,7 @@ from xlr.run.rows import read_rows, require_each_once, write_rows
 
 def iterations(config: Config) -> list[int]:
     """The iterations in which pairs are made: all but iteration 0."""
-    return scores.iterations(config)
+    return config.trained_iterations
 
 
 def artifact(context: Context, iteration: int) -> Artifact:

@@ -23,7 +23,7 @@ from xlr.run.work import Work, resumable
 
 def iterations(config: Config) -> list[int]:
     """The iterations in which responses are sampled: all but iteration 0."""
-    return list(range(1, config.iterations + 1))
+    return config.trained_iterations
 
 
 def artifact(context: Context, iteration: int) -> Artifact:

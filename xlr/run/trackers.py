@@ -51,7 +51,9 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of one optimizer step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        row = {"step": step, **values}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for tracker in self._trackers:
             tracker.write(step, values)

@@ -20,7 +20,7 @@ from xlr.console import console
 from xlr.maths.batching import Batch, token_budget_batches
 from xlr.model.layout import batch_shape
 from xlr.records import Example, Logps, RowKey, ScoreTask, Task
-from xlr.run.artifact import Artifact, numeric_versions
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import sha256, write_json
 from xlr.run.rows import Row, read_rows, read_stamp, write_rows
@@ -75,7 +75,7 @@ def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], 
     """
     if not work.batches:
         return []
-    conditions = context.pool.conditions(type(work.tasks[0])) | numeric_versions() | {"cut": work.cut}
+    conditions = context.pool.conditions(type(work.tasks[0])) | {"cut": work.cut}
     stamp = target.claim_pieces(pieces, conditions, settings(context.config))
     folder = target.pieces_folder(pieces)
     files = [folder / f"{number:06d}.parquet" for number in range(len(work.batches))]
@@ -129,8 +129,9 @@ def _in_item_order(work: Work[Row], files: Sequence[Path]) -> list[Row]:
         RuntimeError: a piece has the wrong number of rows.
     """
     of_item: dict[int, list[Row]] = {}
+    known: dict[int, int] = {}
     for batch, file in zip(work.batches, files, strict=True):
-        rows = read_rows(file, work.row_type)
+        rows = read_rows(file, work.row_type, known)
         if len(rows) != work.size(batch):
             raise RuntimeError(f"{file}: holds {len(rows)} rows, not {work.size(batch)}; delete it and start again")
         each = iter(rows)
@@ -208,5 +209,5 @@ def _logps_work(
         [ScoreTask(models, tuple(examples[item] for item in batch)) for batch in batches],
         row_type,
         lambda batch, result: [row for item, logps in zip(batch, result, strict=True) for row in to_rows(item, logps)],
-        lambda batch, _: sum(examples[item].num_tokens for item in batch),
+        lambda batch, _: sum(len(response) for item in batch for response in examples[item].responses),
     )

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from xlr import progress
+from xlr.cluster.environment import versions
 from xlr.cluster.preemption import Preempted, Request
 from xlr.cluster.ranks import Ranks
 from xlr.config import settings
@@ -21,7 +22,7 @@ from xlr.console import console
 from xlr.maths.batching import Batch
 from xlr.model.weights import resolve_dtype
 from xlr.records import START
-from xlr.run.artifact import Artifact, numeric_versions
+from xlr.run.artifact import Artifact
 from xlr.run.files import remove, sha256, write_json
 from xlr.run.trackers import MetricsLog
 from xlr.run.work import PROGRESS
@@ -36,6 +37,7 @@ from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps
 from xlr.training.watch import Watch
 
 _CHECKPOINTS = "checkpoints"
+_LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "xlr")  # a new version may change the weights
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _claim_checkpoints(rank: _Rank) -> None:
         UserError: they were written with other settings, inputs or library releases.
     """
     train_pairs, _ = rank.training.split
-    conditions = numeric_versions() | {
+    conditions = versions(_LIBRARIES) | {
         "device": rank.device.type,
         "precision": str(rank.dtype),
         "model.attn_implementation": rank.attention,

@@ -25,7 +25,7 @@ from xlr.training.inputs import Training
 
 def iterations(config: Config) -> list[int]:
     """Every iteration but 0, whose model is given or trained by the align stage."""
-    return list(range(1, config.iterations + 1))
+    return config.trained_iterations
 
 
 def artifact(context: Context, iteration: int) -> Artifact:

@@ -25,7 +25,7 @@ def iterations(config: Config) -> list[int]:
     """The iterations whose training reads cached log-probabilities."""
     aligning = config.model.aligned is None and config.align.reference_mode == "cached"
     training = config.train.reference_mode == "cached"
-    return [START] * aligning + list(range(1, config.iterations + 1)) * training
+    return [START] * aligning + config.trained_iterations * training
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
