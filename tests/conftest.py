@@ -20,6 +20,16 @@ REQUIRE_REAL = os.environ.get("XLR_REQUIRE_REAL") == "1"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+# Files of long tests start first, so that two processes end at about the same time.
+LONGEST = ["test_loop.py", "test_slurm.py", "test_run.py", "test_raycluster.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within files stays."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
+
 def missing(reason: str) -> None:
     """Skip a test whose dependency is missing, or fail it if XLR_REQUIRE_REAL=1."""
     if REQUIRE_REAL:
