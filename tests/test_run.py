@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import Cli
+from tests.conftest import Cli, assert_refused
 from tests.waiting import descendants, wait_until
 from xlr.cluster.preemption import EXIT_CODE
 from xlr.records import Pair, Response, Score
@@ -62,6 +62,35 @@ def test_every_stage_writes_the_expected_rows(finished: tuple[Path, dict[str, An
         assert [turn["role"] for turn in (*pair.prompt, *pair.chosen, *pair.rejected)] == ["user", *["assistant"] * 2]
     lines = (run / "iter1" / "pairs" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == [pair.id for pair in pairs]
+
+
+def test_every_stage_counts_its_tokens(finished: tuple[Path, dict[str, Any]]) -> None:
+    iteration = finished[0] / "run" / "iter1"
+    tokens = {
+        name: read_json(iteration / f"{name}.manifest.json")["tokens"]
+        for name in ("responses", "scores", "pairs", "model")
+    }
+    responses, scores = read_rows(iteration / "responses", Response), read_rows(iteration / "scores", Score)
+    metrics = [json.loads(line) for line in (iteration / "metrics.jsonl").read_text().splitlines()]
+    assert tokens == {
+        "responses": {"sampled": sum(len(row.token_ids) for row in responses)},
+        "scores": {"scored": sum(row.num_tokens for row in scores)},
+        "pairs": {},
+        "model": {"trained on": sum(row["num_tokens"] for row in metrics)},
+    }
+
+
+def test_a_stage_that_does_not_exist_is_refused(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+    run = finished[0] / "run"
+    assert_refused(cli("run", run, "--stages", "generate,bogus"), "bogus 1: not a stage of this run")
+    assert_refused(cli("logs", run, "bogus"), "bogus 1")
+
+
+def test_an_inspection_that_is_refused_writes_nothing(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+    run = finished[0] / "run"
+    before = (run / "config.yaml").read_bytes()
+    assert_refused(cli("inspect", run, "train.beta=0.2", "--iteration", 9), "--iteration 9")
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_report_and_status_show_the_run(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
