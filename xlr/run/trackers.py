@@ -26,7 +26,8 @@ class _Tracker(Protocol):
 class MetricsLog:
     """Writes one line per step to `metrics.jsonl`, and the same numbers to the trackers.
 
-    When a training resumes, `rows` holds the lines of finished steps; later lines are dropped and written again.
+    `rows` holds all lines: those of finished steps when a training resumes, and those that are written since. Lines of
+    steps that are computed again are dropped.
 
     Args:
         folder: folder of the iteration.

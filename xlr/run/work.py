@@ -100,9 +100,10 @@ def _showing(
     """Show progress, counting pieces that were finished before. At the end, record the workers' time."""
     totals: Counter[str] = Counter()
     already: Counter[str] = Counter()
+    unfinished = set(missing)
     for number, batch in enumerate(work.batches):
         totals.update(work.languages(batch))
-        if number not in missing:
+        if number not in unfinished:
             already.update(work.languages(batch))
     begun = time.monotonic()
     with progress.step(label, totals, unit, already, partial(write_json, folder / PROGRESS)) as step:
