@@ -98,7 +98,11 @@ ray_node() {
     wait "$ray" || true
     [ -z "$stopped" ] || break
   done
-  rm -rf "$temp"
+  # Ray's last processes may still write while their folder is removed, which then fails.
+  for _ in {1..50}; do
+    ! rm -rf "$temp" 2>/dev/null || break
+    sleep 0.1
+  done
 }
 
 stop_ray() {

@@ -48,7 +48,7 @@ SelectTypeParameters=CR_Core
 # The configured resources count, not those of this machine.
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=5
+KillWait=20
 SlurmdTimeout=10
 MessageTimeout=60
 BatchStartTimeout=60

@@ -20,6 +20,7 @@ _GAMED_WEIGHT = 0.1
 _ROUNDS = 100
 _TOLERANCE = 1e-9
 _HALVINGS = 10
+_DECIMALS = 9  # of a rate in percent; the digits after them depend on the number of threads
 
 # group -> name of the rate -> rate under each weighting, (R,). A group is ALL, AVERAGE or a language.
 Estimates = Mapping[str, Mapping[str, Tensor]]
@@ -94,7 +95,8 @@ def describe(rates_R: Tensor) -> dict[str, float]:
     """The rate itself, with its standard error and 95 % interval from the bootstrap resamples."""
     resampled = rates_R[1:][~rates_R[1:].isnan()]
     low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"value": rates_R[0].item(), "standard_error": resampled.std().item(), "low": low, "high": high}
+    found = {"value": rates_R[0].item(), "standard_error": resampled.std().item(), "low": low, "high": high}
+    return {name: round(value, _DECIMALS) for name, value in found.items()}
 
 
 def _weightings(size: int) -> Tensor:
