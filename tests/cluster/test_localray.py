@@ -33,7 +33,8 @@ def grpc_answers(port):
                 channel.unary_unary("/ray.rpc." + method)(b"", timeout=5)
                 yield "answers"
             except grpc.RpcError as error:
-                yield error.code().name
+                if error.code() != grpc.StatusCode.UNIMPLEMENTED:  # the process has no such method
+                    yield error.code().name
 
 
 def http_answer(port):
@@ -58,9 +59,10 @@ class Look:
         return {"path": sys.path, "folder": os.getcwd(), "umask": os.umask(0)}
 
 
-found = ray.get(Look.remote().look.remote())
+look = Look.remote()
+found = ray.get(look.look.remote())
 found["listening"] = sorted({
-    (psutil.Process(one.pid).name(), one.laddr.ip.removeprefix("::ffff:"), one.laddr.port)
+    (process.name(), one.laddr.ip.removeprefix("::ffff:"), one.laddr.port)
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]
     for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN
 })
