@@ -33,11 +33,38 @@ ModelOption = Annotated[
 ]
 
 
+AcceptOption = Annotated[
+    str,
+    typer.Option(
+        "--accept",
+        metavar="version,device",
+        help="Continue unfinished stages although versions of libraries, or the kind of device, have changed since.",
+    ),
+]
+
+
 def _context(source: str, overrides: list[str] | None) -> "Context":
     from xlr import configfile
     from xlr.run.context import Context
 
-    return Context(configfile.load(source, overrides))
+    # The configuration in a run directory that was copied or moved still names the original.
+    here = [f"run_dir={json.dumps(str(Path(source).absolute()))}"] if Path(source).is_dir() else []
+    return Context(configfile.load(source, [*here, *(overrides or [])]))
+
+
+def _accepted(text: str) -> list[str]:
+    """The kinds of changed conditions in `--accept`.
+
+    Raises:
+        UserError: one cannot be accepted.
+    """
+    from xlr.run.identity import ACCEPTABLE
+
+    kinds = text.split(",") if text else []
+    for kind in kinds:
+        if kind not in ACCEPTABLE:
+            raise UserError(f"--accept {kind}: only changes of {' and '.join(ACCEPTABLE)} can be accepted")
+    return kinds
 
 
 def _model_key(text: str) -> int | str:
@@ -45,7 +72,9 @@ def _model_key(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, iteration: int | str) -> None:
+def _run_stages(
+    names: Sequence[str], source: str, overrides: list[str] | None, iteration: int | str, accept: str
+) -> None:
     """Run stages of one iteration, in workers or in training ranks."""
     from xlr import pipeline
     from xlr.cluster.launcher import ERROR_FILE
@@ -59,14 +88,14 @@ def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, 
             raise UserError(f"{stage}: not a stage of this run, which has {have}")
     found = ranks()
     if found is None or not plan[0].kind.in_ranks:
-        with pipeline.holding(context, plan):
+        with pipeline.holding(context, plan, _accepted(accept)):
             pipeline.run_all(context, plan)
         return
     from xlr.training import model
 
     # The launcher holds the leases of the ranks that it started. Otherwise the first rank takes them.
     takes_leases = found.rank == 0 and ERROR_FILE not in os.environ
-    with pipeline.holding(context, plan) if takes_leases else contextlib.nullcontext():
+    with pipeline.holding(context, plan, _accepted(accept)) if takes_leases else contextlib.nullcontext():
         model.join(context, int(iteration), found)
 
 
@@ -78,17 +107,18 @@ def run(
         str | None, typer.Option("--stages", help="Only these stages of one iteration: generate,score.")
     ] = None,
     iteration: ModelOption = "1",
+    accept: AcceptOption = "",
 ) -> None:
     """Run every stage that is not done yet, then show the report."""
     from xlr import pipeline
     from xlr.report import report
 
     if only is not None:
-        _run_stages(only.split(","), source, overrides, _model_key(iteration))
+        _run_stages(only.split(","), source, overrides, _model_key(iteration), accept)
         return
     context = _context(source, overrides)
     plan = pipeline.stages(context.config)
-    with pipeline.holding(context, plan):
+    with pipeline.holding(context, plan, _accepted(accept)):
         if not all(pipeline.done(context, stage) for stage in plan):
             pipeline.check(context)
         pipeline.run_all(context, plan)
@@ -98,14 +128,24 @@ def run(
 def _add_stage_command(kind: StageKind) -> None:
     """Add the command that runs one stage of one iteration."""
 
-    def at_start(source: Source, overrides: Overrides = None) -> None:
-        _run_stages([kind.name], source, overrides, kind.default)
+    def at_start(source: Source, overrides: Overrides = None, accept: AcceptOption = "") -> None:
+        _run_stages([kind.name], source, overrides, kind.default, accept)
 
-    def at_iteration(source: Source, overrides: Overrides = None, iteration: IterationOption = kind.default) -> None:
-        _run_stages([kind.name], source, overrides, iteration)
+    def at_iteration(
+        source: Source,
+        overrides: Overrides = None,
+        iteration: IterationOption = kind.default,
+        accept: AcceptOption = "",
+    ) -> None:
+        _run_stages([kind.name], source, overrides, iteration, accept)
 
-    def at_model(source: Source, overrides: Overrides = None, iteration: ModelOption = str(kind.default)) -> None:
-        _run_stages([kind.name], source, overrides, _model_key(iteration))
+    def at_model(
+        source: Source,
+        overrides: Overrides = None,
+        iteration: ModelOption = str(kind.default),
+        accept: AcceptOption = "",
+    ) -> None:
+        _run_stages([kind.name], source, overrides, _model_key(iteration), accept)
 
     command = at_start if kind.only_start else at_model if kind.any_model else at_iteration
     command.__doc__ = kind.help
@@ -151,6 +191,7 @@ def submit(
     overrides: Overrides = None,
     site: Site = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print jobs and scripts; needs no Slurm.")] = False,
+    accept: AcceptOption = "",
 ) -> None:
     """Submit every stage that is not done yet as a chain of Slurm jobs."""
     from xlr.jobs import submission
@@ -159,7 +200,7 @@ def submit(
     if dry_run:
         print(submission.describe(context, site), end="")
         return
-    found = submission.submit(context, site)
+    found = submission.submit(context, site, _accepted(accept))
     for job in found:
         print(
             f"{job.id}  {job.name}: {', '.join(job.stages)}" + (f"  after {', '.join(job.after)}" if job.after else "")
@@ -218,6 +259,21 @@ def doctor(
 
 
 @app.command()
+def verify(source: Source) -> None:
+    """Read every file of a run again, compare it with its manifest, and say what each fault means."""
+    from xlr import verify as verification
+    from xlr.console import console
+
+    context, found = _context(source, None), 0
+    for place, fault in verification.faults(context):
+        console.print(f"{place}: {fault}")
+        found += 1
+    if found:
+        raise UserError(f"{context.run.path}: {found} faults; see above what each means")
+    console.print(f"{context.run.path}: no faults")
+
+
+@app.command()
 def status(source: Source) -> None:
     """Show the state, rows and time of every stage, and the Slurm jobs if there are any."""
     from xlr import pipeline
@@ -242,9 +298,7 @@ def report_command(
     from xlr.report import report
 
     trackers = figures.known_trackers(to.split(",") if to else [])
-    # A copied run directory still has the path of the original in its configuration.
-    run_dirs = [[f"run_dir={json.dumps(source)}"] if Path(source).is_dir() else None for source in sources]
-    contexts = [_context(source, run_dir) for source, run_dir in zip(sources, run_dirs, strict=True)]
+    contexts = [_context(source, None) for source in sources]
     report.make([context.config for context in contexts], out or contexts[0].run.path)
     for context in contexts:
         figures.publish(context.run.path, trackers)

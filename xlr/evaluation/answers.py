@@ -17,11 +17,11 @@ from xlr.maths.rewards import implicit_reward
 from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score
 from xlr.rewarding.responses import sample_responses
 from xlr.rewarding.scores import Candidate, reward_facts, row_key, score_candidates, scoring_instruction
-from xlr.run.artifact import Artifact
+from xlr.run.artifact import Artifact, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
-from xlr.run.rows import read_rows, require_each_once, write_shards
+from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
 
 # All models draw with the same random numbers, so that their answers differ by the model alone.
@@ -56,7 +56,8 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         "score.batch_tokens": context.config.score.batch_tokens,
         "score.max_length": context.config.score.max_length,
     }
-    return Artifact(context.run.iteration(model) / "eval", "evaluate", settings(section, "evaluate") | own, inputs)
+    folder = context.run.iteration(model) / "eval"
+    return Artifact(context.run.path, folder, "evaluate", settings(section, "evaluate") | own, inputs)
 
 
 def check(context: Context) -> None:
@@ -84,8 +85,8 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         if model != START:
             require(artifact(context, START), f"xlr evaluate {context.run.path} --iteration 0")
         answers, scored = _answer(context, target, model, dropped)
-        start_folder = context.run.iteration(START) / "eval" / "scores"
-        start = scored if model == START else read_rows(start_folder, Score)
+        start_folder = context.run.iteration(START) / "eval"
+        start = scored if model == START else rows_of(start_folder, Score, "scores/*")
         facts["dropped"] = dropped.counts()
         facts["languages"] = {
             lang: _language_facts(

@@ -108,7 +108,7 @@ def artifact(context: Context, iteration: ModelKey) -> Artifact:
     if not judge.both_orders:
         own["seed"] = config.seed
     folder = context.run.iteration(iteration) / "judgements"
-    return Artifact(folder, "judge", settings(judge, "judge") | own, inputs)
+    return Artifact(context.run.path, folder, "judge", settings(judge, "judge") | own, inputs)
 
 
 def make(context: Context, iteration: ModelKey) -> JudgeFacts:
@@ -238,7 +238,7 @@ def _write(context: Context, target: Artifact, rows: Sequence[AnnotationRow]) ->
         for lang in context.config.evaluated_languages:
             write_json(folder / "annotations" / f"{lang}.json", [row for row in rows if row["lang"] == lang])
         figures = winrates.measure(annotations.read(folder / "annotations"), None, table)
-        figures["annotations"] = str(target.folder / "annotations")  # not the temporary folder
+        figures["annotations"] = "annotations"  # the content must not depend on the folder
         write_json(folder / "winrates.json", figures)
     return figures
 

@@ -30,6 +30,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
     """The responses of one iteration, with the settings and inputs that decide them."""
     config = context.config
     return Artifact(
+        context.run.path,
         context.run.iteration(iteration) / "responses",
         "generate",
         settings(config.generate, "generate")

@@ -16,12 +16,12 @@ from xlr.maths.batching import even_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
 from xlr.records import Example, Prompt, Response, RowKey, Score
 from xlr.rewarding import responses
-from xlr.rewarding.facts import RewardFacts, ScoreFacts
-from xlr.run.artifact import Artifact
+from xlr.rewarding.facts import RewardFacts, ScoredProbe, ScoreFacts
+from xlr.run.artifact import Artifact, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
-from xlr.run.rows import read_rows, require_each_once, write_shards
+from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
 
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
@@ -38,6 +38,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
     """The scores of one iteration, with the settings and inputs that decide them."""
     config = context.config
     return Artifact(
+        context.run.path,
         context.run.iteration(iteration) / "scores",
         "score",
         settings(config.score, "score") | {"model.dtype": config.model.dtype},
@@ -66,7 +67,7 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
     target = artifact(context, iteration)
     scored_languages = [lang for lang in context.config.languages if mode != "translate" or lang != ENGLISH]
-    rows = [row for row in read_rows(run.iteration(iteration) / "responses", Response) if row.lang in scored_languages]
+    rows = [row for row in rows_of(run.iteration(iteration) / "responses", Response) if row.lang in scored_languages]
     dropped = Dropped()
     scores = score_in_mode(context, target, mode, rows, iteration, f"score iteration {iteration}", dropped)
     with atomic_path(target.folder) as folder:
@@ -286,15 +287,15 @@ def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[R
     return [row.response for row in translated]
 
 
-def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[dict[str, object]]:
+def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[ScoredProbe]:
     """A few scored sequences as token ids, with which the trainer compares its own log-probabilities."""
     by_length = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))
     middle = max(0, (len(by_length) - _PROBES) // 2)
     chosen = by_length[middle : middle + _PROBES]
     return [
         {
-            "prompt": context.encoder.prompt(instruction),
-            "response": context.encoder.response(score.scored_text),
+            "prompt": list(context.encoder.prompt(instruction)),
+            "response": list(context.encoder.response(score.scored_text)),
             "logp_policy": score.logp_policy,
         }
         for score, instruction in zip(chosen, _instructions(context, mode, chosen), strict=True)

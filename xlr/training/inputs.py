@@ -15,9 +15,9 @@ from xlr.maths.batching import Batch, micro_batches
 from xlr.model.layout import batch_shape
 from xlr.records import INITIAL, START, Example, Message, Pair
 from xlr.rewarding import pairs
+from xlr.run.artifact import rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
-from xlr.run.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Training:
         require(pairs.artifact(self.context, self.iteration), command)
         return [
             (pair.id, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"])
-            for pair in read_rows(folder / "pairs.parquet", Pair)
+            for pair in rows_of(folder, Pair)
         ]
 
     @property

@@ -42,7 +42,8 @@ def artifact(context: Context, iteration: int) -> Artifact:
         if getattr(training.config, key).endswith(".json"):
             inputs[key] = getattr(training.config, key)
     own = {"seed": context.config.seed, "model.dtype": context.config.model.dtype}
-    return Artifact(context.run.iteration(iteration) / "model", training.stage, training.settings | own, inputs)
+    run = context.run
+    return Artifact(run.path, run.iteration(iteration) / "model", training.stage, training.settings | own, inputs)
 
 
 def check(context: Context) -> None:
