@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "xlr"
 LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
+    {"stagecommands"},
     {"verify"},
     {"jobs", "report"},
     {"pipeline"},

@@ -125,7 +125,7 @@ def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], ju
     for row in rows:
         own, baseline = ours[row["lang"], row["id"]], theirs[row["lang"], row["id"]]
         assert (row["output_1"], row["output_2"]) == (baseline, own)
-        assert (row["generator_1"], row["generator_2"]) == ("run/iter0", "run/before")
+        assert (row["generator_1"], row["generator_2"]) == ("iter0", "before")
         if row["preferences"]:
             assert row["preferences"] == pytest.approx([1 + longer(baseline, own)] * 2)
             assert row["preference"] == pytest.approx(1 + longer(baseline, own))
@@ -134,8 +134,9 @@ def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], ju
     assert figures["win_rate"] == pytest.approx(100 * sum(row["preference"] - 1 for row in rows) / len(rows))
     assert set(figures["languages"]) == set(LANGUAGES)
     assert figures["position_bias"]["second_place_win_rate"] == pytest.approx(50)
-    shown = cli("winrate", context.run.iteration("before") / "judgements" / "annotations", "--json")
-    assert json.loads(shown.stdout) == figures
+    file = context.run.iteration("before") / "judgements" / "annotations"
+    shown = cli("winrate", file, "--json")
+    assert json.loads(shown.stdout) == figures | {"annotations": str(file)}
     assert judgements.artifact(context, "before").manifest() is not None
 
 
