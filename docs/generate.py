@@ -60,7 +60,8 @@ interrupted by SIGTERM or SIGUSR1 and saved its work, so start it again.
 
 def configuration() -> str:
     """The page of all settings, one table per section."""
-    properties = {name: tree["properties"] for name, tree in Config.model_json_schema()["$defs"].items()}
+    sections = Config.model_json_schema()["$defs"]
+    properties = {name: tree["properties"] for name, tree in sections.items() if "properties" in tree}
     properties["Config"] = configfile.schema()["properties"]
     parts = [NOTE, CONFIGURATION]
     for prefix, section in section_types(Config):
@@ -110,9 +111,14 @@ def _readable(schema: dict[str, Any]) -> str:
     if kind == "object":
         return "mapping"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    limits = [f"{sign} {_number(schema[key])}" for key, sign in signs.items() if key in schema]
     matching = f" matching `{schema['pattern']}`" if "pattern" in schema else ""
     return f"{kind} {', '.join(limits)}".rstrip() + matching
+
+
+def _number(value: float) -> str:
+    """`1000000.0` -> `1,000,000`, `1e-06` -> `1e-06`."""
+    return f"{int(value):,}" if value == int(value) and abs(value) < 1e10 else f"{value:g}"
 
 
 def _default(dotted: str, field: FieldInfo) -> str:
