@@ -16,7 +16,7 @@ _DIRECTIONS = "\u202a-\u202e\u2066-\u2069"  # these change the order in which th
 _SURROGATES = "\ud800-\udfff"  # halves of a UTF-16 pair, which UTF-8 cannot hold
 _CONTROL = re.compile(f"[{_NOT_LINES}\u2028\u2029{_DIRECTIONS}{_SURROGATES}]")
 _CONTROL_OR_LINE = re.compile(f"[\t\n{_NOT_LINES}\u2028\u2029{_DIRECTIONS}{_SURROGATES}]")
-_UNWRITABLE = re.compile(f"[\x00{_SURROGATES}]")
+_SURROGATE = re.compile(f"[{_SURROGATES}]")
 
 _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"  # Hangul fillers and the empty Braille pattern
 _SHOWN_CHARACTERS = 80
@@ -62,9 +62,9 @@ def control_in(text: str, lines: bool = False) -> str | None:
     return found and _code(found[0])
 
 
-def unwritable_in(text: str) -> str | None:
-    """The first NUL or half of a surrogate pair, which files and tokenizers do not take; None if there is none."""
-    found = _UNWRITABLE.search(text)
+def surrogate_in(text: str) -> str | None:
+    """The first half of a surrogate pair, which no UTF-8 file can hold, written out; None if there is none."""
+    found = _SURROGATE.search(text)
     return found and _code(found[0])
 
 
