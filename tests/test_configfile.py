@@ -152,6 +152,7 @@ def test_an_override_reaches_one_of_two_sections_that_share_an_alias(path: Path)
         ("seed", r"section\.key=value"),
         ("seed.x=1", r'"seed" is a value, not a section'),
         ("train.beta={", r"override \"train\.beta=\{\": not valid YAML"),
+        ("run_dir=~nobody-here/x", r'"~nobody-here/x": .*home directory.*; write the whole path'),
         ("extends=llama3-8b", r"only a file can extend another"),
         (".".join("a" * 5000) + "=1", r"a key has at most 20 parts"),
     ],

@@ -41,8 +41,8 @@ def brief(value: Any) -> str:
 
 
 def cut(text: str) -> str:
-    """A name for an error message: control characters written out, and cut if it is long."""
-    text = shown(text[: _SHOWN_CHARACTERS + 1])
+    """A name for an error message: on one line, control characters written out, and cut if it is long."""
+    text = _CONTROL_OR_LINE.sub(lambda found: _code(found[0]), text[: _SHOWN_CHARACTERS + 1])
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 

@@ -1,10 +1,14 @@
 """JSONL files and JSON lists: every object with its position, every bad line refused."""
 
-import os
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.junk import SMALL, VALUES, junk_json, no_files, refused
 from xlr.data.jsonfiles import language_source, read_objects
 from xlr.errors import UserError
 
@@ -77,22 +81,27 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, suffix: str) -> None
         assert str(refused.value).startswith(f"{path}: ")
 
 
-def no_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Paths of everything but a regular file, by the words with which they are refused."""
-    paths = {kind: folder / f"{kind}.{suffix}" for kind in ("missing", "pipe", "folder", "device", "loop")}
-    os.mkfifo(paths["pipe"])
-    paths["folder"].mkdir()
-    paths["device"].symlink_to("/dev/zero")
-    paths["loop"].symlink_to(paths["loop"])
-    return {
-        "cannot be read .No such file": paths["missing"],
-        "is a pipe": paths["pipe"],
-        "is a folder": paths["folder"],
-        "or a device; name a regular file": paths["device"],
-        "cannot be read .Too many levels of symbolic links": paths["loop"],
-        "cannot be read .File name too long": folder / f"{'x' * 300}.{suffix}",
-        "cannot be read .embedded null": folder / f"\0.{suffix}",
-    }
+@SMALL
+@given(VALUES, st.sampled_from(["jsonl", "json"]))
+def test_any_value_is_read_as_written_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, value: Any, suffix: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
+    row = {"a": value}
+    path.write_text(junk_json(row if suffix == "jsonl" else [row]), encoding="utf-8")
+    found: list[Any] = []
+    if refused(lambda: found.extend(read_objects(path, EXPECTED)), path.name) is None:
+        assert [one for _, one in found] == [row]
+        junk_json(row).encode()
+        assert json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+
+
+@SMALL
+@given(st.binary(max_size=40), st.sampled_from(["jsonl", "json"]))
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, junk: bytes, suffix: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"bytes.{suffix}"
+    path.write_bytes(b'[{"a": "' + junk + b'"}]' if suffix == "json" else b'{"a": "' + junk + b'"}\n')
+    refused(lambda: list(read_objects(path, EXPECTED)), path.name)
 
 
 def test_the_source_of_a_language_is_its_file_or_the_whole_path(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from xlr.errors import UserError
 from xlr.maths.winrate import Difficulty
-from xlr.texts import MIB, brief, cut, read, reason
+from xlr.texts import MIB, brief, read, reason
 
 _FILE = "df_gamed.csv"
 _MOST_BYTES = 64 * MIB  # 500 times AlpacaEval's table
@@ -62,9 +62,8 @@ def _read(path: Path) -> Difficulty:
             features.append([math.tanh(_number(row, "std_delta_len")), difficulty, _truth(row, "not_gamed_baseline")])
             preferences.append(_number(row, "preference"))
     except (ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path}:{reader.line_num}: not a row of AlpacaEval's {_FILE} ({error}); get the table again"
-        ) from error
+        line = reader.line_num + isinstance(error, csv.Error)  # csv fails before it counts the line
+        raise UserError(f"{path}:{line}: not a row of AlpacaEval's {_FILE} ({error}); get the table again") from error
     if sorted(difficulties) != list(range(len(difficulties))) or not difficulties:
         raise UserError(f"{path}: its index does not number the instructions from 0; use AlpacaEval's {_FILE}")
     in_order = [difficulties[index] for index in range(len(difficulties))]
@@ -91,7 +90,7 @@ def _number(row: Mapping[str, Any], name: str) -> float:
     except ValueError:
         value = math.nan
     if not abs(value) <= _LARGEST:
-        raise ValueError(f"{name} is {cut(str(row[name]))}, not a number within ±{_LARGEST:g}")
+        raise ValueError(f"{name} is {brief(row[name])}, not a number within ±{_LARGEST:g}")
     return value
 
 
