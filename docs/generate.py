@@ -42,6 +42,11 @@ xlr run mine.yaml train.beta=0.2 languages=[en,de]
   with `.`, `/`, `~` or `{`.
 - **Errors** name the file, the key and the remedy; xlr exits with code 2. Unknown keys, duplicate keys, and settings
   that would have no effect are errors.
+- **Types** are exact: `true` is no number, `"1"` is no number, and `1:30` is no text unless it is quoted. `1e-5` is a
+  number; dates are text. YAML tags (`!!str`) are refused; aliases and merge keys work. A file has at most 1 MiB, 40
+  levels and 10,000 entries, with aliases expanded.
+- **Texts** are not empty and have no control characters. Line breaks are allowed in `slurm.setup`, `judge.serve` and
+  `judge.extra_body` only.
 - **Operational** settings change how fast a stage runs or what it shows, never its result; they may change between
   restarts. All other settings decide results: xlr refuses to reuse an artefact that was made with another value.
 - **NAME** in a key is a name that you choose.
