@@ -28,9 +28,10 @@ LAYERS: list[set[str]] = [
     {"model", "data"},
     {"configfile"},
     {"config"},
-    {"slurmconfig"},
+    {"judgeconfig", "slurmconfig"},
     {"progress"},
-    {"console", "languages", "schema", "shipped", "stages"},
+    {"console", "languages", "schema", "shipped", "stages", "yamlfiles"},
+    {"texts"},
     {"errors", "records", "maths"},
 ]
 LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}

@@ -23,6 +23,7 @@ from xlr.stagecommands import (
     run_stages,
 )
 from xlr.stages import STAGES
+from xlr.texts import shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,7 +85,7 @@ def inspect(
     with pipeline.holding(context, ()):
         found = inspection.inspect(context, iteration, prompts, langs)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+        print(shown(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)))
     else:
         inspectionview.show(found)
 
@@ -105,13 +106,12 @@ def submit(
 
     context = open_context(source, overrides)
     if dry_run:
-        print(submission.describe(context, site), end="")
+        print(shown(submission.describe(context, site)), end="")
         return
     found = submission.submit(context, site, accepted(accept))
     for job in found:
-        print(
-            f"{job.id}  {job.name}: {', '.join(job.stages)}" + (f"  after {', '.join(job.after)}" if job.after else "")
-        )
+        after = f"  after {', '.join(job.after)}" if job.after else ""
+        print(shown(f"{job.id}  {job.name}: {', '.join(job.stages)}{after}"))
     print(f"xlr status {context.run.path}" if found else f"{context.run.path}: every stage is done")
 
 
@@ -122,7 +122,7 @@ def cancel(source: Source) -> None:
 
     context = open_context(source, None)
     for job in submission.cancel(context):
-        print(f"{job.id}  {job.name}: cancelled")
+        print(shown(f"{job.id}  {job.name}: cancelled"))
 
 
 @app.command()
@@ -240,7 +240,7 @@ def winrate_command(
         load(difficulty),
     )
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+        print(shown(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)))
     else:
         winrates.show(found)
 
@@ -305,11 +305,11 @@ def main() -> None:
         app()
     except BaseException as error:
         if message := said(error):
-            print(message, file=sys.stderr)
+            print(shown(message), file=sys.stderr)
             sys.exit(EXIT_CODE)
         if not isinstance(error, UserError):
             raise
         if ERROR_FILE in os.environ:
-            Path(os.environ[ERROR_FILE]).write_text(str(error), encoding="utf-8")
-        print(f"error: {error}", file=sys.stderr)
+            Path(os.environ[ERROR_FILE]).write_text(shown(str(error)), encoding="utf-8")
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -262,7 +262,7 @@ def test_a_judge_in_the_workers(run: dict[str, Any], cli: Cli, tiny_models: dict
     assert manifest["facts"]["undecided"] == 0
     assert math.isclose(manifest["facts"]["win_rate"], 100 * sum(row["preference"] - 1 for row in rows) / len(rows))
     again = cli("judge", path, "--iteration", "before")
-    assert "before against run/iter0, in %" in result.stdout
+    assert "before against iter0, in %" in result.stdout
     assert "judge before: done already" in again.stdout
     assert "judge before" in cli("status", path).stdout
 

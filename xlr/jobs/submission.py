@@ -3,6 +3,7 @@
 Writes `RUN/slurm/`: the submitted scripts, `jobs.json`, and the output of the jobs in `logs/`.
 """
 
+import os
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -62,7 +63,7 @@ def settings(context: Context, site: Path | None) -> SlurmConfig:
         UserError: the profile does not exist or is not valid.
     """
     profile = site or SITE.expanduser()
-    layers = [load_site(profile)] if site or profile.is_file() else []
+    layers = [load_site(profile)] if site or os.path.lexists(profile) else []
     return jobs.layered(jobs.DEFAULTS, *layers, context.config.slurm)
 
 
