@@ -116,18 +116,18 @@ def _record(context: Context, plan: Sequence[Stage]) -> None:
     recorded, text = context.run.path / "config.yaml", dump(context.config)
     if recorded.is_file() and recorded.read_text(encoding="utf-8") == text:
         return
-    for stage in stages(context.config):
-        user = None if stage in plan else holder(context, stage)
-        if user:
-            raise UserError(
-                f"{recorded}: differs from this configuration, and {stage} is running with the recorded one ({user}); "
-                "wait until it ends, or use another run_dir"
-            )
+    others = {stage.artifact(context).title: stage for stage in stages(context.config) if stage not in plan}
+    found = lease.first_holder(context.run.leases, list(others))
+    if found:
+        raise UserError(
+            f"{recorded}: differs from this configuration, and {others[found[0]]} is running with the recorded one "
+            f"({found[1]}); wait until it ends, or use another run_dir"
+        )
     write_text(recorded, text)
 
 
 def holder(context: Context, stage: Stage) -> str | None:
-    """A description of the process that works on a stage now, if one does."""
+    """The process that seems to work on a stage now, in words; for display."""
     return lease.holder(context.run.leases, stage.artifact(context).title)
 
 

@@ -2,32 +2,78 @@
 
 A lease is the file with the highest number in a folder such as `RUN/leases/iter1/responses`. A process takes the lease
 by creating the file with the next number. Only one of two processes can create it. This also works on network file
-systems, where `flock` may lock on one node only. Numbers are not reused: a slow process that saw a dead holder cannot
-take the lease from the next holder.
+systems, where `flock` may lock on one node only.
 
-A holder is dead in any of these cases: its process does not exist any more, which only the same machine can see; Slurm
-has ended or restarted its job; or it has not renewed the lease for `STALE_SECONDS`.
+A holder is dead if its process does not exist any more, which can be asked in the same place (see `process`). Otherwise
+others watch the lease: a holder renews it every `RENEW_SECONDS`, and it is dead if it did not do so for `STALE_SECONDS`
+on the clock of the process that watches; for `OVER_SECONDS` if Slurm has ended or restarted its job. Every change of
+the file is a renewal. Its age says nothing, because the clocks of other machines may be wrong and may be set.
+
+A holder that paused may have lost its lease. It can rely on the lease for `VALID_SECONDS` after a renewal, half of what
+others wait at least. After that it must take the next number like any other process. If it cannot, it ends at once.
 """
 
 import contextlib
-import json
+import functools
 import logging
 import os
-import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from xlr.cluster import slurm as scheduler
 from xlr.console import console
 from xlr.errors import UserError
+from xlr.run import leasefile, process
+from xlr.run.leasefile import Holder, Look
 
 RENEW_SECONDS = 20.0
+VALID_SECONDS = 30.0
+OVER_SECONDS = 60.0  # a node that has lost Slurm's controller may still run the processes of a job that has ended
 STALE_SECONDS = 180.0  # longer than network file systems cache file times and than a busy holder may pause
+LOOK_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Held:
+    """A lease that this process holds."""
+
+    path: Path
+    holder: Holder
+    renewed: float
+    """When the last renewal began, in seconds since boot."""
+    stamp: float = 0.0
+    """The file's time, which every renewal increases."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def renew(self) -> None:
+        """Renew the lease, and end this process if another one has taken it.
+
+        Raises:
+            OSError: the file system does not answer.
+        """
+        with self.lock:
+            now = _now()
+            try:
+                if now - self.renewed > VALID_SECONDS:  # others may have seen that this process does not renew it
+                    self.path = leasefile.create(self.path.parent, int(self.path.name) + 1, self.holder)
+                self.stamp = max(time.time(), self.stamp + 1)
+                os.utime(self.path, (self.stamp, self.stamp))
+            except (FileExistsError, FileNotFoundError):
+                _end(self.path)
+            look = leasefile.newest(self.path.parent)
+            if look.number != int(self.path.name) or look.holder != self.holder:
+                _end(self.path)
+            self.renewed = now
+
+
+_held: list[Held] = []  # by this process
+os.register_at_fork(after_in_child=_held.clear)
 
 
 @contextlib.contextmanager
@@ -35,14 +81,16 @@ def held(folder: Path, names: Sequence[str]) -> Iterator[None]:
     """Hold the leases of these names while the block runs.
 
     Raises:
-        UserError: another process holds one.
+        UserError: another process holds one, or the leases cannot be read or written.
     """
-    taken: list[Path] = []
+    taken: list[Held] = []
     ended = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(taken, ended), daemon=True)
+    renewing = threading.Thread(target=_keep, args=(taken, ended), daemon=True)
     try:
-        for name in names:
-            taken.append(_take(folder / name, folder.parent))
+        with _usable(folder):
+            for name, look in _lost(folder, names).items():
+                taken.append(_take(folder, name, look))
+        _held.extend(taken)
         renewing.start()
         yield
     finally:
@@ -50,147 +98,184 @@ def held(folder: Path, names: Sequence[str]) -> Iterator[None]:
         if renewing.is_alive():
             renewing.join()
         for lease in taken:
-            lease.write_text(json.dumps({"released": True}), encoding="utf-8")
+            if lease in _held:
+                _held.remove(lease)
+            leasefile.release(lease.path)
+
+
+def require_held() -> None:
+    """End this process if another one has taken one of its leases, which may happen while it is stopped.
+
+    Called before a file is finished.
+
+    Raises:
+        OSError: the file system does not answer.
+    """
+    for lease in _held:
+        if _now() - lease.renewed > LOOK_SECONDS:
+            lease.renew()
 
 
 def holder(folder: Path, name: str) -> str | None:
-    """A description of the process that holds a lease, if one does."""
-    newest = _newest(folder / name)
-    if newest is None or _lost(newest, _now(folder)):
-        return None
-    return _describe(_read(newest))
+    """The process that seems to hold a lease, in words. The answer comes at once and can be wrong; for display only."""
+    with _usable(folder):
+        look = leasefile.newest(folder / name)
+    alive = _is_alive(look)
+    if alive is None:
+        alive = abs(time.time() - look.renewed / 1e9) <= STALE_SECONDS and not _is_over(look, scheduler.is_over)
+    return look.user if alive else None
 
 
-def _take(series: Path, run: Path) -> Path:
-    series.mkdir(parents=True, exist_ok=True)
-    newest = _newest(series)
-    if newest is not None:
-        _wait_until_lost(newest, run)
-    number = int(newest.name) + 1 if newest else 1
-    lease = series / f"{number:06d}"
-    try:
-        with lease.open("x", encoding="utf-8") as file:
-            json.dump(_ourselves(), file)
-    except FileExistsError:
-        raise _refusal(lease, run) from None
-    return lease
+def first_holder(folder: Path, names: Sequence[str]) -> tuple[str, str] | None:
+    """The first of these leases that a living process holds, and this process in words.
+
+    Waits up to `STALE_SECONDS` where only the renewals show whether the holder is alive.
+    """
+    with _usable(folder):
+        return next(((name, look.user) for name, look, alive in _verdicts(folder, names) if alive), None)
 
 
-def _wait_until_lost(lease: Path, run: Path) -> None:
-    """Wait until the holder is known to be dead. A holder that renews its lease meanwhile is alive.
+def _lost(folder: Path, names: Sequence[str]) -> dict[str, Look]:
+    """The newest lease of each name, after waiting until it is known that no living process holds it.
 
     Raises:
-        UserError: the holder is alive.
+        UserError: a living process holds one.
     """
-    renewed = _renewed(lease)
-    looks = 0
-    while not _lost(lease, _now(lease.parent)):
-        if _is_here(_read(lease)) or _renewed(lease) != renewed:
-            raise _refusal(lease, run)
-        looks += 1
-        if looks == 2:  # at the first look, a new holder may not have written who it is
-            console.print(
-                f"{_title(lease)}: held by {_describe(_read(lease))}; "
-                f"waiting up to {STALE_SECONDS:g} s to see whether that process is alive"
-            )
-        time.sleep(1)
+    lost = {}
+    for name, look, alive in _verdicts(folder, names):
+        if alive:
+            raise _refusal(folder, name, look)
+        lost[name] = look
+    return lost
 
 
-def _refusal(lease: Path, run: Path) -> UserError:
-    return UserError(
-        f"{run}: {_title(lease)} is in use by another xlr ({_describe(_read(lease))}); wait until it ends, or end it"
+def _verdicts(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, Look, bool]]:
+    """Each name with its newest lease and whether a living process holds it, as soon as that is known."""
+    open_cases = {name: Watch(folder / name) for name in names}
+    rounds = 0
+    while open_cases:
+        if rounds % RENEW_SECONDS == 0:
+            is_over = functools.cache(scheduler.is_over)  # Slurm's controller is not asked at every look
+        for name, watch in list(open_cases.items()):
+            alive = watch.is_alive(is_over)
+            if alive is not None:
+                del open_cases[name]
+                yield name, watch.seen, alive
+        rounds += 1
+        if rounds == 2 and open_cases:  # at the first look, a new holder may not have written its record
+            _say_waiting({name: watch.seen for name, watch in open_cases.items()})
+        if open_cases:
+            time.sleep(LOOK_SECONDS)
+
+
+class Watch:
+    """Observes a series until it is known whether a living process holds its newest lease."""
+
+    def __init__(self, series: Path) -> None:
+        self.series = series
+        self.seen = leasefile.newest(series)
+        self._looked = time.monotonic()
+        self._unchanged = 0.0
+
+    def is_alive(self, is_over: Callable[[str, int], bool]) -> bool | None:
+        """Look again: whether the holder is alive, or None if that is not known yet.
+
+        Args:
+            is_over: whether Slurm has ended or restarted a job; see `slurm.is_over`.
+        """
+        before, self.seen = self.seen, leasefile.newest(self.series)
+        # If this process or the file server paused, the holder's renewals may be late, too: the pause does not count.
+        now = time.monotonic()
+        self._unchanged += min(now - self._looked, 2 * LOOK_SECONDS)
+        self._looked = now
+        alive = _is_alive(self.seen)
+        if alive is None and self.seen != before:
+            return True
+        if alive is None and self._unchanged >= OVER_SECONDS:
+            limit = OVER_SECONDS if _is_over(self.seen, is_over) else STALE_SECONDS
+            return False if self._unchanged >= limit else None
+        return alive
+
+
+def _is_alive(look: Look) -> bool | None:
+    """Whether a living process holds the lease; None if this process cannot ask."""
+    if look.released:
+        return False
+    if look.holder and look.holder.place == process.place():
+        return process.is_alive(look.holder.pid, look.holder.started)
+    return None
+
+
+def _is_over(look: Look, is_over: Callable[[str, int], bool]) -> bool:
+    """Whether Slurm has ended or restarted the holder's job."""
+    if not look.holder or not look.holder.job:
+        return False
+    job, restart = leasefile.own_job()
+    return (look.holder.job == job and look.holder.restart < restart) or is_over(look.holder.job, look.holder.restart)
+
+
+def _take(folder: Path, name: str, lost: Look) -> Held:
+    """Take the lease after the one that its holder has lost.
+
+    Raises:
+        UserError: another process was faster.
+    """
+    series, begun, ourselves = folder / name, _now(), leasefile.ourselves()
+    series.mkdir(parents=True, exist_ok=True)
+    try:
+        path = leasefile.create(series, lost.number + 1, ourselves)
+    except FileExistsError:
+        raise _refusal(folder, name, leasefile.newest(series)) from None
+    if lost.holder:  # if it continues, it sees this even on a node that still sees the old list of files
+        leasefile.release(leasefile.path_of(series, lost.number))
+    leasefile.tidy(series, lost.number)
+    return Held(path, ourselves, begun)
+
+
+def _keep(leases: Sequence[Held], ended: threading.Event) -> None:
+    """Renew the leases. Looks at the clock often, to notice soon that this process or the machine paused."""
+    while not ended.wait(LOOK_SECONDS):
+        for lease in leases:
+            if _now() - lease.renewed < RENEW_SECONDS:
+                continue
+            try:
+                lease.renew()
+            except OSError as error:
+                _log.warning("%s could not be renewed: %s", lease.path, error)
+                ended.wait(LOOK_SECONDS)
+
+
+def _end(lease: Path) -> NoReturn:
+    title = f"{lease.parent.parent.name}/{lease.parent.name}"
+    console.print(
+        f"error: {title}: another xlr took over while this one was paused, or the lease was deleted; this one ends"
+    )
+    os._exit(1)  # nothing may be written any more, not even by exception handlers
+
+
+def _now() -> float:
+    """Seconds since boot, counting the time in which the machine was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _say_waiting(cases: dict[str, Look]) -> None:
+    name, look = next(iter(cases.items()))
+    others = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+    console.print(
+        f"{name}{others}: held by {look.user}; waiting up to {STALE_SECONDS:g} s to see whether that process is alive"
     )
 
 
-def _title(lease: Path) -> str:
-    return f"{lease.parent.parent.name}/{lease.parent.name}"
+def _refusal(folder: Path, name: str, look: Look) -> UserError:
+    return UserError(f"{folder.parent}: {name} is in use by another xlr ({look.user}); wait until it ends, or end it")
 
 
-def _renew(leases: Sequence[Path], ended: threading.Event) -> None:
-    while not ended.wait(RENEW_SECONDS):
-        for lease in leases:
-            try:
-                os.utime(lease)  # without a time: the file server sets it, and its clock is the same for all nodes
-                lost = _newest(lease.parent) != lease
-            except OSError as error:
-                _log.warning("%s could not be renewed: %s", lease, error)
-                continue
-            if lost:
-                # This process paused for so long that another took the lease. It must not write any more.
-                console.print(f"error: {_title(lease)}: another xlr took over while this one was paused; this one ends")
-                os._exit(1)
-
-
-def _newest(series: Path) -> Path | None:
-    return max(series.glob("[0-9]*"), default=None)
-
-
-def _read(lease: Path) -> dict[str, Any]:
-    """What the holder wrote about itself; empty while it is writing, or if it died while writing."""
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
     try:
-        return dict(json.loads(lease.read_text(encoding="utf-8")))
-    except json.JSONDecodeError:
-        return {}
-
-
-def _lost(lease: Path, now: float) -> bool:
-    """Whether the holder released the lease or is dead."""
-    record = _read(lease)
-    if record.get("released") or now - _renewed(lease) > STALE_SECONDS:
-        return True
-    if _is_here(record):
-        return _started(record["pid"]) != record["started"]
-    if "job" not in record:
-        return False
-    mine = _ourselves()
-    if mine.get("job") == record["job"] and mine["restart"] > record["restart"]:
-        return True
-    return scheduler.is_over(record["job"], record["restart"])
-
-
-def _renewed(lease: Path) -> float:
-    with lease.open() as file:  # opening asks the file server; stat alone may be answered from a cache
-        return os.fstat(file.fileno()).st_mtime
-
-
-def _now(folder: Path) -> float:
-    """The file server's time."""
-    clock = folder / ".clock"
-    clock.touch()
-    return _renewed(clock)
-
-
-def _ourselves() -> dict[str, Any]:
-    """What others need to see whether this process is alive: machine, process and Slurm job."""
-    record = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "place": _place()}
-    if "SLURM_JOB_ID" in os.environ:
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        record |= {"job": os.environ["SLURM_JOB_ID"], "restart": restarts}
-    return record
-
-
-def _is_here(record: dict[str, Any]) -> bool:
-    """Whether a holder's process id is valid here: same machine since the same boot, and same PID namespace."""
-    return record.get("place") == _place()
-
-
-def _place() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _started(pid: int) -> str | None:
-    """The start time of a process in clock ticks since boot; None if the process does not exist."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, *rest = status.rpartition(")")[2].split()
-    return None if state in "ZX" else rest[18]
-
-
-def _describe(record: dict[str, Any]) -> str:
-    if "pid" not in record:
-        return "a process that has just started"
-    job = f", Slurm job {record['job']}" if "job" in record else ""
-    return f"process {record['pid']} on {record['host']}{job}"
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: this lease cannot be read or written ({error.strerror}); correct that, or "
+            f"delete {folder} if no xlr uses this run directory"
+        ) from error
