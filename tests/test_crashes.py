@@ -3,14 +3,19 @@
 `make sweep` kills it before every change, once by kill -9 and once by a power cut; otherwise before a few of them.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -99,3 +104,51 @@ def test_a_run_that_dies_before_any_change_of_its_folder_ends_with_the_same_resu
     assert sweep.leftovers() == []
     assert list(verify.faults(sweep.context())) == []
     print(f"{starts - 1} crashes, before {len(seen)} different changes")
+
+
+KILLS = int(os.environ.get("XLR_CHAOS", "0"))
+
+
+@pytest.mark.skipif(not KILLS, reason="`make chaos` runs it")
+@pytest.mark.timeout(4 * 3600)
+def test_any_process_of_a_run_may_be_killed_at_any_time(undisturbed: Sweep, tmp_path: Path) -> None:
+    """Real Ray with two workers, two ranks; one process in turn is killed, chosen at random with its time."""
+    random, kills, runs, starts = Random(0), 0, 0, 0
+    killed: Counter[str] = Counter()
+    while kills < KILLS:
+        run = tmp_path / f"run{runs}"
+        while True:
+            starts += 1
+            process = _started(undisturbed.config, run)
+            while process.poll() is None and kills < KILLS:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(random.uniform(0.5, 12))
+                if victims := sorted(_processes(run), key=lambda one: one[0]):
+                    pid, name = random.choice(victims)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                        killed[name] += 1
+                        kills += 1
+            if process.wait(600) == 0:
+                break
+        sweep = Sweep(undisturbed.config, run)
+        assert sweep.digests() == undisturbed.digests()
+        assert sweep.leftovers() == []
+        runs += 1
+    print(f"{kills} processes killed in {starts} starts of {runs} runs, all equal: {dict(killed)}")
+
+
+def _started(config: Path, run: Path) -> "subprocess.Popen[bytes]":
+    two = ["ray.actors=2", "ray.cpus_per_actor=1", "train.processes=2"]
+    command = [sys.executable, "-m", "xlr", "run", str(config), f"run_dir={run}", *two]
+    own = {"XLR_CHAOS_RUN": str(run), "OPENAI_API_KEY": "none"}
+    with run.with_suffix(".out").open("ab") as output:
+        return subprocess.Popen(command, env=os.environ | own, stdout=output, stderr=output, start_new_session=True)
+
+
+def _processes(run: Path) -> Iterator[tuple[int, str]]:
+    """Process id and name of everything that belongs to a run."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("XLR_CHAOS_RUN") == str(run) and process.status() != psutil.STATUS_ZOMBIE:
+                yield process.pid, process.name()

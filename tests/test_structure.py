@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"evaluation", "training"},
     {"rewarding", "judging"},
     {"run"},
+    {"leases"},
     {"cluster"},
     {"model", "data"},
     {"configfile"},

@@ -14,12 +14,13 @@ from xlr.config import Config
 from xlr.configfile import dump
 from xlr.console import console, duration
 from xlr.errors import UserError
+from xlr.leases import lease
 from xlr.progress import Clock, StepState
 from xlr.records import ModelKey
-from xlr.run import identity, lease
+from xlr.run import identity
 from xlr.run.artifact import Artifact, manifest_path, read_manifest
 from xlr.run.context import Context
-from xlr.run.files import read_json, remove, write_text
+from xlr.run.files import read_json, remove, tidy, write_text
 from xlr.run.work import PROGRESS
 from xlr.stages import KINDS, STAGES, StageKind
 
@@ -107,6 +108,8 @@ def holding(context: Context, plan: Sequence[Stage], accept: Collection[str] = (
                 artifact.tidy(finished)
                 if accept:
                     artifact.accept(accept)
+        for folder in (context.run.path, context.run.path / "slurm"):
+            tidy(folder)
         _record(context, plan)
         yield
 

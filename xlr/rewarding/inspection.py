@@ -13,11 +13,11 @@ from typing import get_args
 from xlr.config import Config, Reward
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
+from xlr.leases import lease
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding import inspectionview, responses, scores
 from xlr.rewarding.diagnosis import Candidates, diagnose
 from xlr.rewarding.facts import InspectFacts, Inspection
-from xlr.run import lease
 from xlr.run.artifact import Artifact, read_manifest, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped

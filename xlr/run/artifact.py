@@ -316,7 +316,7 @@ class Artifact:
     def tidy(self, finished: bool) -> None:
         """Remove incomplete files of an interrupted process and, if the artefact is finished, its pieces.
 
-        No other process may be writing the artefact.
+        No other process may be writing the artefact: all its temporary files are leftovers.
         """
         beside = self.folder.parent
         for name in (self.folder.name, f"{self.folder.name}.*"):

@@ -7,10 +7,9 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from xlr.errors import UserError
+from xlr.leases import process
 
 _SEAL = "seal"
 
@@ -29,8 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk or quota is full.
     """
-    # Random, because processes on different nodes can have the same process id.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{process.token()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
@@ -66,6 +65,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def tidy(folder: Path, pattern: str = "*") -> None:
+    """Remove temporary files and folders of `atomic_path` whose writers are dead.
+
+    Args:
+        pattern: only those of files with matching names.
+    """
+    for temporary in folder.glob(f".{pattern}.*.tmp"):
+        with suppress(FileNotFoundError):  # its writer has just finished
+            if not process.may_be_alive(temporary.suffixes[-2][1:], temporary.stat().st_mtime):
+                remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,11 +27,11 @@ from hypothesis.stateful import (
 )
 
 from xlr.errors import UserError
-from xlr.run import lease, leasefile, process
-from xlr.run.leasefile import Holder, Look
+from xlr.leases import lease, leasefile, process
+from xlr.leases.leasefile import Holder, Look
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from xlr.run import lease; from xlr.errors import UserError\n"
+    "import sys, time; from pathlib import Path; from xlr.leases import lease; from xlr.errors import UserError\n"
     "try:\n"
     "    with lease.held(Path(sys.argv[1]), ['iter1/scores']):\n"
     "        print('held', flush=True); time.sleep(float(sys.argv[2]))\n"
@@ -185,7 +185,7 @@ def test_a_stopped_holder_that_lost_its_lease_ends_before_it_writes(tmp_path: Pa
 
 @pytest.mark.parametrize("loss", ["taken", "deleted", "marked"])
 def test_a_holder_that_lost_its_lease_exits(tmp_path: Path, loss: str) -> None:
-    code = HOLD.replace("from xlr.run import lease;", "from xlr.run import lease; lease.RENEW_SECONDS = 0.1;")
+    code = HOLD.replace("from xlr.leases import lease;", "from xlr.leases import lease; lease.RENEW_SECONDS = 0.1;")
     process = start(tmp_path, 600, code.replace("lease.RENEW", "lease.LOOK_SECONDS = 0.05; lease.RENEW"))
     assert first_line(process) == "held\n"
     series = tmp_path / "iter1" / "scores"

@@ -27,8 +27,8 @@ from typing import NoReturn
 from xlr.cluster import slurm as scheduler
 from xlr.console import console
 from xlr.errors import UserError
-from xlr.run import leasefile, process
-from xlr.run.leasefile import Holder, Look
+from xlr.leases import leasefile, process
+from xlr.leases.leasefile import Holder, Look
 
 RENEW_SECONDS = 20.0
 VALID_SECONDS = 30.0

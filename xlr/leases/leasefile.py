@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from xlr.run import process
+from xlr.leases import process
 
 _RELEASED = json.dumps({"released": True}).encode()
 _NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,17}")
