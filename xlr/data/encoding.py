@@ -6,7 +6,6 @@ prompt. A response always ends with the terminator: the token that the chat temp
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from xlr.errors import UserError
 from xlr.records import Message
 
 _TEXTS_AT_ONCE = 1024  # the tokenizer's encoding objects take many times the memory of the token ids
-# Templates that write today's date get this one, which Llama's templates take by default: prompts stay the same.
-_DATE = datetime(2024, 7, 26)
+# Llama's templates write this date, or else today's, with which prompts would change from day to day.
+_DATE = "26 Jul 2024"
 _MOST_TOKENS = 4  # of a character: its bytes in UTF-8
 
 
@@ -44,7 +43,7 @@ class ChatEncoder:
 
     def _apply_template(self, messages: list[Message], generation_prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt, strftime_now=_DATE.strftime
+            messages, tokenize=False, add_generation_prompt=generation_prompt, date_string=_DATE
         )
         assert isinstance(text, str)
         return text

@@ -50,7 +50,7 @@ def require_room(
     longest = max(tokens for _, tokens in beyond)
     if tokens >= positions:
         raise UserError(
-            f"the prompt {where} has {tokens:,} tokens, which exceed {limit}; shorten it, or remove it from every language"
+            f"the prompt {where} has {tokens:,} tokens, which exceed {limit}; shorten or remove it in every language"
         )
     remedy = f"set it to {positions - longest} or less, or remove" if longest < positions else "remove"
     raise UserError(
