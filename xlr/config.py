@@ -1,6 +1,7 @@
 """Every setting of a run: the typed tree, and the checks across its sections. `configfile` reads and writes it."""
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -266,6 +267,7 @@ class JudgeConfig(Section):
     def _consistent(self) -> "JudgeConfig":
         if (self.input_price is None) != (self.output_price is None):
             raise UserError("judge.input_price and judge.output_price: only one of them is set; set both or neither")
+        refuse_secrets(self.base_url, "judge.base_url")
         if self.serve is not None and "{port}" not in self.serve:
             raise UserError("judge.serve: does not contain {port}; add it where the command takes the server's port")
         if self.budget is not None and self.input_price is None:
@@ -344,6 +346,28 @@ class Config(Section):
         _check_translated_languages(self)
         refuse_ignored(self)
         return self
+
+
+def refuse_secrets(url: str | None, key: str) -> None:
+    """Check that an endpoint's address is one, without credentials, which would be repeated in messages and files.
+
+    Raises:
+        UserError: it is not, without repeating it.
+    """
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UserError(f"{key}: not an address; set it to http://HOST:PORT/v1 or https://HOST/v1")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise UserError(
+            f"{key}: holds more than an address (a user, a password, or words after ? or #), which files and messages "
+            "would repeat; remove it, and put the key into the environment variable that judge.api_key_variable names"
+        )
 
 
 def _check_languages(key: str, codes: tuple[str, ...]) -> None:
