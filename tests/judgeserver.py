@@ -64,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, '{"error": {"message": "another key"}}')
             return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "messages" not in body:
+            self._send(400, '{"error": {"message": "no messages"}}')
+            return
         with judge.lock:
             judge.requests.append(body)
             fault = judge.faults.pop(0) if judge.faults else None

@@ -248,8 +248,8 @@ def _ask_all(
                 del running[future]
     except TimeoutError as error:
         raise UserError(
-            f"{_where(judge)}: a reply does not end, not even long after judge.timeout={judge.timeout:g} s; ask another "
-            f"server. {_KEPT}"
+            f"{_where(judge)}: a reply does not end, not even long after judge.timeout={judge.timeout:g} s; ask "
+            f"another server. {_KEPT}"
         ) from error
     finally:
         _keep_last(running, keep)

@@ -134,7 +134,7 @@ def _require_key(server: Server) -> bool:
         UserError: it takes any key, or refuses its own.
     """
     other, own = _status(server, secrets.token_urlsafe(32)), _status(server, server.key)
-    if 503 in (other, own) or None in (other, own):
+    if other in (None, 503) or own == 503:  # it loads its model
         return False
     pass_it = (
         f"pass it ${_KEY_VARIABLE} (vLLM and llama.cpp take it from the environment themselves; for others: sh -c "
