@@ -309,7 +309,7 @@ BAD_YAML: dict[str, tuple[str, str]] = {
     "very many problems": ("\n".join(f"k{i}: 1" for i in range(500)), r"; and 49\d more"),
     "password in URL": (
         "judge: {base_url: 'http://u:secret@h/v1'}",
-        r" judge\.base_url: contains a user name or password",
+        r" judge\.base_url: holds more than an address",
     ),
     "no URL": ("judge: {base_url: nonsense}", r" judge\.base_url: is not a URL of an endpoint; write it as http"),
     "open quote": (

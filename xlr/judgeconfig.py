@@ -12,6 +12,28 @@ from xlr.schema import OPERATIONAL, Ignored, Lines, Location, Section
 _ENDPOINT_ONLY = Ignored("the judge runs in the Ray workers and no endpoint is asked", unless=("backend", "openai"))
 
 
+def refuse_secrets(url: str | None, key: str) -> None:
+    """Check that an endpoint's address is one, without credentials, which would be repeated in messages and files.
+
+    Raises:
+        UserError: it is not, without repeating it.
+    """
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UserError(f"{key}: not an address; set it to http://HOST:PORT/v1 or https://HOST/v1")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise UserError(
+            f"{key}: holds more than an address (a user, a password, or words after ? or #), which files and messages "
+            "would repeat; remove it, and put the key into the environment variable that judge.api_key_variable names"
+        )
+
+
 class JudgeConfig(Section):
     """Stage 6: a judge model compares held-out answers with those of a baseline."""
 
@@ -78,8 +100,7 @@ class JudgeConfig(Section):
             raise UserError("judge.input_price and judge.output_price: only one of them is set; set both or neither")
         if self.serve is not None:
             _check_command("judge.serve", self.serve)
-        if self.base_url is not None:
-            _check_url("judge.base_url", self.base_url)
+        refuse_secrets(self.base_url, "judge.base_url")
         if self.budget is not None and self.input_price is None:
             raise UserError("judge.budget: has no prices to count with; set judge.input_price and judge.output_price")
         return self
@@ -93,19 +114,3 @@ def _check_command(key: str, command: str) -> None:
         shlex.split(command)
     except ValueError as error:
         raise UserError(f"{key}: is not a command ({error}); close the quotes") from error
-
-
-def _check_url(key: str, url: str) -> None:
-    """Check an endpoint's URL. No message repeats it, because it may contain a password."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
-    except ValueError:  # a port that is no number, or a wrong IPv6 address
-        usable = False
-    if "@" in url.partition("://")[2].partition("/")[0]:
-        raise UserError(
-            f"{key}: contains a user name or password; remove it, and export the key in the environment variable that "
-            "judge.api_key_variable names"
-        )
-    if not usable:
-        raise UserError(f"{key}: is not a URL of an endpoint; write it as http://HOST:PORT/v1 or https://HOST/v1")

@@ -15,8 +15,16 @@ from xlr.evaluation.facts import AnswerFacts, EvaluationFacts, PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import implicit_reward
 from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score
+from xlr.rewarding import room
 from xlr.rewarding.responses import sample_responses
-from xlr.rewarding.scores import Candidate, reward_facts, row_key, score_candidates, scoring_instruction
+from xlr.rewarding.scores import (
+    Candidate,
+    require_scorable,
+    reward_facts,
+    row_key,
+    score_candidates,
+    scoring_instruction,
+)
 from xlr.run.artifact import Artifact, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
@@ -64,13 +72,34 @@ def check(context: Context) -> None:
     """Check early that the held-out sets and the models beside the iterations can be read.
 
     Raises:
-        UserError: naming what cannot.
+        UserError: naming what cannot, or what can exceed a model's positions.
     """
-    _ = context.held_out
-    for name in context.config.evaluate.models:
-        context.encoder_of(name)
-    if context.config.evaluate.preferences:
-        load_preferences(context.config.evaluate.preferences)
+    from xlr.model.checks import require_model  # imports torch
+
+    section = context.config.evaluate
+    for name in section.models:
+        require_model(context.model(name), context.encoder_of(name).tokenizer)
+        _require_room(context, name)
+    _require_room(context, START)
+    if section.prompts:
+        english, new_tokens = context.held_out[ENGLISH], section.max_new_tokens
+        require_scorable(context, "crosslingual", context.questions, english, new_tokens)
+    if section.preferences:
+        preferences, limit = load_preferences(section.preferences), room.positions_of_run(context)
+        room.require_preferences(context.encoder, section.preferences, preferences, limit, "evaluate.preferences")
+
+
+def _require_room(context: Context, model: ModelKey) -> None:
+    """Check that a model's answers to the held-out prompts fit its positions.
+
+    Raises:
+        UserError: they may not.
+    """
+    from xlr.model.checks import positions  # imports torch
+
+    limit = room.positions_of_run(context) if isinstance(model, int) else positions(context.model(model))
+    prompts, new_tokens = room.named(context.questions), context.config.evaluate.max_new_tokens
+    room.require_room(context.encoder_of(model), prompts, limit, new_tokens, "evaluate.max_new_tokens")
 
 
 def make(context: Context, model: ModelKey) -> EvaluationFacts:
@@ -121,6 +150,7 @@ def _answer(
     Args:
         dropped: gets the answers that cannot be scored, but for empty ones.
     """
+    _require_room(context, model)
     section = context.config.evaluate
     generate = GenerateConfig(
         temperature=section.temperature,

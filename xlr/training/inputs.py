@@ -28,6 +28,11 @@ class TrainingPair:
     lang: str
     example: Example
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longer of the responses."""
+        return len(self.example.prompt) + max(map(len, self.example.responses))
+
 
 @dataclass(frozen=True)
 class Training:
@@ -79,11 +84,12 @@ class Training:
         kept: list[TrainingPair] = []
         dropped = Dropped()
         for key, lang, prompt, chosen, rejected in self._rows():
-            example = Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
-            if len(example.prompt) + max(map(len, example.responses)) > limit:
+            answers = encoder.response(chosen), encoder.response(rejected)
+            pair = TrainingPair(key, lang, Example(encoder.prompt_of(prompt), answers))
+            if pair.length > limit:
                 dropped.add(f"longer than max_length={limit}", [(lang, key)])
             else:
-                kept.append(TrainingPair(key, lang, example))
+                kept.append(pair)
         if not kept:
             raise UserError(f"{self.title}: every pair is longer than max_length={limit} tokens; raise it")
         return kept, dropped
