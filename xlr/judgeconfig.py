@@ -43,10 +43,12 @@ class JudgeConfig(Section):
     """The judge: the endpoint's name for it, or with backend transformers a Hugging Face folder or hub name. null turns
     judging off."""
     base_url: Annotated[str | None, OPERATIONAL, _ENDPOINT_ONLY] = None
-    """URL of the endpoint, including /v1. null uses OPENAI_BASE_URL, or else OpenAI's own endpoint."""
+    """URL of the endpoint, including /v1, without user, password or key. null uses OPENAI_BASE_URL, or else OpenAI's
+    own endpoint."""
     serve: Annotated[str | None, OPERATIONAL, Lines.ALLOWED, _ENDPOINT_ONLY] = None
     """Command that serves the judge on this node while it is needed; base_url is then not used. {model} and {port} are
-    filled in: vllm serve {model} --host 127.0.0.1 --port {port}."""
+    filled in: vllm serve {model} --host 127.0.0.1 --port {port}. The server must ask for the key that xlr puts into
+    XLR_JUDGE_KEY, VLLM_API_KEY and LLAMA_API_KEY."""
     api_key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), OPERATIONAL, _ENDPOINT_ONLY] = (
         "OPENAI_API_KEY"
     )
@@ -92,7 +94,8 @@ class JudgeConfig(Section):
     """Spending limit over all cached verdicts, in the currency of the prices. Jobs judging at the same time do not see
     each other's spending."""
     cache: Annotated[str | None, OPERATIONAL, Location.PATH, _ENDPOINT_ONLY] = None
-    """Folder of cached verdicts, keyed by the content of the request; runs may share one. null uses RUN/verdicts."""
+    """Folder of cached verdicts, keyed by the content of the request and the server; runs may share one. null uses
+    RUN/verdicts."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "JudgeConfig":
