@@ -20,7 +20,9 @@ HERE = Path(__file__).parent
 
 def main(requirements: list[str]) -> None:
     """Resolve the requirements with pip, without installing them, and write the files."""
-    folder = HERE / f"{platform.system()}-{platform.machine()}-py{sys.version_info.major}{sys.version_info.minor}".lower()
+    folder = (
+        HERE / f"{platform.system()}-{platform.machine()}-py{sys.version_info.major}{sys.version_info.minor}".lower()
+    )
     folder.mkdir(exist_ok=True)
     found = [package for package in resolve(requirements) if "archive_info" in package["download_info"]]
     for name, is_wheel in (("wheels.txt", True), ("sources.txt", False)):
