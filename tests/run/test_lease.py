@@ -27,7 +27,9 @@ from hypothesis.stateful import (
 )
 
 from xlr.errors import UserError
+from xlr.progress import Clock
 from xlr.run import lease, leasefile, process
+from xlr.run.artifact import Artifact, manifest_path
 from xlr.run.leasefile import Holder, Look
 
 HOLD = (
@@ -181,6 +183,25 @@ def test_a_stopped_holder_that_lost_its_lease_ends_before_it_writes(tmp_path: Pa
     assert written.stat().st_size <= size + 1  # it may have been stopped between the question and the write
     assert process.stdout
     assert "iter1/scores: another xlr took over while this one was paused" in process.stdout.read()
+
+
+def test_an_artefact_is_not_finished_without_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(path: Path) -> None:
+        raise EndedError
+
+    monkeypatch.setattr(lease, "_end", end)
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.01)
+    target = Artifact(tmp_path / "iter1" / "scores", "score", {}, {})
+    target.folder.mkdir(parents=True)
+    with lease.held(tmp_path / "leases", [target.title]):
+        time.sleep(0.02)
+        target.finish(0, None, Clock())
+        manifest_path(target.folder).unlink()
+        (tmp_path / "leases" / "iter1" / "scores" / "000002").touch()
+        time.sleep(0.02)
+        with pytest.raises(EndedError):
+            target.finish(0, None, Clock())
+    assert not manifest_path(target.folder).exists()
 
 
 @pytest.mark.parametrize("loss", ["taken", "deleted", "marked"])

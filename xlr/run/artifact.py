@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from xlr.cluster.environment import version
 from xlr.errors import UserError
 from xlr.progress import Clock
+from xlr.run import lease
 from xlr.run.files import BLOCK_BYTES, file_digest, read_json, remove, sha256, write_json
 
 PLAN = "plan.json"
@@ -191,6 +192,7 @@ class Artifact:
             "versions": {name: version(name) for name in _LIBRARIES},
             "files": files,
         }
+        lease.require_held()  # another process may be making the artefact if this one paused
         write_json(manifest_path(self.folder), manifest)
 
     def pieces_folder(self, name: str) -> Path:
