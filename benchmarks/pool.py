@@ -79,7 +79,7 @@ def main() -> None:
             for row, (token_ids, reason) in zip(batch, result, strict=True)
         ]
 
-    target = Artifact(arguments.work / "pool", "generate", {}, {})
+    target = Artifact(arguments.work, arguments.work / "pool", "generate", {}, {})
     remove(target.pieces_folder("parts"))
     finished = 0
 

@@ -37,10 +37,10 @@ from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.model.products import compute_repeatably
 from xlr.records import Example, Response, ScoreTask
 from xlr.rewarding import scores
+from xlr.run.artifact import rows_of
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.files import remove, write_text
-from xlr.run.rows import read_rows
 from xlr.shipped import RECIPES
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
@@ -141,7 +141,7 @@ class Work:
         length, so that lengths vary as with a model that ends its answers.
         """
         encoder, found = self.context.encoder, defaultdict[tuple[str, str], list[Response]](list)
-        for row in read_rows(self.folder / "samples" / "iter1" / "responses", Response):
+        for row in rows_of(self.folder / "samples" / "iter1" / "responses", Response):
             if row.finish_reason == "length":
                 kept = row.token_ids[: random.Random(f"{row.lang} {row.id} {row.sample}").randrange(SHORTEST, LONGEST)]
                 row = replace(row, response=encoder.decode(kept), token_ids=kept)

@@ -26,8 +26,8 @@ import yaml
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.model.products import compute_repeatably
 from xlr.records import Response
+from xlr.run.artifact import rows_of
 from xlr.run.files import read_json, write_text
-from xlr.run.rows import read_rows
 from xlr.shipped import RECIPES, shipped
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
@@ -81,7 +81,7 @@ def make_pairs(work: Path, model: Path, count: int) -> list[dict[str, Any]]:
     write_text(work / "samples.yaml", yaml.safe_dump(tree))
     xlr("generate", str(work / "samples.yaml"), "--iteration", "1")
     samples: dict[tuple[str, str], list[str]] = {}
-    for row in read_rows(work / "samples" / "iter1" / "responses", Response):
+    for row in rows_of(work / "samples" / "iter1" / "responses", Response):
         samples.setdefault((row.lang, row.id), []).append(row.response)
     pairs = []
     for key, responses in samples.items():

@@ -42,6 +42,11 @@ xlr run mine.yaml train.beta=0.2 languages=[en,de]
   with `.`, `/`, `~` or `{`.
 - **Errors** name the file, the key and the remedy; xlr exits with code 2. Unknown keys, duplicate keys, and settings
   that would have no effect are errors.
+- **Types** are exact: `true` is no number, `"1"` is no number, and `1:30` is no text unless it is quoted. `1e-5` is a
+  number; dates are text. YAML tags (`!!str`) are refused; aliases and merge keys work. A file has at most 1 MiB, 40
+  levels and 10,000 entries, with aliases expanded.
+- **Texts** are not empty and have no control characters. Line breaks are allowed in `slurm.setup`, `judge.serve` and
+  `judge.extra_body` only.
 - **Operational** settings change how fast a stage runs or what it shows, never its result; they may change between
   restarts. All other settings decide results: xlr refuses to reuse an artefact that was made with another value.
 - **NAME** in a key is a name that you choose.
@@ -60,7 +65,8 @@ interrupted by SIGTERM or SIGUSR1 and saved its work, so start it again.
 
 def configuration() -> str:
     """The page of all settings, one table per section."""
-    properties = {name: tree["properties"] for name, tree in Config.model_json_schema()["$defs"].items()}
+    sections = Config.model_json_schema()["$defs"]
+    properties = {name: tree["properties"] for name, tree in sections.items() if "properties" in tree}
     properties["Config"] = configfile.schema()["properties"]
     parts = [NOTE, CONFIGURATION]
     for prefix, section in section_types(Config):
@@ -110,9 +116,14 @@ def _readable(schema: dict[str, Any]) -> str:
     if kind == "object":
         return "mapping"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    limits = [f"{sign} {_number(schema[key])}" for key, sign in signs.items() if key in schema]
     matching = f" matching `{schema['pattern']}`" if "pattern" in schema else ""
     return f"{kind} {', '.join(limits)}".rstrip() + matching
+
+
+def _number(value: float) -> str:
+    """`1000000.0` -> `1,000,000`, `1e-06` -> `1e-06`."""
+    return f"{int(value):,}" if value == int(value) and abs(value) < 1e10 else f"{value:g}"
 
 
 def _default(dotted: str, field: FieldInfo) -> str:

@@ -95,6 +95,7 @@ def tiny_tree(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
         "prompts": {"path": str(RECIPES / "quickstart" / "prompts"), "limit": 4},
         "generate": {"num_samples": 3, "max_new_tokens": 12, "batch_size": 8},
         "score": {"batch_tokens": 512},
+        "ray": {"actors": 1},  # a worker's imports take most of a tiny run's time
         "train": {
             "learning_rate": 1e-3,
             "global_batch_size": 4,

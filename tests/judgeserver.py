@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 import threading
@@ -29,6 +30,7 @@ class Judge:
     logprobs: bool = True
     texts: Sequence[str] = ("m", "M")
     url: str = ""
+    key: str | None = None
     paid: Counter[str] = field(default_factory=Counter)
     requests: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -57,7 +59,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         judge: Judge = self.server.judge  # type: ignore[attr-defined]
+        if judge.key is not None and self.headers["Authorization"] != f"Bearer {judge.key}":
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._send(401, '{"error": {"message": "another key"}}')
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "messages" not in body:
+            self._send(400, '{"error": {"message": "no messages"}}')
+            return
         with judge.lock:
             judge.requests.append(body)
             fault = judge.faults.pop(0) if judge.faults else None
@@ -115,5 +124,5 @@ def longer(first: str, second: str) -> float:
 
 
 if __name__ == "__main__":
-    with serving(Judge(longer), int(sys.argv[1])):
+    with serving(Judge(longer, key=os.environ.get("VLLM_API_KEY")), int(sys.argv[1])):
         time.sleep(3600)

@@ -105,8 +105,8 @@ def test_settings_of_the_judge_may_be_given_without_a_judge() -> None:
     ("sections", "message"),
     [
         ({"languages": ["en", "qq"]}, r"^languages: 'qq' is not a known ISO 639-1 language code"),
-        ({"languages": ["es", "es"]}, r"^languages: .* contains a duplicate; remove it"),
-        ({"evaluate": {"languages": ["es", "es"]}}, r"^evaluate\.languages: .* contains a duplicate"),
+        ({"languages": ["es", "es"]}, r"^languages: 'es' is a duplicate; remove it"),
+        ({"evaluate": {"languages": ["es", "es"]}}, r"^evaluate\.languages: 'es' is a duplicate"),
         ({"model": {"initial": "a"}}, r"^model\.aligned: not set; .*align\.preferences"),
         ({"judge": {"model": "m"}}, r"^judge\.model: there are no answers to judge; set evaluate\.prompts"),
         ({"judge": {"baseline": 3}}, r"^judge\.baseline: there is no iteration 3; choose one from 0 to 2"),

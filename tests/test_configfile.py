@@ -97,7 +97,7 @@ def test_what_a_file_sets_wins_and_merging_it_again_changes_nothing(inherited: A
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ("nothing", r"run\.yaml: extends: 'nothing' is neither a recipe \(.*llama3-8b.*\) nor a file"),
+        ("nothing", r"run\.yaml: extends: .nothing. is neither a recipe \(.*llama3-8b.*\) nor a file"),
         (3, r"run\.yaml: extends: 3 is neither a recipe"),
         ("run.yaml", r"run\.yaml: extends: the files extend each other in a circle \(.*run\.yaml -> .*run\.yaml\)"),
         ("other.yaml", r"other\.yaml: extends: .* in a circle \(.*run\.yaml -> .*other\.yaml -> .*run\.yaml\)"),
@@ -145,13 +145,16 @@ def test_an_override_reaches_one_of_two_sections_that_share_an_alias(path: Path)
         ("trian.beta=1", r"trian: unknown key; did you mean train\?"),
         ("extend=llama3-8b", r"extend: unknown key; did you mean extends\?"),
         ("slurm.jobs.time.nods=1", r"slurm\.jobs\.time\.nods: unknown key; did you mean nodes\?"),
-        ("evaluate.prompts.pth=x", r"evaluate\.prompts\.path: field required"),
-        ("train.beta=-1", r"train\.beta: input should be greater than 0 \(it is -1\)"),
-        ("train.beta=much", r"train\.beta: .*number.*'much'"),
+        ("evaluate.prompts.pth=x", r"evaluate\.prompts\.path: not set; add it"),
+        ("train.beta=-1", r"train\.beta: input should be greater than or equal to 0.000001 \(it is -1\)"),
+        ("train.beta=much", r"train\.beta: .*number.*\"much\""),
         ("languages=[es, es]", r"run\.yaml: languages: .*duplicate"),
         ("seed", r"section\.key=value"),
-        ("seed.x=1", r"seed is a value, not a section"),
-        ("train.beta={", r"not valid YAML"),
+        ("seed.x=1", r'"seed" is a value, not a section'),
+        ("train.beta={", r"override \"train\.beta=\{\": not valid YAML"),
+        ("run_dir=~nobody-here/x", r'"~nobody-here/x": .*home directory.*; write the whole path'),
+        ("extends=llama3-8b", r"only a file can extend another"),
+        (".".join("a" * 5000) + "=1", r"a key has at most 20 parts"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(path: Path, override: str, message: str) -> None:
@@ -170,7 +173,7 @@ def test_a_file_that_is_not_a_configuration_is_named(tmp_path: Path, text: str) 
 def test_a_duplicate_key_is_refused_with_its_line(path: Path, cli: Cli) -> None:
     path.write_text("train:\n  beta: 0.2\nseed: 1\ntrain:\n  max_steps: 1\n", encoding="utf-8")
     assert_refused(cli("config", path), f"{path}:4: train: duplicate key; remove one of them")
-    path.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: &c [*c]\n", encoding="utf-8")
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\n", encoding="utf-8")  # the own key wins over a merged one
     with pytest.raises(UserError, match="unknown key"):
         configfile.load(path)
 

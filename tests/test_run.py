@@ -17,11 +17,12 @@ import psutil
 import pytest
 
 from tests.conftest import Cli, assert_refused
+from tests.rows import read_rows
 from tests.waiting import descendants, wait_until
 from xlr.cluster.preemption import EXIT_CODE
 from xlr.records import Pair, Response, Score
 from xlr.run.files import read_json, write_json
-from xlr.run.rows import read_rows, write_rows
+from xlr.run.rows import write_rows
 
 ARTEFACTS = ("iter0/eval", "iter1/responses", "iter1/scores", "iter1/pairs", "iter1/model", "iter1/eval")
 

@@ -1,21 +1,29 @@
 """The `xlr` command. A command imports what it needs when it runs, so that `xlr --help` loads no torch."""
 
-import contextlib
 import io
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from xlr.errors import UserError
-from xlr.stages import STAGES, StageKind
-
-if TYPE_CHECKING:
-    from xlr.run.context import Context
+from xlr.stagecommands import (
+    AcceptOption,
+    IterationOption,
+    ModelOption,
+    Overrides,
+    Source,
+    accepted,
+    add_stage_command,
+    model_key,
+    open_context,
+    run_stages,
+)
+from xlr.stages import STAGES
+from xlr.texts import shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,50 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help takes half the time
     help="Align a language model in languages without preference data (Implicit Cross-Lingual Rewarding).",
 )
-
-Source = Annotated[str, typer.Argument(metavar="RUN|CONFIG.yaml", help="A run directory, or a configuration file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.beta=0.2.")]
-IterationOption = Annotated[int, typer.Option("--iteration", "-i", min=0, help="Number of the iteration, from 1.")]
-ModelOption = Annotated[
-    str, typer.Option("--iteration", "-i", help="Number of the iteration (0 is pi^0), or a name in evaluate.models.")
-]
-
-
-def _context(source: str, overrides: list[str] | None) -> "Context":
-    from xlr import configfile
-    from xlr.run.context import Context
-
-    return Context(configfile.load(source, overrides))
-
-
-def _model_key(text: str) -> int | str:
-    """An iteration's number, or a model's name."""
-    return int(text) if text.isdecimal() else text
-
-
-def _run_stages(names: Sequence[str], source: str, overrides: list[str] | None, iteration: int | str) -> None:
-    """Run stages of one iteration, in workers or in training ranks."""
-    from xlr import pipeline
-    from xlr.cluster.launcher import ERROR_FILE
-    from xlr.cluster.ranks import ranks
-
-    context = _context(source, overrides)
-    plan = [pipeline.Stage(name, iteration) for name in names]
-    for stage in plan:
-        if stage not in pipeline.stages(context.config):
-            have = ", ".join(map(str, pipeline.stages(context.config)))
-            raise UserError(f"{stage}: not a stage of this run, which has {have}")
-    found = ranks()
-    if found is None or not plan[0].kind.in_ranks:
-        with pipeline.holding(context, plan):
-            pipeline.run_all(context, plan)
-        return
-    from xlr.training import model
-
-    # The launcher holds the leases of the ranks that it started. Otherwise the first rank takes them.
-    takes_leases = found.rank == 0 and ERROR_FILE not in os.environ
-    with pipeline.holding(context, plan) if takes_leases else contextlib.nullcontext():
-        model.join(context, int(iteration), found)
 
 
 @app.command()
@@ -78,42 +42,26 @@ def run(
         str | None, typer.Option("--stages", help="Only these stages of one iteration: generate,score.")
     ] = None,
     iteration: ModelOption = "1",
+    accept: AcceptOption = "",
 ) -> None:
     """Run every stage that is not done yet, then show the report."""
     from xlr import pipeline
     from xlr.report import report
 
     if only is not None:
-        _run_stages(only.split(","), source, overrides, _model_key(iteration))
+        run_stages(only.split(","), source, overrides, model_key(iteration), accept)
         return
-    context = _context(source, overrides)
+    context = open_context(source, overrides)
     plan = pipeline.stages(context.config)
-    with pipeline.holding(context, plan):
+    with pipeline.holding(context, plan, accepted(accept)):
         if not all(pipeline.done(context, stage) for stage in plan):
             pipeline.check(context)
         pipeline.run_all(context, plan)
         report.make([context.config], context.run.path)
 
 
-def _add_stage_command(kind: StageKind) -> None:
-    """Add the command that runs one stage of one iteration."""
-
-    def at_start(source: Source, overrides: Overrides = None) -> None:
-        _run_stages([kind.name], source, overrides, kind.default)
-
-    def at_iteration(source: Source, overrides: Overrides = None, iteration: IterationOption = kind.default) -> None:
-        _run_stages([kind.name], source, overrides, iteration)
-
-    def at_model(source: Source, overrides: Overrides = None, iteration: ModelOption = str(kind.default)) -> None:
-        _run_stages([kind.name], source, overrides, _model_key(iteration))
-
-    command = at_start if kind.only_start else at_model if kind.any_model else at_iteration
-    command.__doc__ = kind.help
-    app.command(kind.name)(command)
-
-
 for _kind in STAGES:
-    _add_stage_command(_kind)
+    add_stage_command(app, _kind)
 
 
 @app.command()
@@ -130,14 +78,14 @@ def inspect(
     from xlr.console import console
     from xlr.rewarding import inspection, inspectionview
 
-    context = _context(source, overrides)
+    context = open_context(source, overrides)
     console.stderr = as_json
     langs = context.config.languages if languages is None else languages.split(",")
     inspection.require_valid(context.config, iteration, langs)
     with pipeline.holding(context, ()):
         found = inspection.inspect(context, iteration, prompts, langs)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+        print(shown(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)))
     else:
         inspectionview.show(found)
 
@@ -151,19 +99,19 @@ def submit(
     overrides: Overrides = None,
     site: Site = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print jobs and scripts; needs no Slurm.")] = False,
+    accept: AcceptOption = "",
 ) -> None:
     """Submit every stage that is not done yet as a chain of Slurm jobs."""
     from xlr.jobs import submission
 
-    context = _context(source, overrides)
+    context = open_context(source, overrides)
     if dry_run:
-        print(submission.describe(context, site), end="")
+        print(shown(submission.describe(context, site)), end="")
         return
-    found = submission.submit(context, site)
+    found = submission.submit(context, site, accepted(accept))
     for job in found:
-        print(
-            f"{job.id}  {job.name}: {', '.join(job.stages)}" + (f"  after {', '.join(job.after)}" if job.after else "")
-        )
+        after = f"  after {', '.join(job.after)}" if job.after else ""
+        print(shown(f"{job.id}  {job.name}: {', '.join(job.stages)}{after}"))
     print(f"xlr status {context.run.path}" if found else f"{context.run.path}: every stage is done")
 
 
@@ -172,9 +120,9 @@ def cancel(source: Source) -> None:
     """Cancel the Slurm jobs of a run. Finished work is kept."""
     from xlr.jobs import submission
 
-    context = _context(source, None)
+    context = open_context(source, None)
     for job in submission.cancel(context):
-        print(f"{job.id}  {job.name}: cancelled")
+        print(shown(f"{job.id}  {job.name}: cancelled"))
 
 
 @app.command()
@@ -188,7 +136,7 @@ def logs(
     from xlr.jobs import submission
     from xlr.pipeline import Stage
 
-    log = submission.log(_context(source, None), Stage(stage, _model_key(iteration)))
+    log = submission.log(open_context(source, None), Stage(stage, model_key(iteration)))
     os.execvp("tail", ["tail", "--lines=+1", *(["--follow"] if follow else []), str(log)])
 
 
@@ -203,7 +151,7 @@ def doctor(
     """Check that a run can work on this Slurm cluster, first on this machine, then on the nodes in a short job."""
     from xlr.jobs import doctor as examination
 
-    context = _context(source, overrides)
+    context = open_context(source, overrides)
     if on_node:
         examination.on_node(context)
     elif ray:
@@ -218,13 +166,28 @@ def doctor(
 
 
 @app.command()
+def verify(source: Source) -> None:
+    """Read every file of a run again, compare it with its manifest, and say what each fault means."""
+    from xlr import verify as verification
+    from xlr.console import console
+
+    context, found = open_context(source, None), 0
+    for place, fault in verification.faults(context):
+        console.print(f"{place}: {fault}")
+        found += 1
+    if found:
+        raise UserError(f"{context.run.path}: {found} faults; see above what each means")
+    console.print(f"{context.run.path}: no faults")
+
+
+@app.command()
 def status(source: Source) -> None:
     """Show the state, rows and time of every stage, and the Slurm jobs if there are any."""
     from xlr import pipeline
     from xlr.jobs import submission
     from xlr.report.status import show_jobs, show_status
 
-    context = _context(source, None)
+    context = open_context(source, None)
     show_status(pipeline.status(context))
     show_jobs(submission.table(context))
 
@@ -242,9 +205,7 @@ def report_command(
     from xlr.report import report
 
     trackers = figures.known_trackers(to.split(",") if to else [])
-    # A copied run directory still has the path of the original in its configuration.
-    run_dirs = [[f"run_dir={json.dumps(source)}"] if Path(source).is_dir() else None for source in sources]
-    contexts = [_context(source, run_dir) for source, run_dir in zip(sources, run_dirs, strict=True)]
+    contexts = [open_context(source, None) for source in sources]
     report.make([context.config for context in contexts], out or contexts[0].run.path)
     for context in contexts:
         figures.publish(context.run.path, trackers)
@@ -279,7 +240,7 @@ def winrate_command(
         load(difficulty),
     )
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+        print(shown(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)))
     else:
         winrates.show(found)
 
@@ -346,11 +307,11 @@ def main() -> None:
         app()
     except BaseException as error:
         if message := said(error):
-            print(message, file=sys.stderr)
+            print(shown(message), file=sys.stderr)
             sys.exit(EXIT_CODE)
         if not isinstance(error, UserError):
             raise
         if ERROR_FILE in os.environ:
-            Path(os.environ[ERROR_FILE]).write_text(str(error), encoding="utf-8")
-        print(f"error: {error}", file=sys.stderr)
+            Path(os.environ[ERROR_FILE]).write_text(shown(str(error)), encoding="utf-8")
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -1,24 +1,28 @@
 """Every setting of a run: the typed tree, and the checks across its sections. `configfile` reads and writes it."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from xlr import languages
 from xlr.errors import UserError
+from xlr.judgeconfig import JudgeConfig
 from xlr.records import START, ModelKey
 from xlr.schema import OPERATIONAL, Ignored, Location, Section, refuse_ignored, walk
 from xlr.slurmconfig import SlurmConfig
 
 SHARED_PROMPT = "xlr_shared_prompt"
 
-ModelName = Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]*$")]
+ModelName = Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]{0,63}$")]
+# vLLM raises lower temperatures to 0.01 in silence.
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+TopP = Annotated[float, Field(ge=1e-6, le=1)]
 Reward = Literal["crosslingual", "multilingual", "translate"]
 Flaw = Literal["truncated", "repeated", "wrong_language", "duplicate"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 _ENGINE_ONLY = Ignored("transformers samples on one GPU and takes the memory it needs", unless=("backend", "vllm"))
-_ENDPOINT_ONLY = Ignored("the judge runs in the Ray workers and no endpoint is asked", unless=("backend", "openai"))
 
 
 class ModelConfig(Section):
@@ -42,7 +46,7 @@ class PromptsConfig(Section):
     path: Annotated[str, Location.HUB]
     """Folder with one {lang}.jsonl or {lang}.json file per language, or a dataset: a saved DatasetDict with one split
     per language, or a hub dataset with one configuration per language."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=1_000_000_000)
     """Number of instructions per language, counted from the start of the English file. null uses all."""
 
 
@@ -52,23 +56,25 @@ class GenerateConfig(Section):
     backend: Literal["transformers", "vllm"] = "transformers"
     """Sampler: transformers with static batches, or vLLM. Their random numbers differ, so the same seed gives other
     responses."""
-    num_samples: int = Field(10, ge=1)
+    num_samples: int = Field(10, ge=1, le=10_000)
     """Responses per prompt."""
-    temperature: float = Field(0.9, gt=0)
+    temperature: Temperature = 0.9
     """Sampling temperature."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: TopP = 1.0
     """Nucleus sampling: keep the likeliest tokens until their probabilities sum to this. 1 keeps all."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, le=10_000_000)
     """Keep this many of the likeliest tokens. 0 keeps all."""
-    max_new_tokens: int = Field(2400, ge=1)
+    max_new_tokens: int = Field(2400, ge=1, le=10_000_000)
     """Maximum length of a response, in tokens. A longer response is cut off and counted as truncated."""
-    batch_size: int = Field(default_factory=lambda given: 1024 if given.get("backend") == "vllm" else 64, ge=1)
+    batch_size: int = Field(
+        default_factory=lambda given: 1024 if given.get("backend") == "vllm" else 64, ge=1, le=1_000_000
+    )
     """Responses per task; by default 64 with transformers and 1024 with vllm. transformers samples them all at once,
     so they must fit the GPU. vLLM schedules them itself, so use many times what fits the GPU: the engine runs partly
     idle as each task ends."""
-    tensor_parallel_size: Annotated[int, Field(ge=1), _ENGINE_ONLY] = 1
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024), _ENGINE_ONLY] = 1
     """GPUs per vLLM engine. Each sampling actor gets this many, whatever ray.gpus_per_actor says."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), OPERATIONAL, _ENGINE_ONLY] = 0.9
+    gpu_memory_utilization: Annotated[float, Field(ge=0.01, le=1), OPERATIONAL, _ENGINE_ONLY] = 0.9
     """Share of each GPU's memory that vLLM takes. On CPUs the environment variable VLLM_CPU_KVCACHE_SPACE sets the
     size of its cache in GiB instead."""
 
@@ -82,9 +88,9 @@ class ScoreConfig(Section):
     into English, which is scored under the English instruction; English responses are left out."""
     reference: Literal["initial", "previous"] = "initial"
     """Reference model of the reward. initial is always pi_I; previous is the model that the policy was trained from."""
-    batch_tokens: int = Field(16384, ge=1)
+    batch_tokens: int = Field(16384, ge=1, le=100_000_000)
     """Tokens per scoring batch. Lower it if a GPU runs out of memory."""
-    max_length: int = Field(8192, ge=2)
+    max_length: int = Field(8192, ge=2, le=10_000_000)
     """Maximum length of prompt plus response, in tokens. Longer ones are left out, counted and reported."""
 
 
@@ -98,7 +104,7 @@ class PairConfig(Section):
     length_control: bool = True
     """Subtract a length penalty from the rewards, fitted per language so that chosen and rejected responses are equally
     long on average."""
-    upper_bound: float | None = None
+    upper_bound: float | None = Field(None, ge=-1e9, le=1e9)
     """A response whose penalised reward reaches this is never chosen. null sets no bound."""
     export_jsonl: bool = False
     """Also write pairs.jsonl next to the Parquet file."""
@@ -107,7 +113,7 @@ class PairConfig(Section):
 class TrainConfig(Section):
     """Stage 4: full fine-tuning with DPO and NLL."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, ge=1e-6, le=1000)
     """Inverse temperature of the DPO loss."""
     loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
     """Preference loss: DPO's sigmoid loss, or IPO."""
@@ -115,38 +121,38 @@ class TrainConfig(Section):
         float, Field(ge=0, lt=0.5), Ignored("the IPO loss has no label smoothing", unless=("loss_type", "sigmoid"))
     ] = 0.0
     """Assumed probability that a preference label is flipped (conservative DPO)."""
-    nll_weight: float = Field(1.0, ge=0)
+    nll_weight: float = Field(1.0, ge=0, le=1000)
     """Weight of the chosen response's mean negative log-likelihood per token, which is added to the preference loss."""
     reference: Literal["start", "initial"] = "start"
     """DPO reference: the model that the iteration starts from, or pi_I."""
     reference_mode: Literal["frozen", "cached"] = "frozen"
     """frozen keeps the reference in memory beside the policy. cached has the Ray workers compute its log-probabilities
     of all pairs before training, which saves its memory and time in training."""
-    learning_rate: float = Field(5e-7, gt=0)
+    learning_rate: float = Field(5e-7, ge=1e-20, le=1)
     """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """Learning-rate schedule, by the names of transformers. constant has no warm-up."""
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     """Share of the steps in which the learning rate rises to its peak."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=100)
     """Decoupled weight decay of AdamW."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta1: float = Field(0.9, ge=0, le=0.999999)
     """Decay rate of AdamW's first moment."""
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, le=0.999999)
     """Decay rate of AdamW's second moment."""
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_epsilon: float = Field(1e-8, ge=1e-20, le=1)
     """AdamW's epsilon."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, le=1e9)
     """Maximum gradient norm; larger gradients are clipped to it. 0 turns clipping off."""
-    num_train_epochs: int = Field(1, ge=1)
+    num_train_epochs: int = Field(1, ge=1, le=10_000)
     """Passes over the pairs."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Maximum number of optimizer steps; the learning-rate schedule ends there too. null sets no limit."""
-    global_batch_size: int = Field(32, ge=1)
+    global_batch_size: int = Field(32, ge=1, le=1_000_000)
     """Pairs per optimizer step, over all ranks."""
-    micro_batch_tokens: int = Field(8192, ge=1)
+    micro_batch_tokens: int = Field(8192, ge=1, le=100_000_000)
     """Tokens that a rank computes at once. Lower it if a GPU runs out of memory: the loss changes only by rounding."""
-    max_length: int = Field(4096, ge=2)
+    max_length: int = Field(4096, ge=2, le=10_000_000)
     """Maximum length of prompt plus response, in tokens. Pairs with a longer one are left out, counted and reported."""
     gradient_checkpointing: bool | Literal["selective"] = False
     """Recompute activations in the backward pass instead of keeping them. true recomputes whole layers. selective keeps
@@ -155,17 +161,17 @@ class TrainConfig(Section):
     """DeepSpeed JSON of the policy: your own file, or the name of one in ds_configs/."""
     reference_ds_config: Annotated[str, Location.DS_CONFIG] = "reference"
     """DeepSpeed JSON of the reference; used with reference_mode frozen."""
-    processes: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
+    processes: Annotated[int | None, Field(ge=1, le=1024), OPERATIONAL] = None
     """Training processes that xlr starts on this machine. null starts one per GPU, or one on CPUs."""
-    save_steps: Annotated[int, Field(ge=0), OPERATIONAL] = 50
+    save_steps: Annotated[int, Field(ge=0, le=1_000_000_000), OPERATIONAL] = 50
     """Steps between checkpoints. 0 writes one only on SIGTERM or SIGUSR1, or after save_minutes."""
-    save_minutes: Annotated[float, Field(ge=0), OPERATIONAL] = 30
+    save_minutes: Annotated[float, Field(ge=0, le=1_000_000), OPERATIONAL] = 30
     """Longest time between checkpoints, in minutes. 0 sets no such limit."""
-    save_total_limit: Annotated[int, Field(ge=1), OPERATIONAL] = 1
+    save_total_limit: Annotated[int, Field(ge=1, le=1_000_000), OPERATIONAL] = 1
     """Number of checkpoints to keep. The oldest is deleted once a new one is complete."""
-    eval_pairs: int = Field(0, ge=0)
+    eval_pairs: int = Field(0, ge=0, le=1_000_000_000)
     """Pairs per language that are held out of training and evaluated instead."""
-    eval_steps: Annotated[int, Field(ge=1), OPERATIONAL] = 50
+    eval_steps: Annotated[int, Field(ge=1, le=1_000_000_000), OPERATIONAL] = 50
     """Steps between evaluations of the held-out pairs."""
     report_to: Annotated[tuple[Tracker, ...], OPERATIONAL] = ("tensorboard",)
     """Experiment trackers that get the metrics, besides metrics.jsonl. Each reads its own environment variables."""
@@ -193,96 +199,27 @@ class EvaluateConfig(Section):
     the languages of the run."""
     preferences: Annotated[str | None, Location.PATH] = None
     """File with held-out English preferences, in the format of align.preferences."""
-    temperature: float = Field(0.6, gt=0)
+    temperature: Temperature = 0.6
     """Sampling temperature."""
-    top_p: float = Field(0.9, gt=0, le=1)
+    top_p: TopP = 0.9
     """Nucleus sampling, as generate.top_p."""
-    max_new_tokens: int = Field(2048, ge=1)
+    max_new_tokens: int = Field(2048, ge=1, le=10_000_000)
     """Maximum length of an answer, in tokens."""
     models: Annotated[dict[ModelName, str], OPERATIONAL, Location.HUB] = Field({})
     """More models to evaluate and judge like those of the iterations: a name, and a Hugging Face folder or hub name.
     Each uses its own tokenizer and chat template."""
 
 
-class JudgeConfig(Section):
-    """Stage 6: a judge model compares held-out answers with those of a baseline."""
-
-    backend: Literal["openai", "transformers"] = "openai"
-    """Where the judge runs: behind an OpenAI-compatible endpoint, or in the Ray workers."""
-    model: Annotated[str | None, Location.JUDGE] = None
-    """The judge: the endpoint's name for it, or with backend transformers a Hugging Face folder or hub name. null turns
-    judging off."""
-    base_url: Annotated[str | None, OPERATIONAL, _ENDPOINT_ONLY] = None
-    """URL of the endpoint, including /v1. null uses OPENAI_BASE_URL, or else OpenAI's own endpoint."""
-    serve: Annotated[str | None, OPERATIONAL, _ENDPOINT_ONLY] = None
-    """Command that serves the judge on this node while it is needed; base_url is then not used. {model} and {port} are
-    filled in: vllm serve {model} --host 127.0.0.1 --port {port}."""
-    api_key_variable: Annotated[str, OPERATIONAL, _ENDPOINT_ONLY] = "OPENAI_API_KEY"
-    """Environment variable that holds the endpoint's key. A server without keys accepts any value."""
-    baseline: Annotated[Annotated[int, Field(ge=0)] | str, Location.BASELINE] = 0
-    """Whose answers the judge compares with: an iteration (0 is the start), a name in evaluate.models, or a folder of
-    reference outputs in AlpacaEval's format, {lang}.json with instruction, output and generator in every row."""
-    both_orders: bool = True
-    """Ask about each comparison twice, with the answers in both orders, and average. false asks once, in an order
-    drawn with the seed."""
-    preference: Annotated[Literal["weighted", "choice"], _ENDPOINT_ONLY] = "weighted"
-    """weighted reads the probabilities of the two verdicts (logprobs); choice reads the verdict as text, for endpoints
-    without logprobs. Judges in the Ray workers are always weighted."""
-    template: Annotated[str | None, Location.PATH] = None
-    """File with the judge's prompt: plain text, or AlpacaEval's <|im_start|> format. It contains {instruction},
-    {output_1}, {output_2}, optionally {language}, and asks for the verdict m (output_1 is better) or M. null uses
-    xlr's own prompt."""
-    temperature: Annotated[float | None, Field(ge=0), _ENDPOINT_ONLY] = 0.0
-    """Sampling temperature of the verdicts. null omits it from requests."""
-    max_tokens: Annotated[int | None, Field(ge=1), _ENDPOINT_ONLY] = Field(
-        default_factory=lambda given: 16 if given.get("preference") == "choice" else 1
-    )
-    """Maximum length of a verdict, in tokens; by default 1 if preference is weighted and 16 if it is choice. null omits
-    it from requests."""
-    top_logprobs: Annotated[int, Field(ge=2), _ENDPOINT_ONLY] = 20
-    """Number of token probabilities to request. Some endpoints allow at most 5."""
-    extra_body: Annotated[dict[str, Any], _ENDPOINT_ONLY] = Field({})
-    """Further keys of every request, for example {chat_template_kwargs: {enable_thinking: false}}."""
-    difficulty: Annotated[str | None, Location.HUB] = None
-    """AlpacaEval's df_gamed.csv: the file, or the hub dataset tatsu-lab/alpaca_eval that contains it. With it win rates
-    are length_controlled_v1; null gives length_controlled_minimal."""
-    concurrency: Annotated[int, Field(ge=1), OPERATIONAL, _ENDPOINT_ONLY] = 16
-    """Requests in flight at once."""
-    timeout: Annotated[float, Field(gt=0), OPERATIONAL, _ENDPOINT_ONLY] = 120
-    """Seconds after which a request is retried."""
-    max_retries: Annotated[int, Field(ge=0), OPERATIONAL, _ENDPOINT_ONLY] = 8
-    """Retries of a request, with growing pauses or those that the endpoint asks for."""
-    input_price: Annotated[float | None, Field(ge=0), OPERATIONAL] = None
-    """Price of a million prompt tokens, in any currency. With both prices xlr reports the cost of judging."""
-    output_price: Annotated[float | None, Field(ge=0), OPERATIONAL] = None
-    """Price of a million completion tokens, in the same currency."""
-    budget: Annotated[float | None, Field(gt=0), OPERATIONAL, _ENDPOINT_ONLY] = None
-    """Spending limit over all cached verdicts, in the currency of the prices. Jobs judging at the same time do not see
-    each other's spending."""
-    cache: Annotated[str | None, OPERATIONAL, Location.PATH, _ENDPOINT_ONLY] = None
-    """Folder of cached verdicts, keyed by the content of the request; runs may share one. null uses RUN/verdicts."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "JudgeConfig":
-        if (self.input_price is None) != (self.output_price is None):
-            raise UserError("judge.input_price and judge.output_price: only one of them is set; set both or neither")
-        if self.serve is not None and "{port}" not in self.serve:
-            raise UserError("judge.serve: does not contain {port}; add it where the command takes the server's port")
-        if self.budget is not None and self.input_price is None:
-            raise UserError("judge.budget: has no prices to count with; set judge.input_price and judge.output_price")
-        return self
-
-
 class RayConfig(Section):
     """The Ray actors that sample and score. Nothing here changes a result."""
 
-    actors: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
+    actors: Annotated[int | None, Field(ge=1, le=100_000), OPERATIONAL] = None
     """Number of actors. null starts one per GPU, or as many as the CPUs allow."""
-    cpus_per_actor: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
+    cpus_per_actor: Annotated[int | None, Field(ge=1, le=10_000), OPERATIONAL] = None
     """Threads per actor. null uses up to 4 beside a GPU, or shares all cores of a CPU machine among its actors."""
-    gpus_per_actor: Annotated[float | None, Field(ge=0), OPERATIONAL] = None
+    gpus_per_actor: Annotated[float | None, Field(ge=0, le=1024), OPERATIONAL] = None
     """GPUs per actor; a fraction shares one GPU. null uses 1 where there are GPUs."""
-    task_minutes: Annotated[float, Field(gt=0), OPERATIONAL] = 120
+    task_minutes: Annotated[float, Field(ge=0.001, le=1_000_000), OPERATIONAL] = 120
     """Minutes after which a task counts as hung. Its worker is ended and another worker gets the task."""
     one_model_at_a_time: Annotated[bool, OPERATIONAL] = False
     """Score with the policy first and the reference second, for GPUs that do not hold both models."""
@@ -295,9 +232,9 @@ class Config(Section):
 
     run_dir: Annotated[str, OPERATIONAL, Location.PATH]
     """Folder of the run's artefacts."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of sampling and data order."""
-    iterations: Annotated[int, Field(ge=1), OPERATIONAL] = 2
+    iterations: Annotated[int, Field(ge=1, le=1000), OPERATIONAL] = 2
     """How many times generate, score, pair and train are repeated. It may be raised later."""
     languages: tuple[str, ...] = Field(min_length=1)
     """ISO 639-1 codes of the languages to train on; English is trained on only if it is listed."""
@@ -352,8 +289,8 @@ def _check_languages(key: str, codes: tuple[str, ...]) -> None:
             languages.name(code)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
-    if len(set(codes)) != len(codes):
-        raise UserError(f"{key}: {list(codes)} contains a duplicate; remove it")
+    if duplicates := [code for code, count in Counter(codes).items() if count > 1]:
+        raise UserError(f"{key}: {duplicates[0]!r} is a duplicate; remove it")
 
 
 def _check_aligned_model(config: Config) -> None:

@@ -5,20 +5,38 @@ that ship with xlr, and `~` the home folder.
 """
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
+from xlr import yamlfiles
 from xlr.config import Config
 from xlr.errors import UserError
 from xlr.schema import Location, Section, marks, section_type
 from xlr.shipped import RECIPES, recipes
 from xlr.slurmconfig import SlurmConfig
+from xlr.texts import brief, cut, reason
 
 # The key under which a file names another one, whose settings it takes over except for those it sets itself.
 EXTENDS = "extends"
+_MOST_EXTENDED = 20  # files in a chain
+_DEEPEST_KEY = 20  # parts of a dotted key
+_LONGEST_KEY = 100  # characters of a key that are compared with the valid ones
+_ABSENT = object()
+_MOST_PROBLEMS = 5  # that one message names
+
+# Pydantic's words, where they speak of Python rather than of YAML, and where a remedy is known.
+_WORDS = {
+    "missing": "not set; add it",
+    "model_type": "input should be a section of keys and values",
+    "dict_type": "input should be a section of keys and values",
+    "tuple_type": "input should be a list, for example [a, b]",
+    "string_type": "input should be a valid string, in quotes",
+    "bool_type": "input should be true or false",
+    "invalid-json-value": "input should be a text, a number, true, false, null, a list or a section",
+}
 
 _EXTENDS_SCHEMA = {
     "type": "string",
@@ -40,16 +58,16 @@ def load(source: str | Path, overrides: list[str] | None = None) -> Config:
         UserError: naming the file and the key.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "config.yaml"
-    if not path.is_file():
+    if not os.path.lexists(path):
         what = "no such configuration file or run directory"
         raise UserError(f"{path}: {what}; start one with `xlr init NAME --recipe quickstart`")
     tree, files = _read(path)
     for override in overrides or []:
         tree = _overridden(tree, override)
     config = _validated(Config, {"run_dir": f"runs/{path.stem}"} | tree, files)
-    absolute: Config = _absolute(config, config)
+    absolute: Config = _absolute(config, config, str(path))
     return absolute
 
 
@@ -64,7 +82,7 @@ def load_site(path: Path) -> SlurmConfig:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, with every default."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yamlfiles.dump(config.model_dump(mode="json"))
 
 
 def schema() -> dict[str, Any]:
@@ -93,46 +111,18 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
     if base.resolve() in {file.resolve() for file in files}:
         chain = " -> ".join(map(str, (*files, base)))
         raise UserError(f"{path}: extends: the files extend each other in a circle ({chain}); remove one `extends`")
+    if len(files) == _MOST_EXTENDED:
+        raise UserError(f"{path}: extends: more than {_MOST_EXTENDED} files extend each other; merge some of them")
     inherited, files = _read(base, files)
     inherited.pop("run_dir", None)  # two files that extend one must not share a run directory by mistake
     return _merged(inherited, own), files
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    tree = yamlfiles.load(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: contains no settings; start from `xlr init NAME --recipe quickstart`")
-    _require_unique_keys(root, path)
     return tree
-
-
-def _require_unique_keys(root: yaml.Node | None, path: Path) -> None:
-    """Check that no section sets a key twice, of which YAML would keep the last in silence.
-
-    Raises:
-        UserError: naming the line.
-    """
-    pending: list[yaml.Node | None] = [root]
-    visited: set[int] = set()
-    while pending:
-        node = pending.pop()
-        if id(node) in visited:  # reached again through an alias
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            keys: set[Any] = set()
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in keys:
-                    raise UserError(f"{path}:{key.start_mark.line + 1}: {key.value}: duplicate key; remove one of them")
-                keys.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-                pending.append(value)
-        elif isinstance(node, yaml.SequenceNode):
-            pending += node.value
 
 
 def _extended_file(name: Any, path: Path) -> Path:
@@ -143,11 +133,11 @@ def _extended_file(name: Any, path: Path) -> Path:
     """
     if name in recipes():
         return RECIPES / f"{name}.yaml"
-    base = path.parent / Path(str(name)).expanduser()
-    if not base.is_file():
+    base = path.parent / _expanded(str(name), f"{path}: extends")
+    if not os.path.lexists(base):
         raise UserError(
-            f"{path}: extends: {name!r} is neither a recipe ({', '.join(recipes())}) nor a file relative to this one "
-            f"({base})"
+            f"{path}: extends: {brief(name)} is neither a recipe ({', '.join(recipes())}) nor a file "
+            f"relative to this one ({base})"
         )
     return base
 
@@ -169,13 +159,14 @@ def _overridden(tree: dict[str, Any], override: str) -> dict[str, Any]:
         UserError: the override is not written section.key=value.
     """
     dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
     if not equals:
-        raise UserError(f"{override!r}: an override is written section.key=value, for example train.beta=0.2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{override!r}: the value is not valid YAML") from error
-    return _replaced(tree, dotted.split("."), value, override)
+        raise UserError(f"{brief(override)}: an override is written section.key=value, for example train.beta=0.2")
+    if keys == [EXTENDS]:
+        raise UserError(f"{brief(override)}: only a file can extend another; write it into the file")
+    if len(keys) > _DEEPEST_KEY:
+        raise UserError(f"{brief(override)}: unknown key; a key has at most {_DEEPEST_KEY} parts")
+    return _replaced(tree, keys, yamlfiles.parse(text, f"override {brief(override)}"), override)
 
 
 def _replaced(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> dict[str, Any]:
@@ -184,7 +175,7 @@ def _replaced(tree: dict[str, Any], keys: list[str], value: Any, override: str) 
         return tree | {key: value}
     section = {} if tree.get(key) is None else tree[key]
     if not isinstance(section, dict):
-        raise UserError(f"{override!r}: {key} is a value, not a section")
+        raise UserError(f"{brief(override)}: {brief(key)} is a value, not a section")
     return tree | {key: _replaced(section, below, value, override)}
 
 
@@ -198,44 +189,91 @@ def _validated(section: type[AnySection], tree: dict[str, Any], files: tuple[Pat
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{named}: " + "; ".join(_explain(problem, section) for problem in error.errors())) from error
+        raise UserError(f"{named}: {_explain(error.errors(include_url=False), tree, section)}") from error
     except UserError as error:
         raise UserError(f"{named}: {error}") from error
 
 
-def _explain(problem: Any, root: type[Section]) -> str:
-    """One problem found by pydantic, with its dotted key and, for an unknown key, the closest valid one."""
-    keys = [str(part) for part in problem["loc"]]
-    dotted = ".".join(keys)
-    if problem["type"] != "extra_forbidden":
-        given = "" if problem["type"] == "missing" else f" (it is {problem['input']!r})"
-        return f"{dotted or 'the file'}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
+def _explain(problems: list[Any], tree: dict[str, Any], root: type[Section]) -> str:
+    """The problems that pydantic found, by key: what a key with several types is not is one problem."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for problem in problems:
+        if problem["type"] != "default_factory_not_called":  # follows from another problem
+            found.setdefault(_keys(problem, tree), []).append(problem)
+    sentences = [_sentence(keys, own, root) for keys, own in found.items()]
+    more = f"; and {len(sentences) - _MOST_PROBLEMS} more" if len(sentences) > _MOST_PROBLEMS else ""
+    return "; ".join(sentences[:_MOST_PROBLEMS]) + more
+
+
+def _keys(problem: Any, tree: Any) -> tuple[Any, ...]:
+    """The keys of a problem, without the names of types that pydantic adds to them."""
+    keys: list[Any] = []
+    for part in problem["loc"]:
+        inside = tree.get(part, _ABSENT) if isinstance(tree, dict) else _ABSENT
+        if isinstance(tree, list) and isinstance(part, int):
+            inside = tree[part]
+        if inside is not _ABSENT:
+            keys, tree = [*keys, part], inside
+    return (*keys, problem["loc"][-1]) if problem["type"] == "missing" else tuple(keys)
+
+
+def _sentence(keys: tuple[Any, ...], problems: list[Any], root: type[Section]) -> str:
+    """The problems of one key; an unknown key comes with the closest valid one."""
+    dotted = ".".join(map(str, keys)) or "the file"
+    if problems[0]["type"] == "extra_forbidden":
+        return f"{cut(dotted)}: {_unknown(keys, root)}"
+    said = dict.fromkeys(_WORDS.get(one["type"], f"{one['msg'][0].lower()}{one['msg'][1:]}") for one in problems)
+    given = "" if problems[0]["type"] == "missing" else f" (it is {brief(problems[0]['input'])})"
+    return f"{cut(dotted)}: {', or '.join(said)}{given}"
+
+
+def _unknown(keys: tuple[Any, ...], root: type[Section]) -> str:
     section = root
     for key in keys[:-1]:  # some of them are names, such as train in slurm.jobs.train
         if key in section.model_fields:
             section = section_type(section.model_fields[key].annotation) or section
     valid = [*section.model_fields, *([EXTENDS] if section is root else [])]
-    close = difflib.get_close_matches(keys[-1], valid, 1)
+    close = difflib.get_close_matches(str(keys[-1])[:_LONGEST_KEY], valid, 1)
     nearest = f"did you mean {close[0]}? " if close else ""
-    return f"{dotted}: unknown key; {nearest}valid here: {', '.join(valid)}"
+    return f"unknown key; {nearest}valid here: {', '.join(valid)}"
 
 
-def _absolute(value: Any, config: Config, location: Location | None = None) -> Any:
-    """A copy of a section or value in which every path is absolute, so that the configuration works from any folder."""
+def _absolute(value: Any, config: Config, position: str, location: Location | None = None) -> Any:
+    """A copy of a section or value in which every path is absolute, so that the configuration works from any folder.
+
+    Args:
+        position: the file, for error messages.
+    """
     if isinstance(value, Section):
         fields = type(value).model_fields
         own = {key: next(iter(marks(field, Location)), None) for key, field in fields.items()}
-        return value.model_copy(update={key: _absolute(getattr(value, key), config, own[key]) for key in fields})
+        found = {key: _absolute(getattr(value, key), config, position, own[key]) for key in fields}
+        return value.model_copy(update=found)
     if isinstance(value, dict):
-        return {name: _absolute(entry, config, location) for name, entry in value.items()}
-    return _located(value, location, config) if location and isinstance(value, str) else value
+        return {name: _absolute(entry, config, position, location) for name, entry in value.items()}
+    return _located(value, location, config, position) if location and isinstance(value, str) else value
 
 
-def _located(value: str, location: Location, config: Config) -> str:
+def _located(value: str, location: Location, config: Config, position: str) -> str:
     """The value as an absolute path, or as it is where it is a name."""
-    if not value or not _is_path(value, location, config):
+    if not _is_path(value, location, config):
         return value
-    return str(Path(value.replace("{recipes}", str(RECIPES))).expanduser().absolute())
+    try:
+        return str(_expanded(value.replace("{recipes}", str(RECIPES)), position).absolute())
+    except OSError as error:  # of the folder that the command runs in
+        raise UserError(f"{position}: {brief(value)}: {reason(error)}; go to a folder that exists") from error
+
+
+def _expanded(value: str, position: str) -> Path:
+    """The path with `~` replaced.
+
+    Raises:
+        UserError: the home folder is not known.
+    """
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{position}: {brief(value)}: {reason(error)}; write the whole path") from error
 
 
 def _is_path(value: str, location: Location, config: Config) -> bool:
@@ -246,5 +284,5 @@ def _is_path(value: str, location: Location, config: Config) -> bool:
     if location is Location.JUDGE and config.judge.backend != "transformers":
         return False
     if location in (Location.HUB, Location.JUDGE):
-        return value.startswith((".", "/", "~", "{")) or Path(value).exists()
+        return value.startswith((".", "/", "~", "{")) or os.path.lexists(value)
     return True

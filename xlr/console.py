@@ -2,17 +2,41 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import rich.console
 import rich.table
-from rich.console import Console
-from rich.markup import escape
+from rich.segment import Segment
+from rich.text import Text
+
+from xlr.texts import shown
 
 # rich assumes 80 columns where the output is no terminal, which breaks the tables in files and job logs.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
 
-console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+
+class Console(rich.console.Console):
+    """Prints every text literally: no markup and no emoji codes, and control characters written out.
+
+    Names, answers and error messages from files, endpoints and models thus cannot steer the terminal.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """A plain text, also one in a table, as rich prints it."""
+        return super().render_str(shown(text), **settings)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """The pieces of anything printed: the backstop for texts that were not plain."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else shown(text), style, control)
+
+
+console = Console(soft_wrap=True, width=_WIDTH)
 
 
 def duration(seconds: float) -> str:
@@ -49,13 +73,13 @@ class Table:
     rows: Sequence[tuple[str, ...]]
 
     def on_terminal(self) -> rich.table.Table:
-        """The table for rich's console."""
-        shown = rich.table.Table(title=self.title, title_justify="left")
+        """The table for `console`, which prints its texts literally."""
+        table = rich.table.Table(title=self.title, title_justify="left")
         for column in self.columns:
-            shown.add_column(column.heading, justify="right" if column.numeric else "left", no_wrap=not shown.columns)
+            table.add_column(column.heading, justify="right" if column.numeric else "left", no_wrap=not table.columns)
         for row in self.rows:
-            shown.add_row(*map(escape, row))
-        return shown
+            table.add_row(*row)
+        return table
 
     def in_markdown(self) -> str:
         """The table as a pipe table, as GitHub reads it."""

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,12 +14,13 @@ from xlr.config import Config
 from xlr.configfile import dump
 from xlr.console import console, duration
 from xlr.errors import UserError
-from xlr.progress import Clock
+from xlr.leases import lease
+from xlr.progress import Clock, StepState
 from xlr.records import ModelKey
-from xlr.run import lease
-from xlr.run.artifact import Artifact, read_manifest
+from xlr.run import identity
+from xlr.run.artifact import Artifact, manifest_path, read_manifest
 from xlr.run.context import Context
-from xlr.run.files import read_json, write_text
+from xlr.run.files import read_json, remove, tidy, write_text
 from xlr.run.work import PROGRESS
 from xlr.stages import KINDS, STAGES, StageKind
 
@@ -87,8 +88,11 @@ def stages(config: Config) -> list[Stage]:
 
 
 @contextlib.contextmanager
-def holding(context: Context, plan: Sequence[Stage]) -> Iterator[None]:
+def holding(context: Context, plan: Sequence[Stage], accept: Collection[str] = ()) -> Iterator[None]:
     """Hold the leases of these stages while the block runs, after checking the run directory.
+
+    Args:
+        accept: kinds of changed conditions under which their unfinished pieces may be continued; see `identity`.
 
     Raises:
         UserError: another process works on one of the stages, the prompts are not usable, or a finished artefact or a
@@ -102,6 +106,10 @@ def holding(context: Context, plan: Sequence[Stage]) -> Iterator[None]:
             finished = artifact.manifest() is not None
             if stage in plan:
                 artifact.tidy(finished)
+                if accept:
+                    artifact.accept(accept)
+        for folder in (context.run.path, context.run.path / "slurm"):
+            tidy(folder)
         _record(context, plan)
         yield
 
@@ -111,18 +119,18 @@ def _record(context: Context, plan: Sequence[Stage]) -> None:
     recorded, text = context.run.path / "config.yaml", dump(context.config)
     if recorded.is_file() and recorded.read_text(encoding="utf-8") == text:
         return
-    for stage in stages(context.config):
-        user = None if stage in plan else holder(context, stage)
-        if user:
-            raise UserError(
-                f"{recorded}: differs from this configuration, and {stage} is running with the recorded one ({user}); "
-                "wait until it ends, or use another run_dir"
-            )
+    others = {stage.artifact(context).title: stage for stage in stages(context.config) if stage not in plan}
+    found = lease.first_holder(context.run.leases, list(others))
+    if found:
+        raise UserError(
+            f"{recorded}: differs from this configuration, and {others[found[0]]} is running with the recorded one "
+            f"({found[1]}); wait until it ends, or use another run_dir"
+        )
     write_text(recorded, text)
 
 
 def holder(context: Context, stage: Stage) -> str | None:
-    """A description of the process that works on a stage now, if one does."""
+    """The process that seems to work on a stage now, in words; for display."""
     return lease.holder(context.run.leases, stage.artifact(context).title)
 
 
@@ -157,10 +165,12 @@ def execute(context: Context, stage: Stage) -> None:
     logging.getLogger().addHandler(log)
     logging.getLogger("xlr").setLevel(logging.INFO)
     context.clock = Clock()
+    inputs = stage.artifact(context).input_digests
     if stage.kind.in_ranks:
         context.close()  # training needs the memory that the workers hold
     try:
         facts = stage.module.make(context, stage.iteration)
+        _require_unchanged(stage.artifact(context), inputs)
         logging.getLogger("xlr").info("%s finished: %s", stage, facts)
     finally:
         logging.getLogger().removeHandler(log)
@@ -168,6 +178,19 @@ def execute(context: Context, stage: Stage) -> None:
     if context.clock.seconds:
         console.print(context.clock.table())
     console.print(f"{stage}: finished in {duration(context.clock.total)}")
+
+
+def _require_unchanged(artifact: Artifact, inputs: Mapping[str, str | None]) -> None:
+    """Check that the inputs of a stage that has just finished are still those that it read.
+
+    Raises:
+        UserError: one was changed while the stage ran; the artefact then does not count as finished.
+    """
+    for change in identity.changes(inputs, artifact.input_digests):
+        remove(manifest_path(artifact.folder))
+        raise UserError(
+            f"{artifact.inputs[change.key]}: was changed while {artifact.title} was made from it; start the run again"
+        )
 
 
 def run_all(context: Context, plan: Sequence[Stage]) -> None:
@@ -196,7 +219,7 @@ class StageStatus(TypedDict):
     """done, running, interrupted or waiting."""
     rows: int | None
     seconds: float | None
-    progress: dict[str, Any] | None
+    progress: StepState | None
     """The progress of an unfinished stage; see `progress.Step.state`."""
 
 
@@ -221,7 +244,10 @@ def _status(context: Context, stage: Stage) -> StageStatus:
     return {"stage": str(stage), "state": state, "rows": None, "seconds": None, "progress": _progress(folder)}
 
 
-def _progress(folder: Path) -> dict[str, Any] | None:
+def _progress(folder: Path) -> StepState | None:
     """The newest progress that a step of an unfinished stage wrote beside its pieces."""
     notes = sorted(folder.parent.glob(f"{folder.name}.*/{PROGRESS}"), key=lambda note: note.stat().st_mtime)
-    return read_json(notes[-1]) if notes else None
+    if not notes:
+        return None
+    state: StepState = read_json(notes[-1], StepState, "delete it; it only holds the progress view")
+    return state

@@ -8,16 +8,40 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from xlr.errors import UserError
+from xlr.texts import control_in, is_blank
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # in bytes, as Linux allows
 
 
 class Section(BaseModel):
-    """A section of the configuration: frozen, and without unknown keys."""
+    """A section of the configuration: frozen, without unknown keys, and every value of exactly its type.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    A boolean is no number, and a text is no number. A text is not empty, and has no control characters or line breaks
+    unless its field is marked `Lines`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value  # YAML has lists, and the fields have tuples
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _usable_texts(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        for text in _texts(value):
+            if problem := _problem(text, field):
+                raise PydanticCustomError("text", "{problem}", {"problem": problem})
+        return value
 
 
 # Marks a setting that changes how fast a stage runs or what it shows, never what it computes.
@@ -48,12 +72,44 @@ class Ignored:
     """Key and value with which the setting has its effect; None: it never has one."""
 
 
-Mark = TypeVar("Mark", Location, Ignored)
+class Lines(Enum):
+    """Marks a setting whose texts may have line breaks and tabs, and may be empty."""
+
+    ALLOWED = "allowed"
+
+
+Mark = TypeVar("Mark", Location, Ignored, Lines)
 
 
 def marks(field: FieldInfo, kind: type[Mark]) -> list[Mark]:
     """The marks of one kind on a field."""
     return [mark for mark in field.metadata if isinstance(mark, kind)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value: itself, the elements of a list, the keys and values of a mapping."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts((*value, *value.values()))
+    elif isinstance(value, list | tuple):
+        for element in value:
+            yield from _texts(element)
+
+
+def _problem(text: str, field: FieldInfo) -> str | None:
+    """What is wrong with the text of a field, and what to do; None if nothing is."""
+    lines = bool(marks(field, Lines))
+    if character := control_in(text, lines):
+        if character == "\\u000a":
+            return "contains a line break; write it on one line (in YAML, >- in place of > or |)"
+        return f"contains the control character {character}; remove it"
+    if not lines and is_blank(text):
+        return "is empty; fill it in, or remove the key"
+    names = [len(name.encode()) for name in text.split("/")]
+    if marks(field, Location) and (max(names) > _LONGEST_NAME or sum(names) + len(names) > _LONGEST_PATH):
+        return f"is too long; a path has at most {_LONGEST_PATH} bytes, and a name in it {_LONGEST_NAME}"
+    return None
 
 
 def is_operational(field: FieldInfo) -> bool:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from xlr.schema import Section
+from xlr.schema import Lines, Section
 from xlr.stages import STAGES
 
 # Stages of the start alone are not named: they run where the stages of the same kind of job do.
@@ -17,13 +17,13 @@ else:
 class JobConfig(Section):
     """What a Slurm job asks for. Settings that are null are left to the cluster."""
 
-    nodes: int | None = Field(None, ge=1)
+    nodes: int | None = Field(None, ge=1, le=100_000)
     """Number of nodes."""
-    gpus: int | Annotated[str, Field(pattern=r"^[\w.-]+:\d+$")] | None = None
+    gpus: Annotated[int, Field(ge=0, le=1024)] | Annotated[str, Field(pattern=r"^[\w.-]+:[0-9]{1,4}$")] | None = None
     """GPUs per node: a number, or type and number as in a100:8."""
-    cpus: int | None = Field(None, ge=1)
+    cpus: int | None = Field(None, ge=1, le=10_000)
     """CPUs per node."""
-    tasks: int | None = Field(None, ge=1)
+    tasks: int | None = Field(None, ge=1, le=1024)
     """Training processes per node. null starts one per GPU, or one on CPUs."""
     memory: str | None = None
     """Memory per node, in the format of sbatch --mem. "0" asks for all of it."""
@@ -38,7 +38,7 @@ class JobConfig(Section):
     """Quality of service."""
     constraint: str | None = None
     """Features that the nodes must have."""
-    nice: int | None = None
+    nice: int | None = Field(None, ge=-2_147_483_645, le=2_147_483_645)
     """Priority adjustment, as sbatch --nice: a higher value schedules the job later than your other jobs."""
     options: tuple[str, ...] | None = None
     """Further sbatch options, for example --exclusive or --signal=USR1@600."""
@@ -57,10 +57,10 @@ class SlurmConfig(JobConfig):
     The site profile (~/.config/xlr/site.yaml) has the same keys; the run's configuration overrides it.
     """
 
-    jobs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], JobKindConfig] = Field({})
+    jobs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], JobKindConfig] = Field({})
     """Kinds of jobs by name. By default annotate (generate, score, pair, reference), train, and evaluate (evaluate,
     judge). A kind takes the stages that it names from the other kinds; a kind without stages is dropped."""
-    setup: tuple[str, ...] | None = None
+    setup: Annotated[tuple[str, ...] | None, Lines.ALLOWED] = None
     """Shell lines that run first in every job, for example module load or source .../activate."""
     python: str | None = None
     """Python interpreter on the nodes. null uses the one that runs `xlr submit`."""
@@ -69,5 +69,5 @@ class SlurmConfig(JobConfig):
     the interpreter inside it."""
     srun: tuple[str, ...] | None = None
     """Further srun options, for example --container-image=image.sqsh where pyxis is installed."""
-    max_restarts: int | None = Field(None, ge=0)
+    max_restarts: int | None = Field(None, ge=0, le=1_000_000)
     """How often a job may restart after its time limit, a preemption or a node failure. null allows 20 restarts."""

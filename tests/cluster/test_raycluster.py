@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from tests.conftest import Cli
+from tests.rows import read_rows
 from tests.waiting import descendants, wait_until
 from xlr.records import Response
-from xlr.run.rows import read_rows
 
 RAY = Path(sys.executable).with_name("ray")
 LONG = ["generate.batch_size=1", "generate.num_samples=24"]

@@ -203,8 +203,8 @@ def test_neither_end_of_turn_token_nor_eos_is_refused():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stop_ids_are_terminator_and_eos_and_the_models_own_without_duplicates(family):
     terminator, eos = encoder(family).terminator_id, encoder(family).tokenizer.eos_token_id
-    assert encoder(family).stop_ids(None) == list(dict.fromkeys([terminator, eos]))
-    for generation_eos, extra in [(eos, []), (99, [99]), ([terminator, 99, eos, 98, 99], [99, 98]), ([], [])]:
+    assert encoder(family).stop_ids([]) == list(dict.fromkeys([terminator, eos]))
+    for generation_eos, extra in [([eos], []), ([99], [99]), ([terminator, 99, eos, 98, 99], [99, 98]), ([], [])]:
         stop_ids = encoder(family).stop_ids(generation_eos)
         assert sorted(stop_ids) == sorted({terminator, eos, *extra})
 

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.junk import SMALL, TEXTS, VALUES, junk_json, refused
 from xlr.config import PromptsConfig
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
@@ -66,7 +70,16 @@ def test_the_shipped_prompts_are_parallel() -> None:
         (rows(("a", "A"), ("a", "B")), rows(("a", "á")), r"en\.jsonl:2: duplicate id 'a'"),
         (rows(("a", "A")), rows(("a", "  ")), r"es\.jsonl:1: the instruction 'a' is empty"),
         (rows(("a", "A")), [{"instruction": "x"}], r"es\.jsonl:1: the row has no instruction_id"),
-        (rows(("a", "A")), [], r"es has no instructions"),
+        (rows(("a", "A")), [], r"es has no instructions; add some, or remove the language"),
+        (rows(("a", "A")), rows(("a", "\u200b\u2060\x01")), r"es\.jsonl:1: the instruction 'a' is empty: .*visible"),
+        (rows(("a", "A")), [{"id": "a", "prompt": "á"}], r"es\.jsonl:1: the instruction 'a' is empty"),
+        (rows(("a", "A")), [{"id": "a", "instruction": ["á"]}], r"es\.jsonl:1: the instruction 'a' is empty"),
+        (rows(("a", "A")), rows(("a", "á\0")), r"es\.jsonl:1: instruction contains the control character .u0000"),
+        (rows(("a", "A")), [{"id": True, "instruction": "x"}], r"es\.jsonl:1: id is true; an id is a text or a whole"),
+        (rows(("a", "A")), [{"id": 1.0, "instruction": "x"}], r"es\.jsonl:1: id is 1\.0; an id is"),
+        (rows(("a", "A")), [{"id": ["a"], "instruction": "x"}], r"es\.jsonl:1: id is \[\"a\"\]; an id is"),
+        (rows(("a", "A")), rows(("", "á")), r"es\.jsonl:1: instruction_id is empty; every row needs a short id"),
+        (rows(("a", "A")), rows(("a\n", "á")), r"es\.jsonl:1: instruction_id contains the control character .u000a"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_position(
@@ -76,6 +89,47 @@ def test_a_bad_row_is_refused_with_its_position(
     write(tmp_path, "es", spanish)
     with pytest.raises(UserError, match=message):
         load_prompts(PromptsConfig(path=str(tmp_path)), ["es"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": True, "instruction": "x"}, "en row 0: id is true; an id is"),
+        ({"id": 0.5, "instruction": "x"}, r"en row 0: id is 0\.5; an id is"),
+        ({"id": "a", "instruction": "\u200b"}, "en row 0: the instruction 'a' is empty"),
+        ({"id": "a", "instruction": "a\0"}, "en row 0: instruction contains the control character"),
+        ({"id": "a", "text": "x"}, "en row 0: the instruction 'a' is empty"),
+    ],
+)
+def test_a_bad_row_of_a_dataset_is_refused(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    datasets.DatasetDict({"en": datasets.Dataset.from_list([row])}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=message):
+        load_prompts(PromptsConfig(path=str(tmp_path / "saved")), [])
+
+
+def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
+    datasets.DatasetDict({"en": datasets.Dataset.from_list(rows(("a", "A")))}).save_to_disk(tmp_path / "saved")
+    section = PromptsConfig(path=str(tmp_path / "saved"))
+    for file in sorted((tmp_path / "saved").rglob("*.*")):
+        whole = file.read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2], b"[]", b"null", b"{}", b"\xff" * 20):
+            file.write_bytes(damaged)
+            refused(lambda: load_prompts(section, []), str(tmp_path))
+        file.write_bytes(whole)
+    assert load_prompts(section, [])
+
+
+@SMALL
+@given(st.lists(st.fixed_dictionaries({"id": VALUES | TEXTS, "instruction": TEXTS | VALUES}), max_size=3))
+def test_any_rows_are_prompts_or_refused(tmp_path_factory: pytest.TempPathFactory, content: list[Any]) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any-prompts"
+    folder.mkdir(exist_ok=True)
+    (folder / "en.jsonl").write_text("\n".join(map(junk_json, content)), encoding="utf-8")
+    section = PromptsConfig(path=str(folder))
+    if refused(lambda: load_prompts(section, []), str(folder)) is None:
+        found = load_prompts(section, [])["en"]
+        assert len({prompt.id for prompt in found}) == len(content)
+        assert all(prompt.instruction.strip() and prompt.id.isprintable() for prompt in found)
 
 
 def test_an_error_about_a_missing_language_lists_the_files_of_the_folder(tmp_path: Path) -> None:

@@ -23,7 +23,35 @@ def break_number(text: str) -> str:
 
 
 def break_finite(text: str) -> str:
-    return text.replace("\nverbose,1,", "\nverbose,1,nan,", 1)
+    return text.replace("\nverbose,1,0.454,", "\nverbose,1,nan,", 1)
+
+
+def break_size(text: str) -> str:
+    return text.replace("\nverbose,1,0.454,", "\nverbose,1,1e300,", 1)
+
+
+def break_truth(text: str) -> str:
+    return text.replace("False", "maybe", 1)
+
+
+def break_length(text: str) -> str:
+    return text.replace("\nverbose,1,0.454,0.2496,-2.9222,False", "\nverbose,1,0.454", 1)
+
+
+def break_column(text: str) -> str:
+    return text.replace("model,index", "index,index", 1)
+
+
+def break_agreement(text: str) -> str:
+    return text.replace("0.2496,-2.9222", "0.2496,-2.5", 1)
+
+
+def break_digits(text: str) -> str:
+    return text.replace("\nverbose,1,", f"\nverbose,{'9' * 5000},", 1)
+
+
+def break_field(text: str) -> str:
+    return text.replace("\nverbose,1,", f"\n{'x' * 200_000},1,", 1)
 
 
 def break_index(text: str) -> str:
@@ -36,6 +64,13 @@ def break_index(text: str) -> str:
         (break_header, "has no column 'std_delta_len'"),
         (break_number, "df.csv:3: not a row of AlpacaEval's df_gamed.csv"),
         (break_finite, "df.csv:3: not a row of AlpacaEval's df_gamed.csv .*nan"),
+        (break_size, "df.csv:3: .*preference is .1e300., not a number within"),
+        (break_truth, 'df.csv:2: .*not_gamed_baseline is "maybe", not true or false'),
+        (break_length, "df.csv:3: .*instruction_difficulty is null, not a number"),
+        (break_column, "has the column 'index' more than once"),
+        (break_agreement, "df.csv:.*instruction 1 has another instruction_difficulty above"),
+        (break_digits, "df.csv:3: .*index is .*99…, not a number from 0"),
+        (break_field, "df.csv:3: .*field larger than field limit"),
         (break_index, "does not number the instructions from 0"),
     ],
 )

@@ -13,6 +13,7 @@ import yaml
 from tests import tiny
 from tests.conftest import Cli
 from tests.judgeserver import Judge, longer, serving
+from tests.rows import read_rows
 from xlr import config, configfile
 from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
@@ -24,7 +25,7 @@ from xlr.report.collect import collect
 from xlr.report.summary import summary
 from xlr.run.context import Context
 from xlr.run.files import read_json
-from xlr.run.rows import read_rows, write_rows
+from xlr.run.rows import write_rows
 from xlr.shipped import RECIPES
 
 LANGUAGES = ["en", "es"]
@@ -124,7 +125,7 @@ def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], ju
     for row in rows:
         own, baseline = ours[row["lang"], row["id"]], theirs[row["lang"], row["id"]]
         assert (row["output_1"], row["output_2"]) == (baseline, own)
-        assert (row["generator_1"], row["generator_2"]) == ("run/iter0", "run/before")
+        assert (row["generator_1"], row["generator_2"]) == ("iter0", "before")
         if row["preferences"]:
             assert row["preferences"] == pytest.approx([1 + longer(baseline, own)] * 2)
             assert row["preference"] == pytest.approx(1 + longer(baseline, own))
@@ -133,8 +134,9 @@ def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], ju
     assert figures["win_rate"] == pytest.approx(100 * sum(row["preference"] - 1 for row in rows) / len(rows))
     assert set(figures["languages"]) == set(LANGUAGES)
     assert figures["position_bias"]["second_place_win_rate"] == pytest.approx(50)
-    shown = cli("winrate", context.run.iteration("before") / "judgements" / "annotations", "--json")
-    assert json.loads(shown.stdout) == figures
+    file = context.run.iteration("before") / "judgements" / "annotations"
+    shown = cli("winrate", file, "--json")
+    assert json.loads(shown.stdout) == figures | {"annotations": str(file)}
     assert judgements.artifact(context, "before").manifest() is not None
 
 
@@ -260,7 +262,7 @@ def test_a_judge_in_the_workers(run: dict[str, Any], cli: Cli, tiny_models: dict
     assert manifest["facts"]["undecided"] == 0
     assert math.isclose(manifest["facts"]["win_rate"], 100 * sum(row["preference"] - 1 for row in rows) / len(rows))
     again = cli("judge", path, "--iteration", "before")
-    assert "before against run/iter0, in %" in result.stdout
+    assert "before against iter0, in %" in result.stdout
     assert "judge before: done already" in again.stdout
     assert "judge before" in cli("status", path).stdout
 

@@ -102,7 +102,7 @@ def test_the_command_refuses_bad_input(cli: Cli, tmp_path: Path) -> None:
     assert_refused(
         cli("winrate", write(tmp_path / "bad.json", [*GOOD, row(3, 5)])), "bad.json: element 3: preference 5"
     )
-    assert_refused(cli("winrate", tmp_path / "absent.json"), "absent.json: cannot be read as JSON")
+    assert_refused(cli("winrate", tmp_path / "absent.json"), "absent.json: cannot be read")
     short = write(tmp_path / "short.json", GOOD[:2])
     assert_refused(cli("winrate", good, short), "short.json: lacks the instruction 'Say 2.'")
     assert_refused(cli("winrate", good, "--difficulty", tmp_path / "none.csv"), "none.csv: cannot be read")

@@ -16,13 +16,13 @@ import yaml
 
 from tests import slurmcluster
 from tests.conftest import missing, tiny_tree
+from tests.rows import read_rows
 from tests.slurmcluster import NODES, SlurmCluster
 from tests.waiting import wait_until
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.slurm import JobState
 from xlr.records import Response
 from xlr.run.files import read_json
-from xlr.run.rows import read_rows
 
 MODELS = ("iter1/model", "iter2/model")
 PAIR = ("annotate-1", "evaluate-0")  # jobs that run at the same time, both on the first node

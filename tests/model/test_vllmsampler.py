@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.conftest import Cli, missing
+from tests.rows import read_rows
 from tests.waiting import descendants, wait_until
 from xlr import config, configfile
 from xlr.config import SHARED_PROMPT
@@ -32,7 +33,6 @@ from xlr.model.worker import Worker
 from xlr.records import Example, Response, SampleRequest, SampleSettings, Score, Verdict
 from xlr.run.context import Context
 from xlr.run.files import read_json
-from xlr.run.rows import read_rows
 from xlr.shipped import RECIPES
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"

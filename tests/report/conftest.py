@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import tiny_tree
+from tests.rows import read_rows, reseal
 from xlr import configfile
 from xlr.config import Config
 from xlr.evaluation import annotations, winrates
@@ -20,7 +21,7 @@ from xlr.report.found import Found
 from xlr.run.artifact import manifest_path
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, write_json
-from xlr.run.rows import read_rows, write_rows
+from xlr.run.rows import write_rows
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1"><!-- {{ 7*7 }} | `x` \u2028'
 INSTRUCTIONS = {
@@ -51,9 +52,9 @@ def run(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     judge(folder / "run")
     pairs = read_rows(folder / "run" / "iter1" / "pairs", Pair)
     hostile = [{"role": "assistant", "content": HOSTILE}]
-    write_rows(
-        folder / "run" / "iter1" / "pairs" / "pairs.parquet", Pair, [replace(pairs[0], chosen=hostile), *pairs[1:]]
-    )
+    of_pairs = folder / "run" / "iter1" / "pairs"
+    write_rows(of_pairs / "pairs.parquet", Pair, [replace(pairs[0], chosen=hostile), *pairs[1:]])
+    reseal(of_pairs)
     return folder / "run"
 
 

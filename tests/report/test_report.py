@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import Cli, assert_refused, missing
 from tests.report.conftest import HOSTILE, INSTRUCTIONS, collected, load
+from tests.rows import read_rows
 from xlr.evaluation import annotations, winrates
 from xlr.records import Pair
 from xlr.report import examples, numbers, report, tables
@@ -23,7 +24,7 @@ from xlr.report.found import Run
 from xlr.run.artifact import manifest_path
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, write_json
-from xlr.run.rows import read_rows, write_rows
+from xlr.run.rows import write_rows
 
 
 def make(run: Path) -> str:

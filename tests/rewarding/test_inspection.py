@@ -10,15 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from tests.conftest import Cli, assert_refused
+from tests.rows import read_rows
 from tests.waiting import wait_until
 from xlr.records import Pair, Prompt, Response, Score
 from xlr.rewarding.inspection import choose_ids
 from xlr.run.files import read_json
-from xlr.run.rows import read_rows, read_stamp, write_rows
+from xlr.run.rows import write_rows
 
 NAME = "inspect-3-en-es"
 COMMAND = [sys.executable, "-m", "xlr"]
@@ -50,7 +52,7 @@ def inspected(sampled: Path) -> Found:
     for piece in sampled.glob(f"iter1/{NAME}.translate.translations/*.parquet"):
         rows = read_rows(piece, Response)
         kept = [replace(row, response=f"kept {row.response}") for row in rows]
-        write_rows(piece, Response, kept, read_stamp(piece))
+        write_rows(piece, Response, kept, pq.read_schema(piece).metadata[b"xlr.stamp"].decode())
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

@@ -1,13 +1,17 @@
 """Records survive a round trip through Parquet."""
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.rows import read_rows
+from xlr.errors import UserError
 from xlr.records import Pair, Response
 from xlr.run import rows
-from xlr.run.rows import read_rows, read_stamp, write_rows, write_shards
+from xlr.run.rows import read_piece, write_rows, write_shards
 
 ROWS = [Response(f"q{i}", "es", i, f"¿Qué? {i} 你好", [i, i + 1], "stop") for i in range(5)]
 
@@ -38,10 +42,27 @@ def test_a_token_id_is_one_object_in_all_rows(tmp_path: Path) -> None:
 
 def test_a_stamp_is_read_back_and_changes_no_row(tmp_path: Path) -> None:
     write_rows(tmp_path / "piece", Response, ROWS, "a stamp")
-    assert read_stamp(tmp_path / "piece") == "a stamp"
+    assert read_piece(tmp_path / "piece", Response, ["another", "a stamp"]) == ROWS
+    assert read_piece(tmp_path / "piece", Response, ["another"]) is None
     assert read_rows(tmp_path / "piece", Response) == ROWS
     write_rows(tmp_path / "plain", Response, ROWS)
-    assert read_stamp(tmp_path / "plain") is None
-    assert read_stamp(tmp_path / "nothing") is None
-    (tmp_path / "truncated").write_bytes((tmp_path / "piece").read_bytes()[:100])
-    assert read_stamp(tmp_path / "truncated") is None
+    assert read_piece(tmp_path / "plain", Response, ["a stamp"]) is None
+    assert read_piece(tmp_path / "nothing", Response, ["a stamp"]) is None
+
+
+@pytest.mark.parametrize("damage", [lambda data, i: data[:i], lambda data, i: data[:i] + b"x" + data[i + 1 :]])
+def test_a_damaged_file_is_noticed_or_reads_as_before(damage: Callable[[bytes, int], bytes], tmp_path: Path) -> None:
+    """Cut off, or with another byte, at every position."""
+    whole, path = tmp_path / "whole", tmp_path / "damaged"
+    write_rows(whole, Response, ROWS, "a stamp")
+    data = whole.read_bytes()
+    noticed = 0
+    for position in range(len(data)):
+        path.write_bytes(damage(data, position))
+        rows = read_piece(path, Response, ["a stamp"])
+        assert rows in (None, ROWS)
+        with contextlib.suppress(UserError):
+            assert read_rows(path, Response) == ROWS
+            continue
+        noticed += 1
+    assert noticed > len(data) / 4

@@ -21,15 +21,28 @@ def test_a_resumed_run_drops_unfinished_steps_and_an_incomplete_line(tmp_path: P
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    again = log(tmp_path, [], steps_done=4)
+    again = log(tmp_path, [], steps_done=3)
     assert [row["step"] for row in again.rows] == [1, 2, 3]
     assert again.rows[1]["loss"] == 1 / 6
     again.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
     resumed = log(tmp_path, [], steps_done=2)
     resumed.write(3, {"loss": 9.0})
     resumed.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1 / 3), (2, 1 / 6), (3, 9.0)]
+
+
+def test_damaged_metrics_are_refused_and_missing_ones_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = log(tmp_path, [])
+    first.write(1, {"loss": 1.0})
+    first.close()
+    log(tmp_path, [], steps_done=3).close()
+    assert "lacks 2 steps; the training curves have a gap" in capsys.readouterr().out
+    for text in ("x", "[]", '{"step": 1}', '{"step": null}', "[" * 5000):
+        (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{text}\n{{"step": 2}}\n')
+        with pytest.raises(UserError, match=r"metrics\.jsonl:2: damaged .*remove the line"):
+            log(tmp_path, [], steps_done=1)
 
 
 def test_tensorboard_shows_every_step_once(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.conftest import Cli, assert_refused
+from tests.rows import read_rows
 from tests.waiting import wait_until
 from xlr.config import Config
 from xlr.errors import UserError
@@ -24,7 +25,7 @@ from xlr.progress import Clock
 from xlr.records import Example, ReferenceLogps, Response, Score, ScoreTask, Task
 from xlr.run.artifact import Artifact
 from xlr.run.files import read_json, write_json
-from xlr.run.rows import read_rows, require_each_once, write_rows
+from xlr.run.rows import require_each_once, write_rows
 from xlr.run.work import Work, resumable, resumable_logps
 
 Rows = list[ReferenceLogps]
@@ -71,7 +72,7 @@ def a_context(workers: Workers, **settings: Any) -> Any:
 
 
 def an_artifact(folder: Path, **settings: Any) -> Artifact:
-    return Artifact(folder / "scores", "score", settings, {})
+    return Artifact(folder, folder / "scores", "score", settings, {})
 
 
 def examples(count: int) -> list[Example]:
@@ -162,7 +163,39 @@ def test_another_precision_is_refused(tmp_path: Path) -> None:
 def test_another_version_of_a_library_is_refused(tmp_path: Path) -> None:
     interrupted(an_artifact(tmp_path))
     context = a_context(Workers(torch="9.9"), score={"batch_tokens": 6})
-    with pytest.raises(UserError, match=r"version of torch was '2.13.0' and is now '9.9'"):
+    with pytest.raises(
+        UserError, match=r"version of torch was '2.13.0' and is now '9.9'. Continue .* --accept version"
+    ):
+        compute(context, an_artifact(tmp_path), examples(6))
+
+
+def test_another_version_is_continued_if_the_user_accepts_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = an_artifact(tmp_path)
+    interrupted(target)
+    target.accept(["version"])
+    workers = Workers(torch="9.9")
+    context = a_context(workers, score={"batch_tokens": 6})
+    assert compute(context, an_artifact(tmp_path), examples(6)) == expected(examples(6))
+    assert workers.computed == [1, 0]  # the third piece was kept
+    assert "parts: continued although version of torch was '2.13.0' and is now '9.9'" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"torch was '9.9' and is now '2.13.0'"):  # accepted once, not for ever
+        compute(a_context(Workers(), score={"batch_tokens": 6}), an_artifact(tmp_path), examples(6))
+    target.folder.mkdir()
+    target.finish(6, {}, Clock())
+    manifest = target.manifest()
+    assert manifest is not None
+    assert manifest["accepted"] == ["version of torch was '2.13.0' and is now '9.9'"]
+    assert manifest["conditions"]["scores.parts"]["version of torch"] == "9.9"
+
+
+def test_another_precision_is_refused_whatever_the_user_accepts(tmp_path: Path) -> None:
+    target = an_artifact(tmp_path)
+    interrupted(target)
+    target.accept(["version", "device"])
+    context = a_context(Workers(precision="bfloat16"), score={"batch_tokens": 6})
+    with pytest.raises(UserError, match=r"precision was 'float32' and is now 'bfloat16'. Set it back"):
         compute(context, an_artifact(tmp_path), examples(6))
 
 
@@ -171,7 +204,7 @@ def test_pieces_of_an_earlier_xlr_are_refused(tmp_path: Path) -> None:
     plan = tmp_path / "scores.parts" / "plan.json"
     recorded = read_json(plan)
     write_json(plan, {"settings": recorded["settings"], "inputs": recorded["inputs"]})
-    with pytest.raises(UserError, match="its finished pieces cannot be used"):
+    with pytest.raises(UserError, match=r"damaged \(conditions: Field required\); delete .* to start this stage"):
         compute(a_context(Workers(), score={"batch_tokens": 6}), an_artifact(tmp_path), examples(6))
 
 
@@ -228,7 +261,7 @@ def test_a_piece_with_too_few_rows_ends_the_stage(tmp_path: Path) -> None:
         lambda batch, result: [ReferenceLogps("a", "en", "", 0.0, 0.0)],
         lambda batch, rows: 0,
     )
-    with pytest.raises(RuntimeError, match="holds 1 rows, not 2"):
+    with pytest.raises(RuntimeError, match="1 rows instead of 2"):
         resumable(a_context(Workers()), an_artifact(tmp_path), "parts", work, "score", "responses")
 
 

@@ -114,7 +114,7 @@ def test_a_policy_file_can_be_used_for_the_reference(tmp_path: Path) -> None:
 def test_a_file_that_is_not_a_deepspeed_json_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match="not a DeepSpeed JSON file"):
+    with pytest.raises(UserError, match=r"ds\.json.*(not valid JSON|not a DeepSpeed JSON file|not UTF-8)"):
         policy_config(TrainConfig(ds_config=str(path)), bf16=True, hidden_size=HIDDEN)
 
 

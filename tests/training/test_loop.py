@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 
 from tests import tiny
 from tests.conftest import Cli, tiny_tree
+from tests.rows import read_rows, reseal
 from tests.waiting import ranks_of, wait_until
 from xlr import config, configfile
 from xlr.cluster.preemption import EXIT_CODE
@@ -31,8 +32,8 @@ from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
 from xlr.records import Example, ReferenceLogps
 from xlr.run.context import Context
-from xlr.run.files import read_json, write_json
-from xlr.run.rows import read_rows, write_rows
+from xlr.run.files import read_json
+from xlr.run.rows import write_rows
 from xlr.shipped import RECIPES, shipped
 from xlr.training import engine, export, gates, reference
 from xlr.training.inputs import Training, TrainingPair, hold_out, plan_steps
@@ -228,10 +229,7 @@ def test_a_cache_of_other_weights_tokens_or_precision_is_refused(
     file = next((tmp_path / "run" / "iter0" / "reference").glob("*.parquet"))
     rows = read_rows(file, ReferenceLogps)
     write_rows(file, ReferenceLogps, [replace(row, key=row.key[::-1]) for row in rows])
-    record = tmp_path / "run" / "iter0" / "reference.manifest.json"
-    manifest = read_json(record)
-    manifest["files"][file.name][0] = file.stat().st_size
-    write_json(record, manifest)
+    reseal(file.parent)
     with pytest.raises(UserError, match=r"another reference, tokenizer or precision; delete"):
         reference.load(training, "float32", pairs)
 

@@ -26,14 +26,15 @@ _PR_SET_PDEATHSIG = 1
 
 _TAIL_LINES = 30
 _LOOK_SECONDS = 5.0
-_STOPPED_LOOKS = 12  # a minute, less than a lease outlives its holder's last sign of life
+_STOPPED_LOOKS = 6  # half a minute: sooner than another process can take a lease that the launcher does not renew
 
 
 def spawn(arguments: list[str], processes: int, log: Path) -> None:
     """Run `xlr ARGUMENTS` as several ranks on this machine and wait for them.
 
     Rank 0 writes to this process's standard output. All ranks write their standard error to the log. If one rank fails,
-    the others are killed. All ranks die with this process, however it ends, and end if it is stopped for a minute.
+    the others are killed. All ranks die with this process, however it ends, and end if it is stopped for half a
+    minute.
     SIGTERM and SIGUSR1 are forwarded to them. Nothing in the current folder is imported.
 
     Raises:
@@ -104,7 +105,7 @@ def _die_with_parent() -> None:
 
 
 def end_with_launcher() -> None:
-    """In a rank that `spawn` started: end this process when the launcher is gone, or was stopped for a minute.
+    """In a rank that `spawn` started: end this process when the launcher is gone, or was stopped for half a minute.
 
     A stopped launcher cannot renew its leases. Another process takes them and writes what this rank would write.
     """

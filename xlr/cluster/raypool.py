@@ -9,13 +9,13 @@ import math
 import os
 import secrets
 import signal
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xlr.cluster import rayaddress
 from xlr.cluster.environment import ALLOCATOR, SAFE_PATH, versions
 from xlr.cluster.scratch import PrivateFolder
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
@@ -24,6 +24,7 @@ from xlr.console import console, duration
 from xlr.errors import UserError
 from xlr.model.layout import default_attention
 from xlr.model.precision import precision
+from xlr.modelfiles import reason
 from xlr.progress import Tally
 from xlr.records import SampleTask, Task
 
@@ -77,7 +78,7 @@ class Pool:
             UserError: the cluster does not answer, or the workers do not fit it.
             RuntimeError: nodes of the allocation did not join.
         """
-        address = os.environ.get("RAY_ADDRESS")
+        address = rayaddress.cluster()
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         for name, value in ALLOCATOR.items():
@@ -94,14 +95,14 @@ class Pool:
 
         handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it
         try:
-            _require_listener(address)
+            rayaddress.require_listener(address)
             with _in_safe_folder():
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (OSError, ray.exceptions.RayError, RuntimeError) as error:
+        except (OSError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             if not address:
                 raise
             raise UserError(
-                f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).strip().splitlines()[0]}); "
+                f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason(error)}); "
                 "start one, give its token in RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from error
         signal.signal(signal.SIGTERM, handler)
@@ -353,17 +354,8 @@ def _in_safe_folder() -> Iterator[None]:
         os.close(before)
         if path is None:
             del os.environ["PYTHONSAFEPATH"]
-
-
-def _require_listener(address: str | None) -> None:
-    """Check that something listens at a cluster's address: Ray itself may wait for most of ten minutes.
-
-    Raises:
-        OSError: nothing does.
-    """
-    host, _, port = (address or "").rpartition(":")
-    if port.isdigit() and "/" not in host:  # else a local instance, or one of Ray's own names such as auto
-        socket.create_connection((host, int(port)), timeout=_LOOK_SECONDS).close()
+        else:
+            os.environ["PYTHONSAFEPATH"] = path
 
 
 def _wait_for_nodes(ray: Any, names: Sequence[str]) -> None:

@@ -10,21 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from xlr import modelfiles
+from xlr.data import templates
 from xlr.errors import UserError
 from xlr.records import Message
 
-_PROBE = "xlr probe"
 _TEXTS_AT_ONCE = 1024  # the tokenizer's encoding objects take many times the memory of the token ids
+# Llama's templates write this date, or else today's, with which prompts would change from day to day.
+_DATE = "26 Jul 2024"
+_MOST_TOKENS = 4  # of a character: its bytes in UTF-8
 
 
 class ChatEncoder:
     """Encodes conversations with a tokenizer and its chat template.
 
     Raises:
-        UserError: the tokenizer has no chat template or no end-of-turn token, or the template doubles the BOS, or a
-            rendered conversation does not begin with the rendered prompt.
+        UserError: the tokenizer has no chat template or no end-of-turn token, or the template doubles the BOS, or does
+            not write messages as they are, or a rendered conversation does not begin with the rendered prompt.
     """
 
     def __init__(self, tokenizer: Any, name: str):
@@ -36,35 +38,40 @@ class ChatEncoder:
                 "(the template with which the model was aligned)"
             )
         self._known_ids: dict[int, int] = {}
-        self.terminator_id = self._find_terminator()
+        self.terminator_id = self._find_terminator(*templates.probe(self._apply_template, name))
         self._check_bos()
 
-    def _render(self, messages: list[Message], generation_prompt: bool) -> str:
+    def _apply_template(self, messages: list[Message], generation_prompt: bool) -> str:
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation_prompt, date_string=_DATE
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _render(self, messages: list[Message]) -> str:
+        """A conversation and the generation prompt.
+
+        Raises:
+            UserError: the template fails, or does not write every message whole and in order.
+        """
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise UserError(
-                f"{self.name}: the chat template does not accept messages with the roles {roles} ({error})"
-            ) from error
+            text = self._apply_template(messages, True)
+        except Exception as error:  # a template is foreign code: it can raise anything
+            templates.refuse_render(self.name, messages, error)
+        templates.require_whole(messages, text, self.name)
         return text
 
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _find_terminator(self) -> int:
+    def _find_terminator(self, prompt: str, full: str) -> int:
         """The special token that the template puts right after an assistant's content, else the tokenizer's EOS."""
-        question: list[Message] = [{"role": "user", "content": _PROBE}]
-        prompt = self._render(question, True)
-        full = self._render([*question, {"role": "assistant", "content": _PROBE}], False)
-        if not full.startswith(prompt + _PROBE):
+        if not full.startswith(prompt + templates.PROBE):
             raise UserError(
                 f"{self.name}: the chat template renders an assistant turn that does not begin with the template's own "
                 "generation prompt; use a template that puts the answer directly after the generation prompt"
             )
-        rest = self._tokenize(full[len(prompt + _PROBE) :])
+        rest = self._tokenize(full[len(prompt + templates.PROBE) :])
         terminator = rest[0] if rest and rest[0] in self._special_ids else self.tokenizer.eos_token_id
         if terminator is None:
             raise UserError(
@@ -86,20 +93,19 @@ class ChatEncoder:
     def _bos_id(self) -> int | None:
         """The BOS token, or None if the tokenizer adds none before plain text."""
         bos, ids = self.tokenizer.bos_token_id, self.tokenizer("a")["input_ids"]
-        return bos if bos is not None and ids[0] == bos else None
+        return bos if bos is not None and ids[:1] == [bos] else None
 
     def _check_bos(self) -> None:
         if self._bos_id is None:
             return
-        count = self.prompt(_PROBE).count(self._bos_id)
+        count = self.prompt(templates.PROBE).count(self._bos_id)
         # A template may also use the BOS token as a turn marker, so only two of them at the start are an error.
-        if count != 1 and self.prompt(_PROBE)[:2] == (self._bos_id, self._bos_id):
+        if count != 1 and self.prompt(templates.PROBE)[:2] == (self._bos_id, self._bos_id):
             raise UserError(f"{self.name}: the chat template puts two BOS tokens before a prompt; remove one")
 
-    def stop_ids(self, generation_eos: int | list[int] | None) -> list[int]:
+    def stop_ids(self, generation_eos: Sequence[int]) -> list[int]:
         """The tokens that end a response: the terminator, the tokenizer's EOS and those of the generation config."""
-        extra = generation_eos if isinstance(generation_eos, list) else [generation_eos]
-        candidates = [self.terminator_id, self.tokenizer.eos_token_id, *extra]
+        candidates = [self.terminator_id, self.tokenizer.eos_token_id, *generation_eos]
         return list(dict.fromkeys(int(token) for token in candidates if token is not None))
 
     def prompt(self, instruction: str) -> tuple[int, ...]:
@@ -109,10 +115,29 @@ class ChatEncoder:
     def prompt_of(self, messages: list[Message]) -> tuple[int, ...]:
         """Token ids of a conversation and the generation prompt, with exactly one BOS if the tokenizer adds one."""
         spelled = any(token in message["content"] for message in messages for token in self._special_texts)
-        ids = self._tokenize_apart(messages) if spelled else self._tokenize(self._render(messages, True))
+        ids = self._tokenize_apart(messages) if spelled else self._tokenize(self._render(messages))
         if self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids = [self._bos_id, *ids]
         return tuple(ids)
+
+    def tokens_beyond(self, messages: list[Message], limit: int) -> int | None:
+        """The number of tokens of a conversation with its generation prompt if it exceeds a limit, else None.
+
+        Messages that are far too short to exceed it are not tokenised.
+        """
+        if not self.may_exceed([message["content"] for message in messages], limit):
+            return None
+        tokens = len(self.prompt_of(messages))
+        return tokens if tokens > limit else None
+
+    def may_exceed(self, texts: Sequence[str], limit: int) -> bool:
+        """Whether a conversation of these texts can have more tokens than a limit, judged by the characters alone."""
+        return sum(map(len, texts)) * _MOST_TOKENS + len(texts) * self._frame > limit
+
+    @cached_property
+    def _frame(self) -> int:
+        """Tokens that the template may put around a message, generously."""
+        return 2 * len(self.prompt(templates.PROBE))
 
     def _tokenize_apart(self, messages: list[Message]) -> list[int]:
         """Tokenise template and contents separately, so that a special token spelled out in a content stays text."""
@@ -121,7 +146,7 @@ class ChatEncoder:
             {"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)
         ]
         ids: list[int] = []
-        for piece in re.split("(\ue000[0-9]+\ue001)", self._render(marked, True)):
+        for piece in re.split("(\ue000[0-9]+\ue001)", self._render(marked)):
             ids += self._tokenize_content(marks[piece]) if piece in marks else self._tokenize(piece)
         return ids
 
@@ -160,11 +185,17 @@ def load_tokenizer(model: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    modelfiles.require_folder(model)
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        tokenizer("a")  # some damage shows in use only
+        return tokenizer
+    except Exception as error:  # transformers and its tokenizers raise anything for files that are not as they expect
+        if modelfiles.find(model, "config.json"):
+            modelfiles.load_config(model)  # the cause may be there
         raise UserError(
-            f"{model}: no tokenizer can be opened ({_first_line(error)}); name a model folder that has one"
+            f"{model}: no tokenizer can be opened ({modelfiles.reason(error)}); name a model folder that has a sound "
+            "tokenizer.json and tokenizer_config.json"
         ) from error
 
 
@@ -189,7 +220,3 @@ def require_same_tokenizer(policy: Any, reference: Any, policy_name: str, refere
         f"{policy_name} and {reference_name} do not share a tokenizer: {why}. The implicit reward compares "
         "log-probabilities token by token: use the model from which the aligned one was trained"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -1,15 +1,20 @@
 """Preference sets: prompts with a chosen and a rejected answer, from a JSONL or Parquet file."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlr.data.fields import identifier, is_text, require_no_nul
 from xlr.data.jsonfiles import Row, read_jsonl
 from xlr.errors import UserError
 from xlr.records import Message
+from xlr.texts import brief, open_file, reason
 
 _EXPECTED = "an object with prompt, chosen and rejected"
+_COLUMNS = ("id", "prompt", "chosen", "rejected")
+_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,50 +31,108 @@ def load_preferences(path: str) -> list[Preference]:
     """Read a preference set with the columns prompt, chosen and rejected, and optionally id.
 
     Each of the three is a string or a list of messages. Some published sets repeat the prompt in chosen and rejected;
-    only the last message of those is used. A row without id gets its index as id.
+    it must be the same prompt. A row without id gets its index as id.
 
     Raises:
-        UserError: the file cannot be read or has no rows, or a field of a row is missing or empty.
+        UserError: the file cannot be read or has no rows, a field of a row is missing or empty, an id is there twice,
+            the roles of messages do not alternate, or chosen and rejected are the same.
     """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise UserError(f"{path}: no such file; preferences are a JSONL or Parquet file with prompt, chosen, rejected")
     rows = _parquet_rows(file) if file.suffix == ".parquet" else read_jsonl(file, _EXPECTED)
-    preferences = [_preference(row, index, position) for index, (position, row) in enumerate(rows)]
-    if not preferences:
-        raise UserError(f"{path}: contains no preferences")
-    return preferences
+    found: dict[str, Preference] = {}
+    for index, (position, row) in enumerate(rows):
+        preference = _preference(row, index, position)
+        if preference.id in found:
+            raise UserError(f"{position}: duplicate id {preference.id!r}; change it, or leave out all ids")
+        found[preference.id] = preference
+    if not found:
+        raise UserError(f"{path}: contains no preferences; write one object per line, with prompt, chosen and rejected")
+    return list(found.values())
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: not a Parquet file ({str(error).splitlines()[0]})") from error
-    for index, row in enumerate(table.to_pylist()):
-        yield f"{file} row {index}", row
+    index = 0
+    with open_file(file) as opened:
+        try:
+            table = pq.ParquetFile(opened)
+            names = table.schema_arrow.names
+            if twice := [name for name in _COLUMNS if names.count(name) > 1]:
+                raise UserError(f"{file}: has the column {twice[0]} more than once; remove one of them")
+            for batch in table.iter_batches(columns=[name for name in _COLUMNS if name in names]):
+                for row in batch.to_pylist():
+                    yield f"{file} row {index}", row
+                    index += 1
+        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: texts that are not UTF-8, equal keys
+            raise UserError(
+                f"{file}: not a Parquet file that can be read ({reason(error)}); get or write it again"
+            ) from error
 
 
 def _preference(row: Row, index: int, position: str) -> Preference:
-    chosen, rejected = (_messages(row.get(side), f"{position}: {side}", "assistant") for side in ("chosen", "rejected"))
-    prompt = _messages(row.get("prompt"), f"{position}: prompt", "user")
-    return Preference(str(row.get("id", index)), prompt, chosen[-1]["content"], rejected[-1]["content"])
+    prompt = _prompt(row.get("prompt"), f"{position}: prompt")
+    chosen, rejected = (_answer(row.get(side), prompt, f"{position}: {side}") for side in ("chosen", "rejected"))
+    if chosen.strip() == rejected.strip():
+        raise UserError(f"{position}: chosen and rejected are the same; correct one of them, or remove the row")
+    given = row.get("id")
+    return Preference(str(index) if given is None else identifier(given, position, "id"), prompt, chosen, rejected)
+
+
+def _prompt(value: Any, position: str) -> list[Message]:
+    messages = _messages(value, position, "user")
+    _require_order(messages, position)
+    if messages[-1]["role"] != "user":
+        raise UserError(f"{position}: its last message is not the user's; end it with the question to answer")
+    return messages
+
+
+def _answer(value: Any, prompt: Sequence[Message], position: str) -> str:
+    """The text of an answer, before which the prompt may be repeated."""
+    *before, last = _messages(value, position, "assistant")
+    if last["role"] != "assistant":
+        raise UserError(f"{position}: its last message is not the assistant's; end it with the answer")
+    if before and _stripped(before) != _stripped(prompt):
+        raise UserError(f"{position}: its earlier messages are not those of prompt; make them equal, or leave them out")
+    return last["content"]
+
+
+def _stripped(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"].strip()) for message in messages]
 
 
 def _messages(value: Any, position: str, role: str) -> list[Message]:
-    """A field as messages; `role` is the role of a string, and of messages without one."""
+    """A field as messages; a string is one message of this role."""
     turns = [{"role": role, "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
         raise UserError(
             f"{position}: missing or empty; it must be a string or a list of messages with role and content"
         )
-    messages: list[Message] = []
-    for turn in turns:
-        content = turn.get("content") if isinstance(turn, dict) else None
-        if not isinstance(content, str) or not content.strip():
-            raise UserError(f"{position}: a message has no content; every message needs a role and a content")
-        messages.append({"role": str(turn.get("role", role)), "content": content})
-    return messages
+    return [_message(turn, position) for turn in turns]
+
+
+def _message(turn: Any, position: str) -> Message:
+    given = turn if isinstance(turn, dict) else {}
+    role, content = str(given.get("role", "")), given.get("content")
+    if not is_text(content):
+        raise UserError(f"{position}: a message has no content; every message needs a role and a content")
+    if role not in _ROLES:
+        raise UserError(f"{position}: a message has the role {brief(role)}; it must be one of {', '.join(_ROLES)}")
+    return {"role": role, "content": require_no_nul(str(content), position, "a message")}
+
+
+def _require_order(messages: Sequence[Message], position: str) -> None:
+    """Check that at most one system message comes first, and that user and assistant then take turns."""
+    turns = messages[1:] if messages[0]["role"] == "system" else messages
+    for number, message in enumerate(turns):
+        expected = ("user", "assistant")[number % 2]
+        if message["role"] != expected:
+            raise UserError(
+                f"{position}: a message of the {message['role']} stands where one of the {expected} must be; begin "
+                "with one system message or none, then let user and assistant take turns"
+            )
+    if not turns:
+        raise UserError(f"{position}: has only a system message; end it with the question to answer")

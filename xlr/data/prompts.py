@@ -1,13 +1,16 @@
 """Parallel instructions: the same ids in every language. Reads `{lang}.jsonl`, `{lang}.json` or a `datasets` source."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from xlr.config import PromptsConfig
+from xlr.data.fields import identifier, is_text, require_no_nul
 from xlr.data.jsonfiles import Row, language_source, read_objects
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.records import Prompt
+from xlr.texts import reason
 
 _EXPECTED = "an object with instruction_id and instruction"
 
@@ -69,19 +72,20 @@ def _read_language(path: str, lang: str) -> dict[str, str]:
     """Instruction by id, in the order of the source."""
     found: dict[str, str] = {}
     for position, row in _rows(path, lang):
-        given = row.get("instruction_id", row.get("id"))
-        if given is None:
+        name = "instruction_id" if "instruction_id" in row else "id"
+        if row.get(name) is None:
             raise UserError(f"{position}: the row has no instruction_id (or id); every instruction needs one")
-        key, instruction = str(given), row.get("instruction")
-        if not isinstance(instruction, str) or not instruction.strip():
+        key, instruction = identifier(row[name], position, name), row.get("instruction")
+        if not is_text(instruction):
             raise UserError(
-                f"{position}: the instruction {key!r} is empty; fill it in or remove it from every language"
+                f"{position}: the instruction {key!r} is empty: `instruction` must be a text with a visible character; "
+                "fill it in, or remove it from every language"
             )
         if key in found:
             raise UserError(f"{position}: duplicate id {key!r}; ids must be unique in a language")
-        found[key] = instruction
+        found[key] = require_no_nul(str(instruction), position, "instruction")
     if not found:
-        raise UserError(f"{path}: {lang} has no instructions")
+        raise UserError(f"{path}: {lang} has no instructions; add some, or remove the language")
     return found
 
 
@@ -90,7 +94,7 @@ def _rows(path: str, lang: str) -> Iterator[tuple[str, Row]]:
     folder, file = Path(path), language_source(path, lang)
     if isinstance(file, Path):
         return read_objects(file, _EXPECTED)
-    if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
+    if os.path.isdir(folder) and not (folder / "dataset_dict.json").is_file():
         there = ", ".join(sorted(file.name for file in folder.iterdir())[:20]) or "nothing"
         needed = " (English is always required, because responses are scored under it)" if lang == ENGLISH else ""
         raise UserError(f"{folder}: has no {lang}.jsonl or {lang}.json{needed}; it contains {there}")
@@ -101,15 +105,15 @@ def _dataset_rows(path: str, lang: str) -> Iterator[tuple[str, Row]]:
     """The rows of a saved `DatasetDict` (one split a language) or of a hub dataset (one configuration a language)."""
     import datasets
 
+    saved = os.path.isdir(path)
     try:
-        if Path(path).is_dir():
-            rows = datasets.load_from_disk(path)[lang]
-        else:
-            rows = datasets.load_dataset(path, lang, split="train")
-    except (OSError, ValueError, KeyError, ConnectionError) as error:
+        rows = datasets.load_from_disk(path)[lang] if saved else datasets.load_dataset(path, lang, split="train")
+        for index, row in enumerate(rows):
+            yield f"{path} {lang} row {index}", row
+    # Of damaged files: TypeError and AttributeError from their JSON, ValueError and OSError from their tables.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        where = "a dataset in this folder" if saved else "no such folder, and a dataset of this name"
         raise UserError(
-            f"prompts.path {path}: no such folder, and the datasets library finds no {lang!r} there "
-            f"({str(error).splitlines()[0]})"
+            f"prompts.path {path}: {where} cannot be read for {lang!r} ({reason(error)}); check the path, or save the "
+            f"dataset again with {lang!r} as a split"
         ) from error
-    for index, row in enumerate(rows):
-        yield f"{path} {lang} row {index}", row

@@ -10,13 +10,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from xlr.data.fields import is_text
 from xlr.data.jsonfiles import Row, read_json_list
 from xlr.errors import UserError
 from xlr.evaluation.facts import PositionBias
 from xlr.maths.winrate import Comparisons
+from xlr.texts import brief, control_in
 
 _EXPECTED = "an object of AlpacaEval's annotations"
 _TEXTS = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
+_OUTPUTS = ("output_1", "output_2")
 
 # Language, instruction, and the number of the instruction's earlier occurrences.
 Key: TypeAlias = tuple[str, str, int]
@@ -94,11 +97,11 @@ def _checked(position: str, row: Row) -> _Checked:
         if name not in row:
             raise UserError(f"{position}: has no {name!r}; every row of AlpacaEval's annotations needs it")
     for name in _TEXTS:
-        if not isinstance(row[name], str) or not (row[name].strip() or _empty_lost(row, name)):
+        if not isinstance(row[name], str) or not _filled(row, name):
             raise UserError(f"{position}: {name} is empty or not a string; fill it in, or remove the row")
     return _Checked(
         position,
-        str(row.get("lang", row.get("language", ""))),
+        _language(position, row),
         row["instruction"],
         (row["generator_1"], row["generator_2"]),
         (row["output_1"], row["output_2"]),
@@ -106,10 +109,22 @@ def _checked(position: str, row: Row) -> _Checked:
     )
 
 
+def _language(position: str, row: Row) -> str:
+    """The row's language; empty if it has none."""
+    given = row.get("lang", row.get("language"))
+    if given is not None and (not isinstance(given, str) or control_in(given)):
+        raise UserError(f"{position}: lang is {brief(given)}; write a language code, or remove the key")
+    return given or ""
+
+
+def _filled(row: Row, name: str) -> bool:
+    if name in _OUTPUTS:  # a model may write zero-width characters alone, and xlr then judges them
+        return bool(row[name].strip()) or _empty_lost(row, name)
+    return is_text(row[name])
+
+
 def _empty_lost(row: Row, name: str) -> bool:
     """True if an empty answer was scored correctly: it loses, or ties with another empty one."""
-    if name not in ("output_1", "output_2"):
-        return False
     both = not str(row["output_1"]).strip() and not str(row["output_2"]).strip()
     return bool(row["preference"] == (1.5 if both else 2 if name == "output_1" else 1))
 
@@ -117,13 +132,14 @@ def _empty_lost(row: Row, name: str) -> bool:
 def _preferences(position: str, row: Row) -> list[float]:
     """The row's preference, or its two `preferences` if the judge was asked in both orders; output_1 first."""
     whole = _probability(position, row["preference"])
-    sides = [_probability(position, value) for value in row.get("preferences") or ()]
-    if len(sides) != 2:
-        return [whole]
-    mean = sum(sides) / 2
+    given = row.get("preferences")
+    if given is not None and not (isinstance(given, list) and len(given) <= 2):
+        raise UserError(f"{position}: preferences is {brief(given)}; write a list of one or two preferences, or none")
+    sides = [_probability(position, value) for value in given or ()]
+    mean = sum(sides) / len(sides) if sides else whole
     if not (abs(mean - whole) < 1e-9 or (math.isnan(mean) and math.isnan(whole))):
         raise UserError(f"{position}: preference is not the mean of preferences; fix or remove the row")
-    return sides
+    return sides if len(sides) == 2 else [whole]
 
 
 def _probability(position: str, value: Any) -> float:
@@ -132,8 +148,8 @@ def _probability(position: str, value: Any) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
         raise UserError(
-            f"{position}: preference {value!r} is not on AlpacaEval's scale: 1 (output_1 is better) to 2 (output_2 is "
-            "better), 1.5 or 0 (a tie), null (judging failed); fix or remove the row"
+            f"{position}: preference {brief(value)} is not on AlpacaEval's scale: 1 (output_1 is better) to 2 "
+            "(output_2 is better), 1.5 or 0 (a tie), null (judging failed); fix or remove the row"
         )
     return value - 1 if value else 0.5
 
@@ -159,8 +175,9 @@ def _by_instruction(rows: Iterable[_Checked], generators: tuple[str, str]) -> di
 def _is_swapped(row: _Checked, generators: tuple[str, str]) -> bool:
     if row.generators not in (generators, generators[::-1]):
         raise UserError(
-            f"{row.position}: compares {row.generators[0]!r} with {row.generators[1]!r}, but the rows before compare "
-            f"{generators[0]!r} with {generators[1]!r}; split the file: each needs one model and one baseline"
+            f"{row.position}: compares {brief(row.generators[0])} with {brief(row.generators[1])}, but the rows before "
+            f"compare {brief(generators[0])} with {brief(generators[1])}; split the file: each needs one "
+            "model and one baseline"
         )
     return row.generators != generators
 

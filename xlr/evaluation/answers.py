@@ -15,13 +15,21 @@ from xlr.evaluation.facts import AnswerFacts, EvaluationFacts, PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import implicit_reward
 from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score
+from xlr.rewarding import room
 from xlr.rewarding.responses import sample_responses
-from xlr.rewarding.scores import Candidate, reward_facts, row_key, score_candidates, scoring_instruction
-from xlr.run.artifact import Artifact
+from xlr.rewarding.scores import (
+    Candidate,
+    require_scorable,
+    reward_facts,
+    row_key,
+    score_candidates,
+    scoring_instruction,
+)
+from xlr.run.artifact import Artifact, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
-from xlr.run.rows import read_rows, require_each_once, write_shards
+from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
 
 # All models draw with the same random numbers, so that their answers differ by the model alone.
@@ -56,20 +64,42 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         "score.batch_tokens": context.config.score.batch_tokens,
         "score.max_length": context.config.score.max_length,
     }
-    return Artifact(context.run.iteration(model) / "eval", "evaluate", settings(section, "evaluate") | own, inputs)
+    folder = context.run.iteration(model) / "eval"
+    return Artifact(context.run.path, folder, "evaluate", settings(section, "evaluate") | own, inputs)
 
 
 def check(context: Context) -> None:
     """Check early that the held-out sets and the models beside the iterations can be read.
 
     Raises:
-        UserError: naming what cannot.
+        UserError: naming what cannot, or what can exceed a model's positions.
     """
-    _ = context.held_out
-    for name in context.config.evaluate.models:
-        context.encoder_of(name)
-    if context.config.evaluate.preferences:
-        load_preferences(context.config.evaluate.preferences)
+    from xlr.model.checks import require_model  # imports torch
+
+    section = context.config.evaluate
+    for name in section.models:
+        require_model(context.model(name), context.encoder_of(name).tokenizer)
+        _require_room(context, name)
+    _require_room(context, START)
+    if section.prompts:
+        english, new_tokens = context.held_out[ENGLISH], section.max_new_tokens
+        require_scorable(context, "crosslingual", context.questions, english, new_tokens)
+    if section.preferences:
+        preferences, limit = load_preferences(section.preferences), room.positions_of_run(context)
+        room.require_preferences(context.encoder, section.preferences, preferences, limit, "evaluate.preferences")
+
+
+def _require_room(context: Context, model: ModelKey) -> None:
+    """Check that a model's answers to the held-out prompts fit its positions.
+
+    Raises:
+        UserError: they may not.
+    """
+    from xlr.model.checks import positions  # imports torch
+
+    limit = room.positions_of_run(context) if isinstance(model, int) else positions(context.model(model))
+    prompts, new_tokens = room.named(context.questions), context.config.evaluate.max_new_tokens
+    room.require_room(context.encoder_of(model), prompts, limit, new_tokens, "evaluate.max_new_tokens")
 
 
 def make(context: Context, model: ModelKey) -> EvaluationFacts:
@@ -84,8 +114,8 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         if model != START:
             require(artifact(context, START), f"xlr evaluate {context.run.path} --iteration 0")
         answers, scored = _answer(context, target, model, dropped)
-        start_folder = context.run.iteration(START) / "eval" / "scores"
-        start = scored if model == START else read_rows(start_folder, Score)
+        start_folder = context.run.iteration(START) / "eval"
+        start = scored if model == START else rows_of(start_folder, Score, "scores/*")
         facts["dropped"] = dropped.counts()
         facts["languages"] = {
             lang: _language_facts(
@@ -120,6 +150,7 @@ def _answer(
     Args:
         dropped: gets the answers that cannot be scored, but for empty ones.
     """
+    _require_room(context, model)
     section = context.config.evaluate
     generate = GenerateConfig(
         temperature=section.temperature,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from xlr.data.jsonfiles import Row, language_source, read_objects
 from xlr.errors import UserError
 from xlr.records import ModelKey, Prompt, Response
+from xlr.run.artifact import rows_of
 from xlr.run.context import Context
-from xlr.run.rows import read_rows
 
 _EXPECTED = "an object with instruction and output"
 
@@ -59,8 +59,8 @@ def load(context: Context) -> Answers:
 def model_answers(context: Context, key: ModelKey) -> Answers:
     """The answers of a model whose evaluation is finished."""
     folder = context.run.iteration(key)
-    rows = read_rows(folder / "eval" / "responses", Response)
-    return Answers(f"{context.run.path.name}/{folder.name}", {(row.lang, row.id): row.response for row in rows})
+    rows = rows_of(folder / "eval", Response, "responses/*")
+    return Answers(folder.name, {(row.lang, row.id): row.response for row in rows})
 
 
 def reference_outputs(path: str, prompts: Sequence[Prompt]) -> Answers:

@@ -5,7 +5,7 @@ Reads the answers of the model and of the baseline. Writes `judgements/` beside 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,8 +32,11 @@ _ALL_MODELS = -1
 class _Judge(Protocol):
     """The interface of a judge's backend; backends are modules."""
 
-    def require_usable(self, judge: JudgeConfig) -> None:
+    def require_usable(self, judge: JudgeConfig, shortest: Mapping[str, list[Message]]) -> None:
         """Check the backend's requirements before anything else is computed.
+
+        Args:
+            shortest: by the name of the prompt, the question about it with empty answers.
 
         Raises:
             UserError: a requirement is not met.
@@ -89,8 +92,12 @@ def check(context: Context) -> None:
     from xlr.evaluation import difficulty  # imports torch
 
     judge = context.config.judge
-    _BACKENDS[judge.backend].require_usable(judge)
-    question.load(judge.template)
+    template = question.load(judge.template)
+    shortest = {
+        f"{prompt.lang} {prompt.id!r}": question.fill(template, prompt.instruction, "", "", languages.name(prompt.lang))
+        for prompt in context.questions
+    }
+    _BACKENDS[judge.backend].require_usable(judge, shortest)
     difficulty.load(judge.difficulty)
     if context.config.baseline_model is None:
         baseline.load(context)
@@ -108,7 +115,7 @@ def artifact(context: Context, iteration: ModelKey) -> Artifact:
     if not judge.both_orders:
         own["seed"] = config.seed
     folder = context.run.iteration(iteration) / "judgements"
-    return Artifact(folder, "judge", settings(judge, "judge") | own, inputs)
+    return Artifact(context.run.path, folder, "judge", settings(judge, "judge") | own, inputs)
 
 
 def make(context: Context, iteration: ModelKey) -> JudgeFacts:
@@ -238,7 +245,7 @@ def _write(context: Context, target: Artifact, rows: Sequence[AnnotationRow]) ->
         for lang in context.config.evaluated_languages:
             write_json(folder / "annotations" / f"{lang}.json", [row for row in rows if row["lang"] == lang])
         figures = winrates.measure(annotations.read(folder / "annotations"), None, table)
-        figures["annotations"] = str(target.folder / "annotations")  # not the temporary folder
+        figures["annotations"] = "annotations"  # the content must not depend on the folder
         write_json(folder / "winrates.json", figures)
     return figures
 

@@ -127,7 +127,7 @@ def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
         scheduler.cancel([number])
         raise
     for file in sorted(folder.glob("*.json")):
-        yield from (Check(**check) for check in read_json(file))
+        yield from (Check(**check) for check in read_json(file, list[Check], "run `xlr doctor` again"))
     if state is None or state.state != "COMPLETED":
         ended = f"{state.state} {state.reason}".strip() if state else "unknown to Slurm"
         yield Check(f"job {number}", f"{ended}: {submission.last_line(log)}", f"see {log}")

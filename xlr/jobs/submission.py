@@ -3,12 +3,15 @@
 Writes `RUN/slurm/`: the submitted scripts, `jobs.json`, and the output of the jobs in `logs/`.
 """
 
+import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import TypedDict
 
 from xlr import pipeline
 from xlr.cluster import slurm as scheduler
@@ -19,7 +22,7 @@ from xlr.jobs import graph as jobs
 from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
 from xlr.run.context import Context
-from xlr.run.files import read_json, write_json, write_text
+from xlr.run.files import read_json, sealed, write_json, write_text
 from xlr.shipped import shipped
 from xlr.slurmconfig import SlurmConfig
 
@@ -45,6 +48,15 @@ class Submitted:
     log: str
 
 
+class _Jobs(TypedDict):
+    """The file `slurm/jobs.json`."""
+
+    run: str
+    """The run directory that the jobs work on."""
+    jobs: list[Submitted]
+    seal: str
+
+
 def settings(context: Context, site: Path | None) -> SlurmConfig:
     """The settings of the run, which override the site profile, which overrides the defaults.
 
@@ -52,7 +64,7 @@ def settings(context: Context, site: Path | None) -> SlurmConfig:
         UserError: the profile does not exist or is not valid.
     """
     profile = site or SITE.expanduser()
-    layers = [load_site(profile)] if site or profile.is_file() else []
+    layers = [load_site(profile)] if site or os.path.lexists(profile) else []
     return jobs.layered(jobs.DEFAULTS, *layers, context.config.slurm)
 
 
@@ -76,8 +88,11 @@ def describe(context: Context, site: Path | None) -> str:
     return "\n".join(parts)
 
 
-def submit(context: Context, site: Path | None) -> list[Submitted]:
+def submit(context: Context, site: Path | None, accept: Collection[str] = ()) -> list[Submitted]:
     """Submit the jobs of all unfinished stages.
+
+    Args:
+        accept: kinds of changed conditions under which unfinished pieces may be continued; see `identity`.
 
     Raises:
         UserError: jobs of the run are queued or running, a stage has bad input, or Slurm refuses a job.
@@ -89,7 +104,7 @@ def submit(context: Context, site: Path | None) -> list[Submitted]:
         raise UserError(
             f"{run}: its jobs are queued or running: {', '.join(active)}; wait for them, or run `xlr cancel {run}`"
         )
-    with pipeline.holding(context, pipeline.stages(context.config)):
+    with pipeline.holding(context, pipeline.stages(context.config), accept):
         todo = plan(context, slurm)
         if not todo:
             return []
@@ -130,7 +145,8 @@ def _submit(todo: list[Job], slurm: SlurmConfig, run: Path) -> list[Submitted]:
             number = scheduler.submit(jobs.command(job, slurm, run, after))
             log = run / "slurm" / "logs" / f"{job.name}-{number}.out"
             found[job.name] = Submitted(job.name, number, list(map(str, job.stages)), after, str(log))
-            write_json(_file(run), {"jobs": [asdict(job) for job in found.values()]})
+            jobs_now = [asdict(submitted_job) for submitted_job in found.values()]
+            write_json(_file(run), sealed({"run": str(run.resolve()), "jobs": jobs_now}))
     except UserError:
         if found:
             scheduler.cancel([job.id for job in found.values()])
@@ -139,8 +155,15 @@ def _submit(todo: list[Job], slurm: SlurmConfig, run: Path) -> list[Submitted]:
 
 
 def submitted(run: Path) -> list[Submitted]:
-    """The jobs of the last submission."""
-    return [Submitted(**job) for job in read_json(_file(run))["jobs"]] if _file(run).is_file() else []
+    """The jobs of the last submission of this run directory; a copy of a run directory has none.
+
+    Raises:
+        UserError: their file is damaged.
+    """
+    if not _file(run).is_file():
+        return []
+    found = read_json(_file(run), _Jobs, "delete it after cancelling the run's jobs with scancel")
+    return [Submitted(**job) for job in found["jobs"]] if found["run"] == str(run.resolve()) else []
 
 
 def states(context: Context) -> Iterator[tuple[Submitted, JobState | None]]:

@@ -1,25 +1,27 @@
 """A judge behind an OpenAI-compatible endpoint. The only module that imports openai."""
 
 import importlib.util
-import json
 import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
 from xlr import progress
 from xlr.config import JudgeConfig
 from xlr.console import console
 from xlr.errors import UserError
-from xlr.judging import question
-from xlr.judging.servedjudge import serving
+from xlr.judgeconfig import refuse_secrets
+from xlr.judging import question, reply
+from xlr.judging.patience import Patience, in_thread
+from xlr.judging.servedjudge import Server, serving
 from xlr.judging.verdictcache import VerdictCache, content_key
 from xlr.records import Message, Verdict
 from xlr.run.artifact import Artifact
@@ -31,6 +33,7 @@ _SAMPLE = 200  # questions whose tokens are counted for the estimate
 _MAX_REFUSALS = 3  # with so many refusals and no verdict, the questions are not the problem
 _PROBE_SECONDS = 10
 _LAST_ANSWERS_SECONDS = 30
+_PAUSE = 60  # seconds; the longest that the client waits before a retry
 _KEPT = "Verdicts so far are kept"
 
 Body: TypeAlias = dict[str, Any]
@@ -52,12 +55,13 @@ class _Outcome:
     refusal: str | None = None
 
 
-def require_usable(judge: JudgeConfig) -> None:
-    """Check that the client is installed and that there is a key.
+def require_usable(judge: JudgeConfig, shortest: Mapping[str, list[Message]] = MappingProxyType({})) -> None:
+    """Check that the client is installed and that there is a key; see the interface in `judgements`.
 
     Raises:
-        UserError: the package openai or the key is missing.
+        UserError: the package openai or the key is missing, or OPENAI_BASE_URL is not a plain address.
     """
+    refuse_secrets(os.environ.get("OPENAI_BASE_URL"), "OPENAI_BASE_URL")
     if importlib.util.find_spec("openai") is None:
         raise UserError('judge.backend openai: the client is not installed; pip install ".[eval]"')
     if judge.serve is None and not os.environ.get(judge.api_key_variable):
@@ -77,13 +81,15 @@ def require_answering(judge: JudgeConfig) -> None:
 
     require_usable(judge)
     once = judge.model_copy(update={"timeout": _PROBE_SECONDS, "max_retries": 0})
-    with _client(once) as client:
+    with _client(once, _server(once)) as client:
         try:
             client.models.list()
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
             _give_up(once, error)
-        except openai.APIStatusError:
-            pass  # not every endpoint can list its models, but this one answers
+        except openai.APIStatusError as error:
+            if 300 <= error.status_code < 400:
+                _give_up(once, error)
+            # Otherwise: not every endpoint can list its models, but this one answers
 
 
 def ask(
@@ -97,7 +103,7 @@ def ask(
     judge = context.config.judge
     require_usable(judge)
     requests = [_Request(_body(judge, messages), lang) for messages, lang in zip(questions, langs, strict=True)]
-    keys = [content_key(request.body) for request in requests]
+    keys = [content_key([_address(judge), request.body]) for request in requests]
     folder = Path(judge.cache) if judge.cache else context.run.path / "verdicts"
     with VerdictCache(folder) as cache:
         by_key = dict(zip(keys, requests, strict=True))
@@ -146,7 +152,10 @@ def _ask_missing(
             step.advance({missing[key].lang: 1}, verdict.prompt_tokens + verdict.completion_tokens)
 
         with serving(judge, context.run.path / "logs" / "judge-server.log") as served:
-            return _ask_all(served, {key: request.body for key, request in missing.items()}, known > 0, budget, keep)
+            server = served or _server(judge)
+            return _ask_all(
+                judge, server, {key: request.body for key, request in missing.items()}, known > 0, budget, keep
+            )
 
 
 def cost(judge: JudgeConfig, prompt_tokens: float, completion_tokens: float) -> float | None:
@@ -198,7 +207,12 @@ class _Budget:
 
 
 def _ask_all(
-    judge: JudgeConfig, todo: Mapping[str, Body], known: bool, budget: _Budget, keep: Callable[[str, Verdict], None]
+    judge: JudgeConfig,
+    server: Server,
+    todo: Mapping[str, Body],
+    known: bool,
+    budget: _Budget,
+    keep: Callable[[str, Verdict], None],
 ) -> dict[str, Verdict]:
     """Ask all questions, `judge.concurrency` at once, and pass each verdict to `keep` as soon as it is there.
 
@@ -211,20 +225,19 @@ def _ask_all(
     Returns:
         The undecided verdicts on questions that the endpoint refused, by key.
     """
-    client = _client(judge)
-    threads = ThreadPoolExecutor(judge.concurrency)
+    client = _client(judge, server)
     waiting = iter(todo.items())
     running: dict[Future[_Outcome], str] = {}
     refused: dict[str, Verdict] = {}
-    heard = known
+    heard, patience = known, Patience((judge.max_retries + 1) * (2 * judge.timeout + _PAUSE))
     try:
         while True:
             for key, body in islice(waiting, (judge.concurrency if heard else 1) - len(running)):
                 budget.require(len(running) + 1)
-                running[threads.submit(_outcome, client, judge, body)] = key
+                running[in_thread(partial(_outcome, client, judge, body))] = key
             if not running:
                 return refused
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in patience.wait(running):
                 key, outcome = running[future], future.result()
                 if outcome.refusal is None:
                     keep(key, outcome.verdict)
@@ -234,9 +247,13 @@ def _ask_all(
                 if not heard and len(refused) == _MAX_REFUSALS:
                     raise UserError(f"{_where(judge)}: refuses all questions: {outcome.refusal}")
                 del running[future]
+    except TimeoutError as error:
+        raise UserError(
+            f"{_where(judge)}: a reply does not end, not even long after judge.timeout={judge.timeout:g} s; ask "
+            f"another server. {_KEPT}"
+        ) from error
     finally:
         _keep_last(running, keep)
-        threads.shutdown(wait=False, cancel_futures=True)
         client.close()
 
 
@@ -247,19 +264,32 @@ def _keep_last(running: Mapping[Future[_Outcome], str], keep: Callable[[str, Ver
             keep(running[future], future.result().verdict)
 
 
-def _client(judge: JudgeConfig) -> Any:
+def _server(judge: JudgeConfig) -> Server:
+    """The endpoint of the configuration or the environment, and its key."""
+    return Server(judge.base_url, os.environ.get(judge.api_key_variable, ""))
+
+
+def _client(judge: JudgeConfig, server: Server) -> Any:
     import openai
 
+    from xlr.judging.httpclient import BoundedClient
+
     return openai.OpenAI(
-        base_url=judge.base_url,
-        api_key=os.environ.get(judge.api_key_variable, "none"),  # a server of judge.serve needs no key
+        base_url=server.base_url,
+        api_key=server.key,
         timeout=judge.timeout,
         max_retries=judge.max_retries,  # of lost connections, timeouts, 429 and 5xx, with growing pauses
+        http_client=BoundedClient(judge.timeout),
     )
 
 
+def _address(judge: JudgeConfig) -> str:
+    """What answers: part of a verdict's key, because another server may hold another model under the same name."""
+    return judge.serve or judge.base_url or os.environ.get("OPENAI_BASE_URL") or "api.openai.com"
+
+
 def _where(judge: JudgeConfig) -> str:
-    return f"judge {judge.model} at {judge.base_url or os.environ.get('OPENAI_BASE_URL', 'api.openai.com')}"
+    return f"judge {judge.model} at {_address(judge)}"
 
 
 def _outcome(client: Any, judge: JudgeConfig, body: Body) -> _Outcome:
@@ -273,7 +303,7 @@ def _outcome(client: Any, judge: JudgeConfig, body: Body) -> _Outcome:
     rest = {name: value for name, value in body.items() if name not in ("model", "messages")}
     for attempt in range(judge.max_retries + 1):
         try:
-            reply = client.chat.completions.with_raw_response.create(
+            answer = client.chat.completions.with_raw_response.create(
                 model=body["model"], messages=body["messages"], extra_body=rest
             )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -282,34 +312,30 @@ def _outcome(client: Any, judge: JudgeConfig, body: Body) -> _Outcome:
         except openai.APIError as error:
             _give_up(judge, error)
         try:
-            return _Outcome(_parse(judge, json.loads(reply.text)))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+            return _Outcome(_require_counted(judge, reply.parse(answer.text, judge.preference == "weighted")))
+        except reply.NoLogprobsError as error:
+            raise UserError(f"{_where(judge)}: returns no log-probabilities; set judge.preference=choice") from error
+        except ValueError as error:
             invalid = error
         time.sleep(min(2**attempt / 2, 8))
     raise UserError(
-        f"{_where(judge)}: the reply is not a chat completion ({reply.text[:100]!r}); check judge.base_url, which "
-        f"usually ends in /v1. {_KEPT}"
+        f"{_where(judge)}: the reply is not a chat completion ({str(invalid)[:100]}; it begins {answer.text[:100]!r}); "
+        f"check judge.base_url, which usually ends in /v1. {_KEPT}"
     ) from invalid
 
 
-def _parse(judge: JudgeConfig, reply: dict[str, Any]) -> Verdict:
-    """The verdict in a chat completion.
+def _require_counted(judge: JudgeConfig, verdict: Verdict) -> Verdict:
+    """Check that a budget can be kept.
 
     Raises:
-        UserError: the reply has no log-probabilities, but `judge.preference` is weighted.
-        ValueError, TypeError, KeyError, IndexError: the reply is not a chat completion.
+        UserError: there is one, but the endpoint reports no tokens.
     """
-    first = reply["choices"][0]
-    text, usage = first["message"]["content"] or "", reply.get("usage") or {}
-    if judge.preference == "choice":
-        preference = question.choice(text)
-    elif not first.get("logprobs"):
-        raise UserError(f"{_where(judge)}: returns no log-probabilities; set judge.preference=choice")
-    else:
-        tokens = first["logprobs"]["content"]
-        top = tokens[0]["top_logprobs"] if tokens else []
-        preference = question.weighted({entry["token"]: float(entry["logprob"]) for entry in top})
-    return Verdict(preference, text, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+    if judge.budget is not None and verdict.prompt_tokens == 0:
+        raise UserError(
+            f"{_where(judge)}: reports no tokens (usage.prompt_tokens), so judge.budget cannot be kept; remove it. "
+            f"{_KEPT}"
+        )
+    return verdict
 
 
 def _give_up(judge: JudgeConfig, error: Any) -> NoReturn:
@@ -319,6 +345,8 @@ def _give_up(judge: JudgeConfig, error: Any) -> NoReturn:
         UserError: always.
     """
     import openai
+
+    from xlr.judging.httpclient import TooLargeError
 
     attempts = judge.max_retries + 1
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
@@ -332,9 +360,14 @@ def _give_up(judge: JudgeConfig, error: Any) -> NoReturn:
         )
     elif isinstance(error, openai.APITimeoutError):
         why = f"no answer within judge.timeout={judge.timeout:g} s (attempts: {attempts}); raise judge.timeout"
+    elif isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
+        target = error.response.headers.get("Location", "another address")[:100]
+        why = f"redirects to {target!r}, which xlr does not follow; set judge.base_url to it if you trust it"
     elif isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
-        why = f"cannot be reached ({cause}; attempts: {attempts}); check that a server listens there"
+        if isinstance(cause, TooLargeError):
+            raise UserError(f"{_where(judge)}: sends {cause}; ask another server. {_KEPT}") from error
+        why = f"cannot be reached ({str(cause)[:200]}; attempts: {attempts}); check that a server listens there"
     else:
         why = f"fails ({_message(error)})"
     raise UserError(f"{_where(judge)}: {why}. {_KEPT}; start again to continue") from error

@@ -1,9 +1,11 @@
 """A judge in the Ray workers: the log-probabilities of both verdicts after each question, scored like responses."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 
 from xlr.config import JudgeConfig
 from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.errors import UserError
 from xlr.judging import question
 from xlr.records import Example, Message, Verdict
 from xlr.run.artifact import Artifact
@@ -11,13 +13,40 @@ from xlr.run.context import Context
 from xlr.run.work import ExampleLogps, resumable_logps
 
 
-def require_usable(judge: JudgeConfig) -> None:
-    """Check early that the judge's tokenizer and chat template can be used.
+def require_usable(judge: JudgeConfig, shortest: Mapping[str, list[Message]]) -> None:
+    """Check early that the judge's model, tokenizer and chat template can be used; see the interface in `judgements`.
 
     Raises:
-        UserError: they cannot.
+        UserError: they cannot, or a question is longer than the judge reads even without answers.
     """
-    _encoder(judge)
+    from xlr.model.checks import require_model  # imports torch
+
+    encoder = _encoder(judge)
+    require_model(encoder.name, encoder.tokenizer)
+    limit = _room(encoder)
+    for where, messages in shortest.items():
+        tokens = encoder.tokens_beyond(messages, limit)
+        if tokens is not None:
+            raise UserError(
+                f"judge.model {encoder.name}: the question about the prompt {where} has {tokens:,} tokens without its "
+                f"answers, but the judge reads {limit:,} (max_position_embeddings in its config.json); set another "
+                "judge.model or judge.template, or shorten or remove the prompt"
+            )
+    for messages in [*shortest.values()][:1]:
+        encoder.prompt_of(messages)  # the chat template may refuse the template's roles
+
+
+def _room(encoder: ChatEncoder) -> int:
+    """The most tokens of a question that the judge reads."""
+    from xlr.model.checks import positions  # imports torch
+
+    found = positions(encoder.name)
+    return sys.maxsize if found is None else found - max(map(len, _answers(encoder)))
+
+
+def _answers(encoder: ChatEncoder) -> tuple[tuple[int, ...], ...]:
+    """Both verdicts as token ids."""
+    return tuple(encoder.response(verdict) for verdict in (question.FIRST, question.SECOND))
 
 
 def _encoder(judge: JudgeConfig) -> ChatEncoder:
@@ -32,13 +61,10 @@ def ask(
 
     A question longer than the judge's context is not asked; its verdict is undecided.
     """
-    from xlr.model.weights import load_config  # imports torch
-
     encoder = _encoder(context.config.judge)
-    answers = tuple(encoder.response(verdict) for verdict in (question.FIRST, question.SECOND))
+    answers, limit = _answers(encoder), _room(encoder)
     with context.clock.measure("tokenise"):
         examples = [Example(encoder.prompt_of(messages), answers) for messages in questions]
-    limit = load_config(encoder.name).get_text_config().max_position_embeddings - max(map(len, answers))
     short = [index for index, example in enumerate(examples) if len(example.prompt) <= limit]
 
     def to_rows(item: int, logps: ExampleLogps) -> list[Verdict]:

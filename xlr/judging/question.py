@@ -11,6 +11,7 @@ from pathlib import Path
 
 from xlr.errors import UserError
 from xlr.records import Message
+from xlr.texts import MIB, read
 
 FIRST, SECOND = "m", "M"
 UNDECIDED = math.nan
@@ -60,10 +61,7 @@ def load(path: str | None) -> list[Message]:
     """
     if path is None:
         return DEFAULT
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"judge.template {path}: cannot be read ({error})") from error
+    text = read(Path(path), MIB)
     missing = [f"{{{field}}}" for field in _REQUIRED if f"{{{field}}}" not in text]
     if missing:
         raise UserError(

@@ -4,6 +4,7 @@ The cache is a folder of JSONL files, which runs may share. Each process appends
 """
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from xlr.console import console
 from xlr.errors import UserError
 from xlr.records import Verdict
 from xlr.run.files import sha256
@@ -25,8 +27,10 @@ def content_key(question: Any) -> str:
 class VerdictCache:
     """The verdicts of a folder by key, and the tokens that they took.
 
+    A line that is not a verdict is passed over with a message, so that its question is asked again.
+
     Raises:
-        UserError: a line is not a verdict, or the folder cannot be written.
+        UserError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path):
@@ -70,13 +74,40 @@ class VerdictCache:
 
 
 def _read(file: Path) -> Iterator[tuple[str, Verdict]]:
-    # The last piece is empty, or the incomplete line of a process that was killed.
-    *lines, _ = file.read_text(encoding="utf-8").split("\n")
+    try:
+        # The last piece is empty, or the incomplete line of a process that was killed.
+        *lines, _ = file.read_bytes().split(b"\n") if file.is_file() else [b""]
+    except OSError as error:
+        console.print(f"  {file}: cannot be read ({error.strerror}); its questions are asked again")
+        return
+    damaged = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            yield row.pop("key"), Verdict(**row)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{file}:{number}: not a verdict ({error}); remove the line, and its question is asked again"
-            ) from error
+            yield _verdict(line)
+        except (ValueError, TypeError, RecursionError):
+            damaged.append(number)
+    if damaged:
+        console.print(
+            f"  {file}: {len(damaged)} lines are not verdicts, the first is line {damaged[0]}; their questions are "
+            "asked again"
+        )
+
+
+def _verdict(line: bytes) -> tuple[str, Verdict]:
+    """The key and the verdict in a line.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it holds something else.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+        raise TypeError("no object with a key")
+    key = row.pop("key")
+    verdict = Verdict(**row)
+    counts = verdict.prompt_tokens, verdict.completion_tokens
+    sound = type(verdict.preference) in (int, float) and (
+        math.isnan(verdict.preference) or 0 <= verdict.preference <= 1
+    )
+    if not sound or type(verdict.answer) is not str or any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError("impossible values")
+    return key, verdict

@@ -4,33 +4,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
+from xlr import modelfiles
 from xlr.errors import UserError
 from xlr.model.precision import DType, precision
+from xlr.modelfiles import load_config
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
     """`model.dtype` as a torch type; see `precision`."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision(dtype, device.type == "cuda")]
-
-
-def load_config(model: str | Path) -> Any:
-    """Load a model's config.json.
-
-    Raises:
-        UserError: there is no model of this name, or its config.json is unusable.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{model}: not a model that can be opened ({str(error).strip().splitlines()[0]}); name a Hugging Face "
-            "folder with config.json and safetensors weights, or a hub name that this machine can reach"
-        ) from error
 
 
 def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: str) -> Any:
@@ -42,6 +26,7 @@ def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: s
     from transformers import AutoModelForCausalLM
 
     config = load_config(model)
+    modelfiles.require_weights(model)
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             model,
@@ -52,15 +37,20 @@ def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: s
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # transformers raises anything for values that are not as it expects
         raise UserError(
             f"{model}: the weights cannot be opened with attn_implementation={attn_implementation} "
-            f"({str(error).strip().splitlines()[0]})"
+            f"({modelfiles.reason(error)}); check that config.json belongs to these weights, or set another "
+            "model.attn_implementation"
         ) from error
     causal_lm, loaded = opened
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         names = ", ".join(map(str, sorted({*loaded["missing_keys"], *loaded["mismatched_keys"]}, key=str)[:3]))
-        raise UserError(f"{model}: weights are missing or their shape differs from config.json: {names}, ...")
+        raise UserError(
+            f"{model}: weights are missing or their shape differs from config.json: {names}, ...; get the model again"
+        )
     return causal_lm.eval()
 
 

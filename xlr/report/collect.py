@@ -7,9 +7,11 @@ from typing import Any, cast
 
 from xlr import languages
 from xlr.config import Config, settings
+from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
+from xlr.evaluation.facts import EvaluationFacts, WinRates
 from xlr.report.found import Change, Found, JudgedWinRates, ModelFound
-from xlr.run.artifact import read_manifest
+from xlr.run.artifact import json_of, read_manifest
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
 from xlr.stages import STAGES
@@ -60,12 +62,12 @@ def _versions(manifests: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def _model(folder: Path, manifests: Sequence[Mapping[str, Any]]) -> ModelFound:
     """What was found of one model."""
     stages = {manifest["stage"]: {key: manifest[key] for key in _FROM_MANIFEST} for manifest in manifests}
-    evaluation = folder / "eval" / "eval.json"
     judgements: JudgedWinRates | None = None
     if "judge" in stages:
-        judgements = read_json(folder / "judgements" / "winrates.json") | {"judge": stages["judge"]["facts"]["judge"]}
+        found = json_of(folder / "judgements", "winrates.json", WinRates)
+        judgements = found | {"judge": stages["judge"]["facts"]["judge"]}
     model = {
-        "evaluation": read_json(evaluation) if evaluation.is_file() else None,
+        "evaluation": json_of(folder / "eval", "eval.json", EvaluationFacts) if "evaluate" in stages else None,
         "judgements": judgements,
         "stages": stages,
     }
@@ -83,8 +85,7 @@ def _changes(config: Config, directory: RunDir, iterations: Mapping[str, ModelFo
         steps.append((0, len(judged) - 1))
     digests = [iterations[str(number)]["stages"]["judge"]["digest"] for number in judged]
     wanted = [{"from": str(judged[a]), "to": str(judged[b]), "digests": [digests[a], digests[b]]} for a, b in steps]
-    last = directory.path / "report.json"
-    known: list[Change] = read_json(last)["changes"] if last.is_file() else []
+    known = _known_changes(directory.path / "report.json")
     if [{key: value for key, value in change.items() if key != "difference"} for change in known] == wanted:
         return known
     files = [annotations.read(directory.iteration(number) / "judgements" / "annotations") for number in judged]
@@ -92,3 +93,12 @@ def _changes(config: Config, directory: RunDir, iterations: Mapping[str, ModelFo
     differences = winrates.changes(files, steps, table) if steps else []
     found = [own | {"difference": difference} for own, difference in zip(wanted, differences, strict=True)]
     return cast("list[Change]", found)
+
+
+def _known_changes(report: Path) -> list[Change]:
+    """The differences in the last report; none if there is no report, or if it is damaged and will be replaced."""
+    try:
+        last: Found = read_json(report, Found)
+    except UserError:
+        return []
+    return last["changes"]

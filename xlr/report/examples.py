@@ -7,8 +7,7 @@ from xlr.evaluation.facts import AnnotationRow
 from xlr.records import ModelKey, Pair
 from xlr.report.found import Run, label, models
 from xlr.report.numbers import number
-from xlr.run.files import read_json
-from xlr.run.rows import read_rows
+from xlr.run.artifact import json_of, rows_of
 
 SHOWN = 800  # examples of all runs together
 TEXT_CHARS = 1500
@@ -77,14 +76,13 @@ def _groups(run: Run) -> Iterator[tuple[ModelKey, Sequence[Pair | AnnotationRow]
     """The pairs, then the judged answers, of each model and language."""
     for key, model in models(run.found):
         folder = run.directory.iteration(key)
-        if "pair" in model["stages"] and (folder / "pairs").is_dir():
-            pairs = read_rows(folder / "pairs", Pair)
+        if "pair" in model["stages"]:
+            pairs = rows_of(folder / "pairs", Pair)
             for lang in run.found["languages"]:
                 yield key, [pair for pair in pairs if pair.lang == lang]
         if model["judgements"]:
             for lang in run.found["evaluated"]:
-                file = folder / "judgements" / "annotations" / f"{lang}.json"
-                yield key, read_json(file) if file.is_file() else []
+                yield key, json_of(folder / "judgements", f"annotations/{lang}.json", list[AnnotationRow]) or []
 
 
 def _example(run: str, model: ModelKey, row: Pair | AnnotationRow) -> Example:

@@ -14,8 +14,7 @@ from xlr.report.found import Run, by_language, label, models
 from xlr.report.plots import Plot
 from xlr.report.summary import reward_formula
 from xlr.rewarding.pairs import candidates_by_prompt
-from xlr.run.artifact import manifest_path
-from xlr.run.rows import read_rows
+from xlr.run.artifact import manifest_path, rows_of
 from xlr.run.trackers import whole_rows
 
 # Metric of metrics.jsonl -> title and unit of its plot.
@@ -115,7 +114,7 @@ def _scores(run: Run, iteration: int) -> Iterator[tuple[str, list[Score]]]:
     folder = run.directory.iteration(iteration) / "scores"
     if manifest_path(folder).is_file():
         for lang in run.config.languages:
-            if rows := [row for file in sorted(folder.glob(f"{lang}-*.parquet")) for row in read_rows(file, Score)]:
+            if rows := rows_of(folder, Score, f"{lang}-*"):
                 yield lang, rows
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.table
-from rich.markup import escape
 
 from xlr.console import Table, console, duration, number_columns, text_columns
 from xlr.progress import details, headline
@@ -38,5 +37,5 @@ def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
     for column in jobs[0]:
         table.add_column(column, overflow="fold")
     for job in jobs:
-        table.add_row(*(escape(str(value)) for value in job.values()))
+        table.add_row(*map(str, job.values()))
     console.print(table)

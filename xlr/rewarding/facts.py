@@ -49,6 +49,15 @@ class RewardFacts(TypedDict):
     """Flaw -> number of responses that have it."""
 
 
+class ScoredProbe(TypedDict):
+    """A scored sequence as token ids, with which the trainer compares its own log-probability."""
+
+    prompt: list[int]
+    response: list[int]
+    logp_policy: float
+    """In nats."""
+
+
 class ScoreFacts(TypedDict):
     """Facts of score."""
 

@@ -13,16 +13,16 @@ from typing import get_args
 from xlr.config import Config, Reward
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
+from xlr.leases import lease
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding import inspectionview, responses, scores
 from xlr.rewarding.diagnosis import Candidates, diagnose
 from xlr.rewarding.facts import InspectFacts, Inspection
-from xlr.run import lease
-from xlr.run.artifact import Artifact, manifest_path
+from xlr.run.artifact import Artifact, read_manifest, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
-from xlr.run.files import atomic_path, read_json, write_json, write_text
-from xlr.run.rows import read_rows, write_rows
+from xlr.run.files import atomic_path, write_json, write_text
+from xlr.run.rows import write_rows
 
 
 def require_valid(config: Config, iteration: int, langs: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ def _make(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
     langs = target.settings["languages"]
     rows = [
         row
-        for row in read_rows(context.run.iteration(iteration) / "responses", Response)
+        for row in rows_of(context.run.iteration(iteration) / "responses", Response)
         if row.lang in langs and row.id in ids
     ]
     scored: dict[Reward, list[Score]] = {}
@@ -135,13 +135,13 @@ def _make(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
 
 def _read(context: Context, target: Artifact, iteration: int, ids: Sequence[str]) -> Iterator[tuple[str, Candidates]]:
     """Each language with its candidates, and with the length penalty of the run's own pairs if these are made."""
-    of_pairs, of_scores = (manifest_path(context.run.iteration(iteration) / name) for name in ("pairs", "scores"))
-    pair_facts = read_json(of_pairs)["facts"] if of_pairs.is_file() else {}
+    of_pairs, of_scores = (read_manifest(context.run.iteration(iteration) / name) for name in ("pairs", "scores"))
+    pair_facts = of_pairs["facts"] if of_pairs else {}
     english = {prompt.id: prompt.instruction for prompt in context.prompts[ENGLISH]}
     for lang in target.settings["languages"]:
-        sampled = read_rows(target.folder / "responses.parquet", Response)
-        scored = {mode: read_rows(target.folder / f"{mode}.parquet", Score) for mode in modes(lang)}
-        alphas = {read_json(of_scores)["facts"]["reward"]: pair_facts[lang]["alpha"]} if lang in pair_facts else {}
+        sampled = rows_of(target.folder, Response, "responses.parquet")
+        scored = {mode: rows_of(target.folder, Score, f"{mode}.parquet") for mode in modes(lang)}
+        alphas = {of_scores["facts"]["reward"]: pair_facts[lang]["alpha"]} if of_scores and lang in pair_facts else {}
         yield (
             lang,
             Candidates(

@@ -16,10 +16,10 @@ from xlr.errors import UserError
 from xlr.records import Pair, Prompt, Score
 from xlr.rewarding import scores
 from xlr.rewarding.facts import PairFacts, PairStageFacts
-from xlr.run.artifact import Artifact
+from xlr.run.artifact import Artifact, rows_of
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_text
-from xlr.run.rows import read_rows, require_each_once, write_rows
+from xlr.run.rows import require_each_once, write_rows
 
 
 def iterations(config: Config) -> list[int]:
@@ -31,6 +31,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
     """The pairs of one iteration, with the settings and inputs that decide them."""
     config = context.config
     return Artifact(
+        context.run.path,
         context.run.iteration(iteration) / "pairs",
         "pair",
         settings(config.pair, "pair") | {"languages": list(config.languages)},
@@ -50,7 +51,7 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     """
     require(scores.artifact(context, iteration), f"xlr score {context.run.path} --iteration {iteration}")
     target = artifact(context, iteration)
-    rows = read_rows(context.run.iteration(iteration) / "scores", Score)
+    rows = rows_of(context.run.iteration(iteration) / "scores", Score)
     pairs: list[Pair] = []
     facts: PairStageFacts = {}
     for lang in context.config.languages:

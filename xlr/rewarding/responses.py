@@ -13,6 +13,7 @@ from xlr.data.encoding import ChatEncoder
 from xlr.data.prompts import sources
 from xlr.maths.batching import Batch
 from xlr.records import Prompt, Response, SampleRequest, SampleSettings, SampleTask
+from xlr.rewarding import room
 from xlr.rewarding.facts import GenerateFacts, ResponseFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -30,6 +31,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
     """The responses of one iteration, with the settings and inputs that decide them."""
     config = context.config
     return Artifact(
+        context.run.path,
         context.run.iteration(iteration) / "responses",
         "generate",
         settings(config.generate, "generate")
@@ -47,19 +49,30 @@ def check(context: Context) -> None:
     """Check early that responses can be sampled.
 
     Raises:
-        UserError: the prompts, the tokenizer or vLLM are not usable.
+        UserError: the prompts, the model, its tokenizer or vLLM are not usable, or responses can exceed the model's
+            positions.
     """
-    from xlr.model.vllmsampler import require_installed  # imports torch
+    from xlr.model.checks import require_model  # imports torch
+    from xlr.model.vllmsampler import require_installed
 
-    _ = context.prompts, context.encoder
+    require_model(context.encoder.name, context.encoder.tokenizer)
+    _require_room(context)
     if context.config.generate.backend == "vllm":
         require_installed()
+
+
+def _require_room(context: Context) -> None:
+    config = context.config
+    prompts = room.named(prompt for lang in config.languages for prompt in context.prompts[lang])
+    new_tokens = config.generate.max_new_tokens
+    room.require_room(context.encoder, prompts, room.positions_of_run(context), new_tokens, "generate.max_new_tokens")
 
 
 def make(context: Context, iteration: int) -> GenerateFacts:
     """Sample `num_samples` responses to every prompt in every language of the run."""
     config, target = context.config, artifact(context, iteration)
     policy = context.require_model(iteration - 1)
+    _require_room(context)
     wanted = [
         (prompt, sample)
         for lang in config.languages
@@ -152,15 +165,7 @@ def sample_responses(
 
 def sample_settings(generate: GenerateConfig, encoder: ChatEncoder, model: str) -> SampleSettings:
     """How a model's responses are sampled, with the tokens that end them."""
+    from xlr.model.checks import generation_eos  # imports torch
+
     stop_ids = tuple(encoder.stop_ids(generation_eos(model)))
     return SampleSettings(generate.temperature, generate.top_p, generate.top_k, generate.max_new_tokens, stop_ids)
-
-
-def generation_eos(model: str) -> int | list[int] | None:
-    """The end tokens in a model's generation config, if it has one."""
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:
-        return None

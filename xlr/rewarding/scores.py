@@ -4,24 +4,25 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 `xlr score RUN --iteration t`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xlr import languages
 from xlr.config import Config, Reward, settings
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.quality import count_flaws, repetition
+from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
 from xlr.records import Example, Prompt, Response, RowKey, Score
-from xlr.rewarding import responses
-from xlr.rewarding.facts import RewardFacts, ScoreFacts
-from xlr.run.artifact import Artifact
+from xlr.rewarding import responses, room
+from xlr.rewarding.facts import RewardFacts, ScoredProbe, ScoreFacts
+from xlr.run.artifact import Artifact, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
-from xlr.run.rows import read_rows, require_each_once, write_shards
+from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
 
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
@@ -38,6 +39,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
     """The scores of one iteration, with the settings and inputs that decide them."""
     config = context.config
     return Artifact(
+        context.run.path,
         context.run.iteration(iteration) / "scores",
         "score",
         settings(config.score, "score") | {"model.dtype": config.model.dtype},
@@ -53,11 +55,58 @@ def check(context: Context) -> None:
     """Check early that policy and reference can be compared.
 
     Raises:
-        UserError: pi^0 and pi_I do not share a tokenizer.
+        UserError: pi^0 and pi_I do not share a tokenizer, pi_I is not usable, or sequences can exceed their positions.
     """
-    aligned, initial = context.config.model.aligned, context.config.model.initial
+    from xlr.model.checks import require_model  # imports torch
+
+    config = context.config
+    aligned, initial = config.model.aligned, config.model.initial
+    tokenizer = load_tokenizer(initial)
+    require_model(initial, tokenizer)
     if aligned:
-        require_same_tokenizer(load_tokenizer(aligned), load_tokenizer(initial), aligned, initial)
+        require_same_tokenizer(load_tokenizer(aligned), tokenizer, aligned, initial)
+    prompts = [prompt for lang in config.languages for prompt in context.prompts[lang]]
+    require_scorable(context, config.score.reward, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
+    if config.score.reward == "translate":
+        _require_translatable(context)
+
+
+def _require_translatable(context: Context) -> None:
+    """Check that a response and its translation fit the policy's positions.
+
+    Raises:
+        UserError: they may not.
+    """
+    positions, longest = room.positions_of_run(context), context.config.generate.max_new_tokens
+    for lang in context.config.languages:
+        asked = TRANSLATE_INSTRUCTION.format(language=languages.name(lang), text="")
+        tokens = len(context.encoder.prompt(asked))
+        if positions is not None and tokens + 2 * longest > positions:
+            raise UserError(
+                f"generate.max_new_tokens={longest}: with score.reward=translate, a response and its translation can "
+                f"exceed the {positions:,} positions of {context.encoder.name} (max_position_embeddings in its "
+                f"config.json); set it to {max((positions - tokens) // 2, 1)} or less, or choose another score.reward"
+            )
+
+
+def require_scorable(
+    context: Context, mode: Reward, prompts: Iterable[Prompt], english: Iterable[Prompt], new_tokens: int
+) -> None:
+    """Check that prompts with responses fit the models' positions when they are scored, or are left out.
+
+    Args:
+        english: the same prompts in English.
+        new_tokens: the longest response, in tokens.
+
+    Raises:
+        UserError: a longer sequence would be scored; names its prompt.
+    """
+    of_english = {prompt.id: prompt.instruction for prompt in english}
+    asked = [
+        (f"{prompt.lang} {prompt.id!r}", scoring_instruction(mode, prompt, of_english[prompt.id])) for prompt in prompts
+    ]
+    positions, length = room.positions_of_run(context), context.config.score.max_length
+    room.require_max_length(context.encoder, asked, positions, new_tokens, "score.max_length", length)
 
 
 def make(context: Context, iteration: int) -> ScoreFacts:
@@ -66,7 +115,7 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
     target = artifact(context, iteration)
     scored_languages = [lang for lang in context.config.languages if mode != "translate" or lang != ENGLISH]
-    rows = [row for row in read_rows(run.iteration(iteration) / "responses", Response) if row.lang in scored_languages]
+    rows = [row for row in rows_of(run.iteration(iteration) / "responses", Response) if row.lang in scored_languages]
     dropped = Dropped()
     scores = score_in_mode(context, target, mode, rows, iteration, f"score iteration {iteration}", dropped)
     with atomic_path(target.folder) as folder:
@@ -170,7 +219,7 @@ def score_candidates(
     label: str,
     dropped: Dropped,
 ) -> list[Score]:
-    """The log-ratio of every candidate that is not longer than `score.max_length`.
+    """The log-ratio of every candidate that is not longer than `score.max_length` and the models' positions.
 
     Candidates with the same instruction share a batch, so that the instruction is computed once.
 
@@ -184,12 +233,17 @@ def score_candidates(
         UserError: the models do not share a tokenizer.
     """
     encoder, section = context.encoder, context.config.score
+    limit, why = section.max_length, f"longer than score.max_length={section.max_length}"
+    positions = room.positions_of_run(context)
+    if positions is not None and positions < limit:
+        limit, why = positions, f"longer than the models' {positions} positions"
     for name in {policy, reference} - {encoder.name}:
         require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name)
     with context.clock.measure("tokenise"):
         prompt_ids = {text: encoder.prompt(text) for text in {candidate.instruction for candidate in candidates}}
         response_ids = encoder.responses([candidate.text for candidate in candidates])
-    members = _by_instruction(candidates, prompt_ids, response_ids, section.max_length, dropped)
+    members, too_long = _by_instruction(candidates, prompt_ids, response_ids, limit)
+    dropped.add(why, too_long)
     groups = _groups(prompt_ids, response_ids, members, section.batch_tokens)
     examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
     expected = {*context.config.languages, *(candidate.row.lang for candidate in candidates)}
@@ -218,19 +272,17 @@ def _by_instruction(
     candidates: Sequence[Candidate],
     prompt_ids: Mapping[str, tuple[int, ...]],
     response_ids: Sequence[tuple[int, ...]],
-    max_length: int,
-    dropped: Dropped,
-) -> dict[str, list[int]]:
-    """Instruction -> indices of its candidates, without the ones longer than `max_length` tokens."""
+    limit: int,
+) -> tuple[dict[str, list[int]], list[RowKey]]:
+    """Instruction -> indices of its candidates, without those longer than `limit` tokens, which come second."""
     members: dict[str, list[int]] = {}
     too_long: list[RowKey] = []
     for index, candidate in enumerate(candidates):
-        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > max_length:
+        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > limit:
             too_long.append(row_key(candidate.row))
         else:
             members.setdefault(candidate.instruction, []).append(index)
-    dropped.add(f"longer than score.max_length={max_length}", too_long)
-    return members
+    return members, too_long
 
 
 def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_reference: float, language: str) -> Score:
@@ -286,15 +338,15 @@ def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[R
     return [row.response for row in translated]
 
 
-def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[dict[str, object]]:
+def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[ScoredProbe]:
     """A few scored sequences as token ids, with which the trainer compares its own log-probabilities."""
     by_length = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))
     middle = max(0, (len(by_length) - _PROBES) // 2)
     chosen = by_length[middle : middle + _PROBES]
     return [
         {
-            "prompt": context.encoder.prompt(instruction),
-            "response": context.encoder.response(score.scored_text),
+            "prompt": list(context.encoder.prompt(instruction)),
+            "response": list(context.encoder.response(score.scored_text)),
             "logp_policy": score.logp_policy,
         }
         for score, instruction in zip(chosen, _instructions(context, mode, chosen), strict=True)

@@ -1,1 +1,1 @@
-"""A run directory: reads and writes its files, artefacts, leases, metrics, and pieces of work that resumes."""
+"""A run directory: reads and writes its files, artefacts, metrics, and pieces of work that resumes."""

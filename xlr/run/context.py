@@ -11,7 +11,7 @@ from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
 from xlr.progress import Clock
 from xlr.records import INITIAL, START, ModelKey, Prompt
-from xlr.run.artifact import Artifact, manifest_path
+from xlr.run.artifact import Artifact, manifest_path, verified
 from xlr.run.directory import RunDir
 
 
@@ -76,10 +76,10 @@ class Context:
         return str(self.run.iteration(model) / "model")
 
     def require_model(self, model: ModelKey) -> str:
-        """Like `model`, but checks that the stage that trains the model has finished.
+        """Like `model`, but checks that the stage that trains the model has finished, and that its files are intact.
 
         Raises:
-            UserError: it has not.
+            UserError: it has not, or a file was changed or added.
         """
         path = self.model(model)
         made_here = isinstance(model, int) and Path(path).parent == self.run.iteration(max(model, START))
@@ -88,6 +88,8 @@ class Context:
                 f"xlr align {self.run.path}" if model == START else f"xlr train {self.run.path} --iteration {model}"
             )
             raise UserError(f"{path}: not finished yet; run `{command}` first")
+        if made_here:
+            verified(Path(path), exact=True)
         return path
 
     def reward_reference(self, iteration: int) -> int:

@@ -3,11 +3,12 @@
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from xlr.errors import UserError
 from xlr.records import Message, RowKey
 from xlr.run.files import atomic_path
 
@@ -21,32 +22,54 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row], stamp: str 
     """Write records as one Parquet file, atomically.
 
     Args:
-        stamp: text to store in the file's metadata; see `read_stamp`.
+        stamp: text to store in the file's metadata; see `read_piece`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows, hints = list(rows), typing.get_type_hints(row_type)
-    schema = pa.schema([(field.name, _arrow_type(hints[field.name])) for field in fields(row_type)])  # type: ignore[arg-type]
+    rows, schema = list(rows), _schema(row_type)
     # Not with dataclasses.asdict, which copies every token id of every row.
     table = pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
     if stamp is not None:
         table = table.replace_schema_metadata({_STAMP: stamp})
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def read_stamp(path: Path) -> str | None:
-    """The stamp of a Parquet file; None if the file has none, is damaged or does not exist."""
+def read_piece(
+    path: Path, row_type: type[Row], stamps: Sequence[str], known: dict[int, int] | None = None
+) -> list[Row] | None:
+    """The records of a Parquet file with one of these stamps; None if it has none of them or is damaged or missing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
+        stamp = (pq.read_schema(path).metadata or {}).get(_STAMP, b"")
+        return _read(path, row_type, known) if stamp in [own.encode() for own in stamps] else None
+    except (OSError, pa.ArrowException, TypeError, ValueError):
         return None
-    stamp = metadata.get(_STAMP)
-    return None if stamp is None else stamp.decode()
+
+
+def damaged_pieces(folder: Path) -> Iterator[Path]:
+    """The Parquet files in a folder of pieces that cannot be read, or have no stamp."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in sorted(folder.glob("*.parquet")):
+        try:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        except (OSError, pa.ArrowException):
+            yield file
+            continue
+        if _STAMP not in (table.schema.metadata or {}):
+            yield file
+
+
+def _schema(row_type: type) -> Any:
+    import pyarrow as pa
+
+    hints = typing.get_type_hints(row_type)
+    return pa.schema([(field.name, _arrow_type(hints[field.name])) for field in fields(row_type)])
 
 
 def _arrow_type(hint: Any) -> Any:
@@ -60,25 +83,39 @@ def _arrow_type(hint: Any) -> Any:
 
 
 def read_rows(path: Path, row_type: type[Row], known: dict[int, int] | None = None) -> list[Row]:
-    """Read the records of a Parquet file, or of all Parquet files in a folder in the order of their names.
+    """Read the records of a Parquet file.
 
     Args:
         known: token ids of rows that were read before, if they are to be shared between several calls.
+
+    Raises:
+        UserError: the file is damaged.
     """
+    import pyarrow as pa
+
+    try:
+        return _read(path, row_type, known)
+    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path}: damaged ({reason}); delete the manifest beside its folder to make it again"
+        ) from error
+
+
+def _read(path: Path, row_type: type[Row], known: dict[int, int] | None) -> list[Row]:
     import pyarrow.parquet as pq
 
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     hints = typing.get_type_hints(row_type)
     names = [field.name for field in fields(row_type)]  # type: ignore[arg-type]
-    rows: list[Row] = []
     numbers = {} if known is None else known  # share one int object per token id: 8 bytes per token instead of 36
-    for file in files:
-        columns = pq.read_table(file, columns=names).to_pydict()
-        for name in names:
-            if hints[name] == list[int]:
-                columns[name] = [list(map(numbers.setdefault, value, value)) for value in columns[name]]
-        rows += [row_type(*values) for values in zip(*(columns[name] for name in names), strict=True)]
-    return rows
+    table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=names)
+    if not table.schema.equals(_schema(row_type)):
+        raise ValueError(f"not the columns {', '.join(names)}")
+    columns = table.to_pydict()
+    for name in names:
+        if hints[name] == list[int]:
+            columns[name] = [list(map(numbers.setdefault, value, value)) for value in columns[name]]
+    return [row_type(*values) for values in zip(*(columns[name] for name in names), strict=True)]
 
 
 def write_shards(folder: Path, prefix: str, row_type: type[Row], rows: Sequence[Row]) -> None:

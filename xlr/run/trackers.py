@@ -1,6 +1,5 @@
 """Writes a training's metrics to metrics.jsonl, and metrics and report numbers to TensorBoard, wandb and mlflow."""
 
-import contextlib
 import json
 import os
 import secrets
@@ -9,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from xlr.console import console
 from xlr.errors import UserError
 
 
@@ -42,36 +42,64 @@ class MetricsLog:
 
     def __init__(self, folder: Path, report_to: Sequence[str], name: str, settings: Mapping[str, Any], steps_done: int):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        self.rows = whole_rows(path, steps_done)
+        self.path = folder / "metrics.jsonl"
+        self.rows = whole_rows(self.path, steps_done)
+        if len(self.rows) < steps_done:
+            console.print(f"  {self.path}: lacks {steps_done - len(self.rows)} steps; the training curves have a gap")
         self._trackers = [
             _TRACKERS[tracker](folder, name, settings, steps_done + 1, not steps_done) for tracker in report_to
         ]
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        self._file = self.path.open("a", encoding="utf-8")
+        # In place, so that a kill at this moment loses no finished step.
+        self._file.truncate(sum(len(_line(row).encode()) for row in self.rows))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of one optimizer step."""
         row = {"step": step, **values}
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(row))
         self._file.flush()
         for tracker in self._trackers:
             tracker.write(step, values)
 
+    def sync(self) -> None:
+        """Wait until all lines are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        """Close the file and the trackers."""
+        """Write all lines to disk, and close the file and the trackers."""
+        self.sync()
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
 def whole_rows(path: Path, steps_done: int | None = None) -> list[dict[str, Any]]:
-    """The lines of the finished steps, by default all lines. A last line cut off by a crash is left out."""
+    """The lines of the finished steps, by default all lines. A last line cut off by a crash is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
     rows: list[dict[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:steps_done]:
-            rows.append(json.loads(line))
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            known = rows[-1]["step"] if rows else 0
+            if row["step"] <= known:
+                raise ValueError(f"holds step {row['step']} after step {known}")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(
+                f"{path}:{number}: damaged ({error}); remove the line: the file holds the training curves only"
+            ) from error
+        if steps_done is not None and row["step"] > steps_done:
+            break
+        rows.append(row)
     return rows
 
 

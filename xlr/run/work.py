@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from xlr.records import Example, Logps, RowKey, ScoreTask, Task
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import sha256, write_json
-from xlr.run.rows import Row, read_rows, read_stamp, write_rows
+from xlr.run.identity import CUT
+from xlr.run.rows import Row, read_piece, write_rows
 
 PROGRESS = "progress.json"
 
@@ -75,22 +76,30 @@ def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], 
     """
     if not work.batches:
         return []
-    conditions = context.pool.conditions(type(work.tasks[0])) | {"cut": work.cut}
-    stamp = target.claim_pieces(pieces, conditions, settings(context.config))
+    conditions = context.pool.conditions(type(work.tasks[0])) | {CUT: work.cut}
+    stamps = target.claim_pieces(pieces, conditions, settings(context.config))
     folder = target.pieces_folder(pieces)
     files = [folder / f"{number:06d}.parquet" for number in range(len(work.batches))]
-    missing = [number for number, file in enumerate(files) if read_stamp(file) != f"{stamp} {number}"]
-    if unusable := sum(files[number].is_file() for number in missing):
+    known: dict[int, int] = {}
+    rows_of: dict[int, list[Row]] = {}
+    for number, file in enumerate(files):
+        rows = read_piece(file, work.row_type, [f"{stamp} {number}" for stamp in stamps], known)
+        if rows is not None and len(rows) == work.size(work.batches[number]):
+            rows_of[number] = rows
+    missing = [number for number in range(len(files)) if number not in rows_of]
+    if unusable := sum(files[number].exists() for number in missing):
         console.print(f"  {label}: {unusable} pieces are damaged or come from another run; they are computed again")
     with _showing(context, folder, work, missing, label, unit) as step:
         for number, result in context.pool.map({number: work.tasks[number] for number in missing}):
             batch = work.batches[number]
             with context.clock.measure("write"):
                 rows = work.to_rows(batch, result)
-                write_rows(files[number], work.row_type, rows, f"{stamp} {number}")
+                _require_size(files[number], rows, work.size(batch))
+                write_rows(files[number], work.row_type, rows, f"{stamps[-1]} {number}")
+            rows_of[number] = rows
             step.workers = context.pool.workers  # includes workers that joined or were lost meanwhile
             step.advance(work.languages(batch), work.num_tokens(batch, rows))
-    return _in_item_order(work, files)
+    return _in_item_order(work, rows_of)
 
 
 @contextlib.contextmanager
@@ -123,19 +132,16 @@ def _count_workers(context: Context, seconds: float) -> None:
     context.clock.count_processors(sum(worker.cpus for worker in at_work), sum(worker.gpus for worker in at_work))
 
 
-def _in_item_order(work: Work[Row], files: Sequence[Path]) -> list[Row]:
-    """The rows of all pieces, in the order of the items.
+def _require_size(file: Path, rows: Sequence[Row], size: int) -> None:
+    if len(rows) != size:
+        raise RuntimeError(f"{file}: not written: {len(rows)} rows instead of {size}; this is a bug in xlr")
 
-    Raises:
-        RuntimeError: a piece has the wrong number of rows.
-    """
+
+def _in_item_order(work: Work[Row], rows_of: Mapping[int, Sequence[Row]]) -> list[Row]:
+    """The rows of all pieces, in the order of the items."""
     of_item: dict[int, list[Row]] = {}
-    known: dict[int, int] = {}
-    for batch, file in zip(work.batches, files, strict=True):
-        rows = read_rows(file, work.row_type, known)
-        if len(rows) != work.size(batch):
-            raise RuntimeError(f"{file}: holds {len(rows)} rows, not {work.size(batch)}; delete it and start again")
-        each = iter(rows)
+    for number, batch in enumerate(work.batches):
+        each = iter(rows_of[number])
         for item in batch:
             of_item[item] = [next(each) for _ in work.keys[item]]
     return [row for item in range(len(work.keys)) for row in of_item[item]]

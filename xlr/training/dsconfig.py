@@ -1,12 +1,13 @@
 """Reads DeepSpeed's JSON files and fills in the configuration's values."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from xlr.config import TrainConfig
+from xlr.data.jsonfiles import parse
 from xlr.errors import UserError
 from xlr.shipped import shipped
+from xlr.texts import MIB, read
 
 # DeepSpeed's scheduler types -> values of lr_scheduler_type for the same schedule.
 _SCHEDULERS = {
@@ -93,10 +94,7 @@ def _fill_in(tree: dict[str, Any], path: Path, owned: dict[str, Any], hidden_siz
 def _read(name: str) -> tuple[Path, dict[str, Any]]:
     """Read a JSON file, given by its path or by the name of a shipped file."""
     path = Path(name) if name.endswith(".json") else shipped("ds_configs", f"{name}.json")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a DeepSpeed JSON file ({error})") from error
+    tree = parse(read(path, MIB), str(path))
     if not isinstance(tree, dict) or not isinstance(tree.get("zero_optimization"), dict):
         raise UserError(f"{path}: not a DeepSpeed JSON file: it has no zero_optimization section")
     return path, tree

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import re
-import secrets
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from xlr.cluster.exchange import gather
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.config import TrainConfig
 from xlr.errors import UserError
+from xlr.leases import process
 from xlr.model import weights
 from xlr.model.logprobmodel import LogprobModel
 from xlr.model.products import compute_repeatably
@@ -227,7 +227,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
     """
     target = folder / f"step-{step:08d}-ranks-{dist.get_world_size()}"
     # Ranks of another start, if any are still alive, write under another name. `Artifact.tidy` removes what they leave.
-    temporary = folder / f".{target.name}.{gather(secrets.token_hex(4))[0]}.tmp"
+    temporary = folder / f".{target.name}.{gather(process.token())[0]}.tmp"
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()

@@ -3,20 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.records import START, Example
-from xlr.run.files import read_json
+from xlr.rewarding.facts import ScoredProbe
+from xlr.run.artifact import json_of
 from xlr.training import engine
 from xlr.training.inputs import Training
 from xlr.training.step import Trainer
 
 
-def require_scorers_logps(trainer: Trainer, probes: Sequence[dict[str, Any]]) -> None:
+def require_scorers_logps(trainer: Trainer, probes: Sequence[ScoredProbe]) -> None:
     """Check that trainer and scorer compute the same log-probabilities.
 
     Args:
@@ -40,10 +40,13 @@ def require_scorers_logps(trainer: Trainer, probes: Sequence[dict[str, Any]]) ->
         )
 
 
-def scored_probes(training: Training) -> list[dict[str, Any]]:
+def scored_probes(training: Training) -> list[ScoredProbe]:
     """Sequences with the log-probabilities that the scorer computed under the starting model; none for align."""
-    file = training.context.run.iteration(training.iteration) / "scores" / "probes.json"
-    return read_json(file) if training.iteration != START and file.is_file() else []
+    if training.iteration == START:
+        return []
+    folder = training.context.run.iteration(training.iteration) / "scores"
+    probes: list[ScoredProbe] = json_of(folder, "probes.json", list[ScoredProbe])
+    return probes
 
 
 def require_ln2(values: Mapping[str, float], train: TrainConfig, same_models: bool, dtype: torch.dtype) -> None:

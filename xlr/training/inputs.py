@@ -15,9 +15,9 @@ from xlr.maths.batching import Batch, micro_batches
 from xlr.model.layout import batch_shape
 from xlr.records import INITIAL, START, Example, Message, Pair
 from xlr.rewarding import pairs
+from xlr.run.artifact import rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
-from xlr.run.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class TrainingPair:
     id: str
     lang: str
     example: Example
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longer of the responses."""
+        return len(self.example.prompt) + max(map(len, self.example.responses))
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,12 @@ class Training:
         kept: list[TrainingPair] = []
         dropped = Dropped()
         for key, lang, prompt, chosen, rejected in self._rows():
-            example = Example(encoder.prompt_of(prompt), (encoder.response(chosen), encoder.response(rejected)))
-            if len(example.prompt) + max(map(len, example.responses)) > limit:
+            answers = encoder.response(chosen), encoder.response(rejected)
+            pair = TrainingPair(key, lang, Example(encoder.prompt_of(prompt), answers))
+            if pair.length > limit:
                 dropped.add(f"longer than max_length={limit}", [(lang, key)])
             else:
-                kept.append(TrainingPair(key, lang, example))
+                kept.append(pair)
         if not kept:
             raise UserError(f"{self.title}: every pair is longer than max_length={limit} tokens; raise it")
         return kept, dropped
@@ -98,7 +104,7 @@ class Training:
         require(pairs.artifact(self.context, self.iteration), command)
         return [
             (pair.id, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"])
-            for pair in read_rows(folder / "pairs.parquet", Pair)
+            for pair in rows_of(folder, Pair)
         ]
 
     @property

@@ -74,7 +74,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     """
     request = Request().listen()
     clock = progress.Clock()
-    if training.iteration > START:
+    if training.iteration > START and ranks.rank == 0:  # one rank reads the whole model once
         training.context.require_model(training.iteration - 1)
     device = engine.init_distributed(ranks)
     on_gpus = ranks.world_size if device.type == "cuda" else 0
@@ -104,7 +104,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     if log:
         log.close()
         tokens = {"trained on": int(sum(row["num_tokens"] for row in log.rows))}
-        target.finish(len(train_pairs), facts, clock, tokens)
+        target.finish(len(train_pairs), facts, clock, tokens, [log.path])
         remove(checkpoints)
     dist.barrier()
     engine.close_distributed()
@@ -193,6 +193,8 @@ def _loop(
                 shown.advance({"": 1}, int(values["num_tokens"]), note)
             save = late or (train.save_steps > 0 and done % train.save_steps == 0)
             if stop or (save and not last):
+                if log:
+                    log.sync()
                 engine.save_checkpoint(trainer.policy, checkpoints, done, train.save_total_limit)
                 saved_at = time.monotonic()
             if stop:

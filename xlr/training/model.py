@@ -15,6 +15,7 @@ from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.preferences import load_preferences
 from xlr.records import START
+from xlr.rewarding import room
 from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context, require
 from xlr.training import reference
@@ -42,24 +43,29 @@ def artifact(context: Context, iteration: int) -> Artifact:
         if getattr(training.config, key).endswith(".json"):
             inputs[key] = getattr(training.config, key)
     own = {"seed": context.config.seed, "model.dtype": context.config.model.dtype}
-    return Artifact(context.run.iteration(iteration) / "model", training.stage, training.settings | own, inputs)
+    run = context.run
+    return Artifact(run.path, run.iteration(iteration) / "model", training.stage, training.settings | own, inputs)
 
 
 def check(context: Context) -> None:
     """Check before the run starts that its trainings can start.
 
     Raises:
-        UserError: a DeepSpeed JSON or the preferences are not usable.
+        UserError: a DeepSpeed JSON or the preferences are not usable, or pairs can exceed the model's positions.
     """
     from xlr.model.weights import load_config  # imports torch
 
-    config = context.config
+    config, fewest = context.config, room.positions_of_run(context)
     hidden_size = load_config(config.model.initial).get_text_config().hidden_size
     for train in (config.align, config.train):
         policy_config(train, config.model.dtype == "bfloat16", hidden_size)
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)
-    if config.align.preferences:
-        load_preferences(config.align.preferences)
+    if path := config.align.preferences:
+        known, length = load_preferences(path), config.align.max_length
+        room.require_preferences(context.encoder, path, known, fewest, "align.max_length", length)
+    prompts = room.named(prompt for lang in config.languages for prompt in context.prompts[lang])
+    new_tokens, length = config.generate.max_new_tokens, config.train.max_length
+    room.require_max_length(context.encoder, prompts, fewest, new_tokens, "train.max_length", length)
 
 
 def make(context: Context, iteration: int) -> TrainingFacts:
@@ -76,6 +82,8 @@ def make(context: Context, iteration: int) -> TrainingFacts:
     start, dpo_reference = training.start, training.reference
     require_same_tokenizer(load_tokenizer(start), load_tokenizer(dpo_reference), start, dpo_reference)
     _ = training.split
+    lengths = ((f"pair {pair.lang} {pair.id!r}", pair.length) for pair in training.pairs)
+    room.require_sequences(context, lengths, f"{training.stage}.max_length")
     if training.config.reference_mode == "cached":
         command = f"xlr reference {context.run.path} --iteration {iteration}"
         require(reference.artifact(context, iteration), command)

@@ -12,10 +12,10 @@ from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.records import START, ReferenceLogps
-from xlr.run.artifact import Artifact, fingerprint
+from xlr.run.artifact import Artifact, fingerprint, rows_of
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, sha256
-from xlr.run.rows import read_rows, require_each_once, write_shards
+from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
 from xlr.training.facts import ReferenceFacts
 from xlr.training.inputs import Training, TrainingPair
@@ -37,7 +37,8 @@ def artifact(context: Context, iteration: int) -> Artifact:
         "max_length": training.config.max_length,
     }
     inputs = {"reference": training.reference, **training.sources}
-    return Artifact(context.run.iteration(iteration) / "reference", "reference", own, inputs)
+    run = context.run
+    return Artifact(run.path, run.iteration(iteration) / "reference", "reference", own, inputs)
 
 
 def check(context: Context) -> None:
@@ -103,7 +104,7 @@ def load(training: Training, precision: str, pairs: Sequence[TrainingPair]) -> d
     command = f"xlr reference {training.context.run.path} --iteration {training.iteration}"
     require(target, command)
     weights = fingerprint(training.reference)
-    cached = {row.key: (row.chosen_logp, row.rejected_logp) for row in read_rows(target.folder, ReferenceLogps)}
+    cached = {row.key: (row.chosen_logp, row.rejected_logp) for row in rows_of(target.folder, ReferenceLogps)}
     found = {}
     for pair in pairs:
         logps = cached.get(row_key(weights, precision, pair))

@@ -1,0 +1,55 @@
+"""Runs stages in this process: the real workers' code, without Ray. Sweeps over many changes need it to be quick."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xlr.cluster.raypool import Pool
+from xlr.config import Config
+from xlr.model.worker import Worker
+from xlr.records import Task
+from xlr.run.context import Context
+
+
+class StoppedError(Exception):
+    """The pool ended a stage early, as a kill would."""
+
+
+@dataclass
+class LocalPool:
+    """A pool with one worker in this process. It has the conditions of the real pool on a machine without GPUs."""
+
+    config: Config
+    fail_after: int = 10**9
+    computed: int = 0
+    workers: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._pool = Pool(self.config.ray, self.config.model, self.config.generate)
+        self._pool._vllm = False  # as if it had been started
+        self._worker = Worker(None, self.config.model.dtype, self.config.model.attn_implementation)
+
+    @property
+    def precision(self) -> str:
+        return self._pool.precision
+
+    def conditions(self, task: type[Task]) -> dict[str, str | None]:
+        return self._pool.conditions(task)
+
+    def map(self, tasks: Mapping[Any, Task]) -> Iterator[tuple[Any, Any]]:
+        for key, task in tasks.items():
+            if self.computed == self.fail_after:
+                raise StoppedError
+            self.computed += 1
+            yield key, self._worker.compute(task)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def opened(config: Config, run: Path, fail_after: int = 10**9) -> Context:
+    """A context whose workers are in this process."""
+    context = Context(config.model_copy(update={"run_dir": str(run)}))
+    context.__dict__["pool"] = LocalPool(context.config, fail_after)
+    return context

@@ -1,0 +1,1 @@
+"""Leases: which process writes which artefact, and whether a process is alive."""

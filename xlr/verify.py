@@ -1,0 +1,63 @@
+"""Checks every file of a run directory, and says what each fault means. Command: `xlr verify RUN`.
+
+All files are read again, whatever is remembered of their digests.
+"""
+
+from collections.abc import Iterator
+
+from xlr import pipeline
+from xlr.errors import UserError
+from xlr.jobs import submission
+from xlr.pipeline import Stage
+from xlr.run import identity
+from xlr.run.artifact import Artifact, differences, foreign, manifest_path, read_manifest
+from xlr.run.context import Context
+from xlr.run.rows import damaged_pieces
+from xlr.run.trackers import whole_rows
+
+
+def faults(context: Context) -> Iterator[tuple[str, str]]:
+    """Each fault of a run: the name of the stage or file, and a sentence with what it means and what to do."""
+    for stage in pipeline.stages(context.config):
+        for fault in _of_stage(context, stage):
+            yield str(stage), fault
+    try:
+        submission.submitted(context.run.path)
+    except UserError as error:
+        yield "jobs", str(error)
+
+
+def _of_stage(context: Context, stage: Stage) -> Iterator[str]:
+    artifact = stage.artifact(context)
+    try:
+        if read_manifest(artifact.folder) is None:
+            yield from _of_unfinished(artifact)
+        else:
+            yield from _of_finished(artifact)
+            artifact.manifest()
+        if stage.kind.in_ranks:
+            whole_rows(artifact.folder.parent / "metrics.jsonl")
+    except UserError as error:
+        yield str(error)
+
+
+def _of_finished(artifact: Artifact) -> Iterator[str]:
+    manifest = read_manifest(artifact.folder)
+    assert manifest is not None
+    for path, difference in differences(artifact.folder, manifest["files"], fresh=True):
+        yield (
+            f"{path}: {difference}. No stage reads it any more, but what was read from it before may be wrong. Delete "
+            f"{manifest_path(artifact.folder)} and start the run again: what follows is kept if the content is the same"
+        )
+    for path in foreign(artifact.folder, manifest):
+        yield f"{path}: is not a file of this artefact. No stage reads it; move it elsewhere"
+    for path, difference in differences(artifact.folder.parent, manifest["records"], fresh=True):
+        yield f"{path}: {difference}. It holds the training curves only; the model is not affected"
+
+
+def _of_unfinished(artifact: Artifact) -> Iterator[str]:
+    for folder in artifact.pieces_folders():
+        if identity.read_plan(folder) is None:
+            yield f"{folder}: has no {identity.PLAN}, so nothing in it is used. Delete it"
+        for piece in damaged_pieces(folder):
+            yield f"{piece}: is damaged. It is computed again when the run is started again"
