@@ -33,8 +33,7 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
     """Run `xlr ARGUMENTS` as several ranks on this machine and wait for them.
 
     Rank 0 writes to this process's standard output. All ranks write their standard error to the log. If one rank fails,
-    the others are killed. All ranks die with this process, however it ends, and end if it is stopped for half a
-    minute.
+    the others are killed. All ranks die with this process, however it ends, and end if it is stopped for half a minute.
     SIGTERM and SIGUSR1 are forwarded to them. Nothing in the current folder is imported.
 
     Raises:

@@ -47,7 +47,7 @@ _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 # The classes in checkpoints of DeepSpeed, beside tensors and plain values.
 _CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
-_COMPLETE = re.compile(r"step-(\d{8,})-ranks-(\d+)")
+_COMPLETE = re.compile(r"step-[0-9]{8,}-ranks-[0-9]+")
 _STATE = "state"
 _UNIVERSAL = "universal"
 _TIMEOUT = timedelta(hours=1)
@@ -269,21 +269,14 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
         raise UserError(refusal)
     if path is None:
         return None
-    step, ranks = _numbers(Path(path))
-    return Checkpoint(Path(path), step, ranks != dist.get_world_size())
-
-
-def _numbers(checkpoint: Path) -> tuple[int, int]:
-    """The step and the number of ranks in a checkpoint's name."""
-    named = _COMPLETE.fullmatch(checkpoint.name)
-    assert named  # see `_complete`
-    return int(named[1]), int(named[2])
+    _, step, _, ranks = Path(path).name.split("-")
+    return Checkpoint(Path(path), int(step), int(ranks) != dist.get_world_size())
 
 
 def _readable(newest: Path, folder: Path) -> Path:
     """The checkpoint, or its universal form if another number of ranks wrote it. Checks that both hold only data."""
     pickles.require_data(newest)
-    if _numbers(newest)[1] == dist.get_world_size():
+    if int(newest.name.rpartition("-")[2]) == dist.get_world_size():
         return newest
     universal = _to_universal(newest, folder / _UNIVERSAL)
     pickles.require_data(universal)
