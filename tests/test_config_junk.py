@@ -309,7 +309,7 @@ BAD_YAML: dict[str, tuple[str, str]] = {
         "judge: {base_url: 'http://u:secret@h/v1'}",
         r" judge\.base_url: holds more than an address",
     ),
-    "no URL": ("judge: {base_url: nonsense}", r" judge\.base_url: is not a URL of an endpoint; write it as http"),
+    "no URL": ("judge: {base_url: nonsense}", r" judge\.base_url: not an address; set it to http"),
     "open quote": (
         'judge: {serve: "a {port} \'"}',
         r" judge\.serve: is not a command \(No closing quotation\); close",
