@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"slurmconfig"},
     {"progress"},
-    {"console", "languages", "modelfiles", "schema", "shipped", "stages"},
+    {"addresses", "console", "languages", "modelfiles", "schema", "shipped", "stages"},
     {"errors", "records", "maths"},
 ]
 LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}

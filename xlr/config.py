@@ -1,11 +1,11 @@
 """Every setting of a run: the typed tree, and the checks across its sections. `configfile` reads and writes it."""
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from xlr import languages
+from xlr.addresses import refuse_secrets
 from xlr.errors import UserError
 from xlr.records import START, ModelKey
 from xlr.schema import OPERATIONAL, Ignored, Location, Section, refuse_ignored, walk
@@ -20,28 +20,6 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 _ENGINE_ONLY = Ignored("transformers samples on one GPU and takes the memory it needs", unless=("backend", "vllm"))
 _ENDPOINT_ONLY = Ignored("the judge runs in the Ray workers and no endpoint is asked", unless=("backend", "openai"))
-
-
-def refuse_secrets(url: str | None, key: str) -> None:
-    """Check that an endpoint's address is one, without credentials, which would be repeated in messages and files.
-
-    Raises:
-        UserError: it is not, without repeating it.
-    """
-    if url is None:
-        return
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        sound = False
-    if not sound:
-        raise UserError(f"{key}: not an address; set it to http://HOST:PORT/v1 or https://HOST/v1")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise UserError(
-            f"{key}: holds more than an address (a user, a password, or words after ? or #), which files and messages "
-            "would repeat; remove it, and put the key into the environment variable that judge.api_key_variable names"
-        )
 
 
 class ModelConfig(Section):
@@ -285,7 +263,8 @@ class JudgeConfig(Section):
     """Spending limit over all cached verdicts, in the currency of the prices. Jobs judging at the same time do not see
     each other's spending."""
     cache: Annotated[str | None, OPERATIONAL, Location.PATH, _ENDPOINT_ONLY] = None
-    """Folder of cached verdicts, keyed by the content of the request and the server; runs may share one. null uses RUN/verdicts."""
+    """Folder of cached verdicts, keyed by the server and the content of the request; runs may share one. null uses
+    RUN/verdicts."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "JudgeConfig":

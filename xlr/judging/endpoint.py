@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
 from xlr import progress
-from xlr.config import JudgeConfig, refuse_secrets
+from xlr.addresses import refuse_secrets
+from xlr.config import JudgeConfig
 from xlr.console import console
 from xlr.errors import UserError
 from xlr.judging import question, reply
