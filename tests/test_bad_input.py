@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.conftest import Cli, assert_refused
+from xlr import cli as cli_module
 from xlr.shipped import RECIPES
 
 Tree = dict[str, Any]
@@ -175,3 +177,60 @@ def test_a_ray_cluster_that_does_not_answer_is_named(
 ) -> None:
     result = cli("generate", write_config(tiny_tree), RAY_ADDRESS="127.0.0.1:1")
     assert_refused(result, "RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there")
+
+
+def two_files_of_a_language(tree: Tree, folder: Path) -> str:
+    (own_prompts(tree, folder) / "es.json").write_text("[]")
+    return "es.jsonl: es.json is beside it, and only one of them would be read; remove the old one"
+
+
+def invisible_instruction(tree: Tree, folder: Path) -> str:
+    file = own_prompts(tree, folder) / "es.jsonl"
+    first, *others = file.read_text(encoding="utf-8").splitlines(True)
+    row = json.loads(first) | {"instruction": "\u200b\u2060"}
+    file.write_text("".join([*others, json.dumps(row)]), encoding="utf-8")
+    return "es.jsonl:24: the instruction 'q01' is empty: `instruction` must be a text with a visible character"
+
+
+def device_as_prompts(tree: Tree, folder: Path) -> str:
+    file = own_prompts(tree, folder) / "es.jsonl"
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    return "es.jsonl: is a pipe, a socket or a device; name a regular file"
+
+
+def escape_codes_in_an_id(tree: Tree, folder: Path) -> str:
+    file = own_prompts(tree, folder) / "es.jsonl"
+    row = json.dumps({"instruction_id": "\x1b[31m[/red]", "instruction": "¿Qué?"})
+    file.write_text(file.read_text(encoding="utf-8") + row, encoding="utf-8")
+    return "es.jsonl:25: instruction_id contains the control character \\u001b; remove it"
+
+
+def boolean_as_limit(tree: Tree, folder: Path) -> str:
+    tree["prompts"] = tree["prompts"] | {"limit": True}
+    return "run.yaml: prompts.limit: input should be a valid integer (it is true)"
+
+
+@pytest.mark.usefixtures("same_signals")
+@pytest.mark.parametrize(
+    "break_input",
+    [two_files_of_a_language, invisible_instruction, device_as_prompts, escape_codes_in_an_id, boolean_as_limit],
+)
+def test_bad_data_ends_the_command_with_exit_code_2(
+    break_input: Callable[[Tree, Path], str],
+    tiny_tree: Tree,
+    write_config: Callable[[Tree], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, because only reading is tested."""
+    message = break_input(tiny_tree, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["xlr", "run", str(write_config(tiny_tree))])
+    with pytest.raises(SystemExit) as ended:
+        cli_module.main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith("error: ")
+    assert message in said
+    assert not list((tmp_path / "run").rglob("*.manifest.json"))

@@ -219,16 +219,14 @@ def test_any_yaml_text_is_settings_or_refused(path: Path, text: str) -> None:
     refused(lambda: yamlfiles.parse(text, path), str(path))
 
 
-PLAIN = (
-    st.text(max_size=8) | TEXTS | st.sampled_from(["1e5", "1e-5", "2024-01-01", "=", "010", "1:30", "yes", "1_0", ".5"])
-)
+LIKE_NUMBERS = st.sampled_from(["1e5", "1e-5", "2024-01-01", "=", "010", "1:30", "yes", "1_0", ".5"])
+PLAIN = (st.text(max_size=8) | TEXTS | LIKE_NUMBERS).filter(lambda text: control_in(text, lines=True) is None)
 
 
 @SMALL
 @given(st.recursive(PLAIN | st.integers(-9, 9) | st.floats(allow_nan=False), st.lists, max_leaves=5))
 def test_what_is_dumped_is_read_back(value: Any) -> None:
-    if control_in("".join(map(str, [value])), lines=True) is None:
-        assert yamlfiles.parse(yamlfiles.dump({"a": value}), "text") == {"a": value}
+    assert yamlfiles.parse(yamlfiles.dump({"a": value}), "text") == {"a": value}
 
 
 def bomb(levels: int) -> str:

@@ -2,9 +2,7 @@
 
 import io
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,15 +114,7 @@ def test_a_value_is_shown_briefly_whatever_it_is() -> None:
         assert control_in(text) is None
 
 
-@pytest.fixture
-def _same_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_same_signals")
+@pytest.mark.usefixtures("same_signals")
 def test_an_error_line_shows_control_characters_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,9 +5,9 @@ import time
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from xlr import progress
+from xlr.console import Console
 from xlr.progress import Clock, Step, StepState, Tally, details, headline
 
 
@@ -61,7 +61,7 @@ def test_the_state_is_kept_at_once_and_then_at_intervals(monkeypatch: pytest.Mon
 
 
 def test_a_terminal_shows_a_bar_and_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Console(force_terminal=True, width=100, record=True, highlight=False)
+    terminal = Console(force_terminal=True, width=100, record=True)
     monkeypatch.setattr(progress, "console", terminal)
     with progress.step("score", {"de": 4}, "responses", {}, lambda state: None) as running:
         running.workers = [Tally("node7")]

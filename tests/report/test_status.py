@@ -3,15 +3,15 @@
 import io
 
 import pytest
-from rich.console import Console
 
+from xlr.console import Console
 from xlr.progress import Step
 from xlr.report import status
 
 
 @pytest.fixture
 def console(monkeypatch: pytest.MonkeyPatch) -> Console:
-    made = Console(file=io.StringIO(), width=100, highlight=False)
+    made = Console(file=io.StringIO(), width=100)
     monkeypatch.setattr(status, "console", made)
     return made
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
+from xlr.console import Console
 from xlr.rewarding import inspectionview
 
 CHINESE = "睡前不要喝咖啡，也不要看手机。" * 30
@@ -51,7 +51,7 @@ def found() -> dict[str, Any]:
 
 
 def test_the_terminal_shows_each_text_below_its_figures_and_cuts_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), width=80, highlight=False, soft_wrap=True)
+    console = Console(file=io.StringIO(), width=80, soft_wrap=True)
     monkeypatch.setattr(inspectionview, "console", console)
     inspectionview.show(found())
     printed = console.file.getvalue()  # type: ignore[attr-defined]

