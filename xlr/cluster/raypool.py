@@ -87,7 +87,7 @@ class Pool:
         if not address:  # a cluster has a token already, and Ray knows where users keep it
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray keeps the first one of a process
-            os.environ.update(_LOOPBACK)
+            os.environ.update(_LOOPBACK, RAY_AUTH_MODE="token")
             self._folder = PrivateFolder()
             temporary = str(self._folder.path / "ray")  # Ray makes it accessible to all, but not the folder around it
             local = {"_temp_dir": temporary, "include_dashboard": self._settings.dashboard, **_LOCAL}
