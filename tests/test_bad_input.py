@@ -114,9 +114,9 @@ CASES: list[tuple[Break, str]] = [
     (no_chat_template, "has no chat template; add a chat_template.jinja"),
     (other_tokenizer, "do not share a tokenizer"),
     (weights_with_nan, "model.layers.1.mlp.up_proj.weight holds NaN or infinity"),
-    (no_weights, "aligned-copy: the weights cannot be opened"),
-    (truncated_weights, "aligned-copy: the weights cannot be opened"),
-    (model_that_does_not_exist, "nowhere: no tokenizer can be opened"),
+    (no_weights, "aligned-copy: holds no model.safetensors"),
+    (truncated_weights, "aligned-copy/model.safetensors: missing, damaged or cut off"),
+    (model_that_does_not_exist, "nowhere: no such folder"),
     (sampler_that_is_not_installed, 'vllm is not installed; `pip install ".[vllm]"`'),
     (unwritable_run_directory, "cannot be written"),
 ]

@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"judgeconfig", "slurmconfig"},
     {"progress"},
     {"console", "languages", "modelfiles", "schema", "shipped", "stages", "yamlfiles"},
-    {"texts"},
+    {"addresses", "texts"},
     {"errors", "records", "maths"},
 ]
 LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}

@@ -291,12 +291,14 @@ def main() -> None:
     """Run the command line.
 
     Exit code 2 is bad input, with one message. Exit code 75 is SIGTERM or SIGUSR1, after saving. Exit code 1 is any
-    other failure, with a traceback.
+    other failure, with a traceback. Only this user can read what the process and its child processes write.
     """
-    from xlr.cluster.launcher import ERROR_FILE
+    from xlr.cluster.launcher import ERROR_FILE, end_with_launcher
     from xlr.cluster.preemption import EXIT_CODE, end_on_signals, said
 
+    os.umask(0o077)
     end_on_signals()
+    end_with_launcher()
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

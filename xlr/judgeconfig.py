@@ -2,36 +2,14 @@
 
 import shlex
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, model_validator
 
+from xlr.addresses import refuse_secrets
 from xlr.errors import UserError
 from xlr.schema import OPERATIONAL, Ignored, Lines, Location, Section
 
 _ENDPOINT_ONLY = Ignored("the judge runs in the Ray workers and no endpoint is asked", unless=("backend", "openai"))
-
-
-def refuse_secrets(url: str | None, key: str) -> None:
-    """Check that an endpoint's address is one, without credentials, which would be repeated in messages and files.
-
-    Raises:
-        UserError: it is not, without repeating it.
-    """
-    if url is None:
-        return
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
-    except ValueError:
-        sound = False
-    if not sound:
-        raise UserError(f"{key}: not an address; set it to http://HOST:PORT/v1 or https://HOST/v1")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise UserError(
-            f"{key}: holds more than an address (a user, a password, or words after ? or #), which files and messages "
-            "would repeat; remove it, and put the key into the environment variable that judge.api_key_variable names"
-        )
 
 
 class JudgeConfig(Section):
@@ -43,10 +21,12 @@ class JudgeConfig(Section):
     """The judge: the endpoint's name for it, or with backend transformers a Hugging Face folder or hub name. null turns
     judging off."""
     base_url: Annotated[str | None, OPERATIONAL, _ENDPOINT_ONLY] = None
-    """URL of the endpoint, including /v1. null uses OPENAI_BASE_URL, or else OpenAI's own endpoint."""
+    """URL of the endpoint, including /v1, without user, password or key. null uses OPENAI_BASE_URL, or else OpenAI's
+    own endpoint."""
     serve: Annotated[str | None, OPERATIONAL, Lines.ALLOWED, _ENDPOINT_ONLY] = None
     """Command that serves the judge on this node while it is needed; base_url is then not used. {model} and {port} are
-    filled in: vllm serve {model} --host 127.0.0.1 --port {port}."""
+    filled in: vllm serve {model} --host 127.0.0.1 --port {port}. The server must ask for the key that xlr puts into
+    XLR_JUDGE_KEY, VLLM_API_KEY and LLAMA_API_KEY."""
     api_key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), OPERATIONAL, _ENDPOINT_ONLY] = (
         "OPENAI_API_KEY"
     )
@@ -92,7 +72,8 @@ class JudgeConfig(Section):
     """Spending limit over all cached verdicts, in the currency of the prices. Jobs judging at the same time do not see
     each other's spending."""
     cache: Annotated[str | None, OPERATIONAL, Location.PATH, _ENDPOINT_ONLY] = None
-    """Folder of cached verdicts, keyed by the content of the request; runs may share one. null uses RUN/verdicts."""
+    """Folder of cached verdicts, keyed by the content of the request and the server; runs may share one. null uses
+    RUN/verdicts."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "JudgeConfig":

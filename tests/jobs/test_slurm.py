@@ -107,7 +107,7 @@ class Run:
 
     def ray(self, cluster: SlurmCluster, node: str, name: str) -> bool:
         """Whether the Ray folder of a job exists on a node."""
-        return cluster.folder_of(node, f"/tmp/xlr-{self.ids[name]}").exists()
+        return any(cluster.folder_of(node, "/tmp").glob(f"xlr-{self.ids[name]}-*"))
 
     def pieces(self, folder: str) -> list[Path]:
         return list(self.path.glob(folder))

@@ -1,12 +1,14 @@
-"""The cache of verdicts: added verdicts are found again, and damaged lines are refused."""
+"""The cache of verdicts: added verdicts are found again, and damaged lines are passed over."""
 
 import json
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from xlr.errors import UserError
 from xlr.judging.verdictcache import VerdictCache, content_key
 from xlr.records import Verdict
 
@@ -34,11 +36,54 @@ def test_an_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
         assert set(cache.verdicts) == {"a"}
 
 
-@pytest.mark.parametrize("line", ["{", "3", "{}", '{"key": "a"}', json.dumps({"key": "a", "preference": 1, "x": 2})])
-def test_a_damaged_line_is_refused_with_its_position(line: str, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"x\.jsonl:1: not a verdict"):
-        VerdictCache(tmp_path)
+GOOD = {"key": "a", "preference": 0.5, "answer": "m", "prompt_tokens": 1, "completion_tokens": 1}
+BAD = [
+    b"{",
+    b"3",
+    b"{}",
+    b'{"key": "a"}',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    *(
+        json.dumps(GOOD | change).encode()
+        for change in (
+            {"x": 2},
+            {"key": 5},
+            {"preference": 2},
+            {"preference": -1},
+            {"preference": "1"},
+            {"preference": True},
+            {"preference": math.inf},
+            {"answer": None},
+            {"prompt_tokens": -1},
+            {"completion_tokens": 1.5},
+            {"completion_tokens": True},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
+def test_a_damaged_line_is_passed_over_with_its_position(
+    line: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = json.dumps(GOOD | {"key": "b"}).encode()
+    (tmp_path / "x.jsonl").write_bytes(sound + b"\n" + line + b"\n")
+    with VerdictCache(tmp_path) as cache:
+        assert set(cache.verdicts) == {"b"}
+        assert (cache.prompt_tokens, cache.completion_tokens) == (1, 1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 lines are not verdicts, the first is line 2; their questions are asked again" in said
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_passed_over(content: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        Path(folder, "x.jsonl").write_bytes(content)
+        Path(folder, "folder.jsonl").mkdir()
+        Path(folder, "circle.jsonl").symlink_to(Path(folder, "circle.jsonl"))
+        with VerdictCache(Path(folder)) as cache:
+            assert not cache.verdicts
 
 
 def test_the_key_depends_on_the_content_only() -> None:

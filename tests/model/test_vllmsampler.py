@@ -98,7 +98,7 @@ def test_the_engine_is_given_the_prompt_s_own_ids(
 def test_greedy_responses_equal_those_of_transformers(
     sampler: VllmSampler, model: str, encoder: ChatEncoder, rows: list[SampleRequest]
 ) -> None:
-    worker, stop_ids = Worker(None, "float32", SHARED_PROMPT), tuple(encoder.stop_ids(None))
+    worker, stop_ids = Worker(None, "float32", SHARED_PROMPT), tuple(encoder.stop_ids([]))
     greedy = settings(temperature=0.0, stop=stop_ids)
     free = worker.sample(model, rows[:4], greedy)
     assert sampler.sample(model, rows[:4], greedy) == free

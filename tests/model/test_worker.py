@@ -28,7 +28,7 @@ def worker() -> Worker:
 
 
 def settings(encoder: ChatEncoder, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> SampleSettings:
-    return SampleSettings(temperature, top_p, top_k, 16, tuple(encoder.stop_ids(None)))
+    return SampleSettings(temperature, top_p, top_k, 16, tuple(encoder.stop_ids([])))
 
 
 def requests(encoder: ChatEncoder) -> list[SampleRequest]:

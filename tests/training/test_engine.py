@@ -1,17 +1,31 @@
-"""Recomputation of activations: the same gradients, and only the intended operations run again."""
+"""Engines: what recomputation repeats, and which checkpoints are opened."""
 
+import os
+import shutil
+import signal
+import socket
 from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
-from xlr.config import SHARED_PROMPT
+from xlr import configfile
+from xlr.cluster import preemption
+from xlr.cluster.ranks import RENDEZVOUS, Ranks
+from xlr.config import SHARED_PROMPT, TrainConfig
+from xlr.errors import UserError
 from xlr.model.batch import pack
 from xlr.model.logprobmodel import LogprobModel
 from xlr.records import Example
+from xlr.run.context import Context
+from xlr.shipped import RECIPES
+from xlr.training import engine, model
 from xlr.training.engine import recomputation
 
 EXAMPLES = [Example((5, 6, 7), ((1, 2, 3, 4), (9, 8))), Example((4,), ((3, 3, 2), (1, 5, 6)))]
@@ -56,3 +70,112 @@ def test_selective_recomputes_only_cheap_operations() -> None:
     assert selective["mm"] == kept["mm"] < everything["mm"]
     assert selective[attention] == kept[attention] == 0 < everything[attention]
     assert selective["rsqrt"] == everything["rsqrt"] > kept["rsqrt"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[tuple[str, int]]]:
+    """Make this process the only rank, as the launcher does. Returns the addresses where it then listens."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(RENDEZVOUS, str(tmp_path_factory.mktemp("ranks") / "meet"))
+        environment.setenv("GLOO_SOCKET_IFNAME", "lo")
+        before = listening()
+        engine.init_distributed(Ranks(0, 1, 0))
+        yield listening() - before
+        engine.close_distributed()
+
+
+def listening() -> set[tuple[str, int]]:
+    """Addresses at which this process listens."""
+    found = psutil.Process().net_connections("inet")
+    return {tuple(one.laddr) for one in found if one.status == psutil.CONN_LISTEN or one.type == socket.SOCK_DGRAM}
+
+
+class Touch:
+    """Executes `touch FILE` when its pickle is opened."""
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self._file}",)
+
+
+def test_a_rank_listens_on_loopback_only(alone: set[tuple[str, int]]) -> None:
+    assert {address for address, _ in alone} <= {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("zero", ["zero2", "zero3", "zero3_cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpoints_of_deepspeed_hold_only_allowed_classes_and_can_be_read(
+    zero: str, dtype: torch.dtype, alone: None, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    schedules: list[Any] = ["linear", "cosine", "constant", "constant_with_warmup"]
+    train = TrainConfig(ds_config=zero, lr_scheduler_type=schedules[len(zero) % 4])
+    policy = engine.open_policy(str(tiny_models["initial"]), train, dtype, SHARED_PROMPT, 3)
+    policy.backward(policy(pack(EXAMPLES)).sum())
+    policy.step()
+    engine.save_checkpoint(policy, tmp_path, 7, keep=1)
+    (saved,) = tmp_path.iterdir()
+    assert saved.name == "step-00000007-ranks-1"
+    found = engine.find_checkpoint(tmp_path)
+    assert found == engine.Checkpoint(saved, 7, universal=False)
+    again = engine.open_policy(str(tiny_models["initial"]), train, dtype, SHARED_PROMPT, 3, found)
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True))
+
+    # The same files as those of two ranks: rank 0 converts them. A planted file in either form is refused.
+    two = tmp_path / "step-00000008-ranks-2"
+    shutil.move(saved, two)
+    torch.save([Touch(tmp_path / "executed")], two / "state" / "zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    with pytest.raises(UserError, match=r"rank_1_mp_rank_00_optim_states.pt: holds posix.system, which would execute"):
+        engine.find_checkpoint(tmp_path)
+    (two / "state" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    planted = tmp_path / "universal" / two.name / "state" / "zero" / "w"
+    planted.mkdir(parents=True)
+    torch.save(Touch(tmp_path / "executed"), planted / "fp32.pt")
+    with pytest.raises(UserError, match=r"w/fp32.pt: holds posix.system, which would execute"):
+        engine.find_checkpoint(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_that_is_exchanged_after_the_check_executes_nothing_either(alone: None, tmp_path: Path) -> None:
+    torch.save(Touch(tmp_path / "executed"), tmp_path / "x.pt")
+    with pytest.raises(Exception, match=r"Unsupported|blocked"):
+        torch.load(tmp_path / "x.pt", weights_only=False)  # as DeepSpeed does
+    assert not (tmp_path / "executed").exists()
+
+
+def test_folders_with_other_names_are_no_checkpoints(alone: None, tmp_path: Path) -> None:
+    for name in ("step-", "step-00000001", "step-x-ranks-1", "step-00000001-ranks-1.old", ".step-00000001-ranks-1.tmp"):
+        (tmp_path / name).mkdir()
+    assert engine.find_checkpoint(tmp_path) is None
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers, which training replaces."""
+    before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_training_refuses_a_planted_checkpoint_and_executes_nothing(
+    alone: None,
+    signal_handlers: None,
+    tiny_tree: dict[str, Any],
+    write_config: Callable[[dict[str, Any]], Path],
+    tmp_path: Path,
+) -> None:
+    preferences = tmp_path / "preferences.jsonl"
+    lines = (RECIPES / "quickstart" / "preferences.jsonl").read_text(encoding="utf-8").splitlines(True)
+    preferences.write_text("".join(lines[:4]), encoding="utf-8")
+    align = tiny_tree["train"] | {"preferences": str(preferences)}
+    path = write_config(tiny_tree | {"model": {"initial": tiny_tree["model"]["initial"]}, "align": align})
+    state = tmp_path / "run" / "iter0" / "model.checkpoints" / "step-00000001-ranks-1" / "state"
+    state.mkdir(parents=True)
+    file = state / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({"module": [Touch(tmp_path / "executed")]}, file)
+    with pytest.raises(UserError) as refusal:
+        model.join(Context(configfile.load(path)), 0, Ranks(0, 1, 0))
+    assert str(refusal.value).startswith(f"{file}: holds posix.system, which would execute code when it is opened")
+    assert not (tmp_path / "executed").exists()

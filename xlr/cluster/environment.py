@@ -20,6 +20,9 @@ ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
+# Python then imports nothing from the current folder. Python 3.10 ignores it.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
 
 def version(library: str) -> str | None:
     """The installed version of a library, or None. That of xlr ends with a digest of its source code."""

@@ -4,6 +4,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+RENDEZVOUS = "XLR_RENDEZVOUS"
+"""Environment variable with the path of a new file through which the ranks of one machine meet."""
+
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 

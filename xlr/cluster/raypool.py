@@ -3,6 +3,7 @@
 Ray chooses their nodes and reports when one is lost. Results come back as they finish, each with its task's key.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlr.cluster import rayaddress
-from xlr.cluster.environment import ALLOCATOR, versions
+from xlr.cluster.environment import ALLOCATOR, SAFE_PATH, versions
+from xlr.cluster.scratch import PrivateFolder
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.console import console, duration
@@ -33,6 +35,10 @@ _START_SECONDS = 1800  # without any worker, before xlr gives up
 _SLOW_LOAD_SECONDS = 300  # 16 GB at 50 MB/s
 _JOIN_SECONDS = 300  # for all nodes of an allocation to join the Ray cluster
 
+# Without this variable, Ray replaces the loopback address by the machine's own and listens on all interfaces.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_LOCAL = {"_node_ip_address": "127.0.0.1"}
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -46,9 +52,10 @@ class _Call:
 class Pool:
     """Workers on a local Ray instance, or on the cluster that RAY_ADDRESS names.
 
-    A local instance requires a token that only this process and its children know, listens on loopback, and has no
-    dashboard unless asked for. Ray starts with the first task and ends with `close`. On a cluster the pool waits until
-    all nodes in XLR_RAY_NODES have joined.
+    A local instance requires a token that only this process and its children know, listens on the loopback interface,
+    writes to a private temporary folder, and has no dashboard unless asked for. Ray starts with the first task and ends
+    with `close`. On a cluster the pool waits until all nodes in XLR_RAY_NODES have joined. Workers import nothing from
+    the current folder.
     """
 
     def __init__(self, settings: RayConfig, model: ModelConfig, generate: GenerateConfig):
@@ -62,6 +69,7 @@ class Pool:
         self._tallies: dict[Any, Tally] = {}  # actor -> what it did in this `map`; includes lost actors
         self._starting: dict[Any, Any] = {}  # the call that returns once an actor has started -> the actor
         self._failed_starts = 0  # in a row
+        self._folder: PrivateFolder | None = None  # of a local instance
 
     def start(self) -> None:
         """Start Ray, or join the cluster.
@@ -79,13 +87,17 @@ class Pool:
         if not address:  # a cluster has a token already, and Ray knows where users keep it
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray keeps the first one of a process
-            local = {"_node_ip_address": "127.0.0.1", "include_dashboard": self._settings.dashboard}
+            os.environ.update(_LOOPBACK)
+            self._folder = PrivateFolder()
+            temporary = str(self._folder.path / "ray")  # Ray makes it accessible to all, but not the folder around it
+            local = {"_temp_dir": temporary, "include_dashboard": self._settings.dashboard, **_LOCAL}
         import ray
 
         handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it
         try:
             rayaddress.require_listener(address)
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+            with _in_safe_folder():
+                ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         except (OSError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             if not address:
                 raise
@@ -243,6 +255,9 @@ class Pool:
             self._end_actors(ray)
             self._vllm = None
             ray.shutdown()
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
     def _end_actors(self, ray: Any) -> None:
         for actor in [*self._nodes, *self._starting.values()]:
@@ -321,6 +336,26 @@ class _Round:
         self._pool._note_loss(self._ray, call.actor)
         self._waiting.appendleft(call.key)
         self._looked = -math.inf
+
+
+@contextlib.contextmanager
+def _in_safe_folder() -> Iterator[None]:
+    """Work in the root folder, where only root can write, while Ray starts.
+
+    Ray adds the driver's current folder to the import path of the workers, and its processes start in it.
+    """
+    before, path = os.open(".", os.O_RDONLY | os.O_DIRECTORY), os.environ.get("PYTHONSAFEPATH")
+    os.chdir("/")
+    os.environ.update(SAFE_PATH)
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+        if path is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = path
 
 
 def _wait_for_nodes(ray: Any, names: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Calls Slurm's commands and parses their output. No other module calls them."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def submit(command: Sequence[str]) -> str:
     """
     answer = _call(command)
     if answer.returncode:
-        raise UserError(f"{' '.join(command)}\nSlurm refuses: {_words(answer)}")
+        raise UserError(f"{shlex.join(command)}\nSlurm refuses: {_words(answer)}")
     return answer.stdout.strip().split(";")[0]
 
 

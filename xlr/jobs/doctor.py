@@ -7,6 +7,7 @@ endpoint, collectives between all tasks, Ray.
 
 import importlib.metadata
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -104,7 +105,7 @@ def _requests(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
     for kind, job in {job.kind: job for job in submission.plan(context, slurm)}.items():
         try:
             submission.require_accepted(job, slurm, context.run.path)
-            yield Check(f"{kind} jobs", " ".join(jobs.options(job, jobs.wants(slurm, kind))))
+            yield Check(f"{kind} jobs", shlex.join(jobs.options(job, jobs.wants(slurm, kind))))
         except UserError as error:
             yield Check(f"{kind} jobs", str(error), f"correct the site profile, or slurm.jobs.{kind}")
 

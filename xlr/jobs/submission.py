@@ -4,6 +4,7 @@ Writes `RUN/slurm/`: the submitted scripts, `jobs.json`, and the output of the j
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -80,7 +81,7 @@ def describe(context: Context, site: Path | None) -> str:
     commands = [jobs.command(job, slurm, run, [f"<{name}>" for name in job.after]) for job in todo]
     parts = [
         jobs.graph(todo),
-        "".join(" ".join(command) + "\n" for command in commands),
+        "".join(shlex.join(command) + "\n" for command in commands),
         f"--- {run}/slurm/environment.sh\n{jobs.environment(slurm, sys.executable)}",
         *(f"--- {run}/slurm/{name}\n{_shipped(name)}" for name in jobs.SCRIPTS),
     ]

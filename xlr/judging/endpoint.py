@@ -15,10 +15,10 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
 from xlr import progress
+from xlr.addresses import refuse_secrets
 from xlr.config import JudgeConfig
 from xlr.console import console
 from xlr.errors import UserError
-from xlr.judgeconfig import refuse_secrets
 from xlr.judging import question, reply
 from xlr.judging.patience import Patience, in_thread
 from xlr.judging.servedjudge import Server, serving

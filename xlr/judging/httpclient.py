@@ -36,7 +36,7 @@ class BoundedClient(httpx.Client):
         until = time.monotonic() + self._seconds
         settings |= {"stream": True, "follow_redirects": False}
         response = super().send(request, **settings)
-        body = b""
+        body = bytearray()
         try:
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise TooLargeError("a compressed reply, which was not asked for")
@@ -48,4 +48,4 @@ class BoundedClient(httpx.Client):
                     raise httpx.ReadTimeout("the reply does not end in time", request=request)
         finally:
             response.close()
-        return httpx.Response(response.status_code, headers=response.headers, content=body, request=request)
+        return httpx.Response(response.status_code, headers=response.headers, content=bytes(body), request=request)

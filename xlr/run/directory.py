@@ -1,6 +1,8 @@
 """The layout of a run directory."""
 
 import secrets
+import shlex
+import stat
 from pathlib import Path
 
 from xlr.errors import UserError
@@ -14,11 +16,16 @@ class RunDir:
         self.path = Path(path)
 
     def create(self) -> None:
-        """Create the directory, with access for its owner only.
+        """Create the directory, with access for its owner only, or check the existing one.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or every user of the machine can write to it.
         """
+        if self.path.is_dir() and self.path.stat().st_mode & stat.S_IWOTH:
+            raise UserError(
+                f"run_dir {self.path}: every user of this machine can write to it, and change the run; "
+                f"run `chmod o-w {shlex.quote(str(self.path))}` or choose another folder"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.path / "logs").mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -20,38 +21,49 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import set_z3_leaf_modules
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
-from xlr.cluster.ranks import Ranks
+from xlr.cluster.exchange import gather
+from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.config import TrainConfig
 from xlr.errors import UserError
+from xlr.leases import process
 from xlr.model import weights
 from xlr.model.logprobmodel import LogprobModel
 from xlr.model.products import compute_repeatably
+from xlr.run import pickles
 from xlr.run.files import atomic_path, remove
 from xlr.training.dsconfig import policy_config, reference_config
 
 # Selective recomputation keeps the outputs of these operations and of attention kernels.
 _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
+# The classes in checkpoints of DeepSpeed, beside tensors and plain values.
+_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
+_COMPLETE = re.compile(r"step-[0-9]{8,}-ranks-[0-9]+")
 _STATE = "state"
 _UNIVERSAL = "universal"
 _TIMEOUT = timedelta(hours=1)
 
 
 def init_distributed(ranks: Ranks) -> torch.device:
-    """Join the process group: NCCL on GPUs, gloo on CPUs.
+    """Join the process group: NCCL on GPUs, gloo on CPUs. Ranks meet through the launcher's file, or through a port.
 
     Raises:
         UserError: MASTER_ADDR or MASTER_PORT is not set.
     """
     compute_repeatably()
+    pickles.forbid_code(_CLASSES)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+    file = os.environ.get(RENDEZVOUS)
+    if file is None and not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         raise UserError(
             f"rank {ranks.rank} of {ranks.world_size}: MASTER_ADDR and MASTER_PORT are not set; the job script sets "
             "them to the first node's name and a free port"
@@ -70,6 +82,7 @@ def init_distributed(ranks: Ranks) -> torch.device:
             dist_backend="nccl" if device.type == "cuda" else "gloo",
             auto_mpi_discovery=False,
             timeout=_TIMEOUT,
+            init_method=None if file is None else f"file://{file}",
             rank=ranks.rank,
             world_size=ranks.world_size,
             verbose=False,
@@ -176,10 +189,8 @@ def _load_sharded(model: str, tree: dict[str, Any], dtype: torch.dtype, attn_imp
     # Gather whole layers: fewer hooks and larger collectives than one per linear module.
     if layers := {type(layer) for layer in getattr(causal_lm.get_decoder(), "layers", ())}:
         set_z3_leaf_modules(causal_lm, list(layers))
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, damaged[:1])
-    if any(found):
-        weights.refuse_damaged(model, next(names for names in found if names)[0])
+    if found := [name for names in gather(damaged[:1]) for name in names]:
+        weights.refuse_damaged(model, found[0])
     return causal_lm
 
 
@@ -215,9 +226,9 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
         keep: how many of the newest checkpoints to keep.
     """
     target = folder / f"step-{step:08d}-ranks-{dist.get_world_size()}"
-    temporary = folder / f".{target.name}.tmp"
+    # Ranks of another start, if any are still alive, write under another name. `Artifact.tidy` removes what they leave.
+    temporary = folder / f".{target.name}.{gather(process.token())[0]}.tmp"
     if dist.get_rank() == 0:
-        remove(temporary)
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     engine.save_checkpoint(str(temporary), tag=_STATE)
@@ -236,7 +247,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
 
 def _complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(path for path in folder.glob("step-*") if _COMPLETE.fullmatch(path.name))
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
@@ -245,22 +256,31 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     A checkpoint of another number of ranks is first converted to DeepSpeed's universal format, in a folder beside it.
 
     Raises:
-        UserError: it cannot be converted.
+        UserError: it cannot be converted, or holds more than data.
     """
-    found: list[Any] = [None, None]
+    found: list[str | None] = [None, None]
     if dist.get_rank() == 0 and _complete(folder):
-        newest = _complete(folder)[-1]
-        _, step, _, ranks = newest.name.split("-")
-        universal = int(ranks) != dist.get_world_size()
         try:
-            readable = _to_universal(newest, folder / _UNIVERSAL) if universal else newest
-            found[0] = Checkpoint(readable, int(step), universal)
+            found[0] = str(_readable(_complete(folder)[-1], folder))
         except UserError as error:
-            found[1] = error
-    dist.broadcast_object_list(found, src=0)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+            found[1] = str(error)
+    path, refusal = gather(found)[0]
+    if refusal is not None:
+        raise UserError(refusal)
+    if path is None:
+        return None
+    _, step, _, ranks = Path(path).name.split("-")
+    return Checkpoint(Path(path), int(step), int(ranks) != dist.get_world_size())
+
+
+def _readable(newest: Path, folder: Path) -> Path:
+    """The checkpoint, or its universal form if another number of ranks wrote it. Checks that both hold only data."""
+    pickles.require_data(newest)
+    if int(newest.name.rpartition("-")[2]) == dist.get_world_size():
+        return newest
+    universal = _to_universal(newest, folder / _UNIVERSAL)
+    pickles.require_data(universal)
+    return universal
 
 
 def _to_universal(checkpoint: Path, folder: Path) -> Path:

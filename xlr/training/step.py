@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from xlr.cluster.exchange import gather
 from xlr.cluster.ranks import Ranks
 from xlr.config import TrainConfig
 from xlr.maths.batching import Batch, micro_batches
@@ -177,9 +177,7 @@ def _names(seen: Sequence[tuple[Sequence[TrainingPair], Tensor]], not_finite: bo
         for pair, loss in zip(pairs, losses_B.tolist(), strict=False)  # a rank without pairs has one loss
         if not (not_finite and math.isfinite(loss))
     ]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
-    names = ", ".join(name for names in found for name in names)
+    names = ", ".join(name for names in gather(own) for name in names)
     return f"the pairs {names}; this step changed no weight, and the last checkpoint is intact"
 
 

@@ -1,0 +1,31 @@
+"""Values that ranks send to each other arrive whole, without pickles."""
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from xlr.cluster.exchange import gather
+
+VALUES: list[Any] = [[], None, ["ñ" * 5000, "\U0001f600", 'quo"te'], {"a": 1.5}, "x"]
+
+
+def rank(number: int, world_size: int, folder: Path) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=world_size)
+    for turn in range(len(VALUES)):
+        wanted = [VALUES[(turn + other) % len(VALUES)] for other in range(world_size)]
+        assert gather(wanted[number]) == wanted
+    dist.destroy_process_group()
+
+
+def test_every_rank_receives_the_values_of_all_by_rank(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=rank, args=(number, 3, tmp_path)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
