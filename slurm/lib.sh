@@ -95,10 +95,11 @@ ray_node() {
   trap '' USR1 TERM
   trap 'stopped=yes; kill -KILL "$ray"' USR2  # Ray's processes end with it
   # Folders of this user's jobs that were killed: no process holds their lock.
-  find /tmp -maxdepth 1 -name 'xlr-*' -user "$(id -u)" -type d -mmin +1 -exec flock -n {}/lock rm -rf {} \; 2>/dev/null
+  find /tmp -maxdepth 1 -name 'xlr-*' -type d -user "$(id -u)" -mmin +1 -exec test -f {}/.xlr-lock \; \
+    -exec flock -n {}/.xlr-lock rm -rf {} \; 2>/dev/null
   # Other users cannot enter the folder. The path must be short, because Ray puts Unix sockets into it.
-  temp=$(mktemp -d "/tmp/xlr-$SLURM_JOB_ID-XXXXXX")
-  exec 9>"$temp/lock"
+  temp=$(mktemp -d "/tmp/xlr-$SLURM_JOB_ID-XXXXXX") || return
+  exec 9>"$temp/.xlr-lock"
   flock 9
   for _ in 1 2 3; do
     rm -rf "$temp/ray"

@@ -33,9 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
-    """Restore the environment variables after each test: DeepSpeed and Ray set some for the whole process."""
-    before = dict(os.environ)
+    """Restore environment variables and umask after each test: they are set for the whole process."""
+    before, umask = dict(os.environ), os.umask(0o022)
+    os.umask(umask)
     yield
+    os.umask(umask)
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ |= before

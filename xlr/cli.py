@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -112,7 +113,7 @@ def submit(
     for job in found:
         after = f"  after {', '.join(job.after)}" if job.after else ""
         print(shown(f"{job.id}  {job.name}: {', '.join(job.stages)}{after}"))
-    print(f"xlr status {context.run.path}" if found else f"{context.run.path}: every stage is done")
+    print(f"xlr status {shlex.quote(str(context.run.path))}" if found else f"{context.run.path}: every stage is done")
 
 
 @app.command()
@@ -137,7 +138,7 @@ def logs(
     from xlr.pipeline import Stage
 
     log = submission.log(open_context(source, None), Stage(stage, model_key(iteration)))
-    os.execvp("tail", ["tail", "--lines=+1", *(["--follow"] if follow else []), str(log)])
+    os.execvp("tail", ["tail", "--lines=+1", *(["--follow"] if follow else []), "--", str(log)])
 
 
 @app.command()

@@ -63,7 +63,7 @@ def worker_on(node: subprocess.Popen[bytes]) -> bool:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="xlr-"))  # a short path, because it holds sockets
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path, because it holds sockets
     started = Cluster(folder)
     yield started
     for node in started.nodes:

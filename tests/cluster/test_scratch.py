@@ -54,27 +54,31 @@ def test_the_folder_of_a_killed_process_is_removed_at_the_next_start_but_not_tha
 
 
 def test_new_and_foreign_things_stay(base: Path, tmp_path: Path) -> None:
-    new, link, file, other = base / "xlr-new", base / "xlr-link", base / "xlr-file", base / "other"
-    for folder in (new, other):
+    new, link, file, other, own = (base / name for name in ("xlr-new", "xlr-link", "xlr-file", "other", "xlr-own"))
+    for folder in (new, other, own):
         folder.mkdir()
+    for folder in (new, other):
+        (folder / ".xlr-lock").touch()
     target = tmp_path / "target"
     target.mkdir()
+    (target / ".xlr-lock").touch()
     link.symlink_to(target)
     file.write_text("x")
     os.utime(link, (0, 0), follow_symlinks=False)
-    for path in (other, file, target):
+    for path in (other, own, file, target):
         age(path)
     scratch.remove_stale(base)
-    assert all(path.exists() for path in (new, link, file, other, target))
+    assert all(path.exists() for path in (new, link, file, other, own, target))
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(base: Path, tmp_path: Path) -> None:
     folder, target = base / "xlr-a", tmp_path / "target"
     folder.mkdir()
-    (folder / "lock").symlink_to(target)
+    target.touch()
+    (folder / ".xlr-lock").symlink_to(target)
     age(folder)
     scratch.remove_stale(base)
-    assert not target.exists()
+    assert folder.is_dir()
 
 
 def test_a_long_base_is_replaced_since_sockets_need_short_paths(

@@ -1,6 +1,7 @@
 """The Slurm jobs of a run: their stages, their dependencies and their sbatch commands."""
 
 import difflib
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,11 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Cli, missing
+from xlr import configfile
 from xlr.cluster import slurm as scheduler
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
+from xlr.jobs import submission
 from xlr.jobs.graph import DEFAULTS, layered, options, plan, wants
 from xlr.pipeline import Stage
+from xlr.run.context import Context
+from xlr.run.files import sealed, write_json
 from xlr.shipped import RECIPES, shipped
 from xlr.slurmconfig import SlurmConfig
 
@@ -136,6 +141,34 @@ def test_the_dry_run_of_the_llama3_8b_recipe_is_as_recorded(cli: Cli, tmp_path: 
     assert printed == expected, "\n".join(difference)
     for name in jobs.SCRIPTS:
         assert shipped("slurm", name).read_text(encoding="utf-8") in result.stdout
+
+
+def test_a_dry_run_prints_commands_that_a_shell_reads_as_they_run(
+    tiny_tree: dict[str, Any], write_config: Callable[[Any], Path], tmp_path: Path
+) -> None:
+    slurm = {
+        "partition": "a; touch x",
+        "account": "$(id)",
+        "constraint": "a|b&c",
+        "options": ["--comment=it's `$HOME`"],
+    }
+    context = Context(
+        configfile.load(write_config(tiny_tree | {"slurm": slurm, "run_dir": str(tmp_path / "my 'run'")}))
+    )
+    printed = submission.describe(context, None).splitlines()
+    found = [shlex.split(line) for line in printed if line.startswith("sbatch ")]
+    settings = submission.settings(context, None)
+    run, todo = context.run.path, submission.plan(context, settings)
+    assert found == [jobs.command(job, settings, run, [f"<{name}>" for name in job.after]) for job in todo]
+    assert all("--partition=a; touch x" in command for command in found)
+
+
+@pytest.mark.parametrize("number", ["--user=me", "1 2", "", "1;id"])
+def test_a_job_number_that_is_none_is_refused(number: str, tmp_path: Path) -> None:
+    job = {"name": "train-1", "id": number, "stages": [], "after": [], "log": ""}
+    write_json(tmp_path / "slurm" / "jobs.json", sealed({"run": str(tmp_path), "jobs": [job]}))
+    with pytest.raises(UserError, match=r"jobs.json: damaged \(jobs.0.id"):
+        submission.submitted(tmp_path)
 
 
 def test_the_scripts_pass_shellcheck(tmp_path: Path) -> None:

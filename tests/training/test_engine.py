@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from xlr import configfile
-from xlr.cluster import preemption
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.config import SHARED_PROMPT, TrainConfig
 from xlr.errors import UserError
@@ -150,18 +148,9 @@ def test_folders_with_other_names_are_no_checkpoints(alone: None, tmp_path: Path
     assert engine.find_checkpoint(tmp_path) is None
 
 
-@pytest.fixture
-def signal_handlers() -> Iterator[None]:
-    """Restore the signal handlers, which training replaces."""
-    before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
+@pytest.mark.usefixtures("same_signals")
 def test_training_refuses_a_planted_checkpoint_and_executes_nothing(
     alone: None,
-    signal_handlers: None,
     tiny_tree: dict[str, Any],
     write_config: Callable[[dict[str, Any]], Path],
     tmp_path: Path,

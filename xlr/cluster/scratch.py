@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 _PREFIX = "xlr-"
-_LOCK = "lock"
+_LOCK = ".xlr-lock"  # also tells these folders from others of a similar name
 _LONGEST_BASE = 30  # characters; Ray puts Unix sockets into the folder, whose paths have at most 107
 _NEW_SECONDS = 60  # a folder this young may not be locked yet
 _REMOVALS = 50
@@ -45,12 +45,12 @@ class PrivateFolder:
 def remove_stale(base: Path) -> None:
     """Remove this user's private folders whose processes have ended."""
     for folder in base.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another process removes it, or the file system has no locks
+        with contextlib.suppress(OSError):  # not one of these folders, in use, or no longer there
             found = folder.lstat()
             young = time.time() - found.st_mtime < _NEW_SECONDS
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or young:
                 continue
-            lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from xlr import pipeline
@@ -42,7 +43,7 @@ class Submitted:
     """A submitted job, as in jobs.json."""
 
     name: str
-    id: str
+    id: Annotated[str, Field(pattern=r"^[0-9]+$")]  # becomes an argument of scancel and scontrol
     stages: list[str]
     after: list[str]
     log: str
@@ -102,7 +103,8 @@ def submit(context: Context, site: Path | None, accept: Collection[str] = ()) ->
     active = [f"{job.id} ({job.name}, {state.state})" for job, state in states(context) if state and state.active]
     if active:
         raise UserError(
-            f"{run}: its jobs are queued or running: {', '.join(active)}; wait for them, or run `xlr cancel {run}`"
+            f"{run}: its jobs are queued or running: {', '.join(active)}; wait for them, or run "
+            f"`xlr cancel {shlex.quote(str(run))}`"
         )
     with pipeline.holding(context, pipeline.stages(context.config), accept):
         todo = plan(context, slurm)
@@ -229,7 +231,10 @@ def log(context: Context, stage: Stage) -> Path:
     logs.append(context.run.log(stage.name, stage.iteration))
     existing = next((log for log in logs if log.is_file()), None)
     if existing is None:
-        raise UserError(f"{logs[0]}: does not exist; {stage} has not started yet, see `xlr status {context.run.path}`")
+        raise UserError(
+            f"{logs[0]}: does not exist; {stage} has not started yet, see "
+            f"`xlr status {shlex.quote(str(context.run.path))}`"
+        )
     return existing
 
 

@@ -1,0 +1,50 @@
+"""Functions of the job scripts that need no Slurm."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.waiting import wait_until
+from xlr.shipped import shipped
+
+# In place of Ray: writes down its argument, makes the folder and waits.
+RAY = 'echo "$1" >"$0"; mkdir "${1#--temp-dir=}"; exec sleep 600'
+
+
+def function(name: str) -> str:
+    """The text of a function in lib.sh."""
+    found = re.search(rf"^{name}\(\) {{$.*?^}}$", shipped("slurm", "lib.sh").read_text(encoding="utf-8"), re.M | re.S)
+    assert found
+    return found[0]
+
+
+def test_ray_runs_in_a_new_private_folder_which_is_removed_with_those_of_killed_jobs(tmp_path: Path) -> None:
+    job = f"9{os.getpid()}"  # Slurm's numbers have at most eight digits
+    dead, own, link = (Path(f"/tmp/xlr-{job}{name}") for name in ("-dead", "-own", ""))
+    dead.mkdir()
+    (dead / ".xlr-lock").touch()
+    own.mkdir()  # a folder of the user with a similar name
+    for folder in (dead, own):
+        os.utime(folder, (0, 0))
+    link.symlink_to(tmp_path)  # somebody expected the folder's name
+    note = tmp_path / "note"
+    script = f"set +e; {function('ray_node')}; ray_node bash -c '{RAY}' {note}"
+    process = subprocess.Popen(["bash", "-c", script], env=os.environ | {"SLURM_JOB_ID": job})
+    try:
+        option = wait_until(lambda: note.is_file() and note.read_text().strip(), "the start of Ray", 30)
+        assert re.fullmatch(rf"--temp-dir=/tmp/xlr-{job}-\w{{6}}/ray", option)
+        folder = Path(option.partition("=")[2]).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert not dead.exists()
+        locked = subprocess.run(["flock", "--nonblock", folder / ".xlr-lock", "true"], check=False)
+        assert locked.returncode, "another job would remove the folder"
+        process.send_signal(signal.SIGUSR2)
+        assert process.wait(timeout=30) == 0
+        assert not folder.exists()
+        assert list(tmp_path.iterdir()) == [note], "the link was followed"
+    finally:
+        process.kill()
+        link.unlink()
+        own.rmdir()
