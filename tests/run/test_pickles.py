@@ -219,3 +219,24 @@ def test_a_damaged_file_is_refused_or_read_as_data(data: st.DataObject, folder: 
     file.write_bytes(raw)
     with contextlib.suppress(UserError):
         pickles.require_data(folder)
+
+
+def test_a_changed_byte_is_noticed_or_changes_nothing(folder: Path) -> None:
+    """At every 7th position: torch.load itself does not compare the checksums of tensors."""
+    file = folder / "state" / "x.pt"
+    whole = {"weights": torch.arange(64, dtype=torch.float32), "step": 3}
+    torch.save(whole, file)
+    raw = file.read_bytes()
+    noticed = 0
+    for place in range(0, len(raw), 7):
+        file.write_bytes(raw[:place] + bytes([raw[place] ^ 8]) + raw[place + 1 :])
+        try:
+            pickles.require_data(folder)
+            pickles.require_intact(folder, 0, 1)
+        except UserError:
+            noticed += 1
+            continue
+        read = torch.load(file, weights_only=True)
+        assert torch.equal(read["weights"], whole["weights"])
+        assert read["step"] == 3
+    assert noticed > 20

@@ -5,6 +5,7 @@ it is made beforehand, with a message that names the file, and forced on every l
 """
 
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,6 +53,27 @@ def _require_data_file(folder: Path, path: Path) -> None:
     outside = next((key for key in _keys(content) if "/" in key or "\0" in key or key in (".", "..")), None)
     if outside is not None:
         _refuse(folder, path, f"holds the name {outside!r}, which would lead to another folder")
+
+
+def require_intact(folder: Path, part: int, parts: int) -> None:
+    """Check the checksums that torch.save wrote for every tensor, and that torch.load does not compare.
+
+    Args:
+        part: which part of the files to read, from 0.
+        parts: number of parts.
+
+    Raises:
+        UserError: a file has changed since it was written.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _IGNORED]
+    for path in files[part::parts]:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except zipfile.BadZipFile as error:
+            _refuse(folder, path, f"is damaged ({_first_line(error)})", error)
+        if damaged is not None:
+            _refuse(folder, path, f"has changed since it was written: {damaged} does not match its checksum")
 
 
 def _keys(value: Any) -> Iterator[str]:

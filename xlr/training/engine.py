@@ -256,7 +256,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     A checkpoint of another number of ranks is first converted to DeepSpeed's universal format, in a folder beside it.
 
     Raises:
-        UserError: it cannot be converted, or holds more than data.
+        UserError: it cannot be converted, holds more than data, or has changed since it was written.
     """
     found: list[str | None] = [None, None]
     if dist.get_rank() == 0 and _complete(folder):
@@ -269,8 +269,25 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
         raise UserError(refusal)
     if path is None:
         return None
+    _require_intact(Path(path))
     _, step, _, ranks = Path(path).name.split("-")
     return Checkpoint(Path(path), int(step), int(ranks) != dist.get_world_size())
+
+
+def _require_intact(checkpoint: Path) -> None:
+    """Check the content of a checkpoint's files, which the ranks divide among them.
+
+    Raises:
+        UserError: a file has changed since it was written.
+    """
+    refusal: str | None = None
+    try:
+        pickles.require_intact(checkpoint, dist.get_rank(), dist.get_world_size())
+    except UserError as error:
+        refusal = str(error)
+    for message in gather(refusal):
+        if message is not None:
+            raise UserError(message)
 
 
 def _readable(newest: Path, folder: Path) -> Path:

@@ -20,6 +20,7 @@ from xlr.cluster.ranks import Ranks
 from xlr.config import settings
 from xlr.console import console
 from xlr.maths.batching import Batch
+from xlr.model.modelcard import model_card
 from xlr.model.weights import resolve_dtype
 from xlr.records import START
 from xlr.run.artifact import Artifact
@@ -32,7 +33,6 @@ from xlr.training.facts import MetricsRow, TrainingFacts
 from xlr.training.gates import require_ln2, require_same_model, require_scorers_logps, scored_probes
 from xlr.training.inputs import Training
 from xlr.training.metrics import peak_memory_gb
-from xlr.training.modelcard import model_card
 from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps
 from xlr.training.watch import Watch
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from xlr.run import process
+from xlr.leases import process
 
 
 @pytest.fixture
