@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from xlr.recipes.quickstart import fetch_model
-from xlr.run.files import file_digest
+from xlr.run.digests import file_digest
 
 
 @pytest.fixture(autouse=True)
