@@ -1,5 +1,7 @@
 """How many actors fit a cluster, and what decides the numbers they compute."""
 
+import importlib.util
+
 import pytest
 
 from xlr.cluster.raypool import Pool
@@ -70,3 +72,10 @@ def test_pieces_of_a_kind_of_task_depend_on_what_computes_it() -> None:
     assert "version of vllm" not in scored
     assert "version of deepspeed" not in scored
     assert "version of lingua-language-detector" in scored
+
+
+def test_a_dashboard_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"ray\.dashboard: not installed; run `pip install \"ray\[default\]\"`"):
+        Pool(RayConfig(dashboard=True), ModelConfig(initial="i"), GenerateConfig()).start()

