@@ -1,5 +1,6 @@
 # make quickstart: a whole run on a small real model.
 # make test: all tests.  make check: style and types.  make test-vllm: the tests with vLLM.
+# make sweep: the tests of crashes and changes, at every point.  make chaos: KILLS random kills of a run's processes.
 # make docs: build the documentation site in site/.  make links: check the links of all Markdown files.
 # make lock: write the exact packages for this platform into requirements/.
 # Each target first installs what it needs in .venv; test-vllm uses .venv-vllm, because vLLM needs other versions.
@@ -19,7 +20,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) $(if $(LOCK),--no-index --no-build-isolation) --editable
 MODEL := models/smollm2-135m-instruct
 
-.PHONY: quickstart test test-vllm setup lock model check docs links clean
+.PHONY: quickstart test sweep chaos test-vllm setup lock model check docs links clean
 
 quickstart: model
 	$(BIN)/xlr run xlr/recipes/quickstart.yaml run_dir=$(RUN)
@@ -29,6 +30,13 @@ test: .venv/.tests model
 
 test-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pytest tests/model/test_vllmsampler.py $(PYTEST_ARGS)
+
+sweep: .venv/.tests
+	XLR_SWEEP=1 $(BIN)/python -m pytest -s --timeout=0 tests/test_crashes.py tests/test_changes.py $(PYTEST_ARGS)
+
+KILLS ?= 100
+chaos: .venv/.tests
+	XLR_CHAOS=$(KILLS) $(BIN)/python -m pytest -s --timeout=0 tests/test_crashes.py -k any_process $(PYTEST_ARGS)
 
 check: .venv/.tests
 	$(BIN)/ruff check .

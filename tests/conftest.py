@@ -1,6 +1,8 @@
 """Shared fixtures: tiny models, run configurations, and skipping or failing if a real dependency is missing."""
 
+import contextlib
 import importlib
+import io
 import os
 import signal
 import subprocess
@@ -147,6 +149,33 @@ def cli() -> Cli:
             text=True,
             timeout=600,
         )
+
+    return run
+
+
+@pytest.fixture
+def cli_here(same_signals: None, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Like `cli`, but in this process: for commands that start nothing, which in a new process would mostly import."""
+    from xlr import cli as module
+    from xlr.console import console
+
+    def run(*arguments: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
+        command = ["xlr", *map(str, arguments)]
+        out, err, mask = io.StringIO(), io.StringIO(), os.umask(0o077)
+        with monkeypatch.context() as patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patched.setattr(sys, "argv", command)
+            patched.setattr(console, "stderr", console.stderr)
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            if cwd is not None:
+                patched.chdir(cwd)
+            try:
+                code: Any = module.main()
+            except SystemExit as ended:
+                code = ended.code
+            finally:
+                os.umask(mask)
+        return subprocess.CompletedProcess(command, code or 0, out.getvalue(), err.getvalue())
 
     return run
 

@@ -124,10 +124,17 @@ CASES: list[tuple[Break, str]] = [
 
 @pytest.mark.parametrize(("break_input", "message"), CASES, ids=[case[0].__name__ for case in CASES])
 def test_bad_input_is_refused_with_its_position_and_a_fix(
-    break_input: Break, message: str, cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
+    break_input: Break,
+    message: str,
+    cli: Cli,
+    cli_here: Cli,
+    tiny_tree: Tree,
+    write_config: Callable[[Tree], Path],
+    tmp_path: Path,
 ) -> None:
     break_input(tiny_tree, tmp_path)
-    result = cli("run", write_config(tiny_tree))
+    found_by_workers = break_input is weights_with_nan
+    result = (cli if found_by_workers else cli_here)("run", write_config(tiny_tree))
     assert_refused(result, message)
     assert not list((tmp_path / "run").glob("iter*/*.manifest.json"))
     assert not list((tmp_path / "run").rglob("*.parquet"))
@@ -155,21 +162,21 @@ def test_a_run_directory_with_another_configuration_is_refused(
 
 
 def test_a_stage_without_its_input_names_the_command_to_run(
-    cli: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
+    cli_here: Cli, tiny_tree: Tree, write_config: Callable[[Tree], Path], tmp_path: Path
 ) -> None:
     source = write_config(tiny_tree)
-    assert_refused(cli("score", source), f"run `xlr generate {tmp_path / 'run'} --iteration 1` first")
-    assert_refused(cli("pair", source), f"run `xlr score {tmp_path / 'run'} --iteration 1` first")
-    assert_refused(cli("train", source), f"run `xlr pair {tmp_path / 'run'} --iteration 1` first")
-    assert_refused(cli("train", source, "--iteration", 9), "not a stage of this run")
+    assert_refused(cli_here("score", source), f"run `xlr generate {tmp_path / 'run'} --iteration 1` first")
+    assert_refused(cli_here("pair", source), f"run `xlr score {tmp_path / 'run'} --iteration 1` first")
+    assert_refused(cli_here("train", source), f"run `xlr pair {tmp_path / 'run'} --iteration 1` first")
+    assert_refused(cli_here("train", source, "--iteration", 9), "not a stage of this run")
 
 
-def test_init_copies_a_recipe_and_never_overwrites_a_file(cli: Cli, tmp_path: Path) -> None:
-    assert cli("init", "mine", "--recipe", "llama3-8b", cwd=tmp_path).returncode == 0
-    assert cli("config", "mine.yaml", cwd=tmp_path).returncode == 0
-    assert_refused(cli("init", "mine", cwd=tmp_path), "exists already")
-    assert_refused(cli("init", "other", "--recipe", "nothing", cwd=tmp_path), "quickstart")
-    assert_refused(cli("run", "absent.yaml", cwd=tmp_path), "xlr init")
+def test_init_copies_a_recipe_and_never_overwrites_a_file(cli_here: Cli, tmp_path: Path) -> None:
+    assert cli_here("init", "mine", "--recipe", "llama3-8b", cwd=tmp_path).returncode == 0
+    assert cli_here("config", "mine.yaml", cwd=tmp_path).returncode == 0
+    assert_refused(cli_here("init", "mine", cwd=tmp_path), "exists already")
+    assert_refused(cli_here("init", "other", "--recipe", "nothing", cwd=tmp_path), "quickstart")
+    assert_refused(cli_here("run", "absent.yaml", cwd=tmp_path), "xlr init")
 
 
 def test_a_ray_cluster_that_does_not_answer_is_named(

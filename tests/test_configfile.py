@@ -60,8 +60,8 @@ def test_the_low_resource_recipe_differs_in_languages_and_folder_only() -> None:
     assert low.run_dir != base.run_dir
 
 
-def test_a_copy_of_a_recipe_that_extends_another_works_anywhere(cli: Cli, tmp_path: Path) -> None:
-    assert cli("init", "v1.5", "--recipe", "llama3-8b-low-resource", cwd=tmp_path).returncode == 0
+def test_a_copy_of_a_recipe_that_extends_another_works_anywhere(cli_here: Cli, tmp_path: Path) -> None:
+    assert cli_here("init", "v1.5", "--recipe", "llama3-8b-low-resource", cwd=tmp_path).returncode == 0
     assert configfile.load(tmp_path / "v1.5.yaml").train == configfile.load(RECIPES / "llama3-8b.yaml").train
 
 
@@ -110,10 +110,10 @@ def test_a_base_that_cannot_be_used_is_named(path: Path, tmp_path: Path, base: A
         configfile.load(path)
 
 
-def test_an_error_names_the_files_that_are_extended(path: Path, tmp_path: Path, cli: Cli) -> None:
+def test_an_error_names_the_files_that_are_extended(path: Path, tmp_path: Path, cli_here: Cli) -> None:
     path.write_text(path.read_text(encoding="utf-8") + "train: {bta: 1}\n", encoding="utf-8")
     top = written(tmp_path / "top.yaml", extends="run.yaml")
-    assert_refused(cli("config", top), f"{top} (extends {path}): train.bta: unknown key; did you mean beta?")
+    assert_refused(cli_here("config", top), f"{top} (extends {path}): train.bta: unknown key; did you mean beta?")
 
 
 def test_overrides_reach_into_sections(path: Path) -> None:
@@ -170,16 +170,16 @@ def test_a_file_that_is_not_a_configuration_is_named(tmp_path: Path, text: str) 
         configfile.load(broken)
 
 
-def test_a_duplicate_key_is_refused_with_its_line(path: Path, cli: Cli) -> None:
+def test_a_duplicate_key_is_refused_with_its_line(path: Path, cli_here: Cli) -> None:
     path.write_text("train:\n  beta: 0.2\nseed: 1\ntrain:\n  max_steps: 1\n", encoding="utf-8")
-    assert_refused(cli("config", path), f"{path}:4: train: duplicate key; remove one of them")
+    assert_refused(cli_here("config", path), f"{path}:4: train: duplicate key; remove one of them")
     path.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\n", encoding="utf-8")  # the own key wins over a merged one
     with pytest.raises(UserError, match="unknown key"):
         configfile.load(path)
 
 
-def test_an_ignored_setting_ends_with_exit_code_2(path: Path, cli: Cli) -> None:
-    assert_refused(cli("config", path, "align.reference=initial"), "align.reference: has no effect, because")
+def test_an_ignored_setting_ends_with_exit_code_2(path: Path, cli_here: Cli) -> None:
+    assert_refused(cli_here("config", path, "align.reference=initial"), "align.reference: has no effect, because")
 
 
 LOCATED = {dotted: marks(field, Location)[0] for dotted, field in FIELDS.items() if marks(field, Location)}
@@ -215,8 +215,8 @@ def test_names_stay_and_existing_folders_are_paths(path: Path, tmp_path: Path, m
     assert run.run_dir == str(tmp_path / "runs" / "run")
 
 
-def test_the_schema_knows_extends_and_requires_nothing(cli: Cli) -> None:
-    schema = json.loads(cli("config", "--schema").stdout)
+def test_the_schema_knows_extends_and_requires_nothing(cli_here: Cli) -> None:
+    schema = json.loads(cli_here("config", "--schema").stdout)
     assert list(schema["properties"])[:2] == ["extends", "run_dir"]
     assert schema == configfile.schema()
     assert not any("required" in section for section in (schema, *schema["$defs"].values()))

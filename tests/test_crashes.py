@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,13 @@ import yaml
 
 from tests.judgeserver import Judge, longer, serving
 from xlr import configfile, pipeline, verify
+from xlr.errors import UserError
+from xlr.report.collect import collect
 from xlr.run.context import Context
 from xlr.run.files import read_json
 
 WHOLE = bool(os.environ.get("XLR_SWEEP"))
-STEP = 1 if WHOLE else 24
+STEP = 1 if WHOLE else 45
 
 
 @dataclass
@@ -87,6 +90,7 @@ def undisturbed(tiny_models: dict[str, Path], judge: Any, tmp_path_factory: pyte
     return sweep
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("power", [False, True], ids=["kill", "power cut"])
 def test_a_run_that_dies_before_any_change_of_its_folder_ends_with_the_same_results(
     undisturbed: Sweep, power: bool, tmp_path: Path
@@ -104,6 +108,60 @@ def test_a_run_that_dies_before_any_change_of_its_folder_ends_with_the_same_resu
     assert sweep.leftovers() == []
     assert list(verify.faults(sweep.context())) == []
     print(f"{starts - 1} crashes, before {len(seen)} different changes")
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES = {
+    "a bit": flipped,
+    "cut off": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "another file": lambda data: b'{"a": [1]}\n',
+}
+# Files without numbers of the run: what xlr writes for people, and what it makes anew at every start.
+OF_NO_ARTEFACT = ("config.yaml", "report.", "logs/", "leases/", "tensorboard/", "verdicts/", "metrics.jsonl")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_in_any_file_of_a_run_is_noticed_or_has_no_effect(
+    undisturbed: Sweep, damage: str, tmp_path: Path
+) -> None:
+    """`xlr verify` names every damaged file that holds results, and no command ends with another error."""
+    shutil.copytree(undisturbed.run, tmp_path / "run")
+    sweep = Sweep(undisturbed.config, tmp_path / "run")
+    tried = 0
+    for path in sorted(path for path in sweep.run.rglob("*") if path.is_file()):
+        name, whole = str(path.relative_to(sweep.run)), path.read_bytes()
+        if DAMAGES[damage](whole) == whole:
+            continue
+        path.write_bytes(DAMAGES[damage](whole))
+        found = found_in(sweep)
+        path.write_bytes(whole)
+        if not any(part in name for part in OF_NO_ARTEFACT):
+            assert any(path.name in fault for fault in found), f"{name}: not noticed"
+        tried += 1
+    assert found_in(sweep) == []
+    print(f"{damage}: {tried} files")
+
+
+def found_in(sweep: Sweep) -> list[str]:
+    """The faults that verifying, the status, and collecting the report's numbers find."""
+    found = []
+    with contextlib.suppress(UserError):
+        found += [fault for _, fault in verify.faults(sweep.context())]
+    for look in (lambda: pipeline.status(sweep.context()), lambda: collected(sweep.context())):
+        try:
+            look()
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def collected(context: Context) -> object:
+    return collect(context.config, context.run, "run")
 
 
 KILLS = int(os.environ.get("XLR_CHAOS", "0"))

@@ -137,7 +137,7 @@ def _extended_file(name: Any, path: Path) -> Path:
     if not os.path.lexists(base):
         raise UserError(
             f"{path}: extends: {brief(name)} is neither a recipe ({', '.join(recipes())}) nor a file "
-            f"relative to this one ({base})"
+            f"relative to this one ({base}); name one of these"
         )
     return base
 

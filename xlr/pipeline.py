@@ -19,8 +19,8 @@ from xlr.progress import Clock, StepState
 from xlr.records import ModelKey
 from xlr.run import identity
 from xlr.run.artifact import Artifact, manifest_path, read_manifest
-from xlr.run.context import Context
-from xlr.run.files import read_json, remove, tidy, write_text
+from xlr.run.context import COMMITS, Context, read_commits
+from xlr.run.files import read_json, remove, sealed, tidy, write_json, write_text
 from xlr.run.work import PROGRESS
 from xlr.stages import KINDS, STAGES, StageKind
 
@@ -115,7 +115,9 @@ def holding(context: Context, plan: Sequence[Stage], accept: Collection[str] = (
 
 
 def _record(context: Context, plan: Sequence[Stage]) -> None:
-    """Write the configuration, which later processes of this run read."""
+    """Write the configuration and the commits of hub models, which later processes of this run read."""
+    if context.commits != read_commits(context.run.path):
+        write_json(context.run.path / COMMITS, sealed({"commits": context.commits}))
     recorded, text = context.run.path / "config.yaml", dump(context.config)
     if recorded.is_file() and recorded.read_text(encoding="utf-8") == text:
         return

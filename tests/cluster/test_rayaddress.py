@@ -1,6 +1,7 @@
 """RAY_ADDRESS is an address, or refused at once."""
 
 import socket
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -63,4 +64,21 @@ def test_an_address_where_nothing_listens_is_refused_at_once(host: str, monkeypa
         monkeypatch.setenv("RAY_ADDRESS", f"{host}:{free.getsockname()[1]}")
         pool = Pool(RayConfig(), ModelConfig(initial="i"), GenerateConfig())
         with pytest.raises(UserError, match="no Ray cluster answers there"):
+            pool.start()
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"x"])
+def test_another_program_at_the_address_is_told_from_ray(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(said)
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        pool = Pool(RayConfig(), ModelConfig(initial="i"), GenerateConfig())
+        with pytest.raises(UserError, match=r"no Ray cluster answers there \(another program listens there\)"):
             pool.start()

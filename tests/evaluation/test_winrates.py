@@ -97,14 +97,14 @@ def test_the_command_prints_tables(cli: Cli, tmp_path: Path) -> None:
         assert text in result.stdout
 
 
-def test_the_command_refuses_bad_input(cli: Cli, tmp_path: Path) -> None:
+def test_the_command_refuses_bad_input(cli_here: Cli, tmp_path: Path) -> None:
     good = write(tmp_path / "good.json", GOOD)
     assert_refused(
-        cli("winrate", write(tmp_path / "bad.json", [*GOOD, row(3, 5)])), "bad.json: element 3: preference 5"
+        cli_here("winrate", write(tmp_path / "bad.json", [*GOOD, row(3, 5)])), "bad.json: element 3: preference 5"
     )
-    assert_refused(cli("winrate", tmp_path / "absent.json"), "absent.json: cannot be read")
+    assert_refused(cli_here("winrate", tmp_path / "absent.json"), "absent.json: cannot be read")
     short = write(tmp_path / "short.json", GOOD[:2])
-    assert_refused(cli("winrate", good, short), "short.json: lacks the instruction 'Say 2.'")
-    assert_refused(cli("winrate", good, "--difficulty", tmp_path / "none.csv"), "none.csv: cannot be read")
+    assert_refused(cli_here("winrate", good, short), "short.json: lacks the instruction 'Say 2.'")
+    assert_refused(cli_here("winrate", good, "--difficulty", tmp_path / "none.csv"), "none.csv: cannot be read")
     many = write(tmp_path / "many.json", [row(i, 1.5) for i in range(70)])
-    assert_refused(cli("winrate", many, "--difficulty", GOLDEN / "df_gamed.csv"), "more instructions than the 60")
+    assert_refused(cli_here("winrate", many, "--difficulty", GOLDEN / "df_gamed.csv"), "more instructions than the 60")

@@ -308,11 +308,11 @@ def test_differences_are_computed_once(run: Path, page: str, monkeypatch: pytest
     assert collected(run)["changes"] == known
 
 
-def test_a_folder_that_is_no_run_is_refused(run: Path, cli: Cli, tmp_path: Path) -> None:
-    assert_refused(cli("report", tmp_path / "nowhere", cwd=tmp_path), "nowhere: ")
-    assert_refused(cli("report", run, f"--out={run / 'config.yaml'}"), "cannot be written")
+def test_a_folder_that_is_no_run_is_refused(run: Path, cli_here: Cli, tmp_path: Path) -> None:
+    assert_refused(cli_here("report", tmp_path / "nowhere", cwd=tmp_path), "nowhere: ")
+    assert_refused(cli_here("report", run, f"--out={run / 'config.yaml'}"), "cannot be written")
     assert not (tmp_path / "nowhere").exists()
-    assert_refused(cli("report", run, "run", cwd=run.parent), "is named twice")
+    assert_refused(cli_here("report", run, "run", cwd=run.parent), "is named twice")
 
 
 @pytest.fixture(scope="module")

@@ -132,15 +132,15 @@ def test_rewards_and_choices_are_those_of_the_scores_and_pairs_of_the_run(
         (["generate.temperature=0.5"], "generate.temperature was 0.9 and is now 0.5"),
     ],
 )
-def test_bad_arguments_are_refused(arguments: list[str], message: str, sampled: Path, cli: Cli) -> None:
-    assert_refused(cli("inspect", sampled, *arguments), message)
+def test_bad_arguments_are_refused(arguments: list[str], message: str, sampled: Path, cli_here: Cli) -> None:
+    assert_refused(cli_here("inspect", sampled, *arguments), message)
 
 
 def test_without_responses_the_command_that_makes_them_is_named(
-    cli: Cli, tiny_tree: dict[str, Any], write_config: Any, tmp_path: Path
+    cli_here: Cli, tiny_tree: dict[str, Any], write_config: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    assert_refused(cli("inspect", write_config(tiny_tree)), f"run `xlr generate {run} --iteration 1` first")
+    assert_refused(cli_here("inspect", write_config(tiny_tree)), f"run `xlr generate {run} --iteration 1` first")
 
 
 def test_prompts_are_in_all_languages_and_evenly_spaced() -> None:

@@ -9,6 +9,9 @@ from xlr.errors import UserError
 _SECONDS = 10
 # NAME:PORT or [IPv6]:PORT, with ray:// before it for Ray's client.
 _ADDRESS = re.compile(r"(ray://)?(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9][A-Za-z0-9._-]{0,252})):([0-9]{1,5})")
+# What an HTTP/2 client says first, which gRPC is built on. A server answers with a frame of settings.
+_SETTINGS = b"\x04"
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 
 
 def cluster() -> str | None:
@@ -30,12 +33,18 @@ def cluster() -> str | None:
 
 
 def require_listener(address: str | None) -> None:
-    """Check that something listens at a cluster's address: Ray itself may wait for most of ten minutes.
+    """Check that a gRPC server listens at a cluster's address: Ray itself may wait for most of ten minutes.
 
     Raises:
-        OSError: nothing does.
+        OSError: none does.
         ValueError: the name cannot be one of a host.
     """
     match = _ADDRESS.fullmatch(address or "")
-    if match:  # else a local instance, or auto
-        socket.create_connection((match[2] or match[3], int(match[4])), timeout=_SECONDS).close()
+    if match is None:  # a local instance, or auto
+        return
+    with socket.create_connection((match[2] or match[3], int(match[4])), timeout=_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return  # the server speaks first in another way
+        connection.sendall(_GREETING)
+        if connection.recv(4)[3:] != _SETTINGS:
+            raise ConnectionError("another program listens there")

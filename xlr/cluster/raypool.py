@@ -30,6 +30,7 @@ from xlr.progress import Tally
 from xlr.records import SampleTask, Task
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "xlr")  # a new version may change any number
+_KIND = "accelerator_type:"
 _LOSSES = 3  # workers that one task may lose, and starts that may fail in a row, before xlr gives up
 _LOOK_SECONDS = 10  # between checks for new nodes and for tasks that take too long
 _START_SECONDS = 1800  # without any worker, before xlr gives up
@@ -64,7 +65,7 @@ class Pool:
         self._model = model
         self._generate = generate
         self._vllm: bool | None = None  # whether the workers run vLLM; None while Ray is not running
-        self._has_gpus = False  # whether any node has one
+        self._gpus = ""  # cuda, with the kinds of GPUs that the nodes have; empty if there are none
         self._size = (0, 0.0)  # CPUs and GPUs of a worker
         self._nodes: dict[Any, str] = {}  # actor -> the name of its node
         self._tallies: dict[Any, Tally] = {}  # actor -> what it did in this `map`; includes lost actors
@@ -110,7 +111,7 @@ class Pool:
             ) from error
         signal.signal(signal.SIGTERM, handler)
         _wait_for_nodes(ray, os.environ.get("XLR_RAY_NODES", "").split())
-        self._has_gpus = any(gpus for _, gpus in _alive(ray))
+        self._gpus = _gpus(ray)
         self._choose_kind(ray, vllm=False)
 
     @property
@@ -123,7 +124,7 @@ class Pool:
         vllm = task is SampleTask and self._generate.backend == "vllm"
         on_gpus = self._on_gpus(vllm)
         found: dict[str, str | None] = {
-            "device": "cuda" if on_gpus else "cpu",
+            "device": self._gpus if on_gpus else "cpu",
             "precision": precision(self._model.dtype, on_gpus),
         }
         if vllm:
@@ -138,7 +139,7 @@ class Pool:
         """Whether workers of a kind compute on GPUs. vLLM takes them whatever ray.gpus_per_actor says."""
         if self._vllm is None:
             self.start()
-        return self._has_gpus and (vllm or self._settings.gpus_per_actor != 0)
+        return bool(self._gpus) and (vllm or self._settings.gpus_per_actor != 0)
 
     def _choose_kind(self, ray: Any, vllm: bool) -> None:
         """Choose the kind of worker, and end workers of the other kind: they hold the memory of the same GPUs."""
@@ -372,6 +373,15 @@ def _wait_for_nodes(ray: Any, names: Sequence[str]) -> None:
         if time.monotonic() - begun > _JOIN_SECONDS:
             raise RuntimeError(f"no Ray within {_JOIN_SECONDS} s on {', '.join(sorted(absent))}")
         time.sleep(0.5)
+
+
+def _gpus(ray: Any) -> str:
+    """The GPUs of the cluster, as in `cuda H100`; empty if it has none. Ray names their kinds as resources."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("GPU") for node in resources):
+        return ""
+    kinds = {name.removeprefix(_KIND) for node in resources for name in node if name.startswith(_KIND)}
+    return " ".join(["cuda", *sorted(kinds)])
 
 
 def _alive(ray: Any) -> list[tuple[int, int]]:

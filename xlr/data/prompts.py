@@ -1,7 +1,10 @@
 """Parallel instructions: the same ids in every language. Reads `{lang}.jsonl`, `{lang}.json` or a `datasets` source."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from xlr.config import PromptsConfig
@@ -64,8 +67,17 @@ def load_held_out(section: PromptsConfig, languages: Iterable[str]) -> dict[str,
 
 
 def sources(section: PromptsConfig, languages: Iterable[str]) -> dict[str, str | Path]:
-    """The files or `datasets` source of the prompts, as inputs of an artefact."""
-    return {f"prompts {lang}": language_source(section.path, lang) for lang in dict.fromkeys([ENGLISH, *languages])}
+    """The files of the prompts, as inputs of an artefact; of a `datasets` source, a digest of its rows."""
+    return {f"prompts {lang}": _source(section.path, lang) for lang in dict.fromkeys([ENGLISH, *languages])}
+
+
+@cache
+def _source(path: str, lang: str) -> str | Path:
+    file = language_source(path, lang)
+    if isinstance(file, Path):
+        return file
+    rows = json.dumps(_read_language(path, lang))
+    return f"{path} {lang} with rows {hashlib.sha256(rows.encode()).hexdigest()}"
 
 
 def _read_language(path: str, lang: str) -> dict[str, str]:

@@ -97,6 +97,8 @@ def check(context: Context) -> None:
         f"{prompt.lang} {prompt.id!r}": question.fill(template, prompt.instruction, "", "", languages.name(prompt.lang))
         for prompt in context.questions
     }
+    if judge.backend == "transformers":
+        judge = judge.model_copy(update={"model": context.located(str(judge.model))})
     _BACKENDS[judge.backend].require_usable(judge, shortest)
     difficulty.load(judge.difficulty)
     if context.config.baseline_model is None:
@@ -110,7 +112,7 @@ def artifact(context: Context, iteration: ModelKey) -> Artifact:
     inputs |= {name: path for name, path in (("template", judge.template), ("difficulty", judge.difficulty)) if path}
     own: dict[str, Any] = {"languages": list(config.evaluated_languages)}
     if judge.backend == "transformers":
-        inputs["judge"] = judge.model or ""
+        inputs["judge"] = context.located(judge.model or "")
         own |= {"model.dtype": config.model.dtype, "score.batch_tokens": config.score.batch_tokens}
     if not judge.both_orders:
         own["seed"] = config.seed

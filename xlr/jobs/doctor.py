@@ -26,6 +26,7 @@ from xlr.jobs import submission
 from xlr.jobs.graph import Job
 from xlr.judging import endpoint
 from xlr.pipeline import Stage
+from xlr.records import INITIAL
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, write_json, write_text
 from xlr.slurmconfig import SlurmConfig
@@ -71,7 +72,7 @@ def _models(context: Context) -> Iterator[Check]:
 
     for name in _opened(context.config):
         try:
-            yield Check("model", f"{name}: {load_config(name).model_type}")
+            yield Check("model", f"{name}: {load_config(context.located(name)).model_type}")
         except UserError as error:
             yield Check(
                 "model", str(error), "set it to a folder that all nodes see, or download the model from the hub first"
@@ -87,7 +88,7 @@ def _opened(config: Config) -> list[str]:
 
 
 def _disk(context: Context) -> Check:
-    folder, model = context.run.path, Path(context.config.model.initial)
+    folder, model = context.run.path, Path(context.model(INITIAL))
     needed = sum(file.stat().st_size for file in model.glob("*.safetensors")) * _DISK_BYTES_A_WEIGHT_BYTE
     free = shutil.disk_usage(folder).free
     found = f"{folder}: {free // _GIB} GiB free" + (f", about {needed // _GIB} needed" if needed else "")

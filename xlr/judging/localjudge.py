@@ -21,7 +21,7 @@ def require_usable(judge: JudgeConfig, shortest: Mapping[str, list[Message]]) ->
     """
     from xlr.model.checks import require_model  # imports torch
 
-    encoder = _encoder(judge)
+    encoder = _encoder(str(judge.model))
     require_model(encoder.name, encoder.tokenizer)
     limit = _room(encoder)
     for where, messages in shortest.items():
@@ -49,9 +49,8 @@ def _answers(encoder: ChatEncoder) -> tuple[tuple[int, ...], ...]:
     return tuple(encoder.response(verdict) for verdict in (question.FIRST, question.SECOND))
 
 
-def _encoder(judge: JudgeConfig) -> ChatEncoder:
-    assert judge.model is not None
-    return ChatEncoder(load_tokenizer(judge.model), judge.model)
+def _encoder(folder: str) -> ChatEncoder:
+    return ChatEncoder(load_tokenizer(folder), folder)
 
 
 def ask(
@@ -61,7 +60,7 @@ def ask(
 
     A question longer than the judge's context is not asked; its verdict is undecided.
     """
-    encoder = _encoder(context.config.judge)
+    encoder = _encoder(context.located(str(context.config.judge.model)))
     answers, limit = _answers(encoder), _room(encoder)
     with context.clock.measure("tokenise"):
         examples = [Example(encoder.prompt_of(messages), answers) for messages in questions]

@@ -136,9 +136,9 @@ class VllmSampler(Actor):
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{model}: vLLM cannot open the model ({' '.join(str(error).split())}); if it is out of memory, change "
-                "generate.gpu_memory_utilization or generate.tensor_parallel_size, otherwise set generate.backend to "
-                "transformers"
+                f"{model}: vLLM cannot open the model ({' '.join(str(error).split())[:500]}); if it is out of memory, "
+                "change generate.gpu_memory_utilization or generate.tensor_parallel_size, otherwise set "
+                "generate.backend to transformers"
             ) from error
         return engine
 

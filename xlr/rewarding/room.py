@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from xlr.data.encoding import ChatEncoder
 from xlr.data.preferences import Preference
 from xlr.errors import UserError
-from xlr.records import Prompt
+from xlr.records import INITIAL, Prompt
 from xlr.run.context import Context
 
 Named = tuple[str, str]
@@ -16,8 +16,8 @@ def positions_of_run(context: Context) -> int | None:
     """The positions of the models of the iterations: the fewer of pi_0's and pi_I's; None without a limit."""
     from xlr.model.checks import positions  # imports torch
 
-    model = context.config.model
-    return min((found for name in {model.initial, model.aligned} if name and (found := positions(name))), default=None)
+    folders = {context.model(INITIAL), context.encoder.name}
+    return min((found for folder in folders if (found := positions(folder))), default=None)
 
 
 def named(prompts: Iterable[Prompt]) -> list[Named]:

@@ -15,7 +15,7 @@ from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
-from xlr.records import Example, Prompt, Response, RowKey, Score
+from xlr.records import INITIAL, Example, Prompt, Response, RowKey, Score
 from xlr.rewarding import responses, room
 from xlr.rewarding.facts import RewardFacts, ScoredProbe, ScoreFacts
 from xlr.run.artifact import Artifact, rows_of
@@ -59,12 +59,11 @@ def check(context: Context) -> None:
     """
     from xlr.model.checks import require_model  # imports torch
 
-    config = context.config
-    aligned, initial = config.model.aligned, config.model.initial
+    config, initial = context.config, context.model(INITIAL)
     tokenizer = load_tokenizer(initial)
     require_model(initial, tokenizer)
-    if aligned:
-        require_same_tokenizer(load_tokenizer(aligned), tokenizer, aligned, initial)
+    if config.model.aligned:
+        require_same_tokenizer(context.encoder.tokenizer, tokenizer, context.encoder.name, initial)
     prompts = [prompt for lang in config.languages for prompt in context.prompts[lang]]
     require_scorable(context, config.score.reward, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
     if config.score.reward == "translate":

@@ -5,14 +5,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from xlr.config import Config
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
+from xlr.model import hub
 from xlr.progress import Clock
 from xlr.records import INITIAL, START, ModelKey, Prompt
 from xlr.run.artifact import Artifact, manifest_path, verified
 from xlr.run.directory import RunDir
+from xlr.run.files import read_json
+
+COMMITS = "hub.json"
+
+
+class _Commits(TypedDict):
+    """The file `hub.json` of a run directory."""
+
+    commits: dict[str, str]
+    """Hub name -> commit."""
+    seal: str
 
 
 @dataclass
@@ -53,7 +67,7 @@ class Context:
     @cached_property
     def encoder(self) -> ChatEncoder:
         """The tokenizer and chat template that all models of the run share."""
-        name = self.config.model.aligned or self.config.model.initial
+        name = self.model(START if self.config.model.aligned else INITIAL)
         return ChatEncoder(load_tokenizer(name), name)
 
     def encoder_of(self, model: ModelKey) -> ChatEncoder:
@@ -63,17 +77,34 @@ class Context:
         return ChatEncoder(load_tokenizer(self.model(model)), self.model(model))
 
     def model(self, model: ModelKey) -> str:
-        """The folder or hub name of pi^t, of pi_I (`INITIAL`), or of one of `evaluate.models`.
+        """The folder of pi^t, of pi_I (`INITIAL`), or of one of `evaluate.models`.
 
         pi^0 is `model.aligned`, or trained by the align stage.
         """
         if isinstance(model, str):
-            return self.config.evaluate.models[model]
+            return self.located(self.config.evaluate.models[model])
         if model <= INITIAL:
-            return self.config.model.initial
+            return self.located(self.config.model.initial)
         if model == START and self.config.model.aligned is not None:
-            return self.config.model.aligned
+            return self.located(self.config.model.aligned)
         return str(self.run.iteration(model) / "model")
+
+    @cached_property
+    def commits(self) -> dict[str, str]:
+        """Hub name -> the commit that this run uses: those of earlier starts, and those that were looked up since."""
+        return read_commits(self.run.path)
+
+    def located(self, name: str) -> str:
+        """The folder of a model of the configuration: a path as it is, a hub name as its folder in the local cache.
+
+        Raises:
+            UserError: the hub does not give the model.
+        """
+        if Path(name).is_absolute():
+            return name
+        folder = hub.snapshot(name, self.commits.get(name))
+        self.commits[name] = folder.name
+        return str(folder)
 
     def require_model(self, model: ModelKey) -> str:
         """Like `model`, but checks that the stage that trains the model has finished, and that its files are intact.
@@ -100,6 +131,19 @@ class Context:
         """End the workers, which frees the machine's memory and GPUs for training."""
         if "pool" in self.__dict__:
             self.pool.close()
+
+
+def read_commits(run: Path) -> dict[str, str]:
+    """The commits of hub models that a run directory records.
+
+    Raises:
+        UserError: their file is damaged.
+    """
+    path = run / COMMITS
+    if not path.is_file():
+        return {}
+    found = read_json(path, _Commits, "restore it from a copy, or use another run_dir")
+    return dict(found["commits"])
 
 
 def require(artifact: Artifact, command: str) -> None:

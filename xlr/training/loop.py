@@ -118,7 +118,7 @@ def _claim_checkpoints(rank: _Rank) -> None:
     """
     train_pairs, _ = rank.training.split
     conditions = versions(_LIBRARIES) | {
-        "device": rank.device.type,
+        "device": f"cuda {torch.cuda.get_device_name(rank.device)}" if rank.device.type == "cuda" else "cpu",
         "precision": str(rank.dtype),
         "model.attn_implementation": rank.attention,
         "cut": sha256("\n".join(f"{pair.lang} {pair.id}" for pair in train_pairs)),

@@ -14,7 +14,7 @@ from xlr.cluster.ranks import Ranks
 from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.preferences import load_preferences
-from xlr.records import START
+from xlr.records import INITIAL, START
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context, require
@@ -56,7 +56,7 @@ def check(context: Context) -> None:
     from xlr.model.weights import load_config  # imports torch
 
     config, fewest = context.config, room.positions_of_run(context)
-    hidden_size = load_config(config.model.initial).get_text_config().hidden_size
+    hidden_size = load_config(context.model(INITIAL)).get_text_config().hidden_size
     for train in (config.align, config.train):
         policy_config(train, config.model.dtype == "bfloat16", hidden_size)
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)

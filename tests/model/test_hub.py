@@ -1,0 +1,60 @@
+"""A run uses one commit of a hub model from start to end. The hub is a local cache, as on a node without network."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xlr.config import Config
+from xlr.errors import UserError
+from xlr.pipeline import Stage, holding
+from xlr.run.context import Context
+
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+@pytest.fixture
+def cache(tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which the hub model lab/tiny has one commit."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = tmp_path / "hub" / "models--lab--tiny"
+    shutil.copytree(tiny_models["initial"], model / "snapshots" / FIRST)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(FIRST)
+    return model
+
+
+def opened(tree: dict[str, Any]) -> Context:
+    tree = tree | {"model": {"initial": "lab/tiny", "aligned": tree["model"]["aligned"]}}
+    return Context(Config.model_validate(tree))
+
+
+def test_a_new_commit_on_the_hub_does_not_change_a_run(
+    cache: Path, tiny_tree: dict[str, Any], tiny_models: dict[str, Path]
+) -> None:
+    context = opened(tiny_tree)
+    with holding(context, [Stage("generate", 1)]):
+        assert Path(context.model(-1)) == cache / "snapshots" / FIRST
+    shutil.copytree(tiny_models["aligned"], cache / "snapshots" / SECOND)
+    (cache / "refs" / "main").write_text(SECOND)
+    assert Path(opened(tiny_tree).model(-1)) == cache / "snapshots" / FIRST
+    assert Path(opened(tiny_tree | {"run_dir": f"{tiny_tree['run_dir']}-2"}).model(-1)) == cache / "snapshots" / SECOND
+
+
+def test_a_model_that_the_hub_does_not_give_is_refused(cache: Path, tiny_tree: dict[str, Any]) -> None:
+    shutil.rmtree(cache)
+    with pytest.raises(UserError, match=r"^lab/tiny: not a folder, and the hub does not give this model"):
+        opened(tiny_tree).model(-1)
+
+
+def test_damaged_commits_are_refused(cache: Path, tiny_tree: dict[str, Any]) -> None:
+    with holding(opened(tiny_tree), []):
+        pass
+    path = Path(tiny_tree["run_dir"]) / "hub.json"
+    path.write_text(path.read_text().replace("1111", "2222"))
+    with pytest.raises(UserError, match=r"hub\.json: damaged .*restore it from a copy"):
+        opened(tiny_tree).model(-1)
