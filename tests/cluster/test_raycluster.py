@@ -20,7 +20,7 @@ from tests.waiting import descendants, wait_until
 from xlr.records import Response
 
 RAY = Path(sys.executable).with_name("ray")
-LONG = ["generate.batch_size=1", "generate.num_samples=24"]
+LONG = ["generate.batch_size=1", "generate.num_samples=24", "ray.actors=null"]
 
 
 class Cluster:
