@@ -146,7 +146,7 @@ def test_a_changed_input_is_refused(stage: Stage, base: tuple[Config, Path], tmp
     config, run = base
     interrupted = unfinished(run, stage, config, tmp_path / "interrupted")
     inputs = stage.artifact(inprocess.opened(config, interrupted)).inputs
-    for name, path in inputs.items():
+    for name, path in {name: str(source) for name, source in inputs.items()}.items():
         copy = tmp_path / "copy"
         remove(copy)
         shutil.copytree(interrupted, copy)

@@ -266,6 +266,14 @@ class Config(Section):
         return [*range(START, self.iterations + 1), *self.evaluate.models]
 
     @property
+    def opened_models(self) -> list[str]:
+        """Paths and hub names of all models that stages open and that the run does not make itself."""
+        judge = self.judge.model if self.judge.backend == "transformers" else None
+        return [
+            name for name in (self.model.initial, self.model.aligned, *self.evaluate.models.values(), judge) if name
+        ]
+
+    @property
     def baseline_model(self) -> ModelKey | None:
         """The model of this run that the judge compares with; None if the baseline is a folder of reference outputs."""
         baseline = self.judge.baseline

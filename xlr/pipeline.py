@@ -99,6 +99,7 @@ def holding(context: Context, plan: Sequence[Stage], accept: Collection[str] = (
             running stage was made with another configuration.
     """
     context.run.create()
+    context.look_up()
     with lease.held(context.run.leases, [stage.artifact(context).title for stage in plan]):
         _ = context.prompts
         for stage in stages(context.config):
@@ -141,7 +142,11 @@ def needs(context: Context) -> dict[Stage, list[Stage]]:
     plan = stages(context.config)
     makers = {stage.artifact(context).folder: stage for stage in plan}
     return {
-        stage: [makers[Path(path)] for path in stage.artifact(context).inputs.values() if Path(path) in makers]
+        stage: [
+            makers[Path(str(source))]
+            for source in stage.artifact(context).inputs.values()
+            if Path(str(source)) in makers
+        ]
         for stage in plan
     }
 

@@ -42,13 +42,16 @@ def test_a_new_commit_on_the_hub_does_not_change_a_run(
     shutil.copytree(tiny_models["aligned"], cache / "snapshots" / SECOND)
     (cache / "refs" / "main").write_text(SECOND)
     assert Path(opened(tiny_tree).model(-1)) == cache / "snapshots" / FIRST
-    assert Path(opened(tiny_tree | {"run_dir": f"{tiny_tree['run_dir']}-2"}).model(-1)) == cache / "snapshots" / SECOND
+    other = opened(tiny_tree | {"run_dir": f"{tiny_tree['run_dir']}-2"})
+    assert other.model(-1) == "lab/tiny"  # nothing is asked before a run starts
+    other.look_up()
+    assert Path(other.model(-1)) == cache / "snapshots" / SECOND
 
 
 def test_a_model_that_the_hub_does_not_give_is_refused(cache: Path, tiny_tree: dict[str, Any]) -> None:
     shutil.rmtree(cache)
     with pytest.raises(UserError, match=r"^lab/tiny: not a folder, and the hub does not give this model"):
-        opened(tiny_tree).model(-1)
+        opened(tiny_tree).look_up()
 
 
 def test_damaged_commits_are_refused(cache: Path, tiny_tree: dict[str, Any]) -> None:

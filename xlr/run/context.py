@@ -77,7 +77,7 @@ class Context:
         return ChatEncoder(load_tokenizer(self.model(model)), self.model(model))
 
     def model(self, model: ModelKey) -> str:
-        """The folder of pi^t, of pi_I (`INITIAL`), or of one of `evaluate.models`.
+        """The folder of pi^t, of pi_I (`INITIAL`), or of one of `evaluate.models`; see `located`.
 
         pi^0 is `model.aligned`, or trained by the align stage.
         """
@@ -94,17 +94,19 @@ class Context:
         """Hub name -> the commit that this run uses: those of earlier starts, and those that were looked up since."""
         return read_commits(self.run.path)
 
-    def located(self, name: str) -> str:
-        """The folder of a model of the configuration: a path as it is, a hub name as its folder in the local cache.
+    def look_up(self) -> None:
+        """Choose the commit of each hub model, unless the run has one, and download what is not in the cache.
 
         Raises:
-            UserError: the hub does not give the model.
+            UserError: the hub does not give a model.
         """
-        if Path(name).is_absolute():
-            return name
-        folder = hub.snapshot(name, self.commits.get(name))
-        self.commits[name] = folder.name
-        return str(folder)
+        for name in self.config.opened_models:
+            if not Path(name).is_absolute():
+                self.commits[name] = hub.snapshot(name, self.commits.get(name)).name
+
+    def located(self, name: str) -> str:
+        """A model of the configuration: a hub name whose commit is known as its folder in the cache, else `name`."""
+        return str(hub.snapshot(name, self.commits[name])) if name in self.commits else name
 
     def require_model(self, model: ModelKey) -> str:
         """Like `model`, but checks that the stage that trains the model has finished, and that its files are intact.
