@@ -24,6 +24,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 # Files of long tests start first, so that two processes end at about the same time.
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # a rank in this process sets them; commands must not become ranks
 LONGEST = ["test_loop.py", "test_slurm.py", "test_run.py", "test_raycluster.py"]
 
 
@@ -144,7 +145,7 @@ def cli() -> Cli:
         return subprocess.run(
             [sys.executable, "-m", "xlr", *map(str, arguments)],
             cwd=cwd,
-            env=os.environ | environment,
+            env={name: value for name, value in os.environ.items() if name not in RANKS} | environment,
             capture_output=True,
             text=True,
             timeout=600,
@@ -165,6 +166,8 @@ def cli_here(same_signals: None, monkeypatch: pytest.MonkeyPatch) -> Cli:
         with monkeypatch.context() as patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             patched.setattr(sys, "argv", command)
             patched.setattr(console, "stderr", console.stderr)
+            for name in RANKS:
+                patched.delenv(name, raising=False)
             for name, value in environment.items():
                 patched.setenv(name, value)
             if cwd is not None:

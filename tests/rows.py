@@ -6,7 +6,7 @@ from pathlib import Path
 from xlr.run import rows
 from xlr.run.artifact import manifest_path
 from xlr.run.digests import file_digest
-from xlr.run.files import read_json, sealed, sha256, write_json
+from xlr.run.files import sealed, sha256, write_json
 from xlr.run.rows import Row
 
 
@@ -19,7 +19,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
 
 def reseal(folder: Path) -> None:
     """Make the manifest of an artefact match its files, which a test has changed."""
-    manifest = read_json(manifest_path(folder))
+    manifest = json.loads(manifest_path(folder).read_text(encoding="utf-8"))
     present = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     files = {str(file.relative_to(folder)): [file.stat().st_size, file_digest(file, fresh=True)] for file in present}
     manifest |= {"files": files, "digest": sha256(json.dumps({name: own[1] for name, own in files.items()}))}

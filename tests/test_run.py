@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from tests.conftest import Cli, assert_refused
-from tests.rows import read_rows
+from tests.rows import read_rows, reseal
 from tests.waiting import descendants, wait_until
 from xlr.cluster.preemption import EXIT_CODE
 from xlr.records import Pair, Response, Score
-from xlr.run.files import read_json, write_json
+from xlr.run.files import read_json
 from xlr.run.rows import write_rows
 
 ARTEFACTS = ("iter0/eval", "iter1/responses", "iter1/scores", "iter1/pairs", "iter1/model", "iter1/eval")
@@ -180,9 +180,7 @@ def test_filters_keep_flawed_responses_out_of_the_pairs(
     for path in (run / "iter1" / "scores").glob("*.parquet"):
         lang = path.name.split("-")[0]
         write_rows(path, Score, [row for row in rows if row.lang == lang])
-    manifest = run / "iter1" / "scores.manifest.json"
-    names = {path.name: [path.stat().st_size, ""] for path in (run / "iter1" / "scores").iterdir()}
-    write_json(manifest, read_json(manifest) | {"files": names})
+    reseal(run / "iter1" / "scores")
     filters = "pair.filters=[truncated, repeated, wrong_language, duplicate]"
     result = cli("pair", run, f"run_dir={run}", filters)
     assert result.returncode == 0, result.stderr
@@ -245,6 +243,7 @@ def test_a_worker_that_hangs_is_killed_and_another_does_its_batch(
 ) -> None:
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml")]
     command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2", "ray.task_minutes=0.3"]
+    command += ["ray.actors=2", "ray.cpus_per_actor=1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     parts = tmp_path / "run" / "iter1" / "responses.parts"
     wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")

@@ -1,7 +1,9 @@
 """The row type on each arrow of the data flow (prompts -> responses -> scores -> pairs), and what workers are given."""
 
 from dataclasses import dataclass
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias
+
+from typing_extensions import TypedDict
 
 # An iteration's number, or the name of a model in evaluate.models.
 ModelKey: TypeAlias = int | str

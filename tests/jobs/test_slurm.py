@@ -52,6 +52,7 @@ def tree(tiny_models: dict[str, Path], shared: Path) -> dict[str, Any]:
     found = tiny_tree.__wrapped__(tiny_models, shared)  # type: ignore[attr-defined]
     found["iterations"] = 2
     found["evaluate"].pop("preferences")
+    del found["ray"]  # a worker on each node
     found["generate"]["batch_size"] = 2  # twelve pieces, so that there is time to interrupt it
     found["train"] |= {"num_train_epochs": 4, "save_steps": 1}
     found["slurm"] = {"nodes": 2, "cpus": 1, "jobs": {"evaluate": {"nodes": 1}}}

@@ -87,6 +87,7 @@ def judge(run: Path) -> None:
         manifest = read_json(manifest_path(run / f"iter{iteration}" / "eval"))
         own = {"stage": "judge", "rows": 12, "seconds": 9.0, "facts": facts, "digest": str(figures["win_rate"])}
         write_json(manifest_path(folder), manifest | own | {"tokens": {"asked": 1200, "answered": 24}})
+        reseal(folder)
 
 
 def judgement(row: Response, instruction: str, index: int, iteration: int) -> dict[str, Any]:

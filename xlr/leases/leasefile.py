@@ -119,6 +119,7 @@ def create(series: Path, number: int, holder: Holder) -> Path:
     with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         try:
             os.write(descriptor, holder.model_dump_json().encode())
+            os.fsync(descriptor)  # after a power cut, others still read that this process is gone
         except OSError:
             path.unlink(missing_ok=True)
             raise

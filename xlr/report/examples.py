@@ -1,7 +1,9 @@
 """Pairs and judged answers for the page: an even sample of each language, with long texts shortened."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypedDict, TypeVar
+from typing import Literal, TypeVar
+
+from typing_extensions import TypedDict
 
 from xlr.evaluation.facts import AnnotationRow
 from xlr.records import ModelKey, Pair

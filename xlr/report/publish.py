@@ -35,7 +35,7 @@ def publish(folder: Path, report_to: Sequence[str]) -> None:
     Raises:
         UserError: a tracker is not installed or refuses.
     """
-    found: Found = read_json(folder / "report.json", Found, "run `xlr report` again")
+    found: Found = read_json(folder / "report.json", dict[str, Any], "run `xlr report` again")
     numbers = {model: dict(flatten(own, found["evaluated"])) for model, own in models(found)}
     steps = {model: own for model, own in numbers.items() if own and isinstance(model, int)}
     trackers.publish(folder, report_to, f"{folder.name} report", found["settings"], steps)
