@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Cli, assert_refused, missing
 from tests.report.conftest import HOSTILE, INSTRUCTIONS, collected, load
-from tests.rows import read_rows
+from tests.rows import read_rows, reseal
 from xlr.evaluation import annotations, winrates
 from xlr.records import Pair
 from xlr.report import examples, numbers, report, tables
@@ -206,6 +206,7 @@ def test_two_runs_are_compared_answer_by_answer(run: Path, page: str, tmp_path: 
     assert {(one.value, one.low, one.high) for one in even.findings} == {(0.0, 0.0, 0.0)}
     shutil.rmtree(other / "iter1" / "judgements")
     shutil.copytree(other / "iter0" / "judgements", other / "iter1" / "judgements")
+    reseal(other / "iter1" / "judgements")
     worse = both(run, other, tmp_path)
     assert worse.sentence.startswith("other's π1 against run's π1: worse in English, Arabic, Chinese. On average -")
     assert worse.heading == "Length-controlled win rate, run's π1 → other's π1, in percentage points"
@@ -226,8 +227,10 @@ def test_the_report_says_why_two_runs_cannot_be_compared(run: Path, tmp_path: Pa
     file = other / "iter1" / "judgements" / "annotations" / "ar.json"
     rows = read_json(file)
     write_json(file, [{**rows[0], "output_1": "another"}, *rows[1:]])
+    reseal(other / "iter1" / "judgements")
     assert both(run, other, tmp_path).sentence == f"{because}the baseline's answers differ."
     write_json(file, rows[1:])
+    reseal(other / "iter1" / "judgements")
     assert both(run, other, tmp_path).sentence == f"{because}their judged instructions differ."
     shutil.rmtree(other / "iter1" / "judgements")
     shutil.rmtree(other / "iter0" / "judgements")
@@ -268,6 +271,7 @@ def test_a_large_run_makes_a_page_of_a_few_megabytes(run: Path, tmp_path: Path) 
         replace(pairs[number % len(pairs)], id=f"p{number}", chosen=long, rejected=long) for number in range(20_000)
     ]
     write_rows(own / "iter1" / "pairs" / "pairs.parquet", Pair, many)
+    reseal(own / "iter1" / "pairs")
     page = make(own)
     (shown,) = re.findall(r"(\d+) of 20,000 examples, sampled evenly", page)
     assert int(shown) == examples.SHOWN // len(INSTRUCTIONS) * len(INSTRUCTIONS)
