@@ -183,7 +183,7 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("truncated", "the weights cannot be opened"),
+        ("truncated", "missing, damaged or cut off"),
         ("incomplete", "weights are missing"),
         ("nan", r"model\.layers\.1\.mlp\.down_proj\.weight holds NaN or infinity"),
     ],
@@ -285,19 +285,20 @@ def test_samplers_free_their_memory_for_scorers(source: Path, cli: Cli) -> None:
 
 
 @pytest.fixture(scope="module")
-def judge_url(vllm: Any, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def served_judge(vllm: Any, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servedjudge.Server]:
     """vLLM's own OpenAI-compatible server on loopback, with the real small model as judge."""
     command = f"{sys.executable} -m vllm.entrypoints.openai.api_server --model {{model}} --served-model-name judge"
     command += " --host 127.0.0.1 --port {port} --dtype float32 --enforce-eager --max-model-len 1024"
     judge = config.JudgeConfig(model=str(smollm2), serve=command)
     with servedjudge.serving(judge, tmp_path_factory.mktemp("server") / "server.log") as served:
-        yield str(served.base_url)
+        assert served is not None
+        yield served
 
 
 def test_preferences_of_a_real_judge_equal_its_probabilities(
-    judge_url: str, smollm2: Path, tiny_tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    served_judge: servedjudge.Server, smollm2: Path, tiny_tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("OPENAI_API_KEY", served_judge.key)
     template = judgeprompt.DEFAULT
     asked = [
         judgeprompt.fill(template, "Name a colour.", first, second, "English")
@@ -306,7 +307,7 @@ def test_preferences_of_a_real_judge_equal_its_probabilities(
     path = Path(tiny_tree["run_dir"]).with_name("run.yaml")
 
     def ask(**settings: Any) -> tuple[list[Verdict], int]:
-        tiny_tree["judge"] = {"model": "judge", "base_url": judge_url} | settings
+        tiny_tree["judge"] = {"model": "judge", "base_url": served_judge.base_url} | settings
         path.write_text(yaml.safe_dump(tiny_tree), encoding="utf-8")
         context = Context(configfile.load(path))
         return endpoint.ask(context, judgements.artifact(context, 1), "judge", asked, ["en"] * 3)
