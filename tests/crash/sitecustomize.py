@@ -2,7 +2,7 @@
 
 Counts the calls that rename, remove or create something in the folder XLR_CRASH_RUN, over all processes of a run, in
 the file XLR_CRASH_LOG. Before call number XLR_CRASH_AT, it kills every process of the run. With XLR_CRASH_POWER, it
-then cuts every file in half that was not flushed to disk since its last change, as a power cut might.
+then cuts every file in half that was not flushed to disk at its present size, as a power cut might.
 """
 
 import os
@@ -66,7 +66,7 @@ def _lose_unflushed():
     for folder, _, names in os.walk(_RUN):
         for name in names:
             status = os.stat(os.path.join(folder, name))
-            if f"{status.st_ino} {status.st_mtime_ns}" not in flushed:
+            if f"{status.st_ino} {status.st_size}" not in flushed:
                 os.truncate(os.path.join(folder, name), status.st_size // 2)
 
 
@@ -78,6 +78,6 @@ if _RUN:
     def _note_flush(descriptor):
         _fsync(descriptor)
         status = os.fstat(descriptor if isinstance(descriptor, int) else descriptor.fileno())
-        _append(_FLUSHED, f"{status.st_ino} {status.st_mtime_ns}\n")
+        _append(_FLUSHED, f"{status.st_ino} {status.st_size}\n")
 
     os.fsync = _note_flush
