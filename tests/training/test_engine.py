@@ -2,20 +2,19 @@
 
 import os
 import shutil
-import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
+from tests.training.conftest import OnlyRank
 from xlr import configfile
-from xlr.cluster.ranks import RENDEZVOUS, Ranks
+from xlr.cluster.ranks import Ranks
 from xlr.config import SHARED_PROMPT, TrainConfig
 from xlr.errors import UserError
 from xlr.model.batch import pack
@@ -70,24 +69,6 @@ def test_selective_recomputes_only_cheap_operations() -> None:
     assert selective["rsqrt"] == everything["rsqrt"] > kept["rsqrt"]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[tuple[str, int]]]:
-    """Make this process the only rank, as the launcher does. Returns the addresses where it then listens."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(RENDEZVOUS, str(tmp_path_factory.mktemp("ranks") / "meet"))
-        environment.setenv("GLOO_SOCKET_IFNAME", "lo")
-        before = listening()
-        engine.init_distributed(Ranks(0, 1, 0))
-        yield listening() - before
-        engine.close_distributed()
-
-
-def listening() -> set[tuple[str, int]]:
-    """Addresses at which this process listens."""
-    found = psutil.Process().net_connections("inet")
-    return {tuple(one.laddr) for one in found if one.status == psutil.CONN_LISTEN or one.type == socket.SOCK_DGRAM}
-
-
 class Touch:
     """Executes `touch FILE` when its pickle is opened."""
 
@@ -98,14 +79,14 @@ class Touch:
         return os.system, (f"touch {self._file}",)
 
 
-def test_a_rank_listens_on_loopback_only(alone: set[tuple[str, int]]) -> None:
-    assert {address for address, _ in alone} <= {"127.0.0.1"}
+def test_a_rank_listens_on_loopback_only(only_rank: OnlyRank) -> None:
+    assert {address for address, _ in only_rank.addresses} <= {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("zero", ["zero2", "zero3", "zero3_cpu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_checkpoints_of_deepspeed_hold_only_allowed_classes_and_can_be_read(
-    zero: str, dtype: torch.dtype, alone: None, tiny_models: dict[str, Path], tmp_path: Path
+    zero: str, dtype: torch.dtype, only_rank: OnlyRank, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     schedules: list[Any] = ["linear", "cosine", "constant", "constant_with_warmup"]
     train = TrainConfig(ds_config=zero, lr_scheduler_type=schedules[len(zero) % 4])
@@ -135,14 +116,14 @@ def test_checkpoints_of_deepspeed_hold_only_allowed_classes_and_can_be_read(
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_checkpoint_that_is_exchanged_after_the_check_executes_nothing_either(alone: None, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_exchanged_after_the_check_executes_nothing_either(only_rank: OnlyRank, tmp_path: Path) -> None:
     torch.save(Touch(tmp_path / "executed"), tmp_path / "x.pt")
     with pytest.raises(Exception, match=r"Unsupported|blocked"):
         torch.load(tmp_path / "x.pt", weights_only=False)  # as DeepSpeed does
     assert not (tmp_path / "executed").exists()
 
 
-def test_folders_with_other_names_are_no_checkpoints(alone: None, tmp_path: Path) -> None:
+def test_folders_with_other_names_are_no_checkpoints(only_rank: OnlyRank, tmp_path: Path) -> None:
     for name in ("step-", "step-00000001", "step-x-ranks-1", "step-00000001-ranks-1.old", ".step-00000001-ranks-1.tmp"):
         (tmp_path / name).mkdir()
     assert engine.find_checkpoint(tmp_path) is None
@@ -150,7 +131,7 @@ def test_folders_with_other_names_are_no_checkpoints(alone: None, tmp_path: Path
 
 @pytest.mark.usefixtures("same_signals")
 def test_training_refuses_a_planted_checkpoint_and_executes_nothing(
-    alone: None,
+    only_rank: OnlyRank,
     tiny_tree: dict[str, Any],
     write_config: Callable[[dict[str, Any]], Path],
     tmp_path: Path,

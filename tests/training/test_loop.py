@@ -4,10 +4,9 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 from tests import tiny
 from tests.conftest import Cli, tiny_tree
 from tests.rows import read_rows, reseal
+from tests.training.conftest import OnlyRank
 from tests.waiting import ranks_of, wait_until
 from xlr import config, configfile
 from xlr.cluster.preemption import EXIT_CODE
@@ -405,20 +405,8 @@ def test_the_pairs_of_a_step_depend_only_on_seed_and_epoch() -> None:
     assert steps(1)[:3] != steps(1)[3:]
 
 
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[torch.device]:
-    """Make this process the only rank of a process group."""
-    with pytest.MonkeyPatch.context() as environment:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            environment.setenv("MASTER_PORT", str(free.getsockname()[1]))
-        environment.setenv("MASTER_ADDR", "127.0.0.1")
-        yield engine.init_distributed(Ranks(0, 1, 0))
-        engine.close_distributed()
-
-
 @pytest.fixture
-def in_process(process_group: torch.device, tiny_models: dict[str, Path], preferences: Path) -> tuple[Trainer, Any]:
+def in_process(only_rank: OnlyRank, tiny_models: dict[str, Path], preferences: Path) -> tuple[Trainer, Any]:
     """A trainer of one rank in this process, and its frozen reference, whose weights differ from the policy's."""
     settings = config.TrainConfig(
         learning_rate=1e-3, warmup_ratio=0, ds_config="zero3_cpu", reference_ds_config="reference_cpu"
@@ -435,8 +423,8 @@ def in_process(process_group: torch.device, tiny_models: dict[str, Path], prefer
     aligned, initial = str(tiny_models["aligned"]), str(tiny_models["initial"])
     policy = engine.open_policy(aligned, settings, torch.float32, SHARED_PROMPT, 3)
     frozen = engine.open_reference(initial, settings, torch.float32, SHARED_PROMPT)
-    logps = frozen_logps(frozen, SHARED_PROMPT, process_group)
-    return Trainer(settings, policy, logps, SHARED_PROMPT, process_group, Ranks(0, 1, 0), pairs), frozen
+    logps = frozen_logps(frozen, SHARED_PROMPT, only_rank.device)
+    return Trainer(settings, policy, logps, SHARED_PROMPT, only_rank.device, Ranks(0, 1, 0), pairs), frozen
 
 
 def copy_of(opened: Any) -> dict[str, Tensor]:
