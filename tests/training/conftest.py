@@ -20,23 +20,33 @@ class OnlyRank:
     addresses: frozenset[tuple[str, int]]
 
 
+_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
 @pytest.fixture(scope="session")
-def only_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnlyRank]:
+def _group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnlyRank]:
     """Make this process the only rank, as the launcher does.
 
-    One group serves all tests: DeepSpeed remembers the first group of a process, and fails with a second. The variables
-    that make a process a rank are removed again, because the tests that follow start other processes.
+    One group serves all tests: DeepSpeed remembers the first group of a process, and fails with a second.
     """
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(RENDEZVOUS, str(tmp_path_factory.mktemp("ranks") / "meet"))
         environment.setenv("GLOO_SOCKET_IFNAME", "lo")
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-            environment.setenv(name, "")  # `init_distributed` sets them; the context removes them
+        for name, value in _VARIABLES.items():
+            environment.setenv(name, value)
         before = _listening()
         device = engine.init_distributed(Ranks(0, 1, 0))
         only = OnlyRank(device, frozenset(_listening() - before))
     yield only
     engine.close_distributed()
+
+
+@pytest.fixture
+def only_rank(_group: OnlyRank, monkeypatch: pytest.MonkeyPatch) -> OnlyRank:
+    """This process as the only rank. Only this test's environment says so: others start processes that are no ranks."""
+    for name, value in _VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    return _group
 
 
 def _listening() -> set[tuple[str, int]]:
