@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from xlr.shipped import RECIPES
 
 # Small machines have two cores, which two ranks or two test processes share.
 os.environ["OMP_NUM_THREADS"] = "1"
+# xlr compiles nothing with torch. DeepSpeed decorates functions for it, which would take each rank a second.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 REQUIRE_REAL = os.environ.get("XLR_REQUIRE_REAL") == "1"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -134,6 +137,7 @@ def assert_refused(result: Any, message: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+RAY_TOKEN = secrets.token_hex(32)  # Ray keeps the first token of a process
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -168,7 +172,7 @@ def cli_here(same_signals: None, monkeypatch: pytest.MonkeyPatch) -> Cli:
             patched.setattr(console, "stderr", console.stderr)
             for name in RANKS:
                 patched.delenv(name, raising=False)
-            for name, value in environment.items():
+            for name, value in ({"RAY_AUTH_TOKEN": RAY_TOKEN} | environment).items():
                 patched.setenv(name, value)
             if cwd is not None:
                 patched.chdir(cwd)

@@ -1,5 +1,6 @@
 """A process group of one rank: this process."""
 
+import functools
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from tests.conftest import Cli
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.training import engine
 
@@ -47,6 +49,14 @@ def only_rank(_group: OnlyRank, monkeypatch: pytest.MonkeyPatch) -> OnlyRank:
     for name, value in _VARIABLES.items():
         monkeypatch.setenv(name, value)
     return _group
+
+
+@pytest.fixture
+def cli_rank(_group: OnlyRank, cli_here: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Like `cli_here`, as the only rank: a training starts no other process."""
+    monkeypatch.setattr(engine, "init_distributed", lambda ranks: _group.device)
+    monkeypatch.setattr(engine, "close_distributed", lambda: None)
+    return functools.partial(cli_here, **_VARIABLES)
 
 
 def _listening() -> set[tuple[str, int]]:

@@ -12,17 +12,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
+from tests.conftest import Cli, assert_refused
 from tests.training.conftest import OnlyRank
-from xlr import configfile
-from xlr.cluster.ranks import Ranks
 from xlr.config import SHARED_PROMPT, TrainConfig
 from xlr.errors import UserError
 from xlr.model.batch import pack
 from xlr.model.logprobmodel import LogprobModel
 from xlr.records import Example
-from xlr.run.context import Context
 from xlr.shipped import RECIPES
-from xlr.training import engine, model
+from xlr.training import engine
 from xlr.training.engine import recomputation
 
 EXAMPLES = [Example((5, 6, 7), ((1, 2, 3, 4), (9, 8))), Example((4,), ((3, 3, 2), (1, 5, 6)))]
@@ -116,7 +114,9 @@ def test_checkpoints_of_deepspeed_hold_only_allowed_classes_and_can_be_read(
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_checkpoint_that_is_exchanged_after_the_check_executes_nothing_either(only_rank: OnlyRank, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_exchanged_after_the_check_executes_nothing_either(
+    only_rank: OnlyRank, tmp_path: Path
+) -> None:
     torch.save(Touch(tmp_path / "executed"), tmp_path / "x.pt")
     with pytest.raises(Exception, match=r"Unsupported|blocked"):
         torch.load(tmp_path / "x.pt", weights_only=False)  # as DeepSpeed does
@@ -129,9 +129,8 @@ def test_folders_with_other_names_are_no_checkpoints(only_rank: OnlyRank, tmp_pa
     assert engine.find_checkpoint(tmp_path) is None
 
 
-@pytest.mark.usefixtures("same_signals")
 def test_training_refuses_a_planted_checkpoint_and_executes_nothing(
-    only_rank: OnlyRank,
+    cli_rank: Cli,
     tiny_tree: dict[str, Any],
     write_config: Callable[[dict[str, Any]], Path],
     tmp_path: Path,
@@ -145,7 +144,5 @@ def test_training_refuses_a_planted_checkpoint_and_executes_nothing(
     state.mkdir(parents=True)
     file = state / "zero_pp_rank_0_mp_rank_00_model_states.pt"
     torch.save({"module": [Touch(tmp_path / "executed")]}, file)
-    with pytest.raises(UserError) as refusal:
-        model.join(Context(configfile.load(path)), 0, Ranks(0, 1, 0))
-    assert str(refusal.value).startswith(f"{file}: holds posix.system, which would execute code when it is opened")
+    assert_refused(cli_rank("align", path), f"{file}: holds posix.system, which would execute code when it is opened")
     assert not (tmp_path / "executed").exists()

@@ -58,6 +58,16 @@ def align_config(tiny_tree: dict[str, Any], preferences: Path, write_config: Cal
     return write_config(tiny_tree | {"model": model, "align": align})
 
 
+@pytest.fixture
+def align(cli_here: Cli, cli_rank: Cli, align_config: Path) -> Cli:
+    """Run `xlr align`: one rank in this process, or several that it starts."""
+
+    def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
+        return (cli_here if "align.processes=2" in overrides else cli_rank)("align", align_config, *overrides)
+
+    return run
+
+
 def weights(run: Path) -> dict[str, Tensor]:
     return load_file(run / "iter0" / "model" / "model.safetensors")
 
@@ -110,9 +120,9 @@ def plain_torch_training(initial: Path, preferences: Path) -> tuple[dict[str, Te
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_zero3_training_equals_plain_torch(
-    processes: int, cli: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
+    processes: int, align: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    result = cli("align", align_config, f"align.processes={processes}")
+    result = align(f"align.processes={processes}")
     assert result.returncode == 0, result.stderr
     expected, losses = plain_torch_training(tiny_models["initial"], preferences)
     assert largest_difference(weights(tmp_path / "run"), expected) < 1e-6
@@ -137,9 +147,14 @@ def test_zero3_training_equals_plain_torch(
     ],
 )
 def test_batches_ranks_and_recomputation_do_not_change_the_loss(
-    overrides: list[str], cli: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
+    overrides: list[str],
+    align: Cli,
+    align_config: Path,
+    preferences: Path,
+    tiny_models: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
-    result = cli("align", align_config, *overrides)
+    result = align(*overrides)
     assert result.returncode == 0, result.stderr
     expected, losses = plain_torch_training(tiny_models["initial"], preferences)
     assert [row["loss"] for row in metrics(tmp_path / "run")] == pytest.approx(losses, rel=1e-5)
@@ -148,7 +163,7 @@ def test_batches_ranks_and_recomputation_do_not_change_the_loss(
 
 @pytest.mark.parametrize(("tied", "recompute"), [(True, "true"), (False, "true"), (False, "selective")])
 def test_fully_partitioned_weights_train_the_same(
-    tied: bool, recompute: str, cli: Cli, align_config: Path, preferences: Path, tmp_path: Path
+    tied: bool, recompute: str, align: Cli, preferences: Path, tmp_path: Path
 ) -> None:
     """As on many GPUs: every weight is partitioned and gathered for each use, and activations are recomputed."""
     initial = tiny.save(tmp_path / "model", seed=3, tied=tied)
@@ -160,28 +175,26 @@ def test_fully_partitioned_weights_train_the_same(
         names.append(tmp_path / f"{name}.json")
     settings = [f"model.initial={initial}", "align.processes=2", f"align.gradient_checkpointing={recompute}"]
     settings += [f"align.ds_config={names[0]}", f"align.reference_ds_config={names[1]}"]
-    result = cli("align", align_config, *settings)
+    result = align(*settings)
     assert result.returncode == 0, result.stderr
     expected, losses = plain_torch_training(initial, preferences)
     assert [row["loss"] for row in metrics(tmp_path / "run")] == pytest.approx(losses, rel=1e-5)
     assert largest_difference(weights(tmp_path / "run"), expected) < 1e-6
 
 
-def test_torchrun_can_start_the_ranks(align_config: Path, preferences: Path, cli: Cli, tmp_path: Path) -> None:
+def test_torchrun_can_start_the_ranks(align_config: Path, align: Cli, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "xlr", "align", str(align_config)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     other = tmp_path / "other"
-    assert cli("align", align_config, "align.processes=2", f"run_dir={other}").returncode == 0
+    assert align("align.processes=2", f"run_dir={other}").returncode == 0
     one, two = weights(tmp_path / "run"), weights(other)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_exported_folder_opens_in_transformers(
-    cli: Cli, align_config: Path, tiny_models: dict[str, Path], tmp_path: Path
-) -> None:
-    assert cli("align", align_config, "align.max_steps=1").returncode == 0
+def test_the_exported_folder_opens_in_transformers(align: Cli, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    assert align("align.max_steps=1").returncode == 0
     folder = tmp_path / "run" / "iter0" / "model"
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -191,14 +204,20 @@ def test_the_exported_folder_opens_in_transformers(
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_cached_reference_trains_the_same(
-    processes: int, cli: Cli, align_config: Path, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
+    processes: int,
+    align: Cli,
+    cli_here: Cli,
+    align_config: Path,
+    preferences: Path,
+    tiny_models: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     settings = ["align.reference_mode=cached", f"align.processes={processes}"]
-    early = cli("align", align_config, *settings)
+    early = align(*settings)
     assert early.returncode == 2
     assert "iter0/reference: not finished yet; run `xlr reference" in early.stderr
-    assert cli("reference", align_config, *settings, "--iteration", 0).returncode == 0
-    result = cli("align", align_config, *settings)
+    assert cli_here("reference", align_config, *settings, "--iteration", 0).returncode == 0
+    result = align(*settings)
     assert result.returncode == 0, result.stderr
     expected, losses = plain_torch_training(tiny_models["initial"], preferences)
     logged = metrics(tmp_path / "run")
@@ -208,10 +227,10 @@ def test_a_cached_reference_trains_the_same(
 
 
 def test_a_cache_of_other_weights_tokens_or_precision_is_refused(
-    cli: Cli, align_config: Path, preferences: Path, tmp_path: Path
+    align: Cli, cli_here: Cli, align_config: Path, tmp_path: Path
 ) -> None:
     cached = "align.reference_mode=cached"
-    assert cli("reference", align_config, cached, "--iteration", 0).returncode == 0
+    assert cli_here("reference", align_config, cached, "--iteration", 0).returncode == 0
     training = Training(Context(configfile.load(align_config, [cached])), 0)
     pairs = training.pairs
     assert len(reference.load(training, "float32", pairs)) == len(pairs)
@@ -222,7 +241,7 @@ def test_a_cache_of_other_weights_tokens_or_precision_is_refused(
     with pytest.raises(UserError, match=f"of the pair en {pairs[1].id}"):
         reference.load(training, "float32", [pairs[0], retokenized])
     other = tiny.save(tmp_path / "other", seed=9)
-    result = cli("align", align_config, cached, f"model.initial={other}")
+    result = align(cached, f"model.initial={other}")
     assert result.returncode == 2
     assert "has changed since" in result.stderr
     # The manifest matches, but the log-probabilities were computed with other weights.
@@ -346,7 +365,7 @@ def test_a_training_continues_on_another_number_of_ranks(
     zero: str,
     align_config: Path,
     undisturbed: Callable[[int], Path],
-    cli: Cli,
+    align: Cli,
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
@@ -358,7 +377,7 @@ def test_a_training_continues_on_another_number_of_ranks(
     left = sorted(int(path.name.split("-")[1]) for path in checkpoints.glob("step-*"))
     assert len(left) == 2, "save_total_limit keeps two"
     done = len(metrics(run))
-    result = cli("align", align_config, *MANY, f"align.processes={after}", f"align.ds_config={zero}")
+    result = align(*MANY, f"align.processes={after}", f"align.ds_config={zero}")
     assert result.returncode == 0, result.stderr
     expected = undisturbed(after)
     losses = [row["loss"] for row in metrics(run)]
@@ -366,9 +385,9 @@ def test_a_training_continues_on_another_number_of_ranks(
     assert largest_difference(weights(run), weights(expected)) < 1e-5
 
 
-def test_held_out_pairs_are_evaluated_and_not_trained_on(cli: Cli, align_config: Path, tmp_path: Path) -> None:
+def test_held_out_pairs_are_evaluated_and_not_trained_on(align: Cli, tmp_path: Path) -> None:
     settings = ["align.eval_pairs=4", "align.eval_steps=1", "align.learning_rate=1e-12"]
-    result = cli("align", align_config, *settings)
+    result = align(*settings)
     assert result.returncode == 0, result.stderr
     rows = metrics(tmp_path / "run")
     assert len(rows) == STEPS - 1, "four of twelve pairs are held out"
@@ -376,7 +395,7 @@ def test_held_out_pairs_are_evaluated_and_not_trained_on(cli: Cli, align_config:
     assert {"eval_lang/en/rewards/accuracies", "eval_kl", "perf/peak_memory_gb"} <= rows[0].keys()
     manifest = read_json(tmp_path / "run" / "iter0" / "model.manifest.json")
     assert (manifest["facts"]["pairs"], manifest["facts"]["held_out"]) == (8, 4)
-    refused = cli("align", align_config, "align.eval_pairs=12", f"run_dir={tmp_path / 'other'}")
+    refused = align("align.eval_pairs=12", f"run_dir={tmp_path / 'other'}")
     assert refused.returncode == 2
     assert "holding out 12 of the 12 pairs in en leaves none to train on" in refused.stderr
 

@@ -84,9 +84,7 @@ def make(context: Context, iteration: int) -> TrainingFacts:
     _ = training.split
     lengths = ((f"pair {pair.lang} {pair.id!r}", pair.length) for pair in training.pairs)
     room.require_sequences(context, lengths, f"{training.stage}.max_length")
-    if training.config.reference_mode == "cached":
-        command = f"xlr reference {context.run.path} --iteration {iteration}"
-        require(reference.artifact(context, iteration), command)
+    _require_reference(training)
     arguments = [training.stage, str(context.run.path)]
     if iteration != START:
         arguments += ["--iteration", str(iteration)]
@@ -105,7 +103,20 @@ def join(context: Context, iteration: int, ranks: Ranks) -> None:
 
     target = artifact(context, iteration)
     if target.manifest() is None:
-        loop.train(Training(context, iteration), target, ranks)
+        training = Training(context, iteration)
+        _require_reference(training)
+        loop.train(training, target, ranks)
+
+
+def _require_reference(training: Training) -> None:
+    """Check, before checkpoints are claimed for it, that a cached reference is finished.
+
+    Raises:
+        UserError: it is not.
+    """
+    if training.config.reference_mode == "cached":
+        command = f"xlr reference {training.context.run.path} --iteration {training.iteration}"
+        require(reference.artifact(training.context, training.iteration), command)
 
 
 def _devices() -> int:
