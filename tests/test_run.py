@@ -94,7 +94,7 @@ def test_an_inspection_that_is_refused_writes_nothing(finished: tuple[Path, dict
     assert (run / "config.yaml").read_bytes() == before
 
 
-def test_report_and_status_show_the_run(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_report_and_status_show_the_run(finished: tuple[Path, dict[str, Any]], cli_here: Cli) -> None:
     run = finished[0] / "run"
     report = read_json(run / "report.json")
     for iteration in ("0", "1"):
@@ -102,7 +102,7 @@ def test_report_and_status_show_the_run(finished: tuple[Path, dict[str, Any]], c
         assert set(evaluation["languages"]) == {"en", "es"}
         assert evaluation["preferences"]["pairs"] == 16
     assert report["iterations"]["0"]["evaluation"]["languages"]["en"]["reward_wins"] == 0.5
-    result = cli("status", run, COLUMNS="120")
+    result = cli_here("status", run, COLUMNS="120")
     assert result.returncode == 0
     assert result.stdout.count("done") == 6
     manifest = read_json(run / "iter1" / "scores.manifest.json")
@@ -110,11 +110,11 @@ def test_report_and_status_show_the_run(finished: tuple[Path, dict[str, Any]], c
     assert {"torch", "ray", "xlr"} <= set(manifest["versions"])
 
 
-def test_running_again_does_nothing_and_takes_seconds(finished: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_running_again_does_nothing_and_takes_seconds(finished: tuple[Path, dict[str, Any]], cli_here: Cli) -> None:
     run = finished[0] / "run"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
     begun = time.monotonic()
-    result = cli("run", run)
+    result = cli_here("run", run)
     assert result.returncode == 0
     assert result.stdout.count("done already") == 6
     assert time.monotonic() - begun < 30
@@ -122,34 +122,34 @@ def test_running_again_does_nothing_and_takes_seconds(finished: tuple[Path, dict
 
 
 def test_the_same_seed_gives_the_same_run_from_another_folder_and_locale(
-    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], cli_here: Cli, tmp_path: Path
 ) -> None:
     """Artefacts have the same bytes with one actor or two, with both models in memory or one at a time, stage by stage
     or in one command, and in a C locale."""
     source, target = finished[0] / "run.yaml", f"run_dir={tmp_path / 'other'}"
     two = ["pair.export_jsonl=true", "ray.actors=2", "ray.cpus_per_actor=1", "ray.one_model_at_a_time=true", target]
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    result = cli("generate", source, *two, cwd=tmp_path, **plain)
+    result = cli_here("generate", source, *two, cwd=tmp_path, **plain)
     assert result.returncode == 0, result.stderr
     run = tmp_path / "other"
     for stage in ("score", "pair", "train"):
-        result = cli(stage, run, cwd=tmp_path, **plain)
+        result = cli_here(stage, run, cwd=tmp_path, **plain)
         assert result.returncode == 0, result.stderr
     for iteration in (0, 1):
-        assert cli("evaluate", run, "--iteration", iteration).returncode == 0
+        assert cli_here("evaluate", run, "--iteration", iteration).returncode == 0
     assert digests(run) == digests(finished[0] / "run")
-    report = cli("report", run, cwd=tmp_path, COLUMNS="120", **plain)
+    report = cli_here("report", run, cwd=tmp_path, COLUMNS="120", **plain)
     assert report.returncode == 0, report.stderr
     assert "Held-out prompts" in report.stdout
 
 
 @pytest.mark.parametrize("reward", ["multilingual", "translate"])
 def test_the_other_reward_modes_run(
-    reward: str, finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+    reward: str, finished: tuple[Path, dict[str, Any]], cli_here: Cli, tmp_path: Path
 ) -> None:
     target = [f"run_dir={tmp_path / 'mode'}", f"score.reward={reward}"]
     for stage in ("generate", "score", "pair"):
-        result = cli(stage, finished[0] / "run.yaml", *target)
+        result = cli_here(stage, finished[0] / "run.yaml", *target)
         assert result.returncode == 0, result.stderr
     scores = read_rows(tmp_path / "mode" / "iter1" / "scores", Score)
     if reward == "translate":
@@ -165,7 +165,7 @@ def test_the_other_reward_modes_run(
 
 
 def test_filters_keep_flawed_responses_out_of_the_pairs(
-    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], cli_here: Cli, tmp_path: Path
 ) -> None:
     """The responses to one Spanish prompt have no flaws and all others are truncated, so only one pair is left."""
     run = tmp_path / "run"
@@ -182,7 +182,7 @@ def test_filters_keep_flawed_responses_out_of_the_pairs(
         write_rows(path, Score, [row for row in rows if row.lang == lang])
     reseal(run / "iter1" / "scores")
     filters = "pair.filters=[truncated, repeated, wrong_language, duplicate]"
-    result = cli("pair", run, f"run_dir={run}", filters)
+    result = cli_here("pair", run, f"run_dir={run}", filters)
     assert result.returncode == 0, result.stderr
     assert [(pair.lang, pair.id) for pair in read_rows(run / "iter1" / "pairs", Pair)] == [("es", first)]
     facts = read_json(run / "iter1" / "pairs.manifest.json")["facts"]
@@ -190,13 +190,13 @@ def test_filters_keep_flawed_responses_out_of_the_pairs(
     assert facts["en"]["pairs"] == 0
     assert facts["en"]["filtered"]["truncated"] == english
     assert facts["en"]["dropped"] == {"no candidate left": 4}
-    report = cli("report", run, COLUMNS="120")
+    report = cli_here("report", run, COLUMNS="120")
     assert report.returncode == 0, report.stderr
     assert "Sampled responses" in report.stdout
 
 
 def test_artefacts_are_the_same_after_kill_9_at_any_moment(
-    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], cli_here: Cli, tmp_path: Path
 ) -> None:
     """The run is killed in different stages and restarted until it is finished."""
     run = tmp_path / "killed"
@@ -239,7 +239,7 @@ def test_an_actor_that_is_killed_is_replaced(finished: tuple[Path, dict[str, Any
 
 
 def test_a_worker_that_hangs_is_killed_and_another_does_its_batch(
-    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], cli_here: Cli, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml")]
     command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2", "ray.task_minutes=0.3"]
@@ -248,7 +248,7 @@ def test_a_worker_that_hangs_is_killed_and_another_does_its_batch(
     parts = tmp_path / "run" / "iter1" / "responses.parts"
     wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
     os.kill(worker_of(process.pid), signal.SIGSTOP)
-    status = cli("status", tmp_path / "run", COLUMNS="120").stdout
+    status = cli_here("status", tmp_path / "run", COLUMNS="120").stdout
     assert re.search(r"generate: \d+/24 responses, .* tokens/s, .* left", status), status
     assert re.search(r"en \d+/12   es \d+/12\n  \S+: \d+ tasks, computing \d+ % of the time", status), status
     said, _ = process.communicate(timeout=300)
@@ -287,30 +287,30 @@ def worker_of(pid: int) -> int:
 
 
 def test_a_second_xlr_on_the_same_artefact_is_refused(
-    finished: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], cli_here: Cli, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "xlr", "generate", str(finished[0] / "run.yaml"), f"run_dir={tmp_path / 'run'}"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     lease = tmp_path / "run" / "leases" / "iter1" / "responses" / "000001"
     wait_until(lambda: lease.is_file() and lease.read_text(), "the lease")
-    second = cli(*command[3:])
+    second = cli_here(*command[3:])
     assert second.returncode == 2
     assert f"iter1/responses is in use by another xlr (process {first.pid}" in second.stderr
-    beside = cli("pair", *command[4:], "train.beta=0.2")
+    beside = cli_here("pair", *command[4:], "train.beta=0.2")
     assert beside.returncode == 2
     assert "differs from this configuration, and generate 1 is running with the recorded one" in beside.stderr
     assert first.wait(timeout=300) == 0
 
 
 def test_raising_the_iterations_continues_and_changing_a_setting_is_refused(
-    finished: tuple[Path, dict[str, Any]], cli: Cli
+    finished: tuple[Path, dict[str, Any]], cli_here: Cli
 ) -> None:
     run = finished[0] / "run"
-    refused = cli("run", run, "generate.temperature=0.5")
+    refused = cli_here("run", run, "generate.temperature=0.5")
     assert refused.returncode == 2
     assert "generate.temperature was 0.9 and is now 0.5" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert read_json(run / "iter1" / "responses.manifest.json")["settings"]["generate.temperature"] == 0.9
-    longer = cli("generate", run, "iterations=2", "--iteration", 2)
+    longer = cli_here("generate", run, "iterations=2", "--iteration", 2)
     assert longer.returncode == 0, longer.stderr
     assert len(read_rows(run / "iter2" / "responses", Response)) == 2 * 4 * 3

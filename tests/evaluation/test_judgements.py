@@ -53,14 +53,14 @@ def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def run(evaluated: dict[str, Any], tmp_path: Path, cli: Cli) -> dict[str, Any]:
+def run(evaluated: dict[str, Any], tmp_path: Path, cli_here: Cli) -> dict[str, Any]:
     """A copy of the run of `evaluated` for one test."""
     original = Path(evaluated["run_dir"])
     if not original.is_dir():
         path = original.with_name("run.yaml")
         path.write_text(yaml.safe_dump(evaluated), encoding="utf-8")
         for model in ("0", "before"):
-            result = cli("run", path, "--stages", "evaluate", "--iteration", model)
+            result = cli_here("run", path, "--stages", "evaluate", "--iteration", model)
             assert result.returncode == 0, result.stderr
     shutil.copytree(original, tmp_path / "run")
     return evaluated | {"run_dir": str(tmp_path / "run"), "judge": dict(evaluated["judge"])}
@@ -115,7 +115,7 @@ def test_answers_may_be_in_languages_without_training(run: dict[str, Any], judge
         opened(run)
 
 
-def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], judge: Judge, cli: Cli) -> None:
+def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], judge: Judge, cli_here: Cli) -> None:
     context = opened(run, base_url=judge.url)
     facts = judgements.make(context, "before")
     ours, theirs = answers(context, "before"), answers(context, 0)
@@ -135,7 +135,7 @@ def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], ju
     assert set(figures["languages"]) == set(LANGUAGES)
     assert figures["position_bias"]["second_place_win_rate"] == pytest.approx(50)
     file = context.run.iteration("before") / "judgements" / "annotations"
-    shown = cli("winrate", file, "--json")
+    shown = cli_here("winrate", file, "--json")
     assert json.loads(shown.stdout) == figures | {"annotations": str(file)}
     assert judgements.artifact(context, "before").manifest() is not None
 
@@ -248,10 +248,10 @@ def test_a_judge_without_verdicts_is_refused(run: dict[str, Any], judge: Judge) 
     assert not (context.run.iteration("before") / "judgements").exists()
 
 
-def test_a_judge_in_the_workers(run: dict[str, Any], cli: Cli, tiny_models: dict[str, Path]) -> None:
+def test_a_judge_in_the_workers(run: dict[str, Any], cli_here: Cli, tiny_models: dict[str, Path]) -> None:
     context = opened(run, backend="transformers", model=str(tiny_models["aligned"]))
     path = Path(run["run_dir"]).with_name("run.yaml")
-    result = cli("judge", path, "--iteration", "before")
+    result = cli_here("judge", path, "--iteration", "before")
     assert result.returncode == 0, result.stderr
     rows = rows_of(context, "before")
     sides = [side - 1 for row in rows for side in row["preferences"]]
@@ -261,21 +261,21 @@ def test_a_judge_in_the_workers(run: dict[str, Any], cli: Cli, tiny_models: dict
     assert manifest
     assert manifest["facts"]["undecided"] == 0
     assert math.isclose(manifest["facts"]["win_rate"], 100 * sum(row["preference"] - 1 for row in rows) / len(rows))
-    again = cli("judge", path, "--iteration", "before")
+    again = cli_here("judge", path, "--iteration", "before")
     assert "before against iter0, in %" in result.stdout
     assert "judge before: done already" in again.stdout
-    assert "judge before" in cli("status", path).stdout
+    assert "judge before" in cli_here("status", path).stdout
 
 
-def test_the_command_says_what_is_missing(run: dict[str, Any], judge: Judge, cli: Cli) -> None:
+def test_the_command_says_what_is_missing(run: dict[str, Any], judge: Judge, cli_here: Cli) -> None:
     path = opened(run, base_url=judge.url).run.path.with_name("run.yaml")
-    result = cli("judge", path, "--iteration", "before", OPENAI_API_KEY="")
+    result = cli_here("judge", path, "--iteration", "before", OPENAI_API_KEY="")
     assert result.returncode == 2
     assert "OPENAI_API_KEY: not set" in result.stderr
     assert "Traceback" not in result.stderr
-    result = cli("judge", path, "--iteration", "1")
+    result = cli_here("judge", path, "--iteration", "1")
     assert result.returncode == 2
     assert "xlr evaluate" in result.stderr
-    result = cli("judge", path, "--iteration", "0")
+    result = cli_here("judge", path, "--iteration", "0")
     assert result.returncode == 2
     assert "judge 0: not a stage of this run" in result.stderr

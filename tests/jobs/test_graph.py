@@ -128,11 +128,11 @@ def test_more_tasks_than_cpus_are_refused() -> None:
         options(train, wants(slurm, "train"))
 
 
-def test_the_dry_run_of_the_llama3_8b_recipe_is_as_recorded(cli: Cli, tmp_path: Path) -> None:
+def test_the_dry_run_of_the_llama3_8b_recipe_is_as_recorded(cli_here: Cli, tmp_path: Path) -> None:
     """A dry run needs no Slurm and writes no file. After an intended change, replace the recorded file."""
     command = ["submit", RECIPES / "llama3-8b.yaml", f"run_dir={tmp_path / 'run'}", "--site", RECIPES / "site.yaml"]
     command += ["slurm.nodes=2", "evaluate.prompts={path: heldout}", "--dry-run"]
-    result = cli(*command, PATH="/nonexistent")
+    result = cli_here(*command, PATH="/nonexistent")
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "run").exists()
     printed = result.stdout.replace(str(tmp_path / "run"), "RUN").partition("\n--- RUN/slurm/lib.sh\n")[0]
@@ -200,17 +200,17 @@ def test_the_scripts_pass_shellcheck(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_setting_is_refused_by_its_key(
-    tree: dict[str, Any], message: str, cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path]
+    tree: dict[str, Any], message: str, cli_here: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path]
 ) -> None:
-    result = cli("submit", write_config(tiny_tree | {"slurm": tree}), "--dry-run")
+    result = cli_here("submit", write_config(tiny_tree | {"slurm": tree}), "--dry-run")
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr
 
 
 def test_submit_without_sbatch_names_the_login_node(
-    cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path], tmp_path: Path
+    cli_here: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path], tmp_path: Path
 ) -> None:
-    result = cli("submit", write_config(tiny_tree), PATH="/nonexistent")
+    result = cli_here("submit", write_config(tiny_tree), PATH="/nonexistent")
     assert result.returncode == 2
     assert "sbatch and scontrol are not on PATH: run this on a login node" in result.stderr
     assert not (tmp_path / "run").exists()

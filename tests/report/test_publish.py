@@ -109,13 +109,13 @@ def test_mlflow_holds_each_number_once(context: Context, tmp_path: Path, monkeyp
 
 
 def test_a_run_unknown_to_mlflow_is_refused_with_the_remedy(
-    context: Context, tmp_path: Path, cli: Any, write_config: Any, tiny_tree: dict[str, Any]
+    context: Context, tmp_path: Path, cli_here: Any, write_config: Any, tiny_tree: dict[str, Any]
 ) -> None:
     required("mlflow")
     context.run.path.mkdir()
     (context.run.path / "mlflow.id").write_text("0" * 32)
     store = {"MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"}
-    result = cli("report", write_config(tiny_tree), "--to", "mlflow", **store)
+    result = cli_here("report", write_config(tiny_tree), "--to", "mlflow", **store)
     assert_refused(result, f"remove {context.run.path / 'mlflow.id'} to start a new run")
 
 
@@ -161,18 +161,18 @@ def records(data: bytes) -> Iterator[bytes]:
 
 
 def test_an_unknown_tracker_is_refused_before_the_report_is_made(
-    cli: Any, write_config: Any, tiny_tree: dict[str, Any], tmp_path: Path
+    cli_here: Any, write_config: Any, tiny_tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    result = cli("report", write_config(tiny_tree), "--to", "mlflow,neptune")
+    result = cli_here("report", write_config(tiny_tree), "--to", "mlflow,neptune")
     assert_refused(result, "--to neptune: no such tracker; there are tensorboard, wandb, mlflow")
     assert not (tmp_path / "run").exists()
 
 
 def test_wandb_without_a_key_is_refused_with_the_remedy(
-    cli: Any, write_config: Any, tiny_tree: dict[str, Any], context: Context, tmp_path: Path
+    cli_here: Any, write_config: Any, tiny_tree: dict[str, Any], context: Context, tmp_path: Path
 ) -> None:
     required("wandb")
     context.run.path.mkdir()
     nobody = {"HOME": str(tmp_path), "WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    result = cli("report", write_config(tiny_tree), "--to", "wandb", **nobody)
+    result = cli_here("report", write_config(tiny_tree), "--to", "wandb", **nobody)
     assert_refused(result, "log in with `wandb login`, or set WANDB_MODE=offline")

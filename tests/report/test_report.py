@@ -155,11 +155,11 @@ def test_hostile_texts_are_escaped_and_nothing_is_fetched(page: str) -> None:
 
 
 def test_the_same_run_gives_the_same_bytes_from_anywhere_in_any_locale(
-    run: Path, page: str, cli: Cli, tmp_path: Path
+    run: Path, page: str, cli_here: Cli, tmp_path: Path
 ) -> None:
     own = copied(run, tmp_path / "elsewhere" / "run")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "MPLBACKEND": "tkagg"}
-    result = cli("report", "run", cwd=own.parent, COLUMNS="120", **plain)
+    result = cli_here("report", "run", cwd=own.parent, COLUMNS="120", **plain)
     assert result.returncode == 0, result.stderr
     assert "Judged answers" in result.stdout
     assert (own / "report.html").read_bytes() == page.encode()
@@ -167,11 +167,11 @@ def test_the_same_run_gives_the_same_bytes_from_anywhere_in_any_locale(
     assert "| ar | π1 |" in (run / "report.md").read_text(encoding="utf-8")
 
 
-def test_two_runs_are_shown_side_by_side(run: Path, cli: Cli, tmp_path: Path) -> None:
+def test_two_runs_are_shown_side_by_side(run: Path, cli_here: Cli, tmp_path: Path) -> None:
     other = copied(run, tmp_path / "<b>other & co", "judgements*")
     text = (other / "config.yaml").read_text(encoding="utf-8")
     (other / "config.yaml").write_text(text.replace("learning_rate: 0.001", "learning_rate: 0.002"), encoding="utf-8")
-    result = cli("report", run, other, "--out", tmp_path / "both", cwd=tmp_path)
+    result = cli_here("report", run, other, "--out", tmp_path / "both", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "both" / "report.html").read_text(encoding="utf-8")
     rows = Reader(page).rows

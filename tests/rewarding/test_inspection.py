@@ -82,11 +82,11 @@ def test_translations_from_before_the_kill_are_reused(inspected: Found) -> None:
     assert all(row["translation"].startswith("kept ") for row in candidates(inspected, "es").values())
 
 
-def test_a_second_call_computes_nothing(sampled: Path, inspected: Found, cli: Cli) -> None:
+def test_a_second_call_computes_nothing(sampled: Path, inspected: Found, cli_here: Cli) -> None:
     folder = sampled / "iter1" / NAME
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     begun = time.monotonic()
-    result = cli("inspect", sampled, "--prompts", 3, COLUMNS="80")
+    result = cli_here("inspect", sampled, "--prompts", 3, COLUMNS="80")
     assert time.monotonic() - begun < 30
     assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
@@ -98,9 +98,9 @@ def test_a_second_call_computes_nothing(sampled: Path, inspected: Found, cli: Cl
 
 
 def test_rewards_and_choices_are_those_of_the_scores_and_pairs_of_the_run(
-    sampled: Path, inspected: Found, cli: Cli
+    sampled: Path, inspected: Found, cli_here: Cli
 ) -> None:
-    result = cli("run", sampled, "--stages", "score,pair")
+    result = cli_here("run", sampled, "--stages", "score,pair")
     assert result.returncode == 0, result.stderr
     shown = candidates(inspected, "es") | {("en", *key): row for key, row in candidates(inspected, "en").items()}
     scores = [row for row in read_rows(sampled / "iter1" / "scores", Score) if (row.id, row.sample) in shown]
@@ -109,7 +109,7 @@ def test_rewards_and_choices_are_those_of_the_scores_and_pairs_of_the_run(
         own = shown[("en", row.id, row.sample) if row.lang == "en" else (row.id, row.sample)]
         assert own["rewards"]["crosslingual"] == pytest.approx(row.reward, abs=1e-4)
         assert own["language"] == row.detected_lang
-    again = json.loads(cli("inspect", sampled, "--prompts", 3, "--json").stdout)
+    again = json.loads(cli_here("inspect", sampled, "--prompts", 3, "--json").stdout)
     alpha = read_json(sampled / "iter1" / "pairs.manifest.json")["facts"]["es"]["alpha"]
     modes = again["languages"]["es"]["modes"]
     assert (modes["crosslingual"]["alpha"], modes["crosslingual"]["alpha_of"]) == (alpha, "pairs")

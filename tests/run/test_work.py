@@ -298,12 +298,12 @@ def interrupt_scoring(run: Path) -> None:
     assert not (run / "iter1" / "scores.manifest.json").exists()
 
 
-def test_scoring_is_not_continued_under_another_attention(sampled: Path, cli: Cli) -> None:
+def test_scoring_is_not_continued_under_another_attention(sampled: Path, cli_here: Cli) -> None:
     """Pieces used to be found by number: rows were doubled and lost, and the exit code was 0."""
     interrupt_scoring(sampled)
-    refused = cli("score", sampled, "model.attn_implementation=sdpa")
+    refused = cli_here("score", sampled, "model.attn_implementation=sdpa")
     assert_refused(refused, "model.attn_implementation was 'xlr_shared_prompt' and is now 'sdpa'")
-    continued = cli("score", sampled, "model.attn_implementation=xlr_shared_prompt")
+    continued = cli_here("score", sampled, "model.attn_implementation=xlr_shared_prompt")
     assert continued.returncode == 0, continued.stderr
     responses = read_rows(sampled / "iter1" / "responses", Response)
     scores = read_rows(sampled / "iter1" / "scores", Score)
