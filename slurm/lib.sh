@@ -12,8 +12,13 @@ xlr=("${container[@]}" "$python" -m xlr)
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # Four ports per job, below the ephemeral range (from 32768 on Linux). Jobs on the same node get different ones.
 port=$((10000 + SLURM_JOB_ID % 5000 * 4))
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
+# srun does not inherit it from sbatch. Where the job asks for none, srun must not ask for one.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+# Compilers' caches: on a network file system, all ranks and workers would write the same files at once.
+for cache in TRITON_CACHE_DIR TORCHINDUCTOR_CACHE_DIR VLLM_CACHE_ROOT; do
+  export "$cache=${!cache:-${TMPDIR:-/tmp}/xlr-caches-$(id -u)/$cache}"
+done
 
 fail() {
   echo "error: $*" >&2
@@ -45,7 +50,7 @@ step() {
 # Run a command on the first node, as the driver of a Ray cluster over all nodes.
 on_ray() {
   start_ray
-  step --nodes=1 --ntasks=1 --ntasks-per-node=1 --nodelist="${nodes[0]}" "$@"
+  step --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --nodelist="${nodes[0]}" "$@"
   stop_ray
 }
 
@@ -53,7 +58,8 @@ on_ray() {
 in_ranks() {
   MASTER_ADDR=$(address "${nodes[0]}")
   export MASTER_ADDR MASTER_PORT=$((port + 2))
-  step --kill-on-bad-exit=0 "$@"
+  # Ranks of one socket's GPUs get that socket's cores; by default srun deals the sockets out in turn.
+  step --kill-on-bad-exit=0 --distribution=block:block "$@"
 }
 
 # Start a Ray cluster over the allocation. It accepts only clients with its token, which only this user can read. xlr
@@ -79,8 +85,8 @@ start_ray() {
 start_ray_on() {
   local node=$1
   shift
-  srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --nodelist="$node" "${srun_options[@]}" \
-    bash -c "$(declare -f ray_node); ray_node \"\$@\"" ray_node "${container[@]}" "$python" -m ray.scripts.scripts start \
+  srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --nodelist="$node" \
+    "${srun_options[@]}" bash -c "$(declare -f ray_node); ray_node \"\$@\"" ray_node "${container[@]}" "$python" -m ray.scripts.scripts start \
     --block --node-name="$node" --node-ip-address="$(address "$node")" --num-cpus="$SLURM_CPUS_ON_NODE" \
     ${SLURM_GPUS_ON_NODE:+"--num-gpus=$SLURM_GPUS_ON_NODE"} --min-worker-port=0 --max-worker-port=0 \
     --dashboard-agent-listen-port=0 "$@" \

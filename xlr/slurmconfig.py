@@ -41,7 +41,7 @@ class JobConfig(Section):
     nice: int | None = Field(None, ge=-2_147_483_645, le=2_147_483_645)
     """Priority adjustment, as sbatch --nice: a higher value schedules the job later than your other jobs."""
     options: tuple[str, ...] | None = None
-    """Further sbatch options, for example --exclusive or --signal=USR1@600."""
+    """Further sbatch options, for example --exclusive or --signal=USR1@900."""
 
 
 class JobKindConfig(JobConfig):

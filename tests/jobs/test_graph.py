@@ -18,7 +18,7 @@ from xlr.cluster import slurm as scheduler
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs import submission
-from xlr.jobs.graph import DEFAULTS, layered, options, plan, wants
+from xlr.jobs.graph import DEFAULTS, Job, layered, options, plan, wants
 from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import sealed, write_json
@@ -126,6 +126,28 @@ def test_more_tasks_than_cpus_are_refused() -> None:
     (train,) = (job for job in plan(chain(1), slurm) if job.name == "train-1")
     with pytest.raises(UserError, match=r"slurm\.jobs\.train\.cpus: 4 CPUs are too few for 8 tasks per node"):
         options(train, wants(slurm, "train"))
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds", "lead"),
+    [
+        ("90", 5400, 600),
+        ("30:00", 1800, 360),
+        ("1:00:00", 3600, 600),
+        ("1-12", 129_600, 600),
+        ("1-00:30", 88_200, 600),
+        ("2-03:04:05", 183_845, 600),
+        ("2:00", 120, 24),
+        ("UNLIMITED", None, 600),
+        ("1:2:3:4", None, 600),
+    ],
+)
+def test_a_training_job_is_told_early_enough_to_save(time: str, seconds: int | None, lead: int) -> None:
+    assert scheduler.limit_seconds(time) == seconds
+    wanted = wants(layered(DEFAULTS, SlurmConfig(time=time, options=("--signal=USR1@900",))), "train")
+    found = options(Job("train", 1, (Stage("train", 1),), ()), wanted)
+    assert found[-2:] == [f"--signal=USR1@{lead}", "--signal=USR1@900"], "the user's own comes last and counts"
+    assert not [one for one in options(Job("annotate", 1, (Stage("score", 1),), ()), wanted)[:-1] if "signal" in one]
 
 
 def test_the_dry_run_of_the_llama3_8b_recipe_is_as_recorded(cli_here: Cli, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_the_doctor_reports_passed_and_failed_checks(cluster: SlurmCluster, tree
         assert re.search(rf"ok +{node}: Python: .*torch .*; no GPU", first.stdout)
         assert f"{node}: run_dir: sees 3 of 3 files" in first.stdout
         assert f"FAILED  {node}: judge: judge judge at http://127.0.0.1:9/v1: cannot be reached" in first.stdout
-        assert f"{node}: collectives: 2 tasks reduced over gloo" in first.stdout
+        assert f"{node}: collectives: 2 tasks met over gloo" in first.stdout
     assert "Ray: n1 n2 joined at 10." in first.stdout
     second = subprocess.run([*command, "slurm.python=/nowhere/python"], capture_output=True, text=True, timeout=LONG)
     assert second.returncode == 2, second.stdout

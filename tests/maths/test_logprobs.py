@@ -182,3 +182,19 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_or_backward():
     with LargestTensor() as seen:
         gradients(lambda h, w: token_logps(h, w, labels_N, tokens), hidden_ND, weight_VD, torch.ones(tokens))
     assert seen.elements == tokens * vocab
+
+
+def test_the_weights_gradient_of_many_chunks_is_added_in_float32():
+    """In bfloat16, small chunks would be lost beside the sum of the earlier ones."""
+    hidden_ND, weight_VD, labels_N = (
+        value.bfloat16() if value.is_floating_point() else value for value in problem(3, 4096)
+    )
+    grad_N = torch.ones(4096)
+    exact = gradients(lambda h, w: token_logps(h, w, labels_N, 4096), hidden_ND.double(), weight_VD.double(), grad_N)[1]
+    whole, chunked = (
+        gradients(lambda h, w, chunk=chunk: token_logps(h, w, labels_N, chunk), hidden_ND, weight_VD, grad_N)[1]
+        for chunk in (4096, 16)
+    )
+    assert chunked.dtype == torch.bfloat16
+    errors = [((found.double() - exact).abs().max() / exact.abs().max()).item() for found in (whole, chunked)]
+    assert errors[1] <= max(2 * errors[0], 4e-3)

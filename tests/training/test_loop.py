@@ -530,3 +530,13 @@ def test_a_model_is_written_in_shards_and_read_back(
     with pytest.raises(OSError, match="tensors differ from what was written"):
         export.export(training.policy, str(tiny_models["aligned"]), tmp_path / "broken", "")
     assert not list(tmp_path.glob("*broken*")), "half an export was left behind"
+
+    def swap_a_bit(tensors: dict[str, Tensor], path: Path, **_: object) -> None:
+        name, tensor = next(iter(tensors.items()))
+        tensor = tensor.clone()
+        tensor.view(torch.uint8).view(-1)[0] ^= 1  # the lowest bit of one weight
+        save(tensors | {name: tensor}, path)
+
+    monkeypatch.setattr(export, "save_file", swap_a_bit)
+    with pytest.raises(OSError, match="tensors differ from what was written"):
+        export.export(training.policy, str(tiny_models["aligned"]), tmp_path / "swapped", "")

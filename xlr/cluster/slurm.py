@@ -136,6 +136,16 @@ def seconds(time: str) -> int:
     return 86400 * int(days or 0) + total
 
 
+def limit_seconds(time: str) -> int | None:
+    """Seconds of a time limit as sbatch takes it: `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M`, `D-H:M:S`; None for others."""
+    days, dash, rest = time.rpartition("-")
+    parts = rest.split(":")
+    units = (3600, 60, 1)[: len(parts)] if dash or len(parts) == 3 else (60, 1)[: len(parts)]
+    if len(parts) > 3 or not all(part.isdecimal() for part in (*parts, days or "0")):
+        return None
+    return 86400 * int(days or 0) + sum(unit * int(part) for unit, part in zip(units, parts, strict=True))
+
+
 def clock(total: int) -> str:
     """A duration in seconds as Slurm prints it; the inverse of `seconds`."""
     days, rest = divmod(max(total, 0), 86400)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from xlr import pipeline
 from xlr.cluster import slurm as scheduler
@@ -31,8 +32,12 @@ from xlr.run.files import read_json, remove, write_json, write_text
 from xlr.slurmconfig import SlurmConfig
 from xlr.stages import KINDS
 
-_DISK_BYTES_A_WEIGHT_BYTE = 10  # a checkpoint has 16 bytes for each 2-byte parameter; every iteration adds a model
+# For each 2-byte parameter a checkpoint has 14 bytes, and the new one is complete before the old one is deleted. A
+# change of the number of ranks converts 12 of them, and every iteration adds a model.
+_DISK_BYTES_A_WEIGHT_BYTE = 24
 _GIB = 1 << 30
+_GPU_FLOATS, _CPU_FLOATS = 1 << 26, 1 << 20  # of the tensor that measures the network
+_SLOW_BUS = 20e9  # bytes a second between GPU nodes; Ethernet of 100 Gb/s reaches 12e9, InfiniBand of 400 Gb/s 48e9
 _MINUTES = 10  # time limit of the job
 _POLL_SECONDS = 1.0
 _VISIBLE_SECONDS = 60  # a network file system may need this long to show a file that another node wrote
@@ -183,7 +188,7 @@ def _judge(context: Context, node: str) -> Iterator[Check]:
 
 
 def _reduce(node: str, own: Ranks) -> Check:
-    """Check that all tasks can all-reduce, as training does."""
+    """Check that all tasks can all-reduce, as training does, and how fast."""
     import torch
     import torch.distributed as dist
 
@@ -193,10 +198,35 @@ def _reduce(node: str, own: Ranks) -> Check:
     device = engine.init_distributed(own)
     ones = torch.ones(1, device=device)
     dist.all_reduce(ones)
+    seconds = time.monotonic() - begun
+    on_gpus = device.type == "cuda"
+    rate = _bus_bytes_a_second(torch.ones(_GPU_FLOATS if on_gpus else _CPU_FLOATS, device=device))
     backend = dist.get_backend()
     engine.close_distributed()
-    found = f"{int(ones.item())} tasks reduced over {backend} in {time.monotonic() - begun:.1f} s"
-    return Check(f"{node}: collectives", found, "" if ones.item() == own.world_size else "some tasks are missing")
+    found = f"{int(ones.item())} tasks met over {backend} in {seconds:.1f} s and reduce at {rate / 1e9:.3g} GB/s"
+    if ones.item() != own.world_size:
+        return Check(f"{node}: collectives", found, "some tasks are missing")
+    several_nodes = int(os.environ.get("SLURM_NNODES", "1")) > 1
+    remedy = (
+        "NCCL does not use the fast network: run with NCCL_DEBUG=INFO, and set NCCL_IB_HCA, NCCL_SOCKET_IFNAME or "
+        "FI_PROVIDER in slurm.setup, or bind the network's libraries into the container"
+        if on_gpus and several_nodes and rate < _SLOW_BUS
+        else ""
+    )
+    return Check(f"{node}: collectives", found, remedy)
+
+
+def _bus_bytes_a_second(tensor: Any) -> float:
+    """Bytes that each link carries a second in an all-reduce of this tensor, as nccl-tests count it."""
+    import torch.distributed as dist
+
+    ranks = dist.get_world_size()
+    dist.all_reduce(tensor)  # opens the connections
+    float(tensor[0])  # waits for the GPU
+    begun = time.monotonic()
+    dist.all_reduce(tensor)
+    float(tensor[0])
+    return 2 * (ranks - 1) / ranks * tensor.numel() * tensor.element_size() / (time.monotonic() - begun)
 
 
 def with_ray(context: Context) -> None:
@@ -204,7 +234,10 @@ def with_ray(context: Context) -> None:
     context.pool.start()
     context.close()
     found = f"{os.environ['XLR_RAY_NODES']} joined at {os.environ['RAY_ADDRESS']}"
-    write_json(_folder(context) / "ray.json", [asdict(Check("Ray", found))])
+    own, wanted = len(os.sched_getaffinity(0)), int(os.environ["SLURM_CPUS_ON_NODE"])
+    remedy = "remove --cpus-per-task, --exact and --cpu-bind from slurm.srun" if own < wanted else ""
+    checks = [Check("Ray", found), Check("Ray's driver", f"uses {own} CPUs; the job has {wanted} on this node", remedy)]
+    write_json(_folder(context) / "ray.json", [asdict(check) for check in checks])
 
 
 def _folder(context: Context) -> Path:

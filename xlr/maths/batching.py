@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from heapq import heapreplace
 
 Batch = list[int]
 
@@ -51,19 +52,43 @@ def micro_batches(
     ZeRO-3 gathers weights in collectives that every rank must enter, so all ranks must run the same number of
     micro-batches. A rank without pairs gets an empty micro-batch.
 
+    The ranks wait for the one with most tokens. So each pair, longest first, goes to the micro-batch that is emptiest
+    so far. Source: Graham, "Bounds on multiprocessing timing anomalies" (1969): longest processing time first.
+
     Args:
         lengths, budget, rows: as in `token_budget_batches`, for the pairs of the global batch.
         world_size: the number of ranks.
 
     Returns:
-        `[micro-step][rank]` -> indices of pairs; each index is in exactly one micro-batch. Micro-batches with similar
-        numbers of tokens run in the same micro-step.
+        `[micro-step][rank]` -> indices of pairs; each index is in exactly one micro-batch. A micro-batch of several
+        pairs is within the budget. Micro-batches with similar numbers of tokens run in the same micro-step.
     """
-    batches = token_budget_batches(lengths, budget, rows)
-    while len(batches) % world_size:
-        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-        whole = batches[largest]
-        half = (len(whole) + 1) // 2
-        batches[largest : largest + 1] = [whole[:half], whole[half:]]
-    batches.sort(key=lambda batch: (-sum(lengths[i] for i in batch), batch))
+    if not lengths:
+        return []
+    micro_steps = 1
+    while not _fit(batches := _even(lengths, rows, micro_steps * world_size), lengths, rows, budget):
+        micro_steps += 1
+    batches.sort(key=lambda batch: (-_cost(batch, lengths, rows), batch))
     return [batches[start : start + world_size] for start in range(0, len(batches), world_size)]
+
+
+def _even(lengths: Sequence[int], rows: Sequence[int] | None, count: int) -> list[Batch]:
+    """Put examples into `count` batches of about equal cost."""
+    batches: list[Batch] = [[] for _ in range(count)]
+    emptiest = [(0, number) for number in range(count)]  # a heap of costs and numbers of batches
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        _, number = emptiest[0]
+        batches[number].append(index)
+        heapreplace(emptiest, (_cost(batches[number], lengths, rows), number))
+    return batches
+
+
+def _fit(batches: Sequence[Batch], lengths: Sequence[int], rows: Sequence[int] | None, budget: int) -> bool:
+    return all(len(batch) <= 1 or _cost(batch, lengths, rows) <= budget for batch in batches)
+
+
+def _cost(batch: Batch, lengths: Sequence[int], rows: Sequence[int] | None) -> int:
+    """Tokens of a batch, padding included."""
+    if rows is None:
+        return sum(lengths[i] for i in batch)
+    return max((lengths[i] for i in batch), default=0) * sum(rows[i] for i in batch)

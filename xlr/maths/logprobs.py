@@ -26,7 +26,7 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         normalizer_N = torch.empty_like(logps_N)
         for start in range(0, len(labels_N), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            logits_CV = (hidden_ND[chunk] @ weight_VD.T).float()
+            logits_CV = _logits(hidden_ND[chunk], weight_VD)
             label_logits_C = logits_CV.gather(-1, labels_N[chunk, None]).squeeze(-1)
             # log-sum-exp in place: torch.logsumexp would allocate two more tensors of this size.
             largest_C1 = logits_CV.amax(-1, keepdim=True)
@@ -45,16 +45,29 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         for start in range(0, len(labels_N), ctx.chunk_tokens):
             chunk = slice(start, start + ctx.chunk_tokens)
             # d logp / d logits = onehot(label) - softmax(logits)
-            grad_logits_CV = (hidden_ND[chunk] @ weight_VD.T).float()
+            grad_logits_CV = _logits(hidden_ND[chunk], weight_VD)
             grad_logits_CV.sub_(normalizer_N[chunk, None]).exp_().mul_(-grad_N[chunk, None])
             grad_logits_CV.scatter_add_(-1, labels_N[chunk, None], grad_N[chunk, None])
             grad_logits_CV = grad_logits_CV.to(weight_VD.dtype)
             grad_hidden_ND[chunk] = grad_logits_CV @ weight_VD
             if grad_weight_VD is None:
-                grad_weight_VD = grad_logits_CV.T @ hidden_ND[chunk]
-            else:
+                grad_weight_VD = (grad_logits_CV.T @ hidden_ND[chunk]).float()
+            elif weight_VD.dtype == torch.float32:
                 grad_weight_VD.addmm_(grad_logits_CV.T, hidden_ND[chunk])
-        return grad_hidden_ND, grad_weight_VD, None, None
+            else:  # the chunks' gradients are added in float32
+                grad_weight_VD += grad_logits_CV.T @ hidden_ND[chunk]
+        return grad_hidden_ND, None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype), None, None
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    """Logits `(C, V)` in float32.
+
+    GPUs return the sums of a bfloat16 product, which they compute in float32, without rounding them to bfloat16.
+    Rounding would change a log-probability by 0.04 nats a token.
+    """
+    if hidden_CD.is_cuda and hidden_CD.dtype != torch.float32:
+        return torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32)
+    return (hidden_CD @ weight_VD.T).float()
 
 
 def token_logps(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int | None = None) -> Tensor:

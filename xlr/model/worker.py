@@ -19,6 +19,7 @@ from transformers import (
 from xlr.maths.sampling import draw
 from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
+from xlr.model.gpus import set_up_gpus
 from xlr.model.layout import default_attention
 from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
 from xlr.model.precision import DType
@@ -47,6 +48,7 @@ class Worker(Actor):
     ):
         super().__init__()
         compute_repeatably()
+        set_up_gpus()
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if on_gpu else "cpu")

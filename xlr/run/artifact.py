@@ -17,7 +17,6 @@ from typing_extensions import TypedDict
 
 from xlr.cluster.environment import commit, version
 from xlr.errors import UserError
-from xlr.leases import lease
 from xlr.progress import Clock
 from xlr.run import identity
 from xlr.run.digests import content_digest, file_digest, file_digests
@@ -290,7 +289,6 @@ class Artifact:
             "files": files,
             "records": {file.name: (file.stat().st_size, file_digest(file)) for file in records},
         }
-        lease.require_held()  # another process may be making the artefact if this one paused
         write_json(manifest_path(self.folder), sealed(identity.as_recorded(manifest)))
 
     def pieces_folder(self, name: str) -> Path:

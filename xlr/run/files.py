@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from xlr.errors import UserError
-from xlr.leases import process
+from xlr.leases import lease, process
 
 _SEAL = "seal"
 
@@ -25,6 +25,8 @@ _SEAL = "seal"
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success it is flushed and renamed to `path`, on failure removed.
+
+    If another process has taken one of this process's leases, this process ends before it renames.
 
     Raises:
         UserError: the disk or quota is full.
@@ -36,6 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
+        lease.require_held()  # if this process was stopped for long, another may be writing the same file
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)

@@ -36,6 +36,7 @@ from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.leases import process
 from xlr.model import weights
+from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel
 from xlr.model.products import compute_repeatably
 from xlr.run import pickles
@@ -49,8 +50,10 @@ _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 _CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 _COMPLETE = re.compile(r"step-[0-9]{8,}-ranks-[0-9]+")
 _STATE = "state"
+_CONVERTERS = max(1, min(8, (os.cpu_count() or 1) // 2))
 _UNIVERSAL = "universal"
-_TIMEOUT = timedelta(hours=1)
+# A collective that takes longer has lost a rank. Rank 0 alone loads and checks models, which others wait for.
+_TIMEOUT = timedelta(minutes=30)
 
 
 def init_distributed(ranks: Ranks) -> torch.device:
@@ -60,6 +63,7 @@ def init_distributed(ranks: Ranks) -> torch.device:
         UserError: MASTER_ADDR or MASTER_PORT is not set.
     """
     compute_repeatably()
+    set_up_gpus()
     pickles.forbid_code(_CLASSES)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     file = os.environ.get(RENDEZVOUS)
@@ -68,11 +72,11 @@ def init_distributed(ranks: Ranks) -> torch.device:
             f"rank {ranks.rank} of {ranks.world_size}: MASTER_ADDR and MASTER_PORT are not set; the job script sets "
             "them to the first node's name and a free port"
         )
-    # DeepSpeed reads these variables. srun sets them under other names.
-    names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world_size, "LOCAL_RANK": ranks.local_rank}
+    device = device_of(ranks.local_rank, torch.cuda.device_count())
+    # DeepSpeed reads these variables, and takes LOCAL_RANK for the GPU's index. srun sets them under other names.
+    index = ranks.local_rank if device.index is None else device.index
+    names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world_size, "LOCAL_RANK": index}
     os.environ |= {name: str(value) for name, value in names.items()}
-    gpus = torch.cuda.device_count()  # 1 if Slurm shows each task only its own GPU
-    device = torch.device("cuda", ranks.local_rank % gpus) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # DeepSpeed's shared-memory collectives for CPU ranks need a compiler and half a minute of compilation.
@@ -88,6 +92,15 @@ def init_distributed(ranks: Ranks) -> torch.device:
             verbose=False,
         )
     return device
+
+
+def device_of(local_rank: int, gpus: int) -> torch.device:
+    """The device of a rank on a node.
+
+    Args:
+        gpus: how many this process sees: 1 if Slurm shows each task only its own.
+    """
+    return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
 
 
 def close_distributed() -> None:
@@ -312,8 +325,8 @@ def _to_universal(checkpoint: Path, folder: Path) -> Path:
                 Namespace(
                     input_folder=str(checkpoint / _STATE),
                     output_folder=str(temporary / _STATE),
-                    num_extract_workers=1,
-                    num_merge_workers=1,
+                    num_extract_workers=_CONVERTERS,
+                    num_merge_workers=_CONVERTERS,
                     keep_temp_folder=False,
                     strict=True,
                     inject_missing_state=True,

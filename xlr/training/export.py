@@ -1,5 +1,6 @@
 """Writes the trained model as a Hugging Face folder, shard by shard, and reads it back to check it."""
 
+import hashlib
 import socket
 import time
 from pathlib import Path
@@ -61,32 +62,37 @@ def _write_model(
     with atomic_path(target) as folder:
         folder.mkdir(parents=True)
         tensors: dict[str, torch.Tensor] = {}
+        digests: dict[str, str] = {}
         file = next(iter(shard_of.values()))
         for name, parameter in gathered(engine):
             if shard_of[name] != file:
                 save_file(tensors, folder / file, metadata={"format": "pt"})
                 tensors, file = {}, shard_of[name]
             tensors[name] = parameter.detach().cpu().clone().contiguous()
+            digests[name] = _digest(tensors[name])
         save_file(tensors, folder / file, metadata={"format": "pt"})
         if len(set(shard_of.values())) > 1:
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": shard_of}
             write_json(folder / "model.safetensors.index.json", index)
         _copy_configuration(engine.module.causal_lm, source, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        _require_whole(engine, folder, shard_of)
+        _require_whole(folder, shard_of, digests)
 
 
-def _require_whole(engine: Any, folder: Path, shard_of: dict[str, str]) -> None:
-    """Read the folder back and check every tensor's name, shape, dtype and that it is finite.
+def _digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's shape, dtype and values."""
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _require_whole(folder: Path, shard_of: dict[str, str], digests: dict[str, str]) -> None:
+    """Read the folder back and check that it holds the tensors with these digests, and that they are finite.
 
     Raises:
         OSError: a tensor differs from what was written: the disk or file system lost data.
         UserError: a weight is not finite.
     """
-    expected = {
-        name: (tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype)
-        for name, parameter in engine.module.causal_lm.named_parameters()
-    }
     found = {}
     for file in dict.fromkeys(shard_of.values()):
         with safe_open(folder / file, framework="pt") as shard:
@@ -94,8 +100,8 @@ def _require_whole(engine: Any, folder: Path, shard_of: dict[str, str]) -> None:
                 tensor = shard.get_tensor(name)
                 if not tensor.isfinite().all():
                     refuse_damaged(str(folder), name)
-                found[name] = (tuple(tensor.shape), tensor.dtype)
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+                found[name] = _digest(tensor)
+    wrong = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
     if wrong:
         raise OSError(f"{folder}: {len(wrong)} tensors differ from what was written, for example {wrong[0]}")
 

@@ -84,7 +84,9 @@ def require_same_model(trainer: Trainer, folder: Path, dtype: torch.dtype) -> No
     with torch.no_grad():
         trained_S = trainer.logps([example])
         exported_S = trainer.logps([example], exported)
-    if not torch.allclose(trained_S, exported_S, rtol=1e-5, atol=1e-4):
+    # The export has compared every tensor. In bfloat16, two engines may round differently.
+    rtol, atol = (1e-5, 1e-4) if dtype == torch.float32 else (2e-2, 0.5)
+    if not torch.allclose(trained_S, exported_S, rtol=rtol, atol=atol):
         raise RuntimeError(
             f"{folder}: the exported model gives {exported_S.tolist()} nats, the trained model {trained_S.tolist()}"
         )

@@ -1,0 +1,33 @@
+"""Settings for GPUs that can be checked without one."""
+
+import os
+
+import pytest
+import torch
+
+from xlr.model.gpus import set_up_gpus
+from xlr.training.engine import device_of
+
+
+def test_attention_avoids_cudnn_and_products_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
+    set_up_gpus()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_the_users_own_allocator_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    set_up_gpus()
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"
+
+
+@pytest.mark.parametrize(("local_rank", "gpus", "index"), [(3, 8, 3), (3, 1, 0), (0, 1, 0), (5, 4, 1)])
+def test_a_rank_that_sees_one_gpu_takes_it(local_rank: int, gpus: int, index: int) -> None:
+    """Slurm may show each task only its own GPU, which then has the number 0."""
+    assert device_of(local_rank, gpus) == torch.device("cuda", index)
+    assert device_of(local_rank, 0) == torch.device("cpu")
