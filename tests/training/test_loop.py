@@ -182,6 +182,48 @@ def test_fully_partitioned_weights_train_the_same(
     assert largest_difference(weights(tmp_path / "run"), expected) < 1e-6
 
 
+BFLOAT16 = "model.dtype=bfloat16"
+
+
+def require_bfloat16() -> None:
+    """Skip the test where bfloat16 products would take minutes."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bfloat16 instructions that torch uses")
+
+
+@pytest.mark.parametrize("recompute", ["false", "selective"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_in_bfloat16_follows_float32(
+    processes: int, recompute: str, align: Cli, preferences: Path, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Policy and reference engines, float32 master weights, recomputation, export."""
+    require_bfloat16()
+    zero3 = ["align.ds_config=zero3", "align.reference_ds_config=reference"]
+    result = align(BFLOAT16, f"align.processes={processes}", f"align.gradient_checkpointing={recompute}", *zero3)
+    assert result.returncode == 0, result.stderr
+    expected, losses = plain_torch_training(tiny_models["initial"], preferences)
+    logged = metrics(tmp_path / "run")
+    assert [row["loss"] for row in logged] == pytest.approx(losses, rel=1e-2)
+    assert logged[0]["loss"] - logged[0]["nll_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    trained = weights(tmp_path / "run")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.bfloat16}
+    # Half a unit in the last of eight bits, and steps of Adam whose direction rounding turns around.
+    assert (
+        largest_difference(trained, expected)
+        < 2 * RATE * STEPS + max(float(tensor.abs().max()) for tensor in expected.values()) * 2**-8
+    )
+
+
+def test_a_cached_reference_trains_in_bfloat16(align: Cli, cli_here: Cli, align_config: Path, tmp_path: Path) -> None:
+    require_bfloat16()
+    settings = [BFLOAT16, "align.reference_mode=cached"]
+    assert cli_here("reference", align_config, *settings, "--iteration", 0).returncode == 0
+    result = align(*settings)
+    assert result.returncode == 0, result.stderr
+    first = metrics(tmp_path / "run")[0]
+    assert first["loss"] - first["nll_loss"] == pytest.approx(math.log(2), abs=2e-2)
+
+
 def test_torchrun_can_start_the_ranks(align_config: Path, align: Cli, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "xlr", "align", str(align_config)]
@@ -259,21 +301,22 @@ MANY = ["align.num_train_epochs=12", "align.save_steps=1"]  # 36 steps
 @pytest.fixture(scope="module")
 def undisturbed(
     preferences: Path, tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Path]:
-    """Number of ranks -> an uninterrupted training of 36 steps."""
-    found: dict[int, Path] = {}
+) -> Callable[..., Path]:
+    """Number of ranks and precision -> an uninterrupted training of 36 steps."""
+    found: dict[tuple[int, str], Path] = {}
 
-    def train(processes: int) -> Path:
-        if processes not in found:
+    def train(processes: int, dtype: str = "float32") -> Path:
+        if (processes, dtype) not in found:
             folder = tmp_path_factory.mktemp("undisturbed")
             tree = tiny_tree.__wrapped__(tiny_models, folder)  # type: ignore[attr-defined]
             align = tree["train"] | {"preferences": str(preferences), "learning_rate": RATE}
             tree |= {"model": {"initial": str(tiny_models["initial"])}, "align": align}
             (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
             command = [sys.executable, "-m", "xlr", "align", str(folder / "run.yaml"), *MANY]
-            subprocess.run([*command, f"align.processes={processes}"], check=True, capture_output=True, timeout=600)
-            found[processes] = folder / "run"
-        return found[processes]
+            command += [f"align.processes={processes}", f"model.dtype={dtype}"]
+            subprocess.run(command, check=True, capture_output=True, timeout=600)
+            found[processes, dtype] = folder / "run"
+        return found[processes, dtype]
 
     return train
 
@@ -315,7 +358,7 @@ def test_a_killed_training_continues_to_the_same_weights(
     kill: Callable[[Any], int],
     processes: int,
     align_config: Path,
-    undisturbed: Callable[[int], Path],
+    undisturbed: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
@@ -331,19 +374,26 @@ def test_a_killed_training_continues_to_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    ("number", "whom", "processes"),
-    [(signal.SIGTERM, "launcher", 2), (signal.SIGUSR1, "launcher", 1), (signal.SIGUSR1, "last rank", 2)],
+    ("number", "whom", "processes", "dtype"),
+    [
+        (signal.SIGTERM, "launcher", 2, "float32"),
+        (signal.SIGUSR1, "launcher", 1, "bfloat16"),
+        (signal.SIGUSR1, "last rank", 2, "float32"),
+    ],
 )
 def test_a_signal_saves_a_checkpoint_exits_with_75_and_loses_no_step(
     number: int,
     whom: str,
     processes: int,
+    dtype: str,
     align_config: Path,
-    undisturbed: Callable[[int], Path],
+    undisturbed: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
+    if dtype == "bfloat16":
+        require_bfloat16()
     run = tmp_path / "run"
-    settings = [f"align.processes={processes}", "align.save_steps=0"]
+    settings = [f"align.processes={processes}", "align.save_steps=0", f"model.dtype={dtype}"]
     process = start(align_config, *settings)
     log = run / "iter0" / "metrics.jsonl"
     wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, "three steps")
@@ -355,7 +405,7 @@ def test_a_signal_saves_a_checkpoint_exits_with_75_and_loses_no_step(
     (saved,) = (run / "iter0" / "model.checkpoints").glob("step-*")
     assert int(saved.name.split("-")[1]) == len(metrics(run)) >= 3, "steps were lost"
 
-    finish_as(undisturbed(processes), run, start(align_config, *settings))
+    finish_as(undisturbed(processes, dtype), run, start(align_config, *settings))
 
 
 @pytest.mark.parametrize(("before", "after", "zero"), [(2, 1, "zero3_cpu"), (1, 2, "zero3"), (2, 1, "zero2")])
@@ -364,7 +414,7 @@ def test_a_training_continues_on_another_number_of_ranks(
     after: int,
     zero: str,
     align_config: Path,
-    undisturbed: Callable[[int], Path],
+    undisturbed: Callable[..., Path],
     align: Cli,
     tmp_path: Path,
 ) -> None:
