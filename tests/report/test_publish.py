@@ -169,10 +169,10 @@ def test_an_unknown_tracker_is_refused_before_the_report_is_made(
 
 
 def test_wandb_without_a_key_is_refused_with_the_remedy(
-    cli_here: Any, write_config: Any, tiny_tree: dict[str, Any], context: Context, tmp_path: Path
+    cli: Any, write_config: Any, tiny_tree: dict[str, Any], context: Context, tmp_path: Path
 ) -> None:
     required("wandb")
     context.run.path.mkdir()
     nobody = {"HOME": str(tmp_path), "WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    result = cli_here("report", write_config(tiny_tree), "--to", "wandb", **nobody)
+    result = cli("report", write_config(tiny_tree), "--to", "wandb", **nobody)
     assert_refused(result, "log in with `wandb login`, or set WANDB_MODE=offline")
