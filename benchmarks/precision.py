@@ -131,7 +131,7 @@ def sd(values: Sequence[float]) -> float:
 
 
 def rescored(found: Logps, exact: Logps, sampled: Sequence[Sampled], noise: float) -> tuple[Logps, float]:
-    """Rewards in which prompts with a near tie for best or worst are scored in float32; and the share of such prompts."""
+    """Rewards in which prompts with a near tie for best or worst are scored in float32, and their share."""
     mixed, near = [], 0
     for own, right in zip(found, exact, strict=True):
         rewards = sorted(policy - reference for policy, reference in own)

@@ -74,7 +74,7 @@ def sample(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     settings = SampleSettings(0.9, 1.0, 0, arguments.max_new_tokens, tuple(encoder.stop_ids([])))
     if arguments.backend == "vllm":
-        sampler: Any = VllmSampler(arguments.threads, "float32", 1, 0.9)
+        sampler: Any = VllmSampler(arguments.threads, "float32", 1, 0.9, max_num_seqs=256)
     else:
         sampler = Worker(arguments.threads, "float32", config.SHARED_PROMPT)
     begun = time.monotonic()

@@ -48,6 +48,7 @@ IGNORED = {
     "train.label_smoothing": (0.1, {"train": {"loss_type": "ipo"}}),
     "generate.tensor_parallel_size": (2, {}),
     "generate.gpu_memory_utilization": (0.5, {}),
+    "generate.max_num_seqs": (8, {}),
     **{
         f"judge.{key}": (value, {"judge": {"backend": "transformers", "input_price": 1, "output_price": 1}})
         for key, value in {

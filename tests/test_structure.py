@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"judgeconfig", "slurmconfig"},
     {"progress"},
-    {"console", "languages", "modelfiles", "schema", "shipped", "stages", "yamlfiles"},
+    {"console", "languages", "modelfiles", "schema", "shipped", "stages", "versions", "yamlfiles"},
     {"addresses", "texts"},
     {"errors", "records", "maths"},
 ]

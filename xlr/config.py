@@ -74,6 +74,9 @@ class GenerateConfig(Section):
     idle as each task ends."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=1024), _ENGINE_ONLY] = 1
     """GPUs per vLLM engine. Each sampling actor gets this many, whatever ray.gpus_per_actor says."""
+    max_num_seqs: Annotated[int, Field(ge=1, le=1_000_000), _ENGINE_ONLY] = 256
+    """Responses that a vLLM engine computes at the same time. Other values give other responses. 1024 is faster on H100
+    GPUs, whose memory holds that many. vLLM itself would choose by the kind of GPU."""
     gpu_memory_utilization: Annotated[float, Field(ge=0.01, le=1), OPERATIONAL, _ENGINE_ONLY] = 0.9
     """Share of each GPU's memory that vLLM takes. On CPUs the environment variable VLLM_CPU_KVCACHE_SPACE sets the
     size of its cache in GiB instead."""

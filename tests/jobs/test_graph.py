@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.conftest import Cli, missing
 from xlr import configfile
 from xlr.cluster import slurm as scheduler
+from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs import submission
@@ -148,6 +149,26 @@ def test_a_training_job_is_told_early_enough_to_save(time: str, seconds: int | N
     found = options(Job("train", 1, (Stage("train", 1),), ()), wanted)
     assert found[-2:] == [f"--signal=USR1@{lead}", "--signal=USR1@900"], "the user's own comes last and counts"
     assert not [one for one in options(Job("annotate", 1, (Stage("score", 1),), ()), wanted)[:-1] if "signal" in one]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "pairs", "message"),
+    [
+        (1, 8, 32, None),
+        (2, 8, 32, None),
+        (4, 8, 32, "32 training ranks share the 32 pairs of a step, so all wait for the longest pair; use at most 8"),
+        (8, 8, 32, "so 32 of them compute nothing; use at most 8 ranks, or set train.global_batch_size to 256"),
+        (8, 8, 256, None),
+        (1, 1, 1, None),
+        (1, 2, 1, "so 1 of them compute nothing; use at most 1 ranks, or set train.global_batch_size to 8"),
+    ],
+)
+def test_more_ranks_than_a_batch_can_feed_are_said(nodes: int, gpus: int, pairs: int, message: str | None) -> None:
+    wanted = wants(layered(DEFAULTS, SlurmConfig(nodes=nodes, gpus=gpus)), "train")
+    train = TrainConfig(global_batch_size=pairs)
+    found = jobs.ranks_without_work(Job("train", 1, (Stage("train", 1),), ()), wanted, train)
+    assert found == message if message is None else found and message in found
+    assert jobs.ranks_without_work(Job("annotate", 1, (Stage("score", 1),), ()), wanted, train) is None
 
 
 def test_the_dry_run_of_the_llama3_8b_recipe_is_as_recorded(cli_here: Cli, tmp_path: Path) -> None:

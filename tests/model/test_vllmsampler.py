@@ -52,7 +52,7 @@ def vllm() -> Any:
 
 @pytest.fixture(scope="module")
 def sampler(vllm: Any) -> VllmSampler:
-    return VllmSampler(1, "float32", 1, 0.9)
+    return VllmSampler(1, "float32", 1, 0.9, max_num_seqs=7)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,14 @@ def test_the_engine_is_given_the_prompt_s_own_ids(
     assert [tuple(output.prompt_token_ids) for output in outputs] == [row.prompt for row in rows]
     assert all(row.prompt.count(encoder.tokenizer.bos_token_id) == 1 for row in rows)
     assert [output.outputs[0].token_ids for output in outputs] == [tokens for tokens, _ in answers]
+
+
+def test_the_engine_computes_as_many_responses_at_once_as_asked(
+    sampler: VllmSampler, model: str, rows: list[SampleRequest]
+) -> None:
+    """More requests than slots: they wait, and all are answered."""
+    assert len(sampler.sample(model, rows, settings())) == len(rows) > 7
+    assert sampler._engine.llm_engine.vllm_config.scheduler_config.max_num_seqs == 7
 
 
 def test_greedy_responses_equal_those_of_transformers(
@@ -199,7 +207,7 @@ def test_damaged_weights_that_vllm_would_accept_are_refused(
 
 def test_a_model_that_vllm_cannot_open_is_named(vllm: Any, model: str, rows: list[SampleRequest]) -> None:
     with pytest.raises(UserError, match=r"llama3: vLLM cannot open the model \(.*heads.*tensor_parallel_size"):
-        VllmSampler(1, "float32", 3, 0.9).sample(model, rows, settings())
+        VllmSampler(1, "float32", 3, 0.9, max_num_seqs=7).sample(model, rows, settings())
 
 
 def test_vllm_and_the_scorer_agree_on_log_probabilities_of_an_exported_model(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlr.cluster import rayaddress
-from xlr.cluster.environment import ALLOCATOR, SAFE_PATH, versions
+from xlr.cluster.environment import ALLOCATOR, SAFE_PATH
 from xlr.cluster.scratch import PrivateFolder
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.config import GenerateConfig, ModelConfig, RayConfig
@@ -28,6 +28,7 @@ from xlr.model.precision import precision
 from xlr.modelfiles import reason
 from xlr.progress import Tally
 from xlr.records import SampleTask, Task
+from xlr.versions import LIBRARIES, require_same, versions
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "xlr")  # a new version may change any number
 _KIND = "accelerator_type:"
@@ -171,7 +172,8 @@ class Pool:
 
         model, generate = self._model, self._generate
         if self._vllm:
-            return VllmSampler, (model.dtype, generate.tensor_parallel_size, generate.gpu_memory_utilization)
+            arguments = generate.tensor_parallel_size, generate.gpu_memory_utilization, generate.max_num_seqs
+            return VllmSampler, (model.dtype, *arguments)
         models_kept = 1 if self._settings.one_model_at_a_time else 2
         return Worker, (model.dtype, model.attn_implementation, models_kept, self._size[1] > 0)
 
@@ -183,12 +185,14 @@ class Pool:
         """
         actor = self._starting.pop(reference)
         try:
-            self._nodes[actor] = ray.get(reference)
+            node, libraries = ray.get(reference)
         except ray.exceptions.RayActorError as error:
             self._failed_starts += 1
             if self._failed_starts == _LOSSES:
                 raise RuntimeError(f"{_LOSSES} workers failed to start") from error
             return []
+        require_same(node, libraries, versions(LIBRARIES))
+        self._nodes[actor] = node
         self._tallies[actor] = self._tally(actor)
         self._failed_starts = 0
         return [actor]

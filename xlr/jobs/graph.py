@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xlr.cluster import slurm as scheduler
+from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.pipeline import Stage
 from xlr.records import ModelKey
@@ -121,14 +122,40 @@ def wants(slurm: SlurmConfig, kind: str) -> JobConfig:
     return JobConfig.model_validate(common | slurm.jobs[kind].model_dump(exclude={"stages"}, exclude_none=True))
 
 
+def ranks_without_work(job: Job, wanted: JobConfig, train: TrainConfig) -> str | None:
+    """A warning if the pairs of a step do not keep all training ranks of a job busy; None if they do.
+
+    A pair is computed by one rank. With four pairs a rank, ranks compute for 0.95 of their time; with two, for 0.7 to
+    0.8 (benchmarks/balance.py).
+    """
+    if not _training(job.stages):
+        return None
+    ranks, pairs = (wanted.nodes or 1) * tasks_per_node(job, wanted), train.global_batch_size
+    if ranks == 1 or pairs >= 2 * ranks:
+        return None
+    idle = f"{ranks - pairs} of them compute nothing" if pairs < ranks else "all wait for the longest pair"
+    return (
+        f"slurm.jobs.{job.kind}: {ranks} training ranks share the {pairs} pairs of a step, so {idle}; use at most "
+        f"{max(pairs // 4, 1)} ranks, or set {_training(job.stages)}.global_batch_size to {4 * ranks}"
+    )
+
+
+def tasks_per_node(job: Job, wanted: JobConfig) -> int:
+    """Tasks on each node: one a GPU if the job trains, else one."""
+    return (wanted.tasks or max(_gpus(wanted), 1)) if _training(job.stages) else 1
+
+
+def _gpus(wanted: JobConfig) -> int:
+    return int(str(wanted.gpus or 0).rpartition(":")[2])
+
+
 def options(job: Job, wanted: JobConfig) -> list[str]:
     """The sbatch options for what a job asks for.
 
     Raises:
         UserError: a node has more tasks than CPUs.
     """
-    gpus = int(str(wanted.gpus or 0).rpartition(":")[2])
-    tasks = (wanted.tasks or max(gpus, 1)) if _training(job.stages) else 1
+    tasks = tasks_per_node(job, wanted)
     found = [f"--nodes={wanted.nodes}", f"--ntasks-per-node={tasks}"]
     if wanted.cpus:
         if wanted.cpus < tasks:
@@ -136,7 +163,7 @@ def options(job: Job, wanted: JobConfig) -> list[str]:
                 f"slurm.jobs.{job.kind}.cpus: {wanted.cpus} CPUs are too few for {tasks} tasks per node; raise it"
             )
         found.append(f"--cpus-per-task={wanted.cpus // tasks}")
-    if gpus:
+    if _gpus(wanted):
         found.append(f"--gres=gpu:{wanted.gpus}")
     if wanted.memory:
         found.append(f"--mem={wanted.memory}")

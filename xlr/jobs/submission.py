@@ -6,7 +6,7 @@ Writes `RUN/slurm/`: the submitted scripts, `jobs.json`, and the output of the j
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.slurm import JobState
 from xlr.configfile import load_site
+from xlr.console import console
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs.graph import Job
@@ -75,6 +76,17 @@ def plan(context: Context, slurm: SlurmConfig) -> list[Job]:
     return jobs.plan({stage: needs[stage] for stage in needs if not pipeline.done(context, stage)}, slurm)
 
 
+def warnings(context: Context, slurm: SlurmConfig, todo: Sequence[Job]) -> list[str]:
+    """What is allowed but wastes processors, in words."""
+    found = [
+        jobs.ranks_without_work(job, jobs.wants(slurm, job.kind), getattr(context.config, stage.name))
+        for job in todo
+        for stage in job.stages
+        if stage.kind.in_ranks
+    ]
+    return list(dict.fromkeys(warning for warning in found if warning))
+
+
 def describe(context: Context, site: Path | None) -> str:
     """What `submit` would do: graph, sbatch commands, environment and scripts. Needs no Slurm and writes nothing."""
     slurm, run = settings(context, site), context.run.path
@@ -82,11 +94,12 @@ def describe(context: Context, site: Path | None) -> str:
     commands = [jobs.command(job, slurm, run, [f"<{name}>" for name in job.after]) for job in todo]
     parts = [
         jobs.graph(todo),
+        "".join(f"warning: {warning}\n" for warning in warnings(context, slurm, todo)),
         "".join(shlex.join(command) + "\n" for command in commands),
         f"--- {run}/slurm/environment.sh\n{jobs.environment(slurm, sys.executable)}",
         *(f"--- {run}/slurm/{name}\n{_shipped(name)}" for name in jobs.SCRIPTS),
     ]
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
 def submit(context: Context, site: Path | None, accept: Collection[str] = ()) -> list[Submitted]:
@@ -110,6 +123,8 @@ def submit(context: Context, site: Path | None, accept: Collection[str] = ()) ->
         todo = plan(context, slurm)
         if not todo:
             return []
+        for warning in warnings(context, slurm, todo):
+            console.print(f"warning: {warning}")
         write_scripts(run, slurm)
         for job in {job.kind: job for job in todo}.values():
             require_accepted(job, slurm, run)

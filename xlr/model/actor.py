@@ -11,6 +11,7 @@ import torch
 
 from xlr.errors import UserError
 from xlr.records import Task
+from xlr.versions import LIBRARIES, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,9 +38,9 @@ class Actor:
         self._load_seconds = 0.0
         self._splits = 0
 
-    def node(self) -> str:
-        """Host name of this worker's machine."""
-        return socket.gethostname()
+    def node(self) -> tuple[str, dict[str, str | None]]:
+        """Host name of this worker's machine, and the versions of the libraries there that decide the numbers."""
+        return socket.gethostname(), versions(LIBRARIES)
 
     def compute(self, task: Task) -> Any:
         """Compute a task's result. Each kind of worker implements this."""

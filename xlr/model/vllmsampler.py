@@ -49,9 +49,17 @@ class VllmSampler(Actor):
         dtype: `auto`, `float32` or `bfloat16`.
         tensor_parallel_size: GPUs that share the model.
         gpu_memory_utilization: share of each GPU's memory that the engine takes, from 0 to 1.
+        max_num_seqs: responses that the engine computes at the same time.
     """
 
-    def __init__(self, threads: int | None, dtype: DType, tensor_parallel_size: int, gpu_memory_utilization: float):
+    def __init__(
+        self,
+        threads: int | None,
+        dtype: DType,
+        tensor_parallel_size: int,
+        gpu_memory_utilization: float,
+        max_num_seqs: int,
+    ):
         super().__init__()
         compute_repeatably()
         # The engine runs in this process, so its scheduling is reproducible and it dies with its worker.
@@ -64,6 +72,7 @@ class VllmSampler(Actor):
         self._dtype = weights.resolve_dtype(dtype, torch.device("cuda" if self._on_gpu else "cpu"))
         self._tensor_parallel_size = tensor_parallel_size
         self._gpu_memory_utilization = gpu_memory_utilization
+        self._max_num_seqs = max_num_seqs
         self._model: str | None = None
         self._engine: Any = None
 
@@ -130,6 +139,7 @@ class VllmSampler(Actor):
                 # By default, vLLM in a Ray actor asks Ray for more actors.
                 distributed_executor_backend="mp" if self._tensor_parallel_size > 1 else "uni",
                 gpu_memory_utilization=self._gpu_memory_utilization,
+                max_num_seqs=self._max_num_seqs,
                 enforce_eager=not self._on_gpu,  # compilation is worth its time on GPUs only
                 # With chunked prefill on CPUs, vLLM fails on requests that have a seed: "does not use offset".
                 enable_chunked_prefill=self._on_gpu,

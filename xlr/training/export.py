@@ -82,7 +82,7 @@ def _write_model(
 def _digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's shape, dtype and values."""
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from xlr import progress
-from xlr.cluster.environment import versions
 from xlr.cluster.preemption import Preempted, Request
 from xlr.cluster.ranks import Ranks
 from xlr.config import settings
@@ -35,6 +34,7 @@ from xlr.training.inputs import Training
 from xlr.training.metrics import peak_memory_gb
 from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps
 from xlr.training.watch import Watch
+from xlr.versions import versions
 
 _CHECKPOINTS = "checkpoints"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "xlr")  # a new version may change the weights
