@@ -30,6 +30,7 @@ from xlr.model.worker import Worker
 from xlr.records import Example, SampleRequest, SampleSettings
 from xlr.shipped import RECIPES
 
+_ROWS = 100  # that are sampled at once
 NEAR_TIE_SDS = 3  # differences of rewards below this many standard deviations count as near ties
 
 
@@ -50,11 +51,15 @@ def sample(policy: str, prompts: str, langs: Sequence[str], arguments: argparse.
     settings = SampleSettings(0.9, 1.0, 0, arguments.tokens, stops)
     worker, found = Worker(None, "float32", SHARED_PROMPT), []
     asked = [row for lang in langs for row in rows[lang] if len(row.instruction) < arguments.characters]
-    for row in asked:
-        ids = encoder.prompt(row.instruction)
-        answers = worker.sample(policy, [SampleRequest(ids, seed) for seed in range(arguments.samples)], settings)
-        texts = [encoder.decode(tokens) for tokens, _ in answers]
-        texts = [text for text in texts if text.strip()]
+    requests = [
+        SampleRequest(encoder.prompt(row.instruction), seed) for row in asked for seed in range(arguments.samples)
+    ]
+    answers: list[Any] = []
+    for start in range(0, len(requests), _ROWS):
+        answers += worker.sample(policy, requests[start : start + _ROWS], settings)
+    for number, row in enumerate(asked):
+        own = answers[number * arguments.samples : (number + 1) * arguments.samples]
+        texts = [text for text in (encoder.decode(tokens) for tokens, _ in own) if text.strip()]
         prompt = encoder.prompt(crosslingual_instruction(english[row.id], row.lang, languages.name(row.lang)))
         found.append(Sampled(Example(prompt, tuple(map(encoder.response, texts))), list(map(len, texts))))
     return found
@@ -158,7 +163,10 @@ def main() -> None:
     sampled = sample(models[0], arguments.data, arguments.languages.split(","), arguments)
     sampled = [one for one in sampled if len(one.characters) > 1]
     tokens = [len(response) for one in sampled for response in one.example.responses]
-    print(f"{len(sampled)} prompts, {len(tokens)} responses of {sum(tokens) / len(tokens):.0f} tokens on average")
+    print(
+        f"{len(sampled)} prompts, {len(tokens)} responses of {sum(tokens) / len(tokens):.0f} tokens on average",
+        flush=True,
+    )
     begun = time.perf_counter()
     exact = score(models, sampled, "float32", None)
     seconds = time.perf_counter() - begun

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xlr.errors import UserError
 from xlr.maths.logprobs import sum_per_response, token_logps
+from xlr.maths.noise import allowed_difference
 from xlr.model.attention import response_masks
 from xlr.model.batch import PackedBatch, batch
 from xlr.model.layout import default_attention
@@ -122,11 +123,13 @@ def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> 
         targets_T = ids_1T[0, len(prompt) :, None]
         plain.append(logps_TV[len(prompt) - 1 : -1].gather(-1, targets_T).sum())
     causal_lm.set_attn_implementation(attn_implementation)
-    error = ((batched_S - torch.stack(plain)).abs() / torch.stack(plain).abs()).max().item()
-    allowed = 1e-4 if causal_lm.dtype == torch.float32 else 2e-2
-    if not error <= allowed:
-        raise UserError(
-            f"{name}: log-probabilities with attn_implementation={attn_implementation} differ from the model's own by "
-            f"{error:.2g} (allowed {allowed:g}); this architecture ({causal_lm.config.model_type}) needs another "
-            "model.attn_implementation, such as eager, or is not supported"
-        )
+    lengths = [len(response) for probe in probes for response in probe.responses]
+    for batched, own, count in zip(batched_S.tolist(), torch.stack(plain).tolist(), lengths, strict=True):
+        allowed = allowed_difference(own, count, causal_lm.dtype != torch.float32)
+        if not abs(batched - own) <= allowed:
+            raise UserError(
+                f"{name}: log-probabilities with attn_implementation={attn_implementation} differ from the model's own "
+                f"({batched:.6g} and {own:.6g}; allowed difference {allowed:.2g}); this architecture "
+                f"({causal_lm.config.model_type}) needs another model.attn_implementation, such as eager, or is not "
+                "supported"
+            )
