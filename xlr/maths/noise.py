@@ -24,6 +24,17 @@ def allowed_difference(logp: float, tokens: int, bfloat16: bool) -> float:
     return exact + (_DEVIATIONS * BFLOAT16_TOKEN_SD * math.sqrt(tokens) if bfloat16 else 0.0)
 
 
+def reward_noise(tokens: float) -> float:
+    """Standard deviation in nats of a response's reward in bfloat16 against float32.
+
+    It is about that of one log-probability: the errors of policy and reference partly cancel (benchmarks/precision.py).
+
+    Args:
+        tokens: tokens of the response.
+    """
+    return BFLOAT16_TOKEN_SD * math.sqrt(tokens)
+
+
 def allowed_loss_difference(beta: float, pairs: int, tokens: float, bfloat16: bool) -> float:
     """How far the mean DPO loss may differ from ln 2 while policy and reference have the same weights.
 

@@ -4,16 +4,20 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 `xlr score RUN --iteration t`.
 """
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xlr import languages
 from xlr.config import Config, Reward, settings
+from xlr.console import console
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.quality import count_flaws, repetition
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches
+from xlr.maths.noise import reward_noise
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
 from xlr.records import INITIAL, Example, Prompt, Response, RowKey, Score
 from xlr.rewarding import responses, room
@@ -25,6 +29,7 @@ from xlr.run.files import atomic_path, write_json
 from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
 
+_CLEAR = 3  # times the noise of bfloat16: then most choices stay the same
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
 
 FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens and its terminator"
@@ -123,6 +128,8 @@ def make(context: Context, iteration: int) -> ScoreFacts:
             write_shards(folder, lang, Score, [score for score in scores if score.lang == lang])
         write_json(folder / "probes.json", _probes(context, mode, scores))
         require_each_once(folder, {row_key(row) for row in rows} - dropped.keys)
+    if context.pool.precision == "bfloat16" and (warning := noise_warning(scores)):
+        console.print(f"  warning: {warning}")
     of_language = {lang: [score for score in scores if score.lang == lang] for lang in scored_languages}
     facts: ScoreFacts = {
         "formula": FORMULA,
@@ -133,6 +140,25 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     target.finish(len(scores), facts, context.clock, {"scored": sum(score.num_tokens for score in scores)})
     target.remove_pieces()
     return facts
+
+
+def noise_warning(scores: Sequence[Score]) -> str | None:
+    """A warning if the rewards of a prompt's responses differ little more than bfloat16 changes one; None otherwise."""
+    of_prompt: dict[tuple[str, str], list[float]] = {}
+    for score in scores:
+        of_prompt.setdefault((score.lang, score.id), []).append(score.reward)
+    spreads = [statistics.pvariance(rewards) for rewards in of_prompt.values() if len(rewards) > 1]
+    if not spreads:
+        return None
+    spread = math.sqrt(statistics.fmean(spreads))
+    noise = reward_noise(statistics.fmean(score.num_tokens for score in scores))
+    if spread > _CLEAR * noise:
+        return None
+    return (
+        f"the rewards of a prompt's responses have a standard deviation of {spread:.2g} nats, of which rounding to "
+        f"bfloat16 may explain {noise:.2g}: many choices would be noise; score with model.dtype=float32, or with "
+        "models that differ more"
+    )
 
 
 def row_key(row: Response | Score) -> RowKey:
