@@ -27,7 +27,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ."  # 
 def write(folder: Path, gigabytes: float) -> None:
     """Write scores of about this size, with a manifest."""
     generator = random.Random(0)
-    prompts = round(gigabytes * 1e9 / (0.76 * CHARACTERS * SAMPLES))
+    # A row holds its text twice: as the response and as the scored text.
+    prompts = round(gigabytes * 1e9 / (2 * 0.76 * CHARACTERS * SAMPLES))
     rows = []
     for number in range(prompts * SAMPLES):
         text = "".join(generator.choices(LETTERS, k=CHARACTERS))
