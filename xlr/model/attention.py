@@ -5,16 +5,18 @@ Shapes: `T` tokens that enter the model.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from xlr.config import SHARED_PROMPT
 from xlr.errors import UserError
+from xlr.model import varlen
 from xlr.model.batch import Group
+from xlr.model.varlen import Pieces
 
 
 def shared_prompt_attention(
@@ -26,6 +28,7 @@ def shared_prompt_attention(
     scaling: float | None = None,
     groups: tuple[Group, ...] | None = None,
     masks: tuple[Tensor, ...] = (),
+    pieces: Pieces | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: object,
@@ -35,7 +38,7 @@ def shared_prompt_attention(
     Args:
         query: `(1, heads, T, head_dim)`; key and value may have fewer heads.
         groups: positions of the examples on the row. Rows without groups need one of transformers' implementations.
-        masks: `response_masks` of the groups.
+        masks, pieces: see `attention_arguments`.
 
     Returns:
         `(1, T, heads, head_dim)`, as transformers expects of attention functions.
@@ -46,9 +49,11 @@ def shared_prompt_attention(
     if groups is None:
         raise ValueError("xlr_shared_prompt attention needs the groups of a packed batch")
     _require_supported(groups, sliding_window, softcap)
+    if pieces is not None:
+        return varlen.attend(query, key, value, pieces, scaling), None
     # One split for all pieces: its backward pass concatenates them. Slices would each add a full tensor of zeros.
-    pieces = [tensor.split(_piece_lengths(groups), 2) for tensor in (query, key, value)]
-    each, later_masks = iter(zip(*pieces, strict=True)), iter(masks)
+    parts = [tensor.split(_piece_lengths(groups), 2) for tensor in (query, key, value)]
+    each, later_masks = iter(zip(*parts, strict=True)), iter(masks)
     outputs = []
     for group in groups:
         # The prompt and its first response are one plain causal sequence.
@@ -87,6 +92,17 @@ def _longest(group: Group) -> int:
     return group.prompt_end - group.start + max(end - start for start, end in responses)
 
 
+def attention_arguments(groups: tuple[Group, ...], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of `shared_prompt_attention` that all layers share.
+
+    On GPUs one call computes all pieces. Its kernel takes no float32. That is computed piece by piece as on CPUs, where
+    it is faster, because no keys and values are copied.
+    """
+    if device.type == "cuda" and dtype != torch.float32:
+        return {"groups": groups, "pieces": varlen.pieces(groups, device)}
+    return {"groups": groups, "masks": response_masks(groups, device)}
+
+
 def response_masks(groups: Sequence[Group], device: torch.device) -> tuple[Tensor, ...]:
     """Attention masks, one for every response except the first of each group.
 
@@ -99,8 +115,6 @@ def response_masks(groups: Sequence[Group], device: torch.device) -> tuple[Tenso
         for start, end in pairwise(group.response_ends)
         if end > start  # equal if the response is only the terminator
     ]
-    if device.type == "cuda":  # flash kernels compute this bias without a mask in memory
-        return tuple(causal_lower_right(own, prompt + own) for own, prompt in lengths)
     return tuple(torch.ones(own, prompt + own, dtype=torch.bool, device=device).tril(prompt) for own, prompt in lengths)
 
 

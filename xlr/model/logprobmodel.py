@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xlr.errors import UserError
 from xlr.maths.logprobs import sum_per_response, token_logps
 from xlr.maths.noise import allowed_difference
-from xlr.model.attention import response_masks
+from xlr.model.attention import attention_arguments
 from xlr.model.batch import PackedBatch, batch
 from xlr.model.layout import default_attention
 from xlr.records import Example
@@ -50,16 +50,16 @@ class LogprobModel(nn.Module):
             input_ids=batch.input_ids_RT,
             position_ids=batch.position_ids_RT,
             use_cache=False,
-            **_attention_arguments(batch),
+            **_attention_arguments(batch, self.causal_lm.dtype),
         ).last_hidden_state
         logps_N = self.head(hidden_RTD.flatten(0, 1)[batch.predict_N], batch.labels_N)
         return sum_per_response(logps_N, batch.lengths_S)
 
 
-def _attention_arguments(batch: PackedBatch) -> dict[str, Any]:
+def _attention_arguments(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
     """Keyword arguments of the attention function, which depend on the layout."""
     if batch.groups is not None:
-        return {"groups": batch.groups, "masks": response_masks(batch.groups, batch.input_ids_RT.device)}
+        return attention_arguments(batch.groups, batch.input_ids_RT.device, dtype)
     if batch.sequence_lengths_S is None:
         return {}
     # Without these, transformers derives them from the positions in every layer, with a GPU synchronisation each time.

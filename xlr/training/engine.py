@@ -45,6 +45,7 @@ from xlr.training.dsconfig import policy_config, reference_config
 
 # Selective recomputation keeps the outputs of these operations and of attention kernels.
 _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+_ATTENTION_KERNELS = ("dot_product", "flash_attn", "varlen_attn")  # parts of their names
 
 # The classes in checkpoints of DeepSpeed, beside tensors and plain values.
 _CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
@@ -157,7 +158,7 @@ def recomputation(gradient_checkpointing: Literal[True, "selective"]) -> dict[st
 def _keep_products(_context: Any, operation: Any, *_arguments: Any, **_keywords: Any) -> CheckpointPolicy:
     """Keep outputs of matrix products and attention kernels; recompute norms, activations and rotary embeddings."""
     name = str(operation)
-    if operation in _MATRIX_PRODUCTS or "dot_product" in name or "flash_attn" in name:
+    if operation in _MATRIX_PRODUCTS or any(kernel in name for kernel in _ATTENTION_KERNELS):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
