@@ -33,6 +33,15 @@ class Prompt:
     instruction: str
 
 
+def row_key(lang: str, prompt: str, sample: int) -> RowKey:
+    """What identifies a response within its iteration.
+
+    Args:
+        prompt: the id of its prompt.
+    """
+    return lang, prompt, str(sample)
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """A sampled answer; `finish_reason` is `stop` (it ended by itself) or `length` (it was cut off)."""
@@ -43,6 +52,11 @@ class Response:
     response: str
     token_ids: list[int]
     finish_reason: str
+
+    @property
+    def key(self) -> RowKey:
+        """What identifies it within its iteration."""
+        return row_key(self.lang, self.id, self.sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +80,11 @@ class Score:
     num_chars: int
     detected_lang: str
     repetition: float
+
+    @property
+    def key(self) -> RowKey:
+        """What identifies it within its iteration."""
+        return row_key(self.lang, self.id, self.sample)
 
 
 @dataclass(frozen=True, slots=True)

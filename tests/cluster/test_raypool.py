@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from xlr.cluster.raypool import Pool
-from xlr.cluster.sizing import plan_actors, with_tensor_parallelism
+from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.errors import UserError
 from xlr.records import SampleTask, ScoreTask, Task
@@ -28,7 +28,10 @@ from xlr.records import SampleTask, ScoreTask, Task
 def test_actors_use_all_cpus_and_gpus(
     nodes: list[tuple[int, int]], settings: dict[str, float], expected: tuple[int, float, int]
 ) -> None:
-    assert plan_actors(nodes, RayConfig.model_validate(settings)) == expected
+    cpus_each, gpus_each, count = expected
+    chosen = RayConfig.model_validate(settings)
+    assert plan_actors(nodes, chosen) == (cpus_each, gpus_each)
+    assert (chosen.actors or room(nodes, cpus_each, gpus_each)) == count
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_actors_that_do_not_fit_are_refused(nodes: list[tuple[int, int]], settin
 def test_tensor_parallelism_decides_the_gpus_per_actor() -> None:
     half = RayConfig(gpus_per_actor=0.5)
     nodes = [(96, 8), (8, 0)]
-    assert plan_actors(nodes, with_tensor_parallelism(nodes, half, 4)) == (4, 4.0, 2)
+    assert plan_actors(nodes, with_tensor_parallelism(nodes, half, 4)) == (4, 4.0)
     assert with_tensor_parallelism([(8, 0)], half, 4) == half
     with pytest.raises(UserError, match="no node has 16 GPUs"):
         with_tensor_parallelism(nodes, half, 16)

@@ -150,8 +150,7 @@ class Pool:
         nodes, settings = _alive(ray), self._settings
         if vllm:
             settings = with_tensor_parallelism(nodes, settings, self._generate.tensor_parallel_size)
-        cpus_each, gpus_each, _ = plan_actors(nodes, settings)
-        self._vllm, self._size = vllm, (cpus_each, gpus_each)
+        self._vllm, self._size = vllm, plan_actors(nodes, settings)
 
     def _add_actors(self, ray: Any) -> None:
         """Start the workers that are missing: replacements of lost ones, and those that new nodes have room for."""

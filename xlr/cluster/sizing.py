@@ -8,14 +8,14 @@ from xlr.errors import UserError
 _CPUS_BESIDE_A_GPU = 4
 
 
-def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[int, float, int]:
-    """How many actors fit a cluster, and how many CPUs and GPUs each gets.
+def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[int, float]:
+    """How many CPUs and GPUs each actor gets.
 
     Args:
         nodes: CPUs and GPUs of each node.
 
     Returns:
-        CPUs per actor, GPUs per actor, number of actors.
+        CPUs per actor, GPUs per actor.
 
     Raises:
         UserError: the configuration asks for more than the cluster has.
@@ -38,7 +38,7 @@ def plan_actors(nodes: Sequence[tuple[int, int]], settings: RayConfig) -> tuple[
             f"ray.actors: {count} actors of {cpus_each} CPUs and {gpus_each:g} GPUs do not fit a cluster of {cpus} "
             f"CPUs and {gpus} GPUs, which holds {most}; lower ray.actors, ray.cpus_per_actor or ray.gpus_per_actor"
         )
-    return cpus_each, gpus_each, count
+    return cpus_each, gpus_each
 
 
 def with_tensor_parallelism(nodes: Sequence[tuple[int, int]], settings: RayConfig, gpus_each: int) -> RayConfig:

@@ -20,7 +20,6 @@ from xlr.rewarding.scores import (
     Candidate,
     require_scorable,
     reward_facts,
-    row_key,
     score_candidates,
     scoring_instruction,
 )
@@ -133,7 +132,7 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
                 write_shards(folder / name, lang, row_type, [row for row in rows if row.lang == lang])
         asked = [(prompt.lang, prompt.id, "0") for prompt in context.questions]
         require_each_once(folder / "responses", asked)
-        filled = {row_key(row) for row in answers if row.response.strip()}
+        filled = {row.key for row in answers if row.response.strip()}
         require_each_once(folder / "scores", filled - dropped.keys)
         write_json(folder / "eval.json", facts)
     target.finish(len(answers), facts, context.clock, {"scored": sum(row.num_tokens for row in scored)})

@@ -12,7 +12,7 @@ from xlr.config import Config, GenerateConfig, settings
 from xlr.data.encoding import ChatEncoder
 from xlr.data.prompts import sources
 from xlr.maths.batching import Batch
-from xlr.records import Prompt, Response, SampleRequest, SampleSettings, SampleTask
+from xlr.records import Prompt, Response, SampleRequest, SampleSettings, SampleTask, row_key
 from xlr.rewarding import room
 from xlr.rewarding.facts import GenerateFacts, ResponseFacts
 from xlr.run.artifact import Artifact
@@ -86,7 +86,7 @@ def make(context: Context, iteration: int) -> GenerateFacts:
         folder.mkdir()
         for lang in config.languages:
             write_shards(folder, lang, Response, [row for row in rows if row.lang == lang])
-        require_each_once(folder, [_key(prompt, sample) for prompt, sample in wanted])
+        require_each_once(folder, [row_key(prompt.lang, prompt.id, sample) for prompt, sample in wanted])
     facts = {lang: _facts([row for row in rows if row.lang == lang]) for lang in config.languages}
     tokens = {"sampled": sum(own["tokens"] for own in facts.values())}
     target.finish(len(rows), facts, context.clock, tokens)
@@ -112,10 +112,6 @@ def row_seed(seed: int, iteration: int, lang: str, prompt_id: str, sample: int) 
     """The sampling seed of one response, in [0, 2^63)."""
     key = "\x1f".join(map(str, (seed, iteration, lang, prompt_id, sample)))
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-
-
-def _key(prompt: Prompt, sample: int) -> tuple[str, str, str]:
-    return prompt.lang, prompt.id, str(sample)
 
 
 def sample_responses(
@@ -153,7 +149,7 @@ def sample_responses(
         ]
 
     work = Work(
-        [[_key(*one)] for one in wanted],
+        [[row_key(prompt.lang, prompt.id, sample)] for prompt, sample in wanted],
         batches,
         [SampleTask(model, tuple(requests[item] for item in batch), how) for batch in batches],
         Response,

@@ -127,7 +127,7 @@ def make(context: Context, iteration: int) -> ScoreFacts:
         for lang in scored_languages:
             write_shards(folder, lang, Score, [score for score in scores if score.lang == lang])
         write_json(folder / "probes.json", _probes(context, mode, scores))
-        require_each_once(folder, {row_key(row) for row in rows} - dropped.keys)
+        require_each_once(folder, {row.key for row in rows} - dropped.keys)
     if context.pool.precision == "bfloat16" and (warning := noise_warning(scores)):
         console.print(f"  warning: {warning}")
     of_language = {lang: [score for score in scores if score.lang == lang] for lang in scored_languages}
@@ -161,11 +161,6 @@ def noise_warning(scores: Sequence[Score]) -> str | None:
     )
 
 
-def row_key(row: Response | Score) -> RowKey:
-    """What identifies a response within its iteration."""
-    return row.lang, row.id, str(row.sample)
-
-
 def score_in_mode(
     context: Context,
     target: Artifact,
@@ -187,13 +182,11 @@ def score_in_mode(
     policy = context.require_model(iteration - 1)
     reference = context.require_model(context.reward_reference(iteration))
     filled = [row for row in rows if row.response.strip()]
-    dropped.add("empty", (row_key(row) for row in rows if not row.response.strip()))
+    dropped.add("empty", (row.key for row in rows if not row.response.strip()))
     texts = [row.response for row in filled]
     if mode == "translate":
         texts = _translate(context, target, policy, filled, iteration)
-        dropped.add(
-            "empty translation", (row_key(row) for row, text in zip(filled, texts, strict=True) if not text.strip())
-        )
+        dropped.add("empty translation", (row.key for row, text in zip(filled, texts, strict=True) if not text.strip()))
         kept = [(row, text) for row, text in zip(filled, texts, strict=True) if text.strip()]
         filled, texts = [row for row, _ in kept], [text for _, text in kept]
     candidates = [
@@ -285,12 +278,12 @@ def score_candidates(
             )
         ]
 
-    keys = [[row_key(candidates[index].row) for index in group] for _, group in groups]
+    keys = [[candidates[index].row.key for index in group] for _, group in groups]
     scores = resumable_logps(
         context, target, "parts", (policy, reference), examples, keys, Score, to_rows, label, "responses"
     )
-    order = {row_key(candidate.row): index for index, candidate in enumerate(candidates)}
-    return sorted(scores, key=lambda score: order[row_key(score)])
+    order = {candidate.row.key: index for index, candidate in enumerate(candidates)}
+    return sorted(scores, key=lambda score: order[score.key])
 
 
 def _by_instruction(
@@ -304,7 +297,7 @@ def _by_instruction(
     too_long: list[RowKey] = []
     for index, candidate in enumerate(candidates):
         if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > limit:
-            too_long.append(row_key(candidate.row))
+            too_long.append(candidate.row.key)
         else:
             members.setdefault(candidate.instruction, []).append(index)
     return members, too_long
