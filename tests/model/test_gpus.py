@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from xlr.model.gpus import set_up_gpus
+from xlr.model.gpus import data_sheet_flops, peak_flops, set_up_gpus
 from xlr.training.engine import device_of
 
 
@@ -31,3 +31,23 @@ def test_a_rank_that_sees_one_gpu_takes_it(local_rank: int, gpus: int, index: in
     """Slurm may show each task only its own GPU, which then has the number 0."""
     assert device_of(local_rank, gpus) == torch.device("cuda", index)
     assert device_of(local_rank, 0) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GB200", 2250e12),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_name(gpu: str, flops: float | None) -> None:
+    assert data_sheet_flops(gpu) == flops
+
+
+def test_the_rate_of_this_processor_is_measured() -> None:
+    assert 1e9 < peak_flops(torch.device("cpu")) < 1e14

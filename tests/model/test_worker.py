@@ -10,6 +10,7 @@ from tests import tiny
 from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
+from xlr.model import weights
 from xlr.model.logprobmodel import require_sound_logps
 from xlr.model.worker import Worker
 from xlr.records import Example, SampleRequest, SampleSettings
@@ -88,6 +89,15 @@ def test_both_models_are_scored_under_the_same_tokens(
     assert [first[1], second[1]] == pytest.approx(worker.logps(initial, examples))
     ((same, _),) = worker.score((initial, initial), examples)
     assert same[0] == same[1]
+
+
+def test_a_model_that_does_not_fit_the_gpu_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And more")
+
+    monkeypatch.setattr(weights, "load_causal_lm", no_memory)
+    with pytest.raises(UserError, match=r"does not fit .* \(CUDA out of memory\); set ray.one_model_at_a_time"):
+        Worker(None, "float32", SHARED_PROMPT).logps("big", [Example((1,), ((2,),))])
 
 
 def test_an_architecture_that_the_fast_path_gets_wrong_is_refused() -> None:

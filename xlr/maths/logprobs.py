@@ -97,5 +97,7 @@ def sum_per_response(logps_N: Tensor, lengths_S: Tensor) -> Tensor:
     Returns:
         `(S,)`, in nats. Source: arXiv 2503.04647, section 3 (log-probability of a whole response).
     """
-    owner_N = torch.repeat_interleave(torch.arange(len(lengths_S), device=logps_N.device), lengths_S)
+    responses_S = torch.arange(len(lengths_S), device=logps_N.device)
+    # Without output_size, the host would wait for the GPU to learn it.
+    owner_N = torch.repeat_interleave(responses_S, lengths_S, output_size=len(logps_N))
     return logps_N.new_zeros(len(lengths_S)).index_add(0, owner_N, logps_N)

@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from xlr.errors import UserError
 from xlr.maths.sampling import draw
 from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
@@ -64,12 +65,23 @@ class Worker(Actor):
             while len(self._models) >= self._models_kept:
                 self._models.pop(next(iter(self._models)))
             with self.loading():
-                causal_lm = weights.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
-                weights.require_finite(causal_lm, name)
+                causal_lm = self._load(name, attn_implementation)
             # Ignore the model's own sampling settings: the method does not use them.
             causal_lm.generation_config = GenerationConfig()
         self._models[name] = causal_lm  # the most recently used model is last
         causal_lm.set_attn_implementation(attn_implementation)
+        return causal_lm
+
+    def _load(self, name: str, attn_implementation: str) -> Any:
+        try:
+            causal_lm = weights.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split(". ")[0]
+            raise UserError(
+                f"{name}: does not fit the memory of the GPU ({reason}); set ray.one_model_at_a_time, or use GPUs with "
+                "more memory"
+            ) from error
+        weights.require_finite(causal_lm, name)
         return causal_lm
 
     def compute(self, task: Task) -> Any:

@@ -1,7 +1,6 @@
 """Training metrics: means over the pairs of all ranks, in total and for each language."""
 
 import resource
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,26 +20,6 @@ _NAMES = (
     "logps/rejected",
     "kl",
 )
-
-# Peak dense bfloat16 FLOP/s from the vendor's data sheets.
-_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
-_PROBE_SIZE = 1024
-
-
-def peak_flops(device: torch.device) -> float:
-    """Peak FLOP/s for MFU: from the data sheet on known GPUs, else the measured rate of a matrix product."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, flops in _PEAK_FLOPS.items():
-            if known in name:
-                return flops
-    a = torch.rand(_PROBE_SIZE, _PROBE_SIZE, device=device)
-    fastest = float("inf")
-    for _ in range(5):
-        begun = time.perf_counter()
-        float((a @ a)[0, 0])
-        fastest = min(fastest, time.perf_counter() - begun)
-    return 2 * _PROBE_SIZE**3 / fastest
 
 
 class Metrics:

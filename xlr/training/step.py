@@ -16,12 +16,13 @@ from xlr.cluster.ranks import Ranks
 from xlr.config import TrainConfig
 from xlr.maths.batching import Batch, micro_batches
 from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
+from xlr.model.gpus import peak_flops
 from xlr.model.logprobmodel import batch_logps
 from xlr.records import Example
 from xlr.training import engine
 from xlr.training.facts import MetricsRow
 from xlr.training.inputs import TrainingPair, pair_costs
-from xlr.training.metrics import Metrics, peak_flops
+from xlr.training.metrics import Metrics
 
 # Pairs -> the reference's log-probabilities of chosen and rejected in nats, `(B, 2)`.
 PairLogps = Callable[[Sequence[TrainingPair]], Tensor]
@@ -44,6 +45,13 @@ def cached_logps(cached: Mapping[TrainingPair, tuple[float, float]], device: tor
         return torch.tensor([cached[pair] for pair in pairs], device=device)
 
     return logps
+
+
+def looked_up(causal_lm: Any) -> int:
+    """Parameters that no product uses: the input embedding, unless it is the output embedding, too."""
+    embedding = causal_lm.get_input_embeddings().weight
+    tied = embedding is causal_lm.get_output_embeddings().weight
+    return 0 if tied else getattr(embedding, "ds_numel", embedding.numel())
 
 
 class Trainer:
@@ -70,6 +78,7 @@ class Trainer:
         self.held_out = held_out
         self.languages = sorted({pair.lang for pair in training_pairs})
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.module.parameters())
+        parameters -= looked_up(policy.module.causal_lm)
         # Per parameter and token: 2 FLOP forward, 4 backward, and 2 for the forward pass of a frozen reference.
         self.flops_per_token = parameters * (8 if train.reference_mode == "frozen" else 6)
         self.peak_flops = peak_flops(device) * ranks.world_size
