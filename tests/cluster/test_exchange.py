@@ -22,10 +22,10 @@ def rank(number: int, world_size: int, folder: Path) -> None:
 
 
 def test_every_rank_receives_the_values_of_all_by_rank(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=rank, args=(number, 3, tmp_path)) for number in range(3)]
+    spawn = multiprocessing.get_context("spawn")  # this process may be a rank of another test already
+    processes = [spawn.Process(target=rank, args=(number, 3, tmp_path)) for number in range(3)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0]
