@@ -15,10 +15,6 @@ port=$((10000 + SLURM_JOB_ID % 5000 * 4))
 # srun does not inherit it from sbatch. Where the job asks for none, srun must not ask for one.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-# Compilers' caches: on a network file system, all ranks and workers would write the same files at once.
-for cache in TRITON_CACHE_DIR TORCHINDUCTOR_CACHE_DIR VLLM_CACHE_ROOT; do
-  export "$cache=${!cache:-${TMPDIR:-/tmp}/xlr-caches-$(id -u)/$cache}"
-done
 
 fail() {
   echo "error: $*" >&2
@@ -86,7 +82,8 @@ start_ray_on() {
   local node=$1
   shift
   srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --nodelist="$node" \
-    "${srun_options[@]}" bash -c "$(declare -f ray_node); ray_node \"\$@\"" ray_node "${container[@]}" "$python" -m ray.scripts.scripts start \
+    "${srun_options[@]}" \
+    bash -c "$(declare -f ray_node); ray_node \"\$@\"" ray_node "${container[@]}" "$python" -m ray.scripts.scripts start \
     --block --node-name="$node" --node-ip-address="$(address "$node")" --num-cpus="$SLURM_CPUS_ON_NODE" \
     ${SLURM_GPUS_ON_NODE:+"--num-gpus=$SLURM_GPUS_ON_NODE"} --min-worker-port=0 --max-worker-port=0 \
     --dashboard-agent-listen-port=0 "$@" \

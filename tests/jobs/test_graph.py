@@ -145,10 +145,16 @@ def test_more_tasks_than_cpus_are_refused() -> None:
 )
 def test_a_training_job_is_told_early_enough_to_save(time: str, seconds: int | None, lead: int) -> None:
     assert scheduler.limit_seconds(time) == seconds
-    wanted = wants(layered(DEFAULTS, SlurmConfig(time=time, options=("--signal=USR1@900",))), "train")
-    found = options(Job("train", 1, (Stage("train", 1),), ()), wanted)
-    assert found[-2:] == [f"--signal=USR1@{lead}", "--signal=USR1@900"], "the user's own comes last and counts"
-    assert not [one for one in options(Job("annotate", 1, (Stage("score", 1),), ()), wanted)[:-1] if "signal" in one]
+    slurm = layered(DEFAULTS, SlurmConfig(time=time, options=("--signal=USR1@900",)))
+    train, annotate = Job("train", 1, (Stage("train", 1),), ()), Job("annotate", 1, (Stage("score", 1),), ())
+
+    def signals(command: list[str]) -> list[str]:
+        return [one for one in command if "signal" in one]
+
+    own = [f"--signal=USR1@{lead}", "--signal=USR1@900"]
+    assert signals(jobs.command(train, slurm, Path("run"), [])) == own, "the user's own comes last and counts"
+    assert signals(jobs.command(annotate, slurm, Path("run"), [])) == own[1:]
+    assert signals(options(train, wants(slurm, "train"))) == own[1:], "the doctor's job has its own, shorter limit"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,6 @@ def test_the_first_loss_of_sound_pairs_passes_and_that_of_another_reference_does
     found_R = sigmoid_loss(logits_RB, beta).mean(1) - math.log(2)
     # The loss is convex: for strong betas its mean lies a little above ln 2.
     assert found_R.abs().max().item() < allowed + beta**2 * sd**2 / 8
-    wrong = sigmoid_loss(torch.full((pairs,), 2 * allowed / beta + 1, dtype=torch.float64), beta).mean() - math.log(2)
-    assert abs(wrong.item()) > allowed or beta * allowed > 1
+    wrong = sigmoid_loss(torch.full((pairs,), -2 * allowed / beta - 1, dtype=torch.float64), beta).mean() - math.log(2)
+    assert abs(wrong.item()) > allowed
     assert allowed_loss_difference(beta, pairs, 2 * tokens * pairs, bfloat16=False) == pytest.approx(1e-3)

@@ -512,7 +512,7 @@ def test_the_reference_stays_frozen_and_the_checks_find_differing_models(
     assert {"lang/en/rewards/accuracies", "perf/mfu", "kl", "grad_norm"} <= set(values)
 
     with pytest.raises(UserError, match="not ln 2"):
-        gates.require_ln2(values, training.train, True, torch.float32)
+        gates.require_ln2(values, len(training.pairs), training.train, True, torch.float32)
     example = training.pairs[0].example
     probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
     logp = training.logps([example])[0].item()

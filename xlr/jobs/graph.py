@@ -30,7 +30,7 @@ def _defaults() -> SlurmConfig:
 
 DEFAULTS = _defaults()
 SCRIPTS = ("lib.sh", "annotate.sbatch", "train.sbatch", "evaluate.sbatch", "iteration.sbatch", "doctor.sbatch")
-_SAVING_SECONDS = 600  # the same in the scripts
+_SAVING_SECONDS = 600
 _OPTIONS = ("time", "partition", "account", "qos", "constraint", "nice")  # sbatch has the same names
 
 
@@ -169,18 +169,18 @@ def options(job: Job, wanted: JobConfig) -> list[str]:
         found.append(f"--mem={wanted.memory}")
     values = {name: getattr(wanted, name) for name in _OPTIONS}
     found += [f"--{name}={value}" for name, value in values.items() if value is not None]
-    if _training(job.stages) and wanted.time:
-        found.append(f"--signal=USR1@{_saving_seconds(wanted.time)}")
     return [*found, *(wanted.options or ())]
 
 
-def _saving_seconds(time: str) -> int:
-    """How long before its time limit a training job is told to save, in seconds.
+def _signal(job: Job, wanted: JobConfig) -> list[str]:
+    """The option that tells a training job to save before its time limit; other jobs have it in their scripts.
 
     A checkpoint of an 8B model has 112 GB, which take 2 to 4 minutes at 0.5 to 1 GB/s; the step comes before.
     """
-    limit = scheduler.limit_seconds(time)
-    return _SAVING_SECONDS if limit is None else min(_SAVING_SECONDS, limit // 5)
+    if not _training(job.stages):
+        return []
+    limit = scheduler.limit_seconds(wanted.time) if wanted.time else None
+    return [f"--signal=USR1@{_SAVING_SECONDS if limit is None else min(_SAVING_SECONDS, limit // 5)}"]
 
 
 def command(job: Job, slurm: SlurmConfig, run: Path, after: Sequence[str]) -> list[str]:
@@ -189,13 +189,15 @@ def command(job: Job, slurm: SlurmConfig, run: Path, after: Sequence[str]) -> li
     Args:
         after: ids of the jobs that must succeed first.
     """
+    wanted = wants(slurm, job.kind)
     dependency = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
     return [
         "sbatch",
         "--parsable",
         f"--job-name={run.name}-{job.name}",
         f"--output={run / 'slurm' / 'logs' / job.name}-%j.out",
-        *options(job, wants(slurm, job.kind)),
+        *_signal(job, wanted),
+        *options(job, wanted),  # the user's own --signal comes later and counts
         *dependency,
         *_script(job, run),
     ]

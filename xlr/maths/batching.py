@@ -65,7 +65,8 @@ def micro_batches(
     """
     if not lengths:
         return []
-    micro_steps = 1
+    least = sum(min(_cost([i], lengths, rows), budget) for i in range(len(lengths)))
+    micro_steps = -(-least // (budget * world_size))  # with fewer, no plan is within the budget
     while not _fit(batches := _even(lengths, rows, micro_steps * world_size), lengths, rows, budget):
         micro_steps += 1
     batches.sort(key=lambda batch: (-_cost(batch, lengths, rows), batch))
@@ -77,9 +78,11 @@ def _even(lengths: Sequence[int], rows: Sequence[int] | None, count: int) -> lis
     batches: list[Batch] = [[] for _ in range(count)]
     emptiest = [(0, number) for number in range(count)]  # a heap of costs and numbers of batches
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        _, number = emptiest[0]
+        cost, number = emptiest[0]
         batches[number].append(index)
-        heapreplace(emptiest, (_cost(batches[number], lengths, rows), number))
+        # A batch is as wide as its first example, the longest.
+        added = lengths[index] if rows is None else lengths[batches[number][0]] * rows[index]
+        heapreplace(emptiest, (cost + added, number))
     return batches
 
 

@@ -51,10 +51,8 @@ _ATTENTION_KERNELS = ("dot_product", "flash_attn", "varlen_attn")  # parts of th
 _CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 _COMPLETE = re.compile(r"step-[0-9]{8,}-ranks-[0-9]+")
 _STATE = "state"
-_CONVERTERS = max(1, min(8, (os.cpu_count() or 1) // 2))
 _UNIVERSAL = "universal"
-# A collective that takes longer has lost a rank. Rank 0 alone loads and checks models, which others wait for.
-_TIMEOUT = timedelta(minutes=30)
+_TIMEOUT = timedelta(hours=1)
 
 
 def init_distributed(ranks: Ranks) -> torch.device:
@@ -326,8 +324,8 @@ def _to_universal(checkpoint: Path, folder: Path) -> Path:
                 Namespace(
                     input_folder=str(checkpoint / _STATE),
                     output_folder=str(temporary / _STATE),
-                    num_extract_workers=_CONVERTERS,
-                    num_merge_workers=_CONVERTERS,
+                    num_extract_workers=1,
+                    num_merge_workers=1,
                     keep_temp_folder=False,
                     strict=True,
                     inject_missing_state=True,

@@ -176,7 +176,8 @@ def _loop(
             done, last = number + 1, number + 1 == total
             values = trainer.step(rank.steps[number])
             if number == 0:
-                require_ln2(values, train, training.start == training.reference, rank.dtype)
+                pairs = sum(len(batch) for micro_step in rank.steps[0] for batch in micro_step)
+                require_ln2(values, pairs, train, training.start == training.reference, rank.dtype)
             if trainer.held_out and (last or done % train.eval_steps == 0):
                 values |= trainer.evaluate()
             late = train.save_minutes > 0 and time.monotonic() - saved_at > 60 * train.save_minutes
