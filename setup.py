@@ -71,5 +71,5 @@ setup(
             "wandb>=0.23,<1",
         ],
     },
-    entry_points={"console_scripts": ["xlr=xlr.cli:main"]},
+    entry_points={"console_scripts": ["xlr=xlr.commands.cli:main"]},
 )

@@ -17,13 +17,13 @@ from typing import Any
 import psutil
 
 import xlr.model.worker
-from xlr.config import Config
 from xlr.model.actor import Actor
 from xlr.records import Response, SampleRequest, SampleSettings, SampleTask, Task
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import remove
 from xlr.run.work import Work, resumable
+from xlr.settings.config import Config
 
 SAMPLES, BATCH_ROWS, PROMPT_TOKENS, ACTORS = 10, 64, 200, 2
 VOCABULARY = 49152

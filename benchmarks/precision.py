@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from xlr import languages
-from xlr.config import SHARED_PROMPT, PromptsConfig
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
 from xlr.maths import logprobs
@@ -28,6 +27,7 @@ from xlr.maths.lengthcontrol import choose_pairs
 from xlr.maths.rewards import crosslingual_instruction
 from xlr.model.worker import Worker
 from xlr.records import Example, SampleRequest, SampleSettings
+from xlr.settings.config import SHARED_PROMPT, PromptsConfig
 from xlr.shipped import RECIPES
 
 _ROWS = 100  # that are sampled at once

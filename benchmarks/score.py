@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from xlr import configfile, languages
+from xlr import languages
 from xlr.cluster.environment import ALLOCATOR
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
@@ -41,6 +41,7 @@ from xlr.run.artifact import rows_of
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.files import remove, write_text
+from xlr.settings import configfile
 from xlr.shipped import RECIPES
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"

@@ -12,13 +12,13 @@ import random
 import time
 from pathlib import Path
 
-from xlr.config import PairConfig
-from xlr.progress import Clock
 from xlr.records import Pair, Prompt, Score
 from xlr.rewarding.pairs import choose
 from xlr.run.artifact import Artifact, rows_of, verified
 from xlr.run.files import remove
 from xlr.run.rows import write_rows, write_shards
+from xlr.settings.config import PairConfig
+from xlr.terminal.progress import Clock
 
 SAMPLES, CHARACTERS = 10, 1500
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ."  # 64: 6 bits, hardly compressible

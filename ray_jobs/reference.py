@@ -5,7 +5,7 @@ Command: `python ray_jobs/reference.py RUN --iteration 1`.
 
 import sys
 
-from xlr.cli import main
+from xlr.commands.cli import main
 
 sys.argv[1:1] = ["reference"]
 main()

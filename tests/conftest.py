@@ -51,7 +51,7 @@ def _same_environment() -> Iterator[None]:
 
 @pytest.fixture
 def same_signals() -> Iterator[None]:
-    """Restore the signal handlers, which `xlr.cli.main` sets, after the test."""
+    """Restore the signal handlers, which `xlr.commands.cli.main` sets, after the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
@@ -161,8 +161,8 @@ def cli() -> Cli:
 @pytest.fixture
 def cli_here(same_signals: None, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Like `cli`, but in this process: for commands that start nothing, which in a new process would mostly import."""
-    from xlr import cli as module
-    from xlr.console import console
+    from xlr.commands import cli as module
+    from xlr.terminal.console import console
 
     def run(*arguments: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
         command = ["xlr", *map(str, arguments)]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from xlr.cluster.raypool import Pool
-from xlr.config import Config
 from xlr.model.worker import Worker
 from xlr.records import Task
 from xlr.run.context import Context
+from xlr.settings.config import Config
 
 
 class StoppedError(Exception):

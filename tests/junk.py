@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from xlr.errors import UserError
-from xlr.texts import control_in
+from xlr.foreign.texts import control_in
 
 SMALL = settings(deadline=5000, max_examples=120, suppress_health_check=list(HealthCheck))
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.conftest import Cli, assert_refused
-from xlr import cli as cli_module
+from xlr.commands import cli as cli_module
 from xlr.shipped import RECIPES
 
 Tree = dict[str, Any]

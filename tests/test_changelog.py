@@ -38,32 +38,32 @@ def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "repository"
     folder.mkdir()
     assert run(folder, "git", "init", "--quiet", "--initial-branch=main").returncode == 0
-    commit(folder, "xlr/cli.py", "CHANGELOG.md")
+    commit(folder, "xlr/commands/cli.py", "CHANGELOG.md")
     return folder
 
 
 def test_a_change_to_the_package_alone_is_refused(repository: Path) -> None:
-    commit(repository, "xlr/cli.py")
+    commit(repository, "xlr/commands/cli.py")
     code, said = verdict(repository)
     assert code == 1
     assert "Unreleased" in said
     assert "Changelog: none" in said
 
 
-@pytest.mark.parametrize("files", [("xlr/cli.py", "CHANGELOG.md"), ("README.md",)])
+@pytest.mark.parametrize("files", [("xlr/commands/cli.py", "CHANGELOG.md"), ("README.md",)])
 def test_an_entry_or_no_change_to_the_package_passes(repository: Path, files: tuple[str, ...]) -> None:
     commit(repository, *files)
     assert verdict(repository)[0] == 0
 
 
 def test_a_commit_message_may_say_that_no_entry_is_needed(repository: Path) -> None:
-    commit(repository, "xlr/cli.py", message="A comment\n\nChangelog: none")
+    commit(repository, "xlr/commands/cli.py", message="A comment\n\nChangelog: none")
     assert verdict(repository)[0] == 0
 
 
 def test_a_branch_is_compared_with_where_it_left_main(repository: Path) -> None:
     run(repository, "git", "switch", "--quiet", "--create", "branch")
-    commit(repository, "xlr/cli.py")
+    commit(repository, "xlr/commands/cli.py")
     commit(repository, "README.md")
     assert verdict(repository)[0] == 1
     commit(repository, "CHANGELOG.md")
@@ -84,7 +84,7 @@ def test_the_first_commit_passes(repository: Path) -> None:
 
 
 def test_a_shallow_clone_passes(repository: Path, tmp_path: Path) -> None:
-    commit(repository, "xlr/cli.py")
+    commit(repository, "xlr/commands/cli.py")
     clone = tmp_path / "clone"
     run(tmp_path, "git", "clone", "--quiet", "--depth=1", f"file://{repository}", str(clone))
     assert verdict(clone) == (0, "changelog: the history holds no earlier commit, nothing to compare\n")

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from tests import inprocess, tiny
 from tests.inprocess import StoppedError
-from xlr.config import Config
 from xlr.errors import UserError
 from xlr.pipeline import Stage
 from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.files import remove
-from xlr.schema import Setting, walk
+from xlr.settings.config import Config
+from xlr.settings.schema import Setting, walk
 
 EVERY = 1 if os.environ.get("XLR_SWEEP") else 12
 STAGES = (Stage("generate", 1), Stage("score", 1), Stage("reference", 1), Stage("evaluate", 0))

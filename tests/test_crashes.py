@@ -21,11 +21,13 @@ import pytest
 import yaml
 
 from tests.judgeserver import Judge, longer, serving
-from xlr import configfile, pipeline, verify
+from xlr import pipeline
+from xlr.commands import verify
 from xlr.errors import UserError
 from xlr.report.collect import collect
 from xlr.run.context import Context
 from xlr.run.files import read_json
+from xlr.settings import configfile
 
 WHOLE = bool(os.environ.get("XLR_SWEEP"))
 STEP = 1 if WHOLE else 45

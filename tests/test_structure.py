@@ -16,9 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "xlr"
 # The import rule, from the top to the bottom: a package or top-level module imports only from layers below its own.
 LAYERS: list[set[str]] = [
     {"__main__"},
-    {"cli"},
-    {"stagecommands"},
-    {"verify"},
+    {"commands"},
     {"jobs", "report"},
     {"pipeline"},
     {"evaluation", "training"},
@@ -27,12 +25,10 @@ LAYERS: list[set[str]] = [
     {"leases"},
     {"cluster"},
     {"model", "data"},
-    {"configfile"},
-    {"config"},
-    {"judgeconfig", "slurmconfig"},
-    {"progress"},
-    {"console", "languages", "modelfiles", "schema", "shipped", "stages", "versions", "yamlfiles"},
-    {"addresses", "texts"},
+    {"packing"},
+    {"settings"},
+    {"terminal", "languages", "shipped", "stages", "versions"},
+    {"foreign"},
     {"errors", "records", "maths"},
 ]
 LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}
@@ -130,7 +126,7 @@ def test_a_heavy_dependency_has_one_home(library: str) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; import xlr, xlr.cli; "
+        "import sys; import xlr, xlr.commands.cli; "
         "print(sorted({'torch', 'ray', 'deepspeed', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -160,7 +156,7 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import xlr; from xlr import configfile; from xlr.shipped import RECIPES, shipped; print(xlr.__file__); "
+        "import xlr; from xlr.settings import configfile; from xlr.shipped import RECIPES, shipped; print(xlr.__file__); "
         "print(shipped('ds_configs', 'zero3.json'), shipped('ray_jobs', 'score.py'), shipped('slurm', 'lib.sh')); "
         "run = configfile.load(RECIPES / 'quickstart.yaml'); "
         "from xlr.report import page; print(page.environment().get_template('report.html').filename); "

@@ -1,5 +1,5 @@
 """`python -m xlr`."""
 
-from xlr.cli import main
+from xlr.commands.cli import main
 
 main()

@@ -10,19 +10,19 @@ from typing import Any, Protocol, cast
 
 from typing_extensions import TypedDict
 
-from xlr.config import Config
-from xlr.configfile import dump
-from xlr.console import console, duration
 from xlr.errors import UserError
 from xlr.leases import lease
-from xlr.progress import Clock, StepState
 from xlr.records import ModelKey
 from xlr.run import identity
 from xlr.run.artifact import Artifact, manifest_path, read_manifest
 from xlr.run.context import COMMITS, Context, read_commits
 from xlr.run.files import read_json, remove, sealed, tidy, write_json, write_text
 from xlr.run.work import PROGRESS
+from xlr.settings.config import Config
+from xlr.settings.configfile import dump
 from xlr.stages import KINDS, STAGES, StageKind
+from xlr.terminal.console import console, duration
+from xlr.terminal.progress import Clock, StepState
 
 
 class StageModule(Protocol):

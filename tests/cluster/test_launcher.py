@@ -16,7 +16,7 @@ from xlr.cluster import launcher
 from xlr.cluster.launcher import spawn
 from xlr.leases import lease
 
-SHADOWS = ("yaml.py", "torch.py", "typer.py", "json.py", "xlr/__init__.py", "xlr/__main__.py", "xlr/cli.py")
+SHADOWS = ("yaml.py", "torch.py", "typer.py", "json.py", "xlr/__init__.py", "xlr/__main__.py", "xlr/commands/cli.py")
 
 # In place of Python: a rank that ends with its launcher, looks often, and writes down its process id.
 RANK = """#!{python}

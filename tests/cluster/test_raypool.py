@@ -6,9 +6,9 @@ import pytest
 
 from xlr.cluster.raypool import Pool
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
-from xlr.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.errors import UserError
 from xlr.records import SampleTask, ScoreTask, Task
+from xlr.settings.config import GenerateConfig, ModelConfig, RayConfig
 
 
 @pytest.mark.parametrize(

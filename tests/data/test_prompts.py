@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.junk import SMALL, TEXTS, VALUES, junk_json, refused
-from xlr.config import PromptsConfig
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
+from xlr.settings.config import PromptsConfig
 from xlr.shipped import RECIPES
 
 

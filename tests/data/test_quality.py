@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlr.config import Flaw
 from xlr.data.quality import count_flaws, flaws, repetition, without
 from xlr.records import Score
+from xlr.settings.config import Flaw
 
 FLAWS = get_args(Flaw)
 

@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Cli, missing
-from xlr import configfile
 from xlr.cluster import slurm as scheduler
-from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs import submission
@@ -23,8 +21,10 @@ from xlr.jobs.graph import DEFAULTS, Job, layered, options, plan, wants
 from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import sealed, write_json
+from xlr.settings import configfile
+from xlr.settings.config import TrainConfig
+from xlr.settings.slurmconfig import SlurmConfig
 from xlr.shipped import RECIPES, shipped
-from xlr.slurmconfig import SlurmConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit-llama3-8b.txt"
 

@@ -29,8 +29,8 @@ from hypothesis.stateful import (
 from xlr.errors import UserError
 from xlr.leases import lease, leasefile, process
 from xlr.leases.leasefile import Holder, Look
-from xlr.progress import Clock
 from xlr.run.artifact import Artifact, manifest_path
+from xlr.terminal.progress import Clock
 
 HOLD = (
     "import sys, time; from pathlib import Path; from xlr.leases import lease; from xlr.errors import UserError\n"

@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xlr import modelfiles
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
+from xlr.foreign import modelfiles
 from xlr.model.checks import generation_eos, positions, require_model
 
 Break = Callable[[Path], None]

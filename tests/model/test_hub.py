@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from xlr.config import Config
 from xlr.errors import UserError
 from xlr.pipeline import Stage, holding
 from xlr.run.context import Context
+from xlr.settings.config import Config
 
 FIRST, SECOND = "1" * 40, "2" * 40
 

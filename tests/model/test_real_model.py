@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import Cli
 from tests.rows import read_rows
-from xlr.config import SHARED_PROMPT, PromptsConfig
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
-from xlr.model.batch import pack, pad
 from xlr.model.logprobmodel import LogprobModel
+from xlr.packing.batch import pack, pad
 from xlr.records import Example, Pair, Score
 from xlr.run.files import read_json
+from xlr.settings.config import SHARED_PROMPT, PromptsConfig
 
 MAX_PROMPT_CHARACTERS = 300
 

@@ -21,8 +21,6 @@ from tests import tiny
 from tests.conftest import Cli, missing
 from tests.rows import read_rows
 from tests.waiting import descendants, wait_until
-from xlr import config, configfile
-from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.evaluation import judgements
@@ -33,6 +31,8 @@ from xlr.model.worker import Worker
 from xlr.records import Example, Response, SampleRequest, SampleSettings, Score, Verdict
 from xlr.run.context import Context
 from xlr.run.files import read_json
+from xlr.settings import config, configfile
+from xlr.settings.config import SHARED_PROMPT
 from xlr.shipped import RECIPES
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"

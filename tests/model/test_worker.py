@@ -7,13 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.model import weights
 from xlr.model.logprobmodel import require_sound_logps
 from xlr.model.worker import Worker
 from xlr.records import Example, SampleRequest, SampleSettings
+from xlr.settings.config import SHARED_PROMPT
 
 PROMPTS = ["Hola", "Why do leaves fall in autumn, and where do they go?", "¿Qué?", "Nenne drei Vögel."]
 

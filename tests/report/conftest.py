@@ -12,8 +12,6 @@ import yaml
 
 from tests.conftest import tiny_tree
 from tests.rows import read_rows, reseal
-from xlr import configfile
-from xlr.config import Config
 from xlr.evaluation import annotations, winrates
 from xlr.records import Pair, Response
 from xlr.report.collect import collect
@@ -22,6 +20,8 @@ from xlr.run.artifact import manifest_path
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, write_json
 from xlr.run.rows import write_rows
+from xlr.settings import configfile
+from xlr.settings.config import Config
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1"><!-- {{ 7*7 }} | `x` \u2028'
 INSTRUCTIONS = {

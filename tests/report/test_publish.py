@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import assert_refused, required
-from xlr.configfile import load
 from xlr.report import publish as figures
 from xlr.run.context import Context
 from xlr.run.files import write_json
+from xlr.settings.configfile import load
 
 Found = dict[str, Any]
 NAME = "eval/es/win_rate"

@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from xlr.console import Console
-from xlr.progress import Step
 from xlr.report import status
+from xlr.terminal.console import Console
+from xlr.terminal.progress import Step
 
 
 @pytest.fixture

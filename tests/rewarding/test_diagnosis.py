@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from xlr.config import PairConfig
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding.diagnosis import Candidates, diagnose
 from xlr.rewarding.facts import InspectedLanguage
+from xlr.settings.config import PairConfig
 
 PROMPTS, SAMPLES = 4, 10
 Reward = Callable[[int], float]

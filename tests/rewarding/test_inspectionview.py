@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from xlr.console import Console
 from xlr.rewarding import inspectionview
+from xlr.terminal.console import Console
 
 CHINESE = "睡前不要喝咖啡，也不要看手机。" * 30
 ARABIC = "لا تشرب القهوة قبل النوم."

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from xlr.errors import UserError
-from xlr.progress import Clock
 from xlr.records import Response
 from xlr.run import digests
 from xlr.run.artifact import Artifact, fingerprint, manifest_path, read_manifest, rows_of, verified
 from xlr.run.files import read_json, write_json
 from xlr.run.rows import write_rows
+from xlr.terminal.progress import Clock
 
 SETTINGS = {"seed": 1, "top_p": 0.9}
 ROWS = [Response(f"q{i}", "es", i, f"¿Qué? {i} 你好", [i, i + 1], "stop") for i in range(5)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xlr import cli
+from xlr.commands import cli
 from xlr.errors import UserError
 from xlr.run.directory import RunDir
 

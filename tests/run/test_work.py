@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from tests.conftest import Cli, assert_refused
 from tests.rows import read_rows
 from tests.waiting import wait_until
-from xlr.config import Config
 from xlr.errors import UserError
-from xlr.progress import Clock
 from xlr.records import Example, ReferenceLogps, Response, Score, ScoreTask, Task
 from xlr.run.artifact import Artifact
 from xlr.run.files import read_json, write_json
 from xlr.run.rows import require_each_once, write_rows
 from xlr.run.work import Work, resumable, resumable_logps
+from xlr.settings.config import Config
+from xlr.terminal.progress import Clock
 
 Rows = list[ReferenceLogps]
 

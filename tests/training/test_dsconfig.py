@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from xlr.config import TrainConfig
 from xlr.errors import UserError
+from xlr.settings.config import TrainConfig
 from xlr.shipped import shipped
 from xlr.training.dsconfig import policy_config, reference_config
 

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import tiny
 from tests.conftest import Cli, assert_refused
 from tests.training.conftest import OnlyRank
-from xlr.config import SHARED_PROMPT, TrainConfig
 from xlr.errors import UserError
-from xlr.model.batch import pack
 from xlr.model.logprobmodel import LogprobModel
+from xlr.packing.batch import pack
 from xlr.records import Example
+from xlr.settings.config import SHARED_PROMPT, TrainConfig
 from xlr.shipped import RECIPES
 from xlr.training import engine
 from xlr.training.engine import recomputation

@@ -23,10 +23,8 @@ from tests.conftest import Cli, tiny_tree
 from tests.rows import read_rows, reseal
 from tests.training.conftest import OnlyRank
 from tests.waiting import ranks_of, wait_until
-from xlr import config, configfile
 from xlr.cluster.preemption import EXIT_CODE
 from xlr.cluster.ranks import Ranks
-from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
@@ -34,6 +32,8 @@ from xlr.records import Example, ReferenceLogps
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.rows import write_rows
+from xlr.settings import config, configfile
+from xlr.settings.config import SHARED_PROMPT
 from xlr.shipped import RECIPES, shipped
 from xlr.training import engine, export, gates, reference
 from xlr.training.inputs import Training, TrainingPair, hold_out, plan_steps

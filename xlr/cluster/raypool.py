@@ -20,14 +20,14 @@ from xlr.cluster import rayaddress
 from xlr.cluster.environment import ALLOCATOR, SAFE_PATH
 from xlr.cluster.scratch import PrivateFolder
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
-from xlr.config import GenerateConfig, ModelConfig, RayConfig
-from xlr.console import console, duration
 from xlr.errors import UserError
-from xlr.model.layout import default_attention
+from xlr.foreign.modelfiles import reason
 from xlr.model.precision import precision
-from xlr.modelfiles import reason
-from xlr.progress import Tally
+from xlr.packing.layout import default_attention
 from xlr.records import SampleTask, Task
+from xlr.settings.config import GenerateConfig, ModelConfig, RayConfig
+from xlr.terminal.console import console, duration
+from xlr.terminal.progress import Tally
 from xlr.versions import LIBRARIES, VLLM, require_same, versions
 
 _KIND = "accelerator_type:"

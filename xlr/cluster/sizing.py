@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from xlr.config import RayConfig
 from xlr.errors import UserError
+from xlr.settings.config import RayConfig
 
 _CPUS_BESIDE_A_GPU = 4
 

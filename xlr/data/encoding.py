@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xlr import modelfiles
 from xlr.data import templates
 from xlr.errors import UserError
+from xlr.foreign import modelfiles
 from xlr.records import Message
 
 _TEXTS_AT_ONCE = 1024  # the tokenizer's encoding objects take many times the memory of the token ids

@@ -3,7 +3,7 @@
 from typing import Any
 
 from xlr.errors import UserError
-from xlr.texts import brief, control_in, is_blank
+from xlr.foreign.texts import brief, control_in, is_blank
 
 _LONGEST_ID = 500  # in characters
 

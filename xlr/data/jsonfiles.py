@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from xlr.errors import UserError
-from xlr.texts import MIB, brief, decoded, open_file, read, surrogate_in
+from xlr.foreign.texts import MIB, brief, decoded, open_file, read, surrogate_in
 
 Row: TypeAlias = dict[str, Any]
 

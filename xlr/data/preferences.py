@@ -9,8 +9,8 @@ from typing import Any
 from xlr.data.fields import identifier, is_text, require_no_nul
 from xlr.data.jsonfiles import Row, read_jsonl
 from xlr.errors import UserError
+from xlr.foreign.texts import brief, open_file, reason
 from xlr.records import Message
-from xlr.texts import brief, open_file, reason
 
 _EXPECTED = "an object with prompt, chosen and rejected"
 _COLUMNS = ("id", "prompt", "chosen", "rejected")

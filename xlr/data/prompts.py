@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from xlr.config import PromptsConfig
 from xlr.data.fields import identifier, is_text, require_no_nul
 from xlr.data.jsonfiles import Row, language_source, read_objects
 from xlr.errors import UserError
+from xlr.foreign.texts import reason
 from xlr.languages import ENGLISH
 from xlr.records import Prompt
-from xlr.texts import reason
+from xlr.settings.config import PromptsConfig
 
 _EXPECTED = "an object with instruction_id and instruction"
 

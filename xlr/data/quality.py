@@ -6,8 +6,8 @@ By default nothing is excluded, as in the paper. Empty responses are dropped bef
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from xlr.config import Flaw
 from xlr.records import Score
+from xlr.settings.config import Flaw
 
 REPEATED = 0.5
 

@@ -14,8 +14,8 @@ from xlr.data.fields import is_text
 from xlr.data.jsonfiles import Row, read_json_list
 from xlr.errors import UserError
 from xlr.evaluation.facts import PositionBias
+from xlr.foreign.texts import brief, control_in
 from xlr.maths.winrate import Comparisons
-from xlr.texts import brief, control_in
 
 _EXPECTED = "an object of AlpacaEval's annotations"
 _TEXTS = ("instruction", "output_1", "output_2", "generator_1", "generator_2")

@@ -7,7 +7,6 @@ Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-ou
 
 from collections.abc import Sequence
 
-from xlr.config import Config, GenerateConfig, settings
 from xlr.data.preferences import load_preferences
 from xlr.data.prompts import sources
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts, PreferenceFacts
@@ -29,6 +28,7 @@ from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
+from xlr.settings.config import Config, GenerateConfig, settings
 
 # All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1

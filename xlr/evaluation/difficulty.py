@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from xlr.errors import UserError
+from xlr.foreign.texts import MIB, brief, read, reason
 from xlr.maths.winrate import Difficulty
-from xlr.texts import MIB, brief, read, reason
 
 _FILE = "df_gamed.csv"
 _MOST_BYTES = 64 * MIB  # 500 times AlpacaEval's table

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xlr import languages
-from xlr.config import Config, JudgeConfig, settings
 from xlr.errors import UserError
 from xlr.evaluation import answers as evaluation
 from xlr.evaluation import baseline
@@ -24,6 +23,7 @@ from xlr.rewarding.responses import row_seed
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_json
+from xlr.settings.config import Config, JudgeConfig, settings
 
 # Takes the place of an iteration in the seed, so that the order of the answers is the same for every model.
 _ALL_MODELS = -1

@@ -7,12 +7,12 @@ from typing import cast, overload
 import torch
 from rich.table import Table
 
-from xlr.console import console
 from xlr.errors import UserError
 from xlr.evaluation.annotations import Annotations
 from xlr.evaluation.facts import CountedRates, RateDifferences, Rates, WinRateComparison, WinRateDifference, WinRates
 from xlr.maths import winrate
 from xlr.maths.winrate import Difficulty
+from xlr.terminal.console import console
 
 
 @overload

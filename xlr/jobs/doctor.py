@@ -19,7 +19,6 @@ from typing import Any
 from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.ranks import Ranks, ranks
-from xlr.console import console
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs import submission
@@ -29,8 +28,9 @@ from xlr.pipeline import Stage
 from xlr.records import INITIAL
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, write_json, write_text
-from xlr.slurmconfig import SlurmConfig
+from xlr.settings.slurmconfig import SlurmConfig
 from xlr.stages import KINDS
+from xlr.terminal.console import console
 
 # For each 2-byte parameter a checkpoint has 14 bytes, and the new one is complete before the old one is deleted. A
 # change of the number of ranks converts 12 of them, and every iteration adds a model.

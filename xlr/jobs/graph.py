@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from xlr.cluster import slurm as scheduler
-from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.pipeline import Stage
 from xlr.records import ModelKey
-from xlr.slurmconfig import JobConfig, SlurmConfig
+from xlr.settings.config import TrainConfig
+from xlr.settings.slurmconfig import JobConfig, SlurmConfig
 from xlr.stages import STAGES
 
 

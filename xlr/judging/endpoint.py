@@ -14,11 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
-from xlr import progress
-from xlr.addresses import refuse_secrets
-from xlr.config import JudgeConfig
-from xlr.console import console
 from xlr.errors import UserError
+from xlr.foreign.addresses import refuse_secrets
 from xlr.judging import question, reply
 from xlr.judging.patience import Patience, in_thread
 from xlr.judging.servedjudge import Server, serving
@@ -28,6 +25,9 @@ from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import write_json
 from xlr.run.work import PROGRESS
+from xlr.settings.config import JudgeConfig
+from xlr.terminal import progress
+from xlr.terminal.console import console
 
 _SAMPLE = 200  # questions whose tokens are counted for the estimate
 _MAX_REFUSALS = 3  # with so many refusals and no verdict, the questions are not the problem

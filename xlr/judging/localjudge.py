@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from xlr.config import JudgeConfig
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.judging import question
@@ -11,6 +10,7 @@ from xlr.records import Example, Message, Verdict
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.work import ExampleLogps, resumable_logps
+from xlr.settings.config import JudgeConfig
 
 
 def require_usable(judge: JudgeConfig, shortest: Mapping[str, list[Message]]) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from xlr.errors import UserError
+from xlr.foreign.texts import MIB, read
 from xlr.records import Message
-from xlr.texts import MIB, read
 
 FIRST, SECOND = "m", "M"
 UNDECIDED = math.nan

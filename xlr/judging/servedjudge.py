@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlr.cluster.launcher import free_port
-from xlr.config import JudgeConfig
-from xlr.console import console, duration
 from xlr.errors import UserError
+from xlr.settings.config import JudgeConfig
+from xlr.terminal.console import console, duration
 
 _START_SECONDS = 1800  # enough to load a large model from a slow file system
 _STOP_SECONDS = 30

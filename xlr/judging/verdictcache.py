@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from xlr.console import console
 from xlr.errors import UserError
 from xlr.records import Verdict
 from xlr.run.files import sha256
+from xlr.terminal.console import console
 
 
 def content_key(question: Any) -> str:

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from xlr.cluster import slurm as scheduler
-from xlr.console import console
 from xlr.errors import UserError
 from xlr.leases import leasefile, process
 from xlr.leases.leasefile import Holder, Look
+from xlr.terminal.console import console
 
 RENEW_SECONDS = 20.0
 VALID_SECONDS = 30.0

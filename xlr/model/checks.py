@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from xlr import modelfiles
 from xlr.errors import UserError
-from xlr.modelfiles import load_config
+from xlr.foreign import modelfiles
+from xlr.foreign.modelfiles import load_config
 
 # Kinds of RoPE scaling that max_position_embeddings does not contain.
 _SCALED = ("linear", "dynamic", "yarn")

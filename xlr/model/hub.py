@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from xlr.errors import UserError
-from xlr.modelfiles import reason
+from xlr.foreign.modelfiles import reason
 
 # What a model is opened from. Pickled weights and code are not downloaded.
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")

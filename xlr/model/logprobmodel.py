@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from xlr.errors import UserError
 from xlr.maths.logprobs import sum_per_response, token_logps
 from xlr.maths.noise import allowed_difference
-from xlr.model.attention import attention_arguments
-from xlr.model.batch import PackedBatch, batch
-from xlr.model.layout import default_attention
+from xlr.packing.attention import attention_arguments
+from xlr.packing.batch import PackedBatch, batch
+from xlr.packing.layout import default_attention
 from xlr.records import Example
 
 

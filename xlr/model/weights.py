@@ -6,10 +6,10 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from xlr import modelfiles
 from xlr.errors import UserError
+from xlr.foreign import modelfiles
+from xlr.foreign.modelfiles import load_config
 from xlr.model.precision import DType, precision
-from xlr.modelfiles import load_config
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:

@@ -21,10 +21,10 @@ from xlr.maths.sampling import draw
 from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
 from xlr.model.gpus import set_up_gpus
-from xlr.model.layout import default_attention
 from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
 from xlr.model.precision import DType
 from xlr.model.products import compute_repeatably
+from xlr.packing.layout import default_attention
 from xlr.records import Example, SampleRequest, SampleSettings, SampleTask, Task
 
 

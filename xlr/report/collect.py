@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from xlr import languages
-from xlr.config import Config, settings
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
@@ -14,6 +13,7 @@ from xlr.report.found import Change, Found, JudgedWinRates, ModelFound
 from xlr.run.artifact import json_of, read_manifest
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
+from xlr.settings.config import Config, settings
 from xlr.stages import STAGES
 
 _FROM_MANIFEST = ("rows", "seconds", "processors", "finished", "digest", "facts", "tokens")

@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar, cast, overload
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from xlr.config import Config
 from xlr.evaluation.facts import (
     EvaluationFacts,
     JudgeFacts,
@@ -22,6 +21,7 @@ from xlr.evaluation.facts import (
 from xlr.records import ModelKey
 from xlr.rewarding.facts import GenerateFacts, PairStageFacts, ScoreFacts
 from xlr.run.directory import RunDir
+from xlr.settings.config import Config
 from xlr.training.facts import ReferenceFacts, TrainingFacts
 
 Facts = TypeVar("Facts")

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from xlr.config import PairConfig
 from xlr.evaluation.facts import Rates
 from xlr.maths import lengthcontrol
 from xlr.records import Score
@@ -16,6 +15,7 @@ from xlr.report.summary import reward_formula
 from xlr.rewarding.pairs import candidates_by_prompt
 from xlr.run.artifact import manifest_path, rows_of
 from xlr.run.trackers import whole_rows
+from xlr.settings.config import PairConfig
 
 # Metric of metrics.jsonl -> title and unit of its plot.
 _METRICS = {

@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
 
-from xlr.config import Tracker
 from xlr.errors import UserError
 from xlr.report.found import Found, ModelFound, models
 from xlr.run import trackers
 from xlr.run.files import read_json
+from xlr.settings.config import Tracker
 
 
 def known_trackers(names: Sequence[str]) -> Sequence[str]:

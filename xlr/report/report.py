@@ -6,8 +6,6 @@ Run alone with `xlr report RUN [RUN2 ...]`, which shows several runs side by sid
 from collections.abc import Sequence
 from pathlib import Path
 
-from xlr.config import Config
-from xlr.console import console, plain
 from xlr.errors import UserError
 from xlr.report import tables
 from xlr.report.collect import collect
@@ -17,6 +15,8 @@ from xlr.report.found import Run
 from xlr.report.summary import summary
 from xlr.run.directory import RunDir
 from xlr.run.files import as_json, write_text
+from xlr.settings.config import Config
+from xlr.terminal.console import console, plain
 
 
 def make(configs: Sequence[Config], folder: Path) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import rich.table
 
-from xlr.console import Table, console, duration, number_columns, text_columns
-from xlr.progress import details, headline
+from xlr.terminal.console import Table, console, duration, number_columns, text_columns
+from xlr.terminal.progress import details, headline
 
 
 def show_status(stages: Sequence[Mapping[str, Any]]) -> None:

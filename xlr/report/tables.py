@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple, TypeAlias, get_args
 
-from xlr.config import Flaw
-from xlr.console import Column, Table, duration, number_columns, text_columns
 from xlr.report.found import AVERAGE, Found, Processors, by_language, label, model_key, models, stages
 from xlr.report.numbers import interval, number, share_interval
 from xlr.run.dropped import DroppedCounts
+from xlr.settings.config import Flaw
+from xlr.terminal.console import Column, Table, duration, number_columns, text_columns
 
 Row: TypeAlias = tuple[str, ...]
 

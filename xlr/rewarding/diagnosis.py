@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from xlr import languages
-from xlr.config import Flaw, PairConfig, Reward
 from xlr.data.quality import flaws
 from xlr.languages import ENGLISH
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
@@ -19,6 +18,7 @@ from xlr.records import Prompt, Response, Score
 from xlr.rewarding.facts import Agreement, InspectedCandidate, InspectedLanguage, ModeFacts, Remark
 from xlr.rewarding.pairs import Choices, choose
 from xlr.rewarding.scores import reward_facts
+from xlr.settings.config import Flaw, PairConfig, Reward
 
 _MOSTLY_LENGTH = 0.7  # from this rank correlation with length on, a reward is mostly length
 _FOREIGN = 0.2  # above this share of texts in another language, a warning

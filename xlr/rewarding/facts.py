@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import NotRequired, TypedDict
 
-from xlr.config import Reward
 from xlr.run.dropped import DroppedCounts
+from xlr.settings.config import Reward
 
 
 class ResponseFacts(TypedDict):

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import get_args
 
-from xlr.config import Config, Reward
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.leases import lease
@@ -23,6 +22,7 @@ from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json, write_text
 from xlr.run.rows import write_rows
+from xlr.settings.config import Config, Reward
 
 
 def require_valid(config: Config, iteration: int, langs: Sequence[str]) -> None:

@@ -7,8 +7,6 @@ from rich.padding import Padding
 from rich.text import Text
 
 from xlr import languages
-from xlr.config import Reward
-from xlr.console import Column, Table, console, number_columns, text_columns
 from xlr.rewarding.facts import (
     InspectedCandidate,
     InspectedLanguage,
@@ -18,6 +16,8 @@ from xlr.rewarding.facts import (
     Remark,
     RewardFacts,
 )
+from xlr.settings.config import Reward
+from xlr.terminal.console import Column, Table, console, number_columns, text_columns
 
 _LINES = 2  # lines of a text on the terminal; longer texts are cut
 _INDENT = 5

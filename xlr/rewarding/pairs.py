@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
-from xlr.config import Config, Flaw, PairConfig, settings
 from xlr.data.prompts import sources
 from xlr.data.quality import without
 from xlr.errors import UserError
@@ -20,6 +19,7 @@ from xlr.run.artifact import Artifact, rows_of
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_text
 from xlr.run.rows import require_each_once, write_rows
+from xlr.settings.config import Config, Flaw, PairConfig, settings
 
 
 def iterations(config: Config) -> list[int]:

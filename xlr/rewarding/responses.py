@@ -8,7 +8,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from xlr.config import Config, GenerateConfig, settings
 from xlr.data.encoding import ChatEncoder
 from xlr.data.prompts import sources
 from xlr.maths.batching import Batch
@@ -20,6 +19,7 @@ from xlr.run.context import Context
 from xlr.run.files import atomic_path
 from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import Work, resumable
+from xlr.settings.config import Config, GenerateConfig, settings
 
 
 def iterations(config: Config) -> list[int]:

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xlr import languages
-from xlr.config import Config, Reward, settings
-from xlr.console import console
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.quality import count_flaws, repetition
 from xlr.errors import UserError
@@ -28,6 +26,8 @@ from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
+from xlr.settings.config import Config, Reward, settings
+from xlr.terminal.console import console
 
 _CLEAR = 3  # times the noise of bfloat16: then most choices stay the same
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities

@@ -16,11 +16,11 @@ from typing import Any, Protocol, TypeAlias
 from typing_extensions import TypedDict
 
 from xlr.errors import UserError
-from xlr.progress import Clock
 from xlr.run import identity
 from xlr.run.digests import content_digest, file_digest, file_digests
 from xlr.run.files import read_json, remove, sealed, sha256, write_json
 from xlr.run.rows import Row, read_rows
+from xlr.terminal.progress import Clock
 from xlr.versions import commit, version
 
 # Libraries whose versions are recorded in manifests.

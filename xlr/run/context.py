@@ -7,16 +7,16 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from xlr.config import Config
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
 from xlr.model import hub
-from xlr.progress import Clock
 from xlr.records import INITIAL, START, ModelKey, Prompt
 from xlr.run.artifact import Artifact, manifest_path, verified
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
+from xlr.settings.config import Config
+from xlr.terminal.progress import Clock
 
 COMMITS = "hub.json"
 

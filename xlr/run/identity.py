@@ -13,9 +13,9 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from xlr.console import console
 from xlr.errors import UserError
 from xlr.run.files import read_json, sealed, sha256, write_json
+from xlr.terminal.console import console
 
 PLAN = "plan.json"
 CUT = "cut"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from xlr.console import console
 from xlr.errors import UserError
+from xlr.terminal.console import console
 
 
 class _Tracker(Protocol):

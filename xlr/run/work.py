@@ -14,17 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
-from xlr import progress
-from xlr.config import settings
-from xlr.console import console
 from xlr.maths.batching import Batch, token_budget_batches
-from xlr.model.layout import batch_shape
+from xlr.packing.layout import batch_shape
 from xlr.records import Example, Logps, RowKey, ScoreTask, Task
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import sha256, write_json
 from xlr.run.identity import CUT
 from xlr.run.rows import Row, read_piece, write_rows
+from xlr.settings.config import settings
+from xlr.terminal import progress
+from xlr.terminal.console import console
 
 PROGRESS = "progress.json"
 

@@ -3,8 +3,8 @@
 Reads `align.preferences` and pi_I; writes `RUN/iter0/model` and its metrics. Run alone with `xlr align RUN`.
 """
 
-from xlr.config import Config
 from xlr.records import START
+from xlr.settings.config import Config
 from xlr.training import model
 
 artifact, check, make = model.artifact, model.check, model.make

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from xlr.config import TrainConfig
 from xlr.data.jsonfiles import parse
 from xlr.errors import UserError
+from xlr.foreign.texts import MIB, read
+from xlr.settings.config import TrainConfig
 from xlr.shipped import shipped
-from xlr.texts import MIB, read
 
 # DeepSpeed's scheduler types -> values of lr_scheduler_type for the same schedule.
 _SCHEDULERS = {

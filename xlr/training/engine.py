@@ -32,7 +32,6 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from xlr.cluster.exchange import gather
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
-from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.leases import process
 from xlr.model import weights
@@ -41,6 +40,7 @@ from xlr.model.logprobmodel import LogprobModel
 from xlr.model.products import compute_repeatably
 from xlr.run import pickles
 from xlr.run.files import atomic_path, remove
+from xlr.settings.config import TrainConfig
 from xlr.training.dsconfig import policy_config, reference_config
 
 # Selective recomputation keeps the outputs of these operations and of attention kernels.

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlr.config import TrainConfig
 from xlr.errors import UserError
 from xlr.maths.noise import allowed_difference, allowed_loss_difference
 from xlr.records import START, Example
 from xlr.rewarding.facts import ScoredProbe
 from xlr.run.artifact import json_of
+from xlr.settings.config import TrainConfig
 from xlr.training import engine
 from xlr.training.inputs import Training
 from xlr.training.step import Trainer

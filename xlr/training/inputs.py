@@ -7,17 +7,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from xlr.config import TrainConfig, settings
 from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.maths.batching import Batch, micro_batches
-from xlr.model.layout import batch_shape
+from xlr.packing.layout import batch_shape
 from xlr.records import INITIAL, START, Example, Message, Pair
 from xlr.rewarding import pairs
 from xlr.run.artifact import rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
+from xlr.settings.config import TrainConfig, settings
 
 
 @dataclass(frozen=True)

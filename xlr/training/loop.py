@@ -13,11 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from xlr import progress
 from xlr.cluster.preemption import Preempted, Request
 from xlr.cluster.ranks import Ranks
-from xlr.config import settings
-from xlr.console import console
 from xlr.maths.batching import Batch
 from xlr.model.modelcard import model_card
 from xlr.model.weights import resolve_dtype
@@ -26,6 +23,9 @@ from xlr.run.artifact import Artifact
 from xlr.run.files import remove, sha256, write_json
 from xlr.run.trackers import MetricsLog
 from xlr.run.work import PROGRESS
+from xlr.settings.config import settings
+from xlr.terminal import progress
+from xlr.terminal.console import console
 from xlr.training import engine, reference
 from xlr.training.export import export
 from xlr.training.facts import MetricsRow, TrainingFacts

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
-from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.preferences import load_preferences
 from xlr.records import INITIAL, START
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context, require
+from xlr.settings.config import Config
 from xlr.training import reference
 from xlr.training.dsconfig import policy_config, reference_config
 from xlr.training.facts import TrainingFacts

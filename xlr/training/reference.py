@@ -8,7 +8,6 @@ weights, token ids and precision. The trainer looks rows up by this key, so it n
 import json
 from collections.abc import Sequence
 
-from xlr.config import Config
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.records import START, ReferenceLogps
@@ -17,6 +16,7 @@ from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, sha256
 from xlr.run.rows import require_each_once, write_shards
 from xlr.run.work import ExampleLogps, resumable_logps
+from xlr.settings.config import Config
 from xlr.training.facts import ReferenceFacts
 from xlr.training.inputs import Training, TrainingPair
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from xlr.cluster.exchange import gather
 from xlr.cluster.ranks import Ranks
-from xlr.config import TrainConfig
 from xlr.maths.batching import Batch, micro_batches
 from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
 from xlr.model.gpus import peak_flops
 from xlr.model.logprobmodel import batch_logps
 from xlr.records import Example
+from xlr.settings.config import TrainConfig
 from xlr.training import engine
 from xlr.training.facts import MetricsRow
 from xlr.training.inputs import TrainingPair, pair_costs

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from xlr.addresses import refuse_secrets
 from xlr.errors import UserError
-from xlr.schema import OPERATIONAL, Ignored, Lines, Location, Section
+from xlr.foreign.addresses import refuse_secrets
+from xlr.settings.schema import OPERATIONAL, Ignored, Lines, Location, Section
 
 _ENDPOINT_ONLY = Ignored("the judge runs in the Ray workers and no endpoint is asked", unless=("backend", "openai"))
 

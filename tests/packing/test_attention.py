@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from xlr.config import SHARED_PROMPT
 from xlr.data.encoding import ChatEncoder
 from xlr.errors import UserError
 from xlr.model import logprobmodel
-from xlr.model.attention import shared_prompt_attention
-from xlr.model.batch import concatenate, pack, pad
-from xlr.model.layout import Layout, batch_shape, layout
 from xlr.model.logprobmodel import LogprobModel
+from xlr.packing.attention import shared_prompt_attention
+from xlr.packing.batch import concatenate, pack, pad
+from xlr.packing.layout import Layout, batch_shape, layout
 from xlr.records import Example
+from xlr.settings.config import SHARED_PROMPT
 
 VOCAB = 50
 LAYOUTS = {SHARED_PROMPT: pack, "sdpa": pad, "eager": pad}

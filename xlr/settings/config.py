@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 
 from xlr import languages
 from xlr.errors import UserError
-from xlr.judgeconfig import JudgeConfig
 from xlr.records import START, ModelKey
-from xlr.schema import OPERATIONAL, Ignored, Location, Section, refuse_ignored, walk
-from xlr.slurmconfig import SlurmConfig
+from xlr.settings.judgeconfig import JudgeConfig
+from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section, refuse_ignored, walk
+from xlr.settings.slurmconfig import SlurmConfig
 
 SHARED_PROMPT = "xlr_shared_prompt"
 

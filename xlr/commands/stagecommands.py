@@ -39,8 +39,8 @@ def open_context(source: str, overrides: list[str] | None) -> "Context":
     Raises:
         UserError: the configuration is wrong.
     """
-    from xlr import configfile
     from xlr.run.context import Context
+    from xlr.settings import configfile
 
     # The configuration in a run directory that was copied or moved still names the original.
     here = [f"run_dir={json.dumps(str(Path(source).absolute()))}"] if Path(source).is_dir() else []

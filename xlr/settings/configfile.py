@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from xlr import yamlfiles
-from xlr.config import Config
 from xlr.errors import UserError
-from xlr.schema import Location, Section, marks, section_type
+from xlr.foreign import yamlfiles
+from xlr.foreign.texts import brief, cut, reason
+from xlr.settings.config import Config
+from xlr.settings.schema import Location, Section, marks, section_type
+from xlr.settings.slurmconfig import SlurmConfig
 from xlr.shipped import RECIPES, recipes
-from xlr.slurmconfig import SlurmConfig
-from xlr.texts import brief, cut, reason
 
 # The key under which a file names another one, whose settings it takes over except for those it sets itself.
 EXTENDS = "extends"

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from xlr.errors import UserError
-from xlr.stagecommands import (
+from xlr.commands.stagecommands import (
     AcceptOption,
     IterationOption,
     ModelOption,
@@ -23,8 +22,9 @@ from xlr.stagecommands import (
     open_context,
     run_stages,
 )
+from xlr.errors import UserError
+from xlr.foreign.texts import shown
 from xlr.stages import STAGES
-from xlr.texts import shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,8 +76,8 @@ def inspect(
 ) -> None:
     """Score the responses to a few prompts in every reward mode and compare the modes, before scoring everything."""
     from xlr import pipeline
-    from xlr.console import console
     from xlr.rewarding import inspection, inspectionview
+    from xlr.terminal.console import console
 
     context = open_context(source, overrides)
     console.stderr = as_json
@@ -169,8 +169,8 @@ def doctor(
 @app.command()
 def verify(source: Source) -> None:
     """Read every file of a run again, compare it with its manifest, and say what each fault means."""
-    from xlr import verify as verification
-    from xlr.console import console
+    from xlr.commands import verify as verification
+    from xlr.terminal.console import console
 
     context, found = open_context(source, None), 0
     for place, fault in verification.faults(context):
@@ -257,7 +257,7 @@ def config(
     ] = False,
 ) -> None:
     """Print the resolved configuration: absolute paths, every default, no `extends`."""
-    from xlr import configfile
+    from xlr.settings import configfile
 
     if schema:
         print(json.dumps(configfile.schema(), indent=2, allow_nan=False))

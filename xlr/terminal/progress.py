@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import TypedDict
 
-from xlr.console import console, duration
+from xlr.terminal.console import console, duration
 
 LINE_SECONDS = 15.0  # between lines of text
 _KEEP_SECONDS = 5.0  # between writes of the state

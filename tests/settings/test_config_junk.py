@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.junk import SMALL, TEXTS, VALUES, no_files, refused
-from tests.test_config import FIELDS, MINIMAL
-from xlr import configfile, yamlfiles
-from xlr.config import Config
+from tests.settings.test_config import FIELDS, MINIMAL
 from xlr.errors import UserError
-from xlr.schema import Lines, Location, marks
-from xlr.texts import control_in
+from xlr.foreign import yamlfiles
+from xlr.foreign.texts import control_in
+from xlr.settings import configfile
+from xlr.settings.config import Config
+from xlr.settings.schema import Lines, Location, marks
 
 SCHEMA = Config.model_json_schema()
 NEEDED = {"evaluate": {"prompts": {"path": "held"}}}

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from tests import tiny
-from xlr.config import SHARED_PROMPT
-from xlr.model import attention, logprobmodel, varlen
-from xlr.model.batch import Group, pack
+from xlr.model import logprobmodel
 from xlr.model.logprobmodel import LogprobModel
+from xlr.packing import attention, varlen
+from xlr.packing.batch import Group, pack
 from xlr.records import Example
+from xlr.settings.config import SHARED_PROMPT
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from xlr import cli
-from xlr.console import Console, Table, duration, number_columns, text_columns
-from xlr.texts import brief, control_in, is_blank, shown, surrogate_in
+from xlr.commands import cli
+from xlr.foreign.texts import brief, control_in, is_blank, shown, surrogate_in
+from xlr.terminal.console import Console, Table, duration, number_columns, text_columns
 
 TABLE = Table("t", (*text_columns("model"), *number_columns("reward")), [("a|b <i> `c`", "1"), ("[/d]", "22.5")])
 JUNK = [

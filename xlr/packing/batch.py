@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlr.model.layout import Layout, layout
+from xlr.packing.layout import Layout, layout
 from xlr.records import Example
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from xlr.errors import UserError
-from xlr.texts import MIB, brief, read
+from xlr.foreign.texts import MIB, brief, read
 
 _MOST_BYTES = MIB
 _MOST_NODES = 10_000  # with aliases expanded

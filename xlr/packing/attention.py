@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from xlr.config import SHARED_PROMPT
 from xlr.errors import UserError
-from xlr.model import varlen
-from xlr.model.batch import Group
-from xlr.model.varlen import Pieces
+from xlr.packing import varlen
+from xlr.packing.batch import Group
+from xlr.packing.varlen import Pieces
+from xlr.settings.config import SHARED_PROMPT
 
 
 def shared_prompt_attention(

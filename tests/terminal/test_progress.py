@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from xlr import progress
-from xlr.console import Console
-from xlr.progress import Clock, Step, StepState, Tally, details, headline
+from xlr.terminal import progress
+from xlr.terminal.console import Console
+from xlr.terminal.progress import Clock, Step, StepState, Tally, details, headline
 
 
 def step(**changes: Any) -> Step:

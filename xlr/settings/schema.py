@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from xlr.errors import UserError
-from xlr.texts import control_in, is_blank
+from xlr.foreign.texts import control_in, is_blank
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096  # in bytes, as Linux allows
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from xlr.schema import Lines, Section
+from xlr.settings.schema import Lines, Section
 from xlr.stages import STAGES
 
 # Stages of the start alone are not named: they run where the stages of the same kind of job do.

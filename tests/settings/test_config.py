@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from xlr.config import Config, settings
 from xlr.errors import UserError
-from xlr.schema import Ignored, Location, marks, section_type, section_types
+from xlr.settings.config import Config, settings
+from xlr.settings.schema import Ignored, Location, marks, section_type, section_types
 
 MINIMAL = {
     "run_dir": "r",

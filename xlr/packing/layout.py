@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from enum import Enum
 
-from xlr.config import SHARED_PROMPT
 from xlr.records import Example
+from xlr.settings.config import SHARED_PROMPT
 
 
 def default_attention(attn_implementation: str) -> str:

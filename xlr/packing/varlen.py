@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from xlr.model.batch import Group
+from xlr.packing.batch import Group
 
 
 @dataclass(frozen=True)

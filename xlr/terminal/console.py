@@ -11,7 +11,7 @@ import rich.table
 from rich.segment import Segment
 from rich.text import Text
 
-from xlr.texts import shown
+from xlr.foreign.texts import shown
 
 # rich assumes 80 columns where the output is no terminal, which breaks the tables in files and job logs.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120

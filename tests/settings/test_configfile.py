@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Cli, assert_refused
-from tests.test_config import FIELDS
-from xlr import configfile
+from tests.settings.test_config import FIELDS
 from xlr.errors import UserError
-from xlr.schema import Location, marks
+from xlr.settings import configfile
+from xlr.settings.schema import Location, marks
 from xlr.shipped import RECIPES, recipes
 
 RUN_RECIPES = [name for name in recipes() if name != "site"]
