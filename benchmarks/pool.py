@@ -1,105 +1,210 @@
-"""Measures the driver's time and memory: workers that compute nothing return rows of realistic size through Ray.
+"""Measures the driver: its rate of tasks with many workers, and its memory with many rows.
 
-Pool, resumable work and files are those of xlr. Only the worker is replaced, by one that answers every request at once
-with the same tokens. The last line is JSON; see README.md for figures.
+The workers compute nothing and return rows of realistic size through the real Ray. Detecting languages, converting,
+writing and reading back are those of xlr. The last line is JSON; see README.md for figures.
 
-    python benchmarks/pool.py WORK [--rows 150000] [--tokens 700]
+    python benchmarks/pool.py WORK [--workers 64] [--batches 3000] [--rows 1500000]
 """
 
 import argparse
+import functools
 import json
-import resource
+import os
+import secrets
+import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 import xlr.model.worker
-from xlr.model.actor import Actor
-from xlr.records import Response, SampleRequest, SampleSettings, SampleTask, Task
+from xlr import languages
+from xlr.records import Example, SampleSettings, SampleTask, Score, Scored, ScoreTask, Task
+from xlr.rewarding import responses
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.run.files import remove
-from xlr.run.work import Work, resumable
+from xlr.run.files import remove, write_text
 from xlr.settings.config import Config
+from xlr.versions import LIBRARIES, VLLM, versions
+from xlr.work.logps import resumable_logps
 
-SAMPLES, BATCH_ROWS, PROMPT_TOKENS, ACTORS = 10, 64, 200, 2
+EXAMPLES, SAMPLES = 4, 10  # a scoring batch: 40 responses
+SCORED_TOKENS, SAMPLED_TOKENS, PROMPT_TOKENS = 500, 700, 200
 VOCABULARY = 49152
+SENTENCES = (
+    "La inteligencia artificial ha cambiado la manera en que trabajamos, y muchos creen que su impacto crecerá. ",
+    "Para preparar la sopa se necesitan dos cebollas, medio litro de caldo y un poco de paciencia. ",
+    "El río nace en las montañas del norte y atraviesa cuatro provincias antes de llegar al mar. ",
+)
+TEXT = "".join(SENTENCES[number % 3] for number in range(20))  # about 2,000 characters
 
 
-class IdleWorker(Actor):
-    """A worker without a model."""
+class Answer:
+    """What `Pool` reads of a worker's answer. The real one is in a module that imports torch, as 64 processes would."""
+
+    def __init__(self, result: Any):
+        self.result, self.load_seconds, self.compute_seconds, self.splits = result, 0.0, 0.0, 0
+
+
+class IdleWorker:
+    """A worker without a model. It detects languages, as the real one does."""
 
     def __init__(self, *_arguments: Any):
-        super().__init__()
+        pass
 
-    def compute(self, task: Task) -> list[tuple[list[int], str]]:
-        """Return `max_new_tokens` tokens for each request, without computing."""
-        assert isinstance(task, SampleTask)
-        tokens = [(7919 * position) % VOCABULARY for position in range(task.settings.max_new_tokens)]
-        return [(list(tokens), "length") for _ in task.requests]  # copies: pickle sends a shared list only once
+    def node(self) -> tuple[str, dict[str, str | None]]:
+        """As `Actor.node`."""
+        return socket.gethostname(), versions((*LIBRARIES, *VLLM))
+
+    def run(self, task: Task) -> Answer:
+        """Answer at once: with `max_new_tokens` tokens for each request, or with equal log-probabilities."""
+        if isinstance(task, SampleTask):
+            tokens = [(7919 * position) % VOCABULARY for position in range(task.settings.max_new_tokens)]
+            return Answer([(list(tokens), "length") for _ in task.requests])  # copies: pickle sends a shared list once
+        return Answer([self._scored(task, texts) for texts in task.texts])
+
+    def _scored(self, task: ScoreTask, texts: tuple[str, ...]) -> Scored:
+        return Scored([(-1.0,) * len(task.models) for _ in texts], languages.detect(texts, task.expected))
+
+
+class Encoder:
+    """A tokenizer that gives each prompt as many tokens as a real one would, and shares its texts."""
+
+    name = ""
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """`PROMPT_TOKENS` tokens."""
+        return tuple((int(text) + position) % VOCABULARY for position in range(PROMPT_TOKENS))
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Three characters a token."""
+        return "sol" * len(token_ids)
+
+    def stop_ids(self, _also: tuple[int, ...]) -> list[int]:
+        """One."""
+        return [0]
+
+
+def scoring_rate(context: Context, folder: Path, batches: int) -> float:
+    """Batches per second of a scoring stage whose workers only detect languages."""
+    count = batches * EXAMPLES
+    example = Example(tuple(range(PROMPT_TOKENS)), (tuple(range(SCORED_TOKENS)),) * SAMPLES)
+    keys = [[("es", str(item), str(sample)) for sample in range(SAMPLES)] for item in range(count)]
+
+    def to_rows(item: int, scored: Scored) -> list[Score]:
+        return [
+            Score(str(item), "es", sample, TEXT, "stop", TEXT, *logps, 0.0, SCORED_TOKENS, len(TEXT), language, 0.0)
+            for sample, (logps, language) in enumerate(zip(scored.logps, scored.languages, strict=True))
+        ]
+
+    target = Artifact(folder, folder / "scores", "score", {}, {})
+    remove(target.pieces_folder("parts"))
+    begun = time.monotonic()
+    resumable_logps(
+        context,
+        target,
+        "parts",
+        ("policy", "reference"),
+        [example] * count,
+        "auto",
+        keys,
+        Score,
+        to_rows,
+        "score",
+        "responses",
+        [[TEXT] * SAMPLES] * count,
+        ("es",),
+    )
+    seconds = time.monotonic() - begun
+    remove(target.pieces_folder("parts"))
+    return batches / seconds
+
+
+def sampling_rate(context: Context, rows: int) -> float:
+    """Rows per second of the generate stage, from tokenising prompts to finished shards. Its workers answer at once."""
+    lines = [f'{{"instruction_id": "{number}", "instruction": "{number}"}}\n' for number in range(rows // SAMPLES)]
+    for lang in ("en", "es"):
+        write_text(Path(context.config.prompts.path) / f"{lang}.jsonl", "".join(lines))
+    context.__dict__["encoder"] = Encoder()
+    responses._require_room = lambda _context: None
+    responses.sample_settings = lambda *_: SampleSettings(0.9, 1.0, 0, SAMPLED_TOKENS, (0,))
+    begun = time.monotonic()
+    responses.make(context, 1)
+    seconds = time.monotonic() - begun
+    remove(context.run.path / "iter1")
+    remove(Path(context.config.prompts.path))
+    return rows / seconds
+
+
+def start_workers(context: Context, workers: int) -> None:
+    """Start Ray and the workers. Ray takes the CPUs for more than they are: the workers need hardly any."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # read when ray is imported
+    import ray
+
+    ray.init = functools.partial(ray.init, num_cpus=workers)
+    xlr.model.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
+    begun = time.monotonic()
+    one = ScoreTask(("policy",), (), "auto", (("un texto",),), ("es",))
+    for _ in context.pool.map(dict.fromkeys(range(20 * workers), one)):
+        pass
+    print(f"Ray and {len(context.pool.workers)} workers started in {time.monotonic() - begun:.1f} s", flush=True)
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """The most resident memory of this process inside the block in GB, once it has ended, and that at its start."""
+    process, ended = psutil.Process(), threading.Event()
+    found = [0.0, process.memory_info().rss / 1e9]
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            found[0] = max(found[0], process.memory_info().rss / 1e9)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
 
 
 def main() -> None:
-    """Send all rows through the pool and print the rate and the driver's memory."""
+    """Print both rates and the driver's memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for the pieces, which are removed at the end")
-    parser.add_argument("--rows", type=int, default=150_000, help="number of responses")
-    parser.add_argument("--tokens", type=int, default=700, help="tokens per response")
+    parser.add_argument("work", type=Path, help="folder for the files, which are removed at the end")
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=3000, help="scoring batches of 40 responses")
+    parser.add_argument("--rows", type=int, default=150_000, help="responses that are sampled")
+    parser.add_argument("--batch-size", type=int, default=64, help="responses per sampling task")
     arguments = parser.parse_args()
-    rows, tokens = arguments.rows, arguments.tokens
-    settings = SampleSettings(0.9, 1.0, 0, tokens, (0,))
-    prompts = [tuple(range(start, start + PROMPT_TOKENS)) for start in range(0, rows, SAMPLES)]
-    batches = [list(range(start, min(start + BATCH_ROWS, rows))) for start in range(0, rows, BATCH_ROWS)]
-    tasks = [
-        SampleTask("", tuple(SampleRequest(prompts[row // SAMPLES], row) for row in batch), settings)
-        for batch in batches
-    ]
-    text = "palabra " * (tokens // 2)  # four characters per token
-
-    xlr.model.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
-    run = {"languages": ["es"], "model": {"initial": "none", "aligned": "none"}, "prompts": {"path": "none"}}
-    context = Context(Config.model_validate({"run_dir": str(arguments.work), "ray": {"actors": ACTORS}, **run}))
-    begun = time.monotonic()
-    for _ in context.pool.map(dict(enumerate(tasks[: 2 * ACTORS]))):
-        pass
-    print(f"Ray and {ACTORS} workers started in {time.monotonic() - begun:.1f} s; {rows} rows of {tokens} tokens")
-    print(f"{'rows':>8} {'s':>6} {'driver GB':>10}")
-    begun = time.monotonic()
-
-    def show(done: int) -> None:
-        memory = psutil.Process().memory_info().rss / 1e9
-        print(f"{done:8d} {time.monotonic() - begun:6.1f} {memory:10.2f}", flush=True)
-
-    def to_rows(batch: list[int], result: list[tuple[list[int], str]]) -> list[Response]:
-        return [
-            Response(str(row // SAMPLES), "es", row % SAMPLES, text, token_ids, reason)
-            for row, (token_ids, reason) in zip(batch, result, strict=True)
-        ]
-
-    target = Artifact(arguments.work, arguments.work / "pool", "generate", {}, {})
-    remove(target.pieces_folder("parts"))
-    finished = 0
-
-    def num_tokens(batch: list[int], rows: Sequence[Response]) -> int:
-        nonlocal finished
-        finished += 1
-        if finished % (len(batches) // 10) == 0:
-            show(finished * BATCH_ROWS)
-        return tokens * len(rows)
-
-    work = Work([[("es", str(row))] for row in range(rows)], batches, tasks, Response, to_rows, num_tokens)
-    show(0)
-    found = resumable(context, target, "parts", work, "pool", "rows")
-    seconds = time.monotonic() - begun
-    assert len(found) == rows
-    show(rows)
-    print(f"peak memory of the driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
+    run = {
+        "run_dir": str(arguments.work),
+        "languages": ["es"],
+        "model": {"initial": "none", "aligned": "none"},
+        "prompts": {"path": str(arguments.work / "prompts")},
+        "generate": {"num_samples": SAMPLES, "batch_size": arguments.batch_size},
+        "score": {"batch_tokens": EXAMPLES * (PROMPT_TOKENS + SAMPLES * SCORED_TOKENS)},
+        "ray": {"actors": arguments.workers, "cpus_per_actor": 1},
+    }
+    context = Context(Config.model_validate(run))
+    start_workers(context, arguments.workers)
+    rate = scoring_rate(context, arguments.work, arguments.batches)
+    print(f"scoring: {rate:.1f} batches/s", flush=True)
+    with peak_memory() as memory:
+        rows = sampling_rate(context, arguments.rows)
+    print(f"sampling: {rows:.0f} rows/s; memory of the driver {memory[1]:.2f} GB before, {memory[0]:.2f} GB at most")
     context.close()
-    remove(target.pieces_folder("parts"))
-    print(json.dumps({"rows_per_second": round(rows / seconds, 1)}))
+    figures = {
+        "rows_per_second": round(rows, 1),
+        f"batches_per_second_{arguments.workers}": round(rate, 1),
+        "driver_gb": round(memory[0], 2),
+    }
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from xlr.cluster.raypool import Pool
 from xlr.model.worker import Worker
-from xlr.records import Task
+from xlr.records import DType, Task
 from xlr.run.context import Context
 from xlr.settings.config import Config
 
@@ -30,11 +30,10 @@ class LocalPool:
         self._pool._vllm = False  # as if it had been started
         self._worker = Worker(None, self.config.model.dtype, self.config.model.attn_implementation)
 
-    @property
-    def precision(self) -> str:
-        return self._pool.precision
+    def precision(self, dtype: DType) -> str:
+        return self._pool.precision(dtype)
 
-    def conditions(self, task: type[Task]) -> dict[str, str | None]:
+    def conditions(self, task: Task) -> dict[str, str | None]:
         return self._pool.conditions(task)
 
     def map(self, tasks: Mapping[Any, Task]) -> Iterator[tuple[Any, Any]]:

@@ -92,7 +92,7 @@ def undisturbed(tiny_models: dict[str, Path], judge: Any, tmp_path_factory: pyte
     return sweep
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(0 if WHOLE else 1800)
 @pytest.mark.parametrize("power", [False, True], ids=["kill", "power cut"])
 def test_a_run_that_dies_before_any_change_of_its_folder_ends_with_the_same_results(
     undisturbed: Sweep, power: bool, tmp_path: Path

@@ -50,3 +50,9 @@ def test_an_expected_language_that_is_not_common_is_detected():
 def test_detecting_among_unknown_codes_is_refused():
     with pytest.raises(UserError, match="'xx'"):
         languages.detect(["hello"], ["xx"])
+
+
+def test_of_a_long_text_both_ends_decide():
+    spanish, english = 30 * f"{SENTENCES['es']} ", 30 * f"{SENTENCES['en']} "
+    assert languages.detect([spanish + spanish, english + english], ["en", "es"]) == ["es", "en"]
+    assert languages.detect([spanish[:1200] + "?" * 10_000_000], ["en", "es"]) == ["es"]  # and quickly

@@ -12,6 +12,9 @@ ENGLISH = "en"
 _COMMON = ("en", "es", "ru", "de", "fr", "zh", "ja", "ko", "ar", "hi", "pt", "it", "nl", "pl", "tr", "vi", "id")
 
 
+_SEEN = 500  # characters at each end of a longer text that detection looks at
+
+
 def _language(code: str) -> Any:
     from lingua import Language
 
@@ -41,6 +44,8 @@ def _detector(codes: tuple[str, ...]) -> Any:
 def detect(texts: Iterable[str], expected: Iterable[str]) -> list[str]:
     """The ISO 639-1 code of each text's language, or an empty string if it cannot be detected.
 
+    Of a long text, detection looks at the beginning and the end: they tell its language, and that it has changed.
+
     Args:
         expected: codes of the languages to consider, in addition to the most common ones.
 
@@ -48,5 +53,9 @@ def detect(texts: Iterable[str], expected: Iterable[str]) -> list[str]:
         UserError: a code is unknown.
     """
     detector = _detector(tuple(sorted({*expected, *_COMMON})))
-    found = [detector.detect_language_of(text) for text in texts]
+    found = [detector.detect_language_of(_ends(text)) for text in texts]
     return [language.iso_code_639_1.name.lower() if language else "" for language in found]
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= 2 * _SEEN else f"{text[:_SEEN]}\n{text[-_SEEN:]}"

@@ -17,12 +17,12 @@ from xlr.run import identity
 from xlr.run.artifact import Artifact, manifest_path, read_manifest
 from xlr.run.context import COMMITS, Context, read_commits
 from xlr.run.files import read_json, remove, sealed, tidy, write_json, write_text
-from xlr.run.work import PROGRESS
 from xlr.settings.config import Config
 from xlr.settings.configfile import dump
 from xlr.stages import KINDS, STAGES, StageKind
 from xlr.terminal.console import console, duration
 from xlr.terminal.progress import Clock, StepState
+from xlr.work.pieces import PROGRESS
 
 
 class StageModule(Protocol):

@@ -1,9 +1,12 @@
 """The row type on each arrow of the data flow (prompts -> responses -> scores -> pairs), and what workers are given."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from typing_extensions import TypedDict
+
+DType: TypeAlias = Literal["auto", "float32", "bfloat16"]
+"""`model.dtype`: auto is bfloat16 on GPUs and float32 on CPUs."""
 
 # An iteration's number, or the name of a model in evaluate.models.
 ModelKey: TypeAlias = int | str
@@ -183,10 +186,25 @@ class SampleTask:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Responses for a worker to score: for each example, its responses' log-probabilities under each model, in nats."""
+    """Responses for a worker to score under each model: its result is a `Scored` for each example."""
 
     models: tuple[str, ...]
     examples: tuple[Example, ...]
+    dtype: DType
+    texts: tuple[tuple[str, ...], ...] = ()
+    """For each example, texts whose languages are detected; by default none."""
+    expected: tuple[str, ...] = ()
+    """Codes of the languages that detection considers, in addition to the most common ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a worker finds about an example's responses."""
+
+    logps: list[tuple[float, ...]]
+    """For each response, its log-probability under each model, in nats."""
+    languages: list[str]
+    """For each text of the task, the code of its language; empty where it cannot be detected."""
 
 
 Task: TypeAlias = SampleTask | ScoreTask

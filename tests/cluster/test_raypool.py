@@ -7,7 +7,7 @@ import pytest
 from xlr.cluster.raypool import Pool
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.errors import UserError
-from xlr.records import SampleTask, ScoreTask, Task
+from xlr.records import SampleSettings, SampleTask, ScoreTask, Task
 from xlr.settings.config import GenerateConfig, ModelConfig, RayConfig
 
 
@@ -58,20 +58,23 @@ def test_tensor_parallelism_decides_the_gpus_per_actor() -> None:
 
 
 def test_pieces_of_a_kind_of_task_depend_on_what_computes_it() -> None:
-    def conditions(task: type[Task], generate: GenerateConfig, **model: str) -> dict[str, str | None]:
+    def conditions(task: Task, generate: GenerateConfig, **model: str) -> dict[str, str | None]:
         pool = Pool(RayConfig(), ModelConfig.model_validate({"initial": "i", **model}), generate)
         pool._vllm = False  # as if Ray ran, on nodes without GPUs
         return pool.conditions(task)
 
     transformers, vllm = GenerateConfig(), GenerateConfig(backend="vllm")
-    sampled, scored = conditions(SampleTask, transformers), conditions(ScoreTask, transformers)
+    sample, score = SampleTask("m", (), SampleSettings(1.0, 1.0, 0, 1, (0,))), ScoreTask(("m",), (), "auto")
+    sampled, scored = conditions(sample, transformers), conditions(score, transformers)
     assert sampled["model.attn_implementation"] == "sdpa"
     assert scored["model.attn_implementation"] == "xlr_shared_prompt"
-    assert conditions(SampleTask, transformers, attn_implementation="sdpa") == sampled
-    assert conditions(SampleTask, transformers, attn_implementation="eager") != sampled
-    assert conditions(ScoreTask, transformers, attn_implementation="sdpa") != scored
-    assert conditions(ScoreTask, transformers, dtype="bfloat16")["precision"] == "bfloat16"
-    assert "version of vllm" in conditions(SampleTask, vllm)
+    assert conditions(sample, transformers, attn_implementation="sdpa") == sampled
+    assert conditions(sample, transformers, attn_implementation="eager") != sampled
+    assert conditions(score, transformers, attn_implementation="sdpa") != scored
+    assert conditions(sample, transformers, dtype="bfloat16")["precision"] == "bfloat16"
+    assert conditions(score, transformers, dtype="bfloat16") == scored  # a task says in which precision it is scored
+    assert conditions(ScoreTask(("m",), (), "bfloat16"), transformers)["precision"] == "bfloat16"
+    assert "version of vllm" in conditions(sample, vllm)
     assert "version of vllm" not in scored
     assert "version of deepspeed" not in scored
     assert "version of lingua-language-detector" in scored

@@ -1,9 +1,10 @@
+import math
 from itertools import pairwise, product
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.maths.batching import even_batches, micro_batches, token_budget_batches
+from xlr.maths.batching import consecutive, dealt, even_batches, micro_batches, token_budget_batches
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=30)
 BUDGET = st.integers(1, 100)
@@ -151,3 +152,21 @@ def test_micro_batches_by_hand():
     assert micro_batches([5, 4, 3, 2], 7, 1) == [[[0, 3]], [[1, 2]]]
     assert micro_batches([5], 100, 3) == [[[0], [], []]]
     assert micro_batches([], 100, 3) == []
+
+
+@given(st.lists(st.integers(0, 50), unique=True), st.integers(1, 9))
+def test_consecutive_batches_keep_the_order_and_are_even(order: list[int], size: int) -> None:
+    batches = consecutive(order, size)
+    assert [index for batch in batches for index in batch] == order
+    assert len(batches) == math.ceil(len(order) / size)
+    assert not batches or max(map(len, batches)) - min(map(len, batches)) <= 1
+
+
+@given(st.lists(st.integers(1, 4)), st.integers(1, 12))
+def test_groups_are_dealt_out_like_cards(sizes: list[int], size: int) -> None:
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    groups = [list(range(start, start + count)) for start, count in zip(starts, sizes, strict=True)]
+    batches = dealt(groups, size)
+    assert sorted(index for batch in batches for index in batch) == list(range(sum(sizes)))
+    for number, batch in enumerate(batches):
+        assert batch == [index for group in groups[number :: math.ceil(sum(sizes) / size)] for index in group]

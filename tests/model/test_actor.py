@@ -53,7 +53,7 @@ def test_loading_models_is_measured_apart_from_computing() -> None:
             time.sleep(0.05)
             return "rested"
 
-    answer = Sleeper().run(ScoreTask((), ()))
+    answer = Sleeper().run(ScoreTask((), (), "auto"))
     assert answer.result == "rested"
     assert 0.2 <= answer.load_seconds < 0.25
     assert 0.05 <= answer.compute_seconds < 0.2

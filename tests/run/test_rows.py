@@ -11,7 +11,13 @@ from tests.rows import read_rows
 from xlr.errors import UserError
 from xlr.records import Pair, Response
 from xlr.run import rows
-from xlr.run.rows import read_piece, write_rows, write_shards
+from xlr.run.rows import piece_table, records, write_rows, write_shards
+
+
+def read_piece(path: Path, stamps: list[str]) -> list[Response] | None:
+    table = piece_table(path, Response, stamps)
+    return None if table is None else records(table, Response)
+
 
 ROWS = [Response(f"q{i}", "es", i, f"¿Qué? {i} 你好", [i, i + 1], "stop") for i in range(5)]
 
@@ -42,12 +48,12 @@ def test_a_token_id_is_one_object_in_all_rows(tmp_path: Path) -> None:
 
 def test_a_stamp_is_read_back_and_changes_no_row(tmp_path: Path) -> None:
     write_rows(tmp_path / "piece", Response, ROWS, "a stamp")
-    assert read_piece(tmp_path / "piece", Response, ["another", "a stamp"]) == ROWS
-    assert read_piece(tmp_path / "piece", Response, ["another"]) is None
+    assert read_piece(tmp_path / "piece", ["another", "a stamp"]) == ROWS
+    assert read_piece(tmp_path / "piece", ["another"]) is None
     assert read_rows(tmp_path / "piece", Response) == ROWS
     write_rows(tmp_path / "plain", Response, ROWS)
-    assert read_piece(tmp_path / "plain", Response, ["a stamp"]) is None
-    assert read_piece(tmp_path / "nothing", Response, ["a stamp"]) is None
+    assert read_piece(tmp_path / "plain", ["a stamp"]) is None
+    assert read_piece(tmp_path / "nothing", ["a stamp"]) is None
 
 
 @pytest.mark.parametrize("damage", [lambda data, i: data[:i], lambda data, i: data[:i] + b"x" + data[i + 1 :]])
@@ -59,10 +65,21 @@ def test_a_damaged_file_is_noticed_or_reads_as_before(damage: Callable[[bytes, i
     noticed = 0
     for position in range(len(data)):
         path.write_bytes(damage(data, position))
-        rows = read_piece(path, Response, ["a stamp"])
+        rows = read_piece(path, ["a stamp"])
         assert rows in (None, ROWS)
         with contextlib.suppress(UserError):
             assert read_rows(path, Response) == ROWS
             continue
         noticed += 1
     assert noticed > len(data) / 4
+
+
+def test_a_shard_is_checked_after_writing(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows", Response, ROWS, "a stamp")
+    table = piece_table(tmp_path / "rows", Response, ["a stamp"])
+    keys = [row.key for row in ROWS]
+    rows.write_shard(tmp_path / "es-00000.parquet", table, keys)
+    assert read_rows(tmp_path / "es-00000.parquet", Response) == ROWS
+    for wrong in (keys[:-1], [*keys[1:], keys[0]], [*keys, keys[0]]):
+        with pytest.raises(RuntimeError, match=r"rows instead of|or others"):
+            rows.write_shard(tmp_path / "es-00001.parquet", table, wrong)

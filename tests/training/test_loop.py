@@ -516,9 +516,9 @@ def test_the_reference_stays_frozen_and_the_checks_find_differing_models(
     example = training.pairs[0].example
     probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
     logp = training.logps([example])[0].item()
-    gates.require_scorers_logps(training, [probe | {"logp_policy": logp}])
+    gates.require_scorers_logps(training, [probe | {"logp_policy": logp}], bfloat16=False)
     with pytest.raises(UserError, match="trainer and scorer disagree"):
-        gates.require_scorers_logps(training, [probe | {"logp_policy": 1.01 * logp}])
+        gates.require_scorers_logps(training, [probe | {"logp_policy": 1.01 * logp}], bfloat16=False)
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_pairs(

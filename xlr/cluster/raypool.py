@@ -3,7 +3,6 @@
 Ray chooses their nodes and reports when one is lost. Results come back as they finish, each with its task's key.
 """
 
-import contextlib
 import importlib.util
 import logging
 import math
@@ -17,38 +16,38 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlr.cluster import rayaddress
-from xlr.cluster.environment import ALLOCATOR, SAFE_PATH
+from xlr.cluster.environment import ALLOCATOR
+from xlr.cluster.raynodes import alive, in_safe_folder, kinds_of_gpus, wait_for_nodes
 from xlr.cluster.scratch import PrivateFolder
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import reason
 from xlr.model.precision import precision
 from xlr.packing.layout import default_attention
-from xlr.records import SampleTask, Task
+from xlr.records import DType, SampleTask, Task
 from xlr.settings.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.terminal.console import console, duration
 from xlr.terminal.progress import Tally
 from xlr.versions import LIBRARIES, VLLM, require_same, versions
 
-_KIND = "accelerator_type:"
 _LOSSES = 3  # workers that one task may lose, and starts that may fail in a row, before xlr gives up
 _LOOK_SECONDS = 10  # between checks for new nodes and for tasks that take too long
 _START_SECONDS = 1800  # without any worker, before xlr gives up
 _SLOW_LOAD_SECONDS = 300  # 16 GB at 50 MB/s
-_JOIN_SECONDS = 300  # for all nodes of an allocation to join the Ray cluster
 
 # Without this variable, Ray replaces the loopback address by the machine's own and listens on all interfaces.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _LOCAL = {"_node_ip_address": "127.0.0.1"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
-    """A task that a worker is computing."""
+    """A task that a worker has been given. It computes its tasks in turn."""
 
     actor: Any
     key: Any
-    begun: float
+    begun: float | None = None
+    """When the worker began to compute it, or will have by now; None while the one before it is computed."""
 
 
 class Pool:
@@ -100,7 +99,7 @@ class Pool:
         handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it
         try:
             rayaddress.require_listener(address)
-            with _in_safe_folder():
+            with in_safe_folder():
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         except (OSError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             if not address:
@@ -110,27 +109,27 @@ class Pool:
                 "start one, give its token in RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from error
         signal.signal(signal.SIGTERM, handler)
-        _wait_for_nodes(ray, os.environ.get("XLR_RAY_NODES", "").split())
-        self._gpus = _gpus(ray)
+        wait_for_nodes(ray, os.environ.get("XLR_RAY_NODES", "").split())
+        self._gpus = kinds_of_gpus(ray)
         self._choose_kind(ray, vllm=False)
 
-    @property
-    def precision(self) -> str:
+    def precision(self, dtype: DType) -> str:
         """The precision of workers that score: float32 or bfloat16."""
-        return precision(self._model.dtype, self._on_gpus(vllm=False))
+        return precision(dtype, self._on_gpus(vllm=False))
 
-    def conditions(self, task: type[Task]) -> dict[str, str | None]:
-        """Conditions that affect the numbers of a kind of task: device, precision, implementation, library versions."""
-        vllm = task is SampleTask and self._generate.backend == "vllm"
+    def conditions(self, task: Task) -> dict[str, str | None]:
+        """Conditions that affect the numbers of such a task: device, precision, implementation, library versions."""
+        sampling = isinstance(task, SampleTask)
+        vllm = sampling and self._generate.backend == "vllm"
         on_gpus = self._on_gpus(vllm)
         found: dict[str, str | None] = {
             "device": self._gpus if on_gpus else "cpu",
-            "precision": precision(self._model.dtype, on_gpus),
+            "precision": precision(self._model.dtype if isinstance(task, SampleTask) else task.dtype, on_gpus),
         }
         if vllm:
             return found | versions((*LIBRARIES, *VLLM))
         attention = self._model.attn_implementation
-        if task is SampleTask:
+        if sampling:
             return found | {"model.attn_implementation": default_attention(attention)} | versions(LIBRARIES)
         detector = "lingua-language-detector"  # scored rows hold the detected language
         return found | {"model.attn_implementation": attention} | versions((*LIBRARIES, detector))
@@ -146,7 +145,7 @@ class Pool:
         if vllm == self._vllm:
             return
         self._end_actors(ray)
-        nodes, settings = _alive(ray), self._settings
+        nodes, settings = alive(ray), self._settings
         if vllm:
             settings = with_tensor_parallelism(nodes, settings, self._generate.tensor_parallel_size)
         self._vllm, self._size = vllm, plan_actors(nodes, settings)
@@ -154,7 +153,7 @@ class Pool:
     def _add_actors(self, ray: Any) -> None:
         """Start the workers that are missing: replacements of lost ones, and those that new nodes have room for."""
         cpus_each, gpus_each = self._size
-        wanted = self._settings.actors or max(room(_alive(ray), cpus_each, gpus_each), 1)
+        wanted = self._settings.actors or max(room(alive(ray), cpus_each, gpus_each), 1)
         # Ray could restart a lost worker by itself, but would keep its task for it until a node has room again.
         worker, arguments = self._kind()
         remote = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each)(worker)
@@ -212,8 +211,10 @@ class Pool:
     def map(self, tasks: Mapping[Any, Task]) -> Iterator[tuple[Any, Any]]:
         """Compute all tasks, of one kind, and yield `(key, result)` as results come.
 
-        Tasks are handed out in order, one to each free worker. If a worker dies, alone or with its node, or computes
-        one task for more than `ray.task_minutes`, another worker gets its task. Nodes that join are used.
+        Tasks are handed out in order. A worker that scores gets a second task while it computes the first, so that it
+        never waits for this process; sampling takes minutes a task, so workers get one at a time. If a worker dies,
+        alone or with its node, or computes one task for more than `ray.task_minutes`, another worker gets its tasks.
+        Nodes that join are used.
 
         Raises:
             UserError: raised by a worker, for example about a model it cannot open; names the node.
@@ -229,7 +230,7 @@ class Pool:
         sampling = isinstance(next(iter(tasks.values())), SampleTask)
         self._choose_kind(ray, vllm=sampling and self._generate.backend == "vllm")
         self._tallies = {actor: self._tally(actor) for actor in self._nodes}
-        yield from _Round(self, ray, tasks).results()
+        yield from _Round(self, ray, tasks, 1 if sampling else 2).results()
 
     def _count(self, actor: Any, answer: Any) -> None:
         tally = self._tallies[actor]
@@ -246,7 +247,7 @@ class Pool:
     def _end_overdue(self, ray: Any, calls: Sequence[_Call]) -> None:
         """Kill workers that hang, so that others get their tasks."""
         for call in calls:
-            if time.monotonic() - call.begun > 60 * self._settings.task_minutes:
+            if call.begun is not None and time.monotonic() - call.begun > 60 * self._settings.task_minutes:
                 console.print(
                     f"  killed a worker on {self._nodes[call.actor]}: one task took more than ray.task_minutes="
                     f"{self._settings.task_minutes:g}"
@@ -272,14 +273,19 @@ class Pool:
 
 
 class _Round:
-    """The state of one `map` of a pool: waiting tasks, running tasks, idle workers."""
+    """The state of one `map` of a pool: waiting tasks, running tasks, workers that can take one.
 
-    def __init__(self, pool: Pool, ray: Any, tasks: Mapping[Any, Task]):
+    Args:
+        depth: how many tasks a worker holds, with the one that it computes.
+    """
+
+    def __init__(self, pool: Pool, ray: Any, tasks: Mapping[Any, Task], depth: int):
         self._pool = pool
         self._ray = ray
         self._tasks = tasks
+        self._depth = depth
         self._waiting = deque(tasks)
-        self._idle = list(pool._nodes)
+        self._free = deque([*pool._nodes] * depth)  # a worker as often as it can take a task; each once, then again
         self._running: dict[Any, _Call] = {}
         self._losses: Counter[Any] = Counter()
         self._looked = -math.inf
@@ -294,7 +300,7 @@ class _Round:
             calls = [*self._running, *self._pool._starting]
             for reference in self._ray.wait(calls, num_returns=1, timeout=_LOOK_SECONDS)[0]:
                 if reference in self._pool._starting:
-                    self._idle += self._pool._note_start(self._ray, reference)
+                    self._free.extendleft(self._pool._note_start(self._ray, reference) * self._depth)
                 else:
                     yield from self._finish(reference)
 
@@ -309,9 +315,16 @@ class _Round:
         self._pool._end_overdue(self._ray, list(self._running.values()))
 
     def _hand_out(self) -> None:
-        while self._idle and self._waiting:
-            actor, key = self._idle.pop(), self._waiting.popleft()
-            self._running[actor.run.remote(self._tasks[key])] = _Call(actor, key, time.monotonic())
+        while self._free and self._waiting:
+            actor, key = self._free.popleft(), self._waiting.popleft()
+            self._running[actor.run.remote(self._tasks[key])] = _Call(actor, key)
+            self._begin(actor)
+
+    def _begin(self, actor: Any) -> None:
+        """Note that a worker computes the first of its tasks from now on, unless it did before."""
+        first = next((call for call in self._running.values() if call.actor is actor), None)
+        if first is not None and first.begun is None:
+            first.begun = time.monotonic()
 
     def _finish(self, reference: Any) -> Iterator[tuple[Any, Any]]:
         """The result of a call that has ended; nothing if its worker was lost."""
@@ -325,68 +338,23 @@ class _Round:
         except errors.RayActorError as error:
             self._give_back(call, error)
         else:
-            self._idle.append(call.actor)
+            self._free.append(call.actor)
+            self._begin(call.actor)
             self._hand_out()  # before the caller works on the result, so that the worker does not wait for it
             self._pool._count(call.actor, answer)
             yield call.key, answer.result
 
     def _give_back(self, call: _Call, error: Exception) -> None:
-        """Put the task of a lost worker first in the queue.
+        """Put a task of a lost worker first in the queue.
 
         Raises:
-            RuntimeError: it was lost several times.
+            RuntimeError: several workers were lost while they computed it.
         """
-        self._losses[call.key] += 1
+        self._losses[call.key] += call.begun is not None
         if self._losses[call.key] == _LOSSES:
             raise RuntimeError(f"{_LOSSES} workers were lost while computing task {call.key}") from error
-        self._pool._note_loss(self._ray, call.actor)
+        if call.actor in self._pool._nodes:
+            self._pool._note_loss(self._ray, call.actor)
+        self._free = deque(actor for actor in self._free if actor is not call.actor)
         self._waiting.appendleft(call.key)
         self._looked = -math.inf
-
-
-@contextlib.contextmanager
-def _in_safe_folder() -> Iterator[None]:
-    """Work in the root folder, where only root can write, while Ray starts.
-
-    Ray adds the driver's current folder to the import path of the workers, and its processes start in it.
-    """
-    before, path = os.open(".", os.O_RDONLY | os.O_DIRECTORY), os.environ.get("PYTHONSAFEPATH")
-    os.chdir("/")
-    os.environ.update(SAFE_PATH)
-    try:
-        yield
-    finally:
-        os.fchdir(before)
-        os.close(before)
-        if path is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = path
-
-
-def _wait_for_nodes(ray: Any, names: Sequence[str]) -> None:
-    """Wait until all nodes of an allocation have joined the cluster.
-
-    Raises:
-        RuntimeError: some did not; names them.
-    """
-    begun = time.monotonic()
-    while absent := set(names) - {node["NodeName"] for node in ray.nodes() if node["Alive"]}:
-        if time.monotonic() - begun > _JOIN_SECONDS:
-            raise RuntimeError(f"no Ray within {_JOIN_SECONDS} s on {', '.join(sorted(absent))}")
-        time.sleep(0.5)
-
-
-def _gpus(ray: Any) -> str:
-    """The GPUs of the cluster, as in `cuda H100`; empty if it has none. Ray names their kinds as resources."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(node.get("GPU") for node in resources):
-        return ""
-    kinds = {name.removeprefix(_KIND) for node in resources for name in node if name.startswith(_KIND)}
-    return " ".join(["cuda", *sorted(kinds)])
-
-
-def _alive(ray: Any) -> list[tuple[int, int]]:
-    """CPUs and GPUs of each node of the cluster."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in resources]

@@ -76,7 +76,7 @@ def inspect(
 ) -> None:
     """Score the responses to a few prompts in every reward mode and compare the modes, before scoring everything."""
     from xlr import pipeline
-    from xlr.rewarding import inspection, inspectionview
+    from xlr.inspection import inspection, inspectionview
     from xlr.terminal.console import console
 
     context = open_context(source, overrides)

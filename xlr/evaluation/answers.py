@@ -12,7 +12,7 @@ from xlr.data.prompts import sources
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts, PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import implicit_reward
-from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score
+from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score, Scored
 from xlr.rewarding import room
 from xlr.rewarding.responses import sample_responses
 from xlr.rewarding.scores import (
@@ -27,8 +27,8 @@ from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.rows import require_each_once, write_shards
-from xlr.run.work import ExampleLogps, resumable_logps
 from xlr.settings.config import Config, GenerateConfig, settings
+from xlr.work.logps import resumable_logps
 
 # All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
@@ -60,6 +60,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         "generate.tensor_parallel_size": context.config.generate.tensor_parallel_size,
         "generate.batch_size": context.config.generate.batch_size,
         "score.batch_tokens": context.config.score.batch_tokens,
+        "score.dtype": context.config.score.dtype,
         "score.max_length": context.config.score.max_length,
     }
     folder = context.run.iteration(model) / "eval"
@@ -167,7 +168,7 @@ def _answer(
         _SEED_ITERATION,
         f"evaluate {model}: answer",
         context.encoder_of(model),
-    )
+    ).rows()
     english = {prompt.id: prompt.instruction for prompt in context.held_out[ENGLISH]}
     candidates = [
         Candidate(row, row.response, scoring_instruction("crosslingual", prompt, english[prompt.id]))
@@ -219,8 +220,8 @@ def _preference_facts(context: Context, target: Artifact, path: str, iteration: 
         for one in preferences
     ]
 
-    def to_rows(item: int, logps: ExampleLogps) -> list[PreferenceReward]:
-        chosen, rejected = (implicit_reward(policy, reference) for policy, reference in logps)
+    def to_rows(item: int, scored: Scored) -> list[PreferenceReward]:
+        chosen, rejected = (implicit_reward(policy, reference) for policy, reference in scored.logps)
         return [PreferenceReward(preferences[item].id, chosen, rejected)]
 
     rewards = resumable_logps(
@@ -229,6 +230,7 @@ def _preference_facts(context: Context, target: Artifact, path: str, iteration: 
         "preferences",
         (context.model(iteration), context.model(INITIAL)),
         examples,
+        context.config.scoring_dtype,
         [[(ENGLISH, one.id)] for one in preferences],
         PreferenceReward,
         to_rows,

@@ -24,10 +24,10 @@ from xlr.records import Message, Verdict
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import write_json
-from xlr.run.work import PROGRESS
 from xlr.settings.config import JudgeConfig
 from xlr.terminal import progress
 from xlr.terminal.console import console
+from xlr.work.pieces import PROGRESS
 
 _SAMPLE = 200  # questions whose tokens are counted for the estimate
 _MAX_REFUSALS = 3  # with so many refusals and no verdict, the questions are not the problem

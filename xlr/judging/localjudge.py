@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.judging import question
-from xlr.records import Example, Message, Verdict
+from xlr.records import Example, Message, Scored, Verdict
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.run.work import ExampleLogps, resumable_logps
 from xlr.settings.config import JudgeConfig
+from xlr.work.logps import resumable_logps
 
 
 def require_usable(judge: JudgeConfig, shortest: Mapping[str, list[Message]]) -> None:
@@ -66,8 +66,8 @@ def ask(
         examples = [Example(encoder.prompt_of(messages), answers) for messages in questions]
     short = [index for index, example in enumerate(examples) if len(example.prompt) <= limit]
 
-    def to_rows(item: int, logps: ExampleLogps) -> list[Verdict]:
-        (first,), (second,) = logps
+    def to_rows(item: int, scored: Scored) -> list[Verdict]:
+        (first,), (second,) = scored.logps
         return [_verdict(first, second, len(examples[short[item]].prompt))]
 
     given = resumable_logps(
@@ -76,6 +76,7 @@ def ask(
         "parts",
         [encoder.name],
         [examples[index] for index in short],
+        context.config.model.dtype,
         [[(langs[index], str(index))] for index in short],
         Verdict,
         to_rows,

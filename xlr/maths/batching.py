@@ -44,6 +44,22 @@ def even_batches(lengths: Sequence[int], budget: int) -> list[Batch]:
     return token_budget_batches(lengths, smallest)
 
 
+def consecutive(order: Sequence[int], size: int) -> list[Batch]:
+    """Divide indices evenly into batches of at most `size`, in their order."""
+    count = -(-len(order) // size)
+    return [[*order[len(order) * n // count : len(order) * (n + 1) // count]] for n in range(count)]
+
+
+def dealt(groups: Sequence[Sequence[int]], size: int) -> list[Batch]:
+    """Deal groups of indices out to batches like cards, so that each batch gets the same mix in the same order.
+
+    A batch holds about `size` indices, and more than that by less than the largest group.
+    """
+    count = -(-sum(map(len, groups)) // size)
+    hands = [groups[n::count] for n in range(count)]
+    return [[index for group in hand for index in group] for hand in hands if hand]
+
+
 def micro_batches(
     lengths: Sequence[int], budget: int, world_size: int, rows: Sequence[int] | None = None
 ) -> list[list[Batch]]:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-DType = Literal["auto", "float32", "bfloat16"]
+from xlr.records import DType
 
 
 def precision(dtype: DType, on_gpus: bool) -> Literal["float32", "bfloat16"]:

@@ -11,10 +11,9 @@ import torch
 from xlr.errors import UserError
 from xlr.model import weights
 from xlr.model.actor import Actor
-from xlr.model.precision import DType
 from xlr.model.products import compute_repeatably
 from xlr.model.worker import until_stop
-from xlr.records import SampleRequest, SampleSettings, SampleTask, Task
+from xlr.records import DType, SampleRequest, SampleSettings, SampleTask, Task
 
 # Environment variables that vLLM reads on import. The user's own values win.
 _DEFAULTS = {

@@ -9,7 +9,8 @@ from torch import nn
 from xlr.errors import UserError
 from xlr.foreign import modelfiles
 from xlr.foreign.modelfiles import load_config
-from xlr.model.precision import DType, precision
+from xlr.model.precision import precision
+from xlr.records import DType
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:

@@ -16,16 +16,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from xlr import languages
 from xlr.errors import UserError
 from xlr.maths.sampling import draw
 from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
 from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
-from xlr.model.precision import DType
 from xlr.model.products import compute_repeatably
 from xlr.packing.layout import default_attention
-from xlr.records import Example, SampleRequest, SampleSettings, SampleTask, Task
+from xlr.records import DType, Example, SampleRequest, SampleSettings, SampleTask, Scored, ScoreTask, Task
 
 
 class Worker(Actor):
@@ -33,7 +33,7 @@ class Worker(Actor):
 
     Args:
         threads: CPU threads, or None to leave torch's own choice.
-        dtype: `auto`, `float32` or `bfloat16`.
+        dtype: the precision in which responses are sampled.
         attn_implementation: `model.attn_implementation` of the configuration.
         models_kept: how many models stay in memory: 2 (policy and reference) or 1.
         on_gpu: whether to compute on a GPU. Ray does not hide a node's GPUs from a worker without one.
@@ -53,28 +53,28 @@ class Worker(Actor):
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if on_gpu else "cpu")
-        self.dtype = weights.resolve_dtype(dtype, self.device)
+        self._dtype = dtype
         self.attn_implementation = attn_implementation
         self._models_kept = models_kept
-        self._models: dict[str, Any] = {}
-        self._probed: set[str] = set()
+        self._models: dict[tuple[str, torch.dtype], Any] = {}
+        self._probed: set[tuple[str, torch.dtype]] = set()
 
-    def _model(self, name: str, attn_implementation: str) -> Any:
-        causal_lm = self._models.pop(name, None)
+    def _model(self, name: str, attn_implementation: str, dtype: torch.dtype) -> Any:
+        causal_lm = self._models.pop((name, dtype), None)
         if causal_lm is None:
             while len(self._models) >= self._models_kept:
                 self._models.pop(next(iter(self._models)))
             with self.loading():
-                causal_lm = self._load(name, attn_implementation)
+                causal_lm = self._load(name, attn_implementation, dtype)
             # Ignore the model's own sampling settings: the method does not use them.
             causal_lm.generation_config = GenerationConfig()
-        self._models[name] = causal_lm  # the most recently used model is last
+        self._models[name, dtype] = causal_lm  # the most recently used model is last
         causal_lm.set_attn_implementation(attn_implementation)
         return causal_lm
 
-    def _load(self, name: str, attn_implementation: str) -> Any:
+    def _load(self, name: str, attn_implementation: str, dtype: torch.dtype) -> Any:
         try:
-            causal_lm = weights.load_causal_lm(name, self.dtype, attn_implementation).to(self.device)
+            causal_lm = weights.load_causal_lm(name, dtype, attn_implementation).to(self.device)
         except torch.OutOfMemoryError as error:
             reason = str(error).split(". ")[0]
             raise UserError(
@@ -88,7 +88,10 @@ class Worker(Actor):
         """Compute the responses or log-probabilities that a task asks for."""
         if isinstance(task, SampleTask):
             return self.sample(task.model, task.requests, task.settings)
-        return self.score(task.models, task.examples)
+        assert isinstance(task, ScoreTask)
+        logps = self.score(task.models, task.examples, task.dtype)
+        detected = [languages.detect(texts, task.expected) for texts in task.texts] or [[] for _ in logps]
+        return [Scored(own, langs) for own, langs in zip(logps, detected, strict=True)]
 
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
@@ -98,7 +101,8 @@ class Worker(Actor):
         Raises:
             UserError: the GPU's memory is too small for a single request.
         """
-        causal_lm = self._model(model, default_attention(self.attn_implementation))
+        dtype = weights.resolve_dtype(self._dtype, self.device)
+        causal_lm = self._model(model, default_attention(self.attn_implementation), dtype)
         remedy = f"{model}: lower max_new_tokens={settings.max_new_tokens}, or use generate.backend=vllm"
         return self.in_halves(lambda part: self._sample(causal_lm, part, settings), requests, list_halves, remedy)
 
@@ -142,22 +146,25 @@ class Worker(Actor):
             )
         return cache
 
-    def score(self, names: Sequence[str], examples: Sequence[Example]) -> list[list[tuple[float, ...]]]:
+    def score(
+        self, names: Sequence[str], examples: Sequence[Example], dtype: DType = "auto"
+    ) -> list[list[tuple[float, ...]]]:
         """Log-probabilities in nats: for each example, for each of its responses, one per model."""
-        logps = [self.logps(name, examples) for name in names]
+        logps = [self.logps(name, examples, dtype) for name in names]
         each = iter(zip(*logps, strict=True))
         return [[next(each) for _ in example.responses] for example in examples]
 
-    def logps(self, model: str, examples: Sequence[Example]) -> list[float]:
+    def logps(self, model: str, examples: Sequence[Example], dtype: DType = "auto") -> list[float]:
         """Log-probability of each of the examples' responses, in nats.
 
         Raises:
             UserError: the GPU's memory is too small for a single sequence, or `require_sound_logps` refuses the model.
         """
-        causal_lm = self._model(model, self.attn_implementation)
-        if model not in self._probed:
+        resolved = weights.resolve_dtype(dtype, self.device)
+        causal_lm = self._model(model, self.attn_implementation, resolved)
+        if (model, resolved) not in self._probed:
             require_sound_logps(causal_lm, self.attn_implementation, model)
-            self._probed.add(model)
+            self._probed.add((model, resolved))
         remedy = f"{model}: set ray.one_model_at_a_time, or drop long sequences (score.max_length)"
         return self.in_halves(lambda part: self._logps(causal_lm, part), examples, _example_halves, remedy)
 

@@ -5,21 +5,23 @@ Reads the prompts and the model; writes `RUN/iter{t}/responses/{lang}-*.parquet`
 """
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from xlr.data.encoding import ChatEncoder
 from xlr.data.prompts import sources
 from xlr.maths.batching import Batch
-from xlr.records import Prompt, Response, SampleRequest, SampleSettings, SampleTask, row_key
-from xlr.rewarding import room
+from xlr.records import Prompt, Response, RowKey, SampleRequest, SampleSettings, SampleTask, row_key
+from xlr.rewarding import room, samplingplan
 from xlr.rewarding.facts import GenerateFacts, ResponseFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import atomic_path
-from xlr.run.rows import require_each_once, write_shards
-from xlr.run.work import Work, resumable
+from xlr.run.rows import shard_path, write_shard
 from xlr.settings.config import Config, GenerateConfig, settings
+from xlr.work.pieces import Pieces, Work, resumable
 
 
 def iterations(config: Config) -> list[int]:
@@ -79,32 +81,44 @@ def make(context: Context, iteration: int) -> GenerateFacts:
         for prompt in context.prompts[lang]
         for sample in range(config.generate.num_samples)
     ]
-    rows = sample_responses(
-        context, target, "parts", policy, wanted, config.generate, iteration, "generate", context.encoder
+    expected = samplingplan.learnt(context.run.iteration(iteration - 1) / "responses", context.prompts)
+    pieces = sample_responses(
+        context, target, "parts", policy, wanted, config.generate, iteration, "generate", context.encoder, expected
     )
+    counts: dict[str, Counter[str]] = {lang: Counter() for lang in config.languages}
     with atomic_path(target.folder) as folder:
         folder.mkdir()
-        for lang in config.languages:
-            write_shards(folder, lang, Response, [row for row in rows if row.lang == lang])
-        require_each_once(folder, [row_key(prompt.lang, prompt.id, sample) for prompt, sample in wanted])
-    facts = {lang: _facts([row for row in rows if row.lang == lang]) for lang in config.languages}
-    tokens = {"sampled": sum(own["tokens"] for own in facts.values())}
-    target.finish(len(rows), facts, context.clock, tokens)
+        shards: Counter[str] = Counter()
+        for items in samplingplan.blocks(wanted, config.generate.batch_size):
+            lang, table = wanted[items.start][0].lang, pieces.table(items)
+            keys = [row_key(prompt.lang, prompt.id, sample) for prompt, sample in wanted[items.start : items.stop]]
+            write_shard(shard_path(folder, lang, shards[lang]), table, keys)
+            shards[lang] += 1
+            counts[lang] += _count(table)
+    facts = {lang: _facts(counted) for lang, counted in counts.items()}
+    target.finish(len(wanted), facts, context.clock, {"sampled": sum(own["tokens"] for own in facts.values())})
     target.remove_pieces()
     return facts
 
 
-def _facts(rows: Sequence[Response]) -> ResponseFacts:
-    facts: ResponseFacts = {
-        "rows": len(rows),
-        "tokens": sum(len(row.token_ids) for row in rows),
-        "empty": sum(not row.response.strip() for row in rows),
-    }
-    reasons = Counter(row.finish_reason for row in rows)
-    if reasons["length"]:
-        facts["finish_length"] = reasons["length"]
-    if reasons["stop"]:
-        facts["finish_stop"] = reasons["stop"]
+def _count(table: Any) -> Counter[str]:
+    """Rows, tokens, empty responses and finish reasons of responses in an Arrow table."""
+    import pyarrow.compute as pc
+
+    return Counter(
+        rows=table.num_rows,
+        tokens=pc.sum(pc.list_value_length(table["token_ids"])).as_py(),
+        empty=sum(not text.strip() for text in table["response"].to_pylist()),
+        **Counter(table["finish_reason"].to_pylist()),
+    )
+
+
+def _facts(counted: Counter[str]) -> ResponseFacts:
+    facts: ResponseFacts = {"rows": counted["rows"], "tokens": counted["tokens"], "empty": counted["empty"]}
+    if counted["length"]:
+        facts["finish_length"] = counted["length"]
+    if counted["stop"]:
+        facts["finish_stop"] = counted["stop"]
     return facts
 
 
@@ -124,22 +138,29 @@ def sample_responses(
     iteration: int,
     label: str,
     encoder: ChatEncoder,
-) -> list[Response]:
-    """Sample one response for every `(prompt, sample)`, in batches of prompts of similar length.
+    expected: Mapping[Prompt, float] | None = None,
+) -> Pieces[Response]:
+    """Sample one response for every `(prompt, sample)`.
+
+    Args:
+        expected: how long responses to each prompt are expected to be, in tokens; None if nothing is known.
 
     Returns:
-        Responses in the order of `wanted`.
+        The pieces, which give responses in the order of `wanted`.
     """
     with context.clock.measure("tokenise"):
-        ids = {prompt: encoder.prompt(prompt.instruction) for prompt in {prompt for prompt, _ in wanted}}
-    requests = [
-        SampleRequest(ids[prompt], row_seed(context.config.seed, iteration, prompt.lang, prompt.id, sample))
-        for prompt, sample in wanted
-    ]
-    # Prompts of similar length share a batch: less left padding. A stable sort keeps a prompt's samples together.
-    order = sorted(range(len(wanted)), key=lambda item: -len(requests[item].prompt))
-    batches = [order[start : start + generate.batch_size] for start in range(0, len(order), generate.batch_size)]
+        # As arrays, which take 4 bytes a token: a list of Python's integers takes up to 36.
+        ids = {prompt: array("I", encoder.prompt(prompt.instruction)) for prompt in {prompt for prompt, _ in wanted}}
+    batches = samplingplan.batches(wanted, generate, lambda prompt: len(ids[prompt]), expected or {})
     how = sample_settings(generate, encoder, model)
+
+    def task(batch: Batch) -> SampleTask:
+        prompts = {prompt: tuple(ids[prompt]) for prompt in {wanted[item][0] for item in batch}}
+        seeds = (
+            row_seed(context.config.seed, iteration, prompt.lang, prompt.id, sample)
+            for prompt, sample in (wanted[item] for item in batch)
+        )
+        return SampleTask(model, tuple(map(SampleRequest, (prompts[wanted[item][0]] for item in batch), seeds)), how)
 
     def to_rows(batch: Batch, result: Sequence[tuple[list[int], str]]) -> list[Response]:
         asked = (wanted[item] for item in batch)
@@ -148,10 +169,14 @@ def sample_responses(
             for (prompt, sample), (token_ids, reason) in zip(asked, result, strict=True)
         ]
 
+    def keys(item: int) -> list[RowKey]:
+        prompt, sample = wanted[item]
+        return [row_key(prompt.lang, prompt.id, sample)]
+
     work = Work(
-        [[row_key(prompt.lang, prompt.id, sample)] for prompt, sample in wanted],
+        keys,
         batches,
-        [SampleTask(model, tuple(requests[item] for item in batch), how) for batch in batches],
+        task,
         Response,
         to_rows,
         lambda _, rows: sum(len(row.token_ids) for row in rows),

@@ -17,7 +17,7 @@ from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches
 from xlr.maths.noise import reward_noise
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
-from xlr.records import INITIAL, Example, Prompt, Response, RowKey, Score
+from xlr.records import INITIAL, Example, Prompt, Response, RowKey, Score, Scored
 from xlr.rewarding import responses, room
 from xlr.rewarding.facts import RewardFacts, ScoredProbe, ScoreFacts
 from xlr.run.artifact import Artifact, rows_of
@@ -25,9 +25,9 @@ from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.rows import require_each_once, write_shards
-from xlr.run.work import ExampleLogps, resumable_logps
 from xlr.settings.config import Config, Reward, settings
 from xlr.terminal.console import console
+from xlr.work.logps import resumable_logps
 
 _CLEAR = 3  # times the noise of bfloat16: then most choices stay the same
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
@@ -128,7 +128,7 @@ def make(context: Context, iteration: int) -> ScoreFacts:
             write_shards(folder, lang, Score, [score for score in scores if score.lang == lang])
         write_json(folder / "probes.json", _probes(context, mode, scores))
         require_each_once(folder, {row.key for row in rows} - dropped.keys)
-    if context.pool.precision == "bfloat16" and (warning := noise_warning(scores)):
+    if context.pool.precision(context.config.scoring_dtype) == "bfloat16" and (warning := noise_warning(scores)):
         console.print(f"  warning: {warning}")
     of_language = {lang: [score for score in scores if score.lang == lang] for lang in scored_languages}
     facts: ScoreFacts = {
@@ -156,7 +156,7 @@ def noise_warning(scores: Sequence[Score]) -> str | None:
         return None
     return (
         f"the rewards of a prompt's responses have a standard deviation of {spread:.2g} nats, of which rounding to "
-        f"bfloat16 may explain {noise:.2g}: many choices would be noise; score with model.dtype=float32, or with "
+        f"bfloat16 may explain {noise:.2g}: many choices would be noise; set score.dtype=float32, or score with "
         "models that differ more"
     )
 
@@ -266,21 +266,27 @@ def score_candidates(
     examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
     expected = {*context.config.languages, *(candidate.row.lang for candidate in candidates)}
 
-    def to_rows(number: int, logps: ExampleLogps) -> list[Score]:
-        group = [candidates[index] for index in groups[number][1]]
-        # Detected here, while the workers compute: detection takes minutes, and GPUs would be idle if it came first.
-        detected = languages.detect([candidate.row.response for candidate in group], expected)
-        responses = examples[number].responses
+    def to_rows(number: int, scored: Scored) -> list[Score]:
+        found = zip(groups[number][1], examples[number].responses, scored.logps, scored.languages, strict=True)
         return [
-            _score(candidate, len(response), policy_logp, reference_logp, language)
-            for candidate, response, (policy_logp, reference_logp), language in zip(
-                group, responses, logps, detected, strict=True
-            )
+            _score(candidates[index], len(response), policy_logp, reference_logp, language)
+            for index, response, (policy_logp, reference_logp), language in found
         ]
 
-    keys = [[candidates[index].row.key for index in group] for _, group in groups]
     scores = resumable_logps(
-        context, target, "parts", (policy, reference), examples, keys, Score, to_rows, label, "responses"
+        context,
+        target,
+        "parts",
+        (policy, reference),
+        examples,
+        context.config.scoring_dtype,
+        [[candidates[index].row.key for index in group] for _, group in groups],
+        Score,
+        to_rows,
+        label,
+        "responses",
+        [[candidates[index].row.response for index in group] for _, group in groups],
+        sorted(expected),
     )
     order = {candidate.row.key: index for index, candidate in enumerate(candidates)}
     return sorted(scores, key=lambda score: order[score.key])
@@ -353,7 +359,7 @@ def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[R
     translated = responses.sample_responses(
         context, target, "translations", policy, asked, greedy, iteration, "translate", context.encoder
     )
-    return [row.response for row in translated]
+    return [row.response for row in translated.rows()]
 
 
 def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[ScoredProbe]:

@@ -14,7 +14,7 @@ from xlr.run.files import atomic_path
 
 Row = TypeVar("Row")
 
-ROWS_PER_SHARD = 50_000
+ROWS_PER_SHARD = 8192
 _STAMP = b"xlr.stamp"
 
 
@@ -22,32 +22,34 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row], stamp: str 
     """Write records as one Parquet file, atomically.
 
     Args:
-        stamp: text to store in the file's metadata; see `read_piece`.
+        stamp: text to store in the file's metadata; see `piece_table`.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows, schema = list(rows), _schema(row_type)
     # Not with dataclasses.asdict, which copies every token id of every row.
     table = pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
-    if stamp is not None:
-        table = table.replace_schema_metadata({_STAMP: stamp})
+    write_table(path, table.replace_schema_metadata(None if stamp is None else {_STAMP: stamp}))
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write an Arrow table as one Parquet file, atomically."""
+    import pyarrow.parquet as pq
+
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def read_piece(
-    path: Path, row_type: type[Row], stamps: Sequence[str], known: dict[int, int] | None = None
-) -> list[Row] | None:
-    """The records of a Parquet file with one of these stamps; None if it has none of them or is damaged or missing."""
+def piece_table(path: Path, row_type: type, stamps: Sequence[str]) -> Any:
+    """The Arrow table of a Parquet file with one of these stamps; None if it has none, is damaged or is missing."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        stamp = (pq.read_schema(path).metadata or {}).get(_STAMP, b"")
-        return _read(path, row_type, known) if stamp in [own.encode() for own in stamps] else None
+        table = _table(path, row_type)
     except (OSError, pa.ArrowException, TypeError, ValueError):
         return None
+    stamp = (table.schema.metadata or {}).get(_STAMP, b"")
+    return table if stamp in [own.encode() for own in stamps] else None
 
 
 def damaged_pieces(folder: Path) -> Iterator[Path]:
@@ -94,7 +96,7 @@ def read_rows(path: Path, row_type: type[Row], known: dict[int, int] | None = No
     import pyarrow as pa
 
     try:
-        return _read(path, row_type, known)
+        return records(_table(path, row_type), row_type, known)
     except (OSError, pa.ArrowException, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -102,15 +104,26 @@ def read_rows(path: Path, row_type: type[Row], known: dict[int, int] | None = No
         ) from error
 
 
-def _read(path: Path, row_type: type[Row], known: dict[int, int] | None) -> list[Row]:
+def _table(path: Path, row_type: type) -> Any:
+    """The columns of a record's fields; raises an error of pyarrow, or a ValueError, if they cannot be read."""
     import pyarrow.parquet as pq
 
-    hints = typing.get_type_hints(row_type)
-    names = [field.name for field in fields(row_type)]  # type: ignore[arg-type]
-    numbers = {} if known is None else known  # share one int object per token id: 8 bytes per token instead of 36
+    names = [field.name for field in fields(row_type)]
     table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=names)
     if not table.schema.equals(_schema(row_type)):
         raise ValueError(f"not the columns {', '.join(names)}")
+    return table
+
+
+def records(table: Any, row_type: type[Row], known: dict[int, int] | None = None) -> list[Row]:
+    """The rows of an Arrow table as records.
+
+    Args:
+        known: see `read_rows`.
+    """
+    hints = typing.get_type_hints(row_type)
+    names = [field.name for field in fields(row_type)]  # type: ignore[arg-type]
+    numbers = {} if known is None else known  # share one int object per token id: 8 bytes per token instead of 36
     columns = table.to_pydict()
     for name in names:
         if hints[name] == list[int]:
@@ -121,7 +134,35 @@ def _read(path: Path, row_type: type[Row], known: dict[int, int] | None) -> list
 def write_shards(folder: Path, prefix: str, row_type: type[Row], rows: Sequence[Row]) -> None:
     """Write records as `{prefix}-00000.parquet`, ..., with at most `ROWS_PER_SHARD` rows each."""
     for shard, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
-        write_rows(folder / f"{prefix}-{shard:05d}.parquet", row_type, rows[start : start + ROWS_PER_SHARD])
+        write_rows(shard_path(folder, prefix, shard), row_type, rows[start : start + ROWS_PER_SHARD])
+
+
+def shard_path(folder: Path, prefix: str, shard: int) -> Path:
+    """The file of a shard."""
+    return folder / f"{prefix}-{shard:05d}.parquet"
+
+
+def write_shard(path: Path, table: Any, keys: Sequence[RowKey]) -> None:
+    """Write responses as one Parquet file, and check that it holds exactly these rows, in this order.
+
+    Args:
+        keys: language, id and sample of each row, as text.
+
+    Raises:
+        RuntimeError: it does not; names the first row.
+    """
+    import pyarrow.parquet as pq
+
+    write_table(path, table.replace_schema_metadata(None))
+    columns = pq.read_table(path, columns=["lang", "id", "sample"]).to_pydict()
+    found = [tuple(map(str, key)) for key in zip(*columns.values(), strict=True)]
+    if found != list(keys):
+        wrong = next((own for own, key in zip(found, keys, strict=False) if own != key), None)
+        raise RuntimeError(
+            f"{path}: holds {len(found)} rows instead of {len(keys)}, or others"
+            + (f", such as {' '.join(wrong)}" if wrong else "")
+            + "; this is a bug in xlr, and the artefact was not kept"
+        )
 
 
 def require_each_once(

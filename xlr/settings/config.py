@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from xlr import languages
 from xlr.errors import UserError
-from xlr.records import START, ModelKey
+from xlr.records import START, DType, ModelKey
 from xlr.settings.judgeconfig import JudgeConfig
 from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section, refuse_ignored, walk
 from xlr.settings.slurmconfig import SlurmConfig
@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """pi_I, the model before preference alignment: a Hugging Face folder or hub name."""
     aligned: Annotated[str | None, Location.HUB] = None
     """pi^0, the same model after alignment on English preferences. null: the align stage trains it."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DType = "auto"
     """Precision of weights and arithmetic. auto is bfloat16 on GPUs and float32 on CPUs."""
     attn_implementation: str = SHARED_PROMPT
     """Attention for scoring and training. xlr_shared_prompt packs sequences and computes a prompt once for all of its
@@ -93,6 +93,9 @@ class ScoreConfig(Section):
     """Reference model of the reward. initial is always pi_I; previous is the model that the policy was trained from."""
     batch_tokens: int = Field(16384, ge=1, le=100_000_000)
     """Tokens per scoring batch. Lower it if a GPU runs out of memory."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of scoring. null uses model.dtype. Rounding to bfloat16 changes rewards by some tenths of a nat: use
+    float32 where the rewards of a prompt's responses differ little. On GPUs float32 is several times slower."""
     max_length: int = Field(8192, ge=2, le=10_000_000)
     """Maximum length of prompt plus response, in tokens. Longer ones are left out, counted and reported."""
 
@@ -257,6 +260,11 @@ class Config(Section):
     def evaluated_languages(self) -> tuple[str, ...]:
         """The languages of held-out answers."""
         return self.evaluate.languages or self.languages
+
+    @property
+    def scoring_dtype(self) -> DType:
+        """The precision in which responses and held-out preferences are scored."""
+        return self.score.dtype or self.model.dtype
 
     @property
     def trained_iterations(self) -> list[int]:

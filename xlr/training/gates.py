@@ -18,11 +18,12 @@ from xlr.training.inputs import Training
 from xlr.training.step import Trainer
 
 
-def require_scorers_logps(trainer: Trainer, probes: Sequence[ScoredProbe]) -> None:
+def require_scorers_logps(trainer: Trainer, probes: Sequence[ScoredProbe], bfloat16: bool) -> None:
     """Check that trainer and scorer compute the same log-probabilities.
 
     Args:
         probes: see `scored_probes`.
+        bfloat16: whether one of the two computes in bfloat16.
 
     Raises:
         UserError: they do not.
@@ -33,18 +34,18 @@ def require_scorers_logps(trainer: Trainer, probes: Sequence[ScoredProbe]) -> No
     with torch.no_grad():
         ours_S = trainer.logps(examples).cpu()
     theirs_S = torch.tensor([probe["logp_policy"] for probe in probes])
-    if not _agree(ours_S, theirs_S, examples, next(trainer.policy.module.parameters()).dtype):
+    if not _agree(ours_S, theirs_S, examples, bfloat16):
         raise UserError(
             f"trainer and scorer disagree on log-probabilities, {ours_S.tolist()} against {theirs_S.tolist()}: the "
             "model or the chat template changed after scoring; score again"
         )
 
 
-def _agree(ours_S: Tensor, theirs_S: Tensor, examples: Sequence[Example], dtype: torch.dtype) -> bool:
+def _agree(ours_S: Tensor, theirs_S: Tensor, examples: Sequence[Example], bfloat16: bool) -> bool:
     """Whether two computations of the examples' responses, in nats, differ by no more than rounding explains."""
     lengths = [len(response) for example in examples for response in example.responses]
     return all(
-        abs(ours - theirs) <= allowed_difference(theirs, tokens, dtype != torch.float32)
+        abs(ours - theirs) <= allowed_difference(theirs, tokens, bfloat16)
         for ours, theirs, tokens in zip(ours_S.tolist(), theirs_S.tolist(), lengths, strict=True)
     )
 
@@ -100,7 +101,7 @@ def require_same_model(trainer: Trainer, folder: Path, dtype: torch.dtype) -> No
     same = (
         torch.allclose(trained_S, exported_S, rtol=1e-5, atol=1e-4)
         if dtype == torch.float32
-        else _agree(trained_S, exported_S, [example], dtype)
+        else _agree(trained_S, exported_S, [example], bfloat16=True)
     )
     if not same:
         raise RuntimeError(

@@ -22,7 +22,6 @@ from xlr.records import START
 from xlr.run.artifact import Artifact
 from xlr.run.files import remove, sha256, write_json
 from xlr.run.trackers import MetricsLog
-from xlr.run.work import PROGRESS
 from xlr.settings.config import settings
 from xlr.terminal import progress
 from xlr.terminal.console import console
@@ -35,6 +34,7 @@ from xlr.training.metrics import peak_memory_gb
 from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps
 from xlr.training.watch import Watch
 from xlr.versions import versions
+from xlr.work.pieces import PROGRESS
 
 _CHECKPOINTS = "checkpoints"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "xlr")  # a new version may change the weights
@@ -140,7 +140,8 @@ def _open(rank: _Rank, checkpoint: engine.Checkpoint | None) -> Trainer:
     policy = engine.open_policy(training.start, train, rank.dtype, rank.attention, len(rank.steps), checkpoint)
     trainer = Trainer(train, policy, reference_logps, rank.attention, rank.device, rank.ranks, train_pairs, held_out)
     if checkpoint is None:
-        require_scorers_logps(trainer, scored_probes(training))
+        scored_low = training.context.config.score.dtype == "bfloat16"
+        require_scorers_logps(trainer, scored_probes(training), scored_low or rank.dtype != torch.float32)
     return trainer
 
 

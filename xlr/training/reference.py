@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
-from xlr.records import START, ReferenceLogps
+from xlr.records import START, ReferenceLogps, Scored
 from xlr.run.artifact import Artifact, fingerprint, rows_of
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, sha256
 from xlr.run.rows import require_each_once, write_shards
-from xlr.run.work import ExampleLogps, resumable_logps
 from xlr.settings.config import Config
 from xlr.training.facts import ReferenceFacts
 from xlr.training.inputs import Training, TrainingPair
+from xlr.work.logps import resumable_logps
 
 
 def iterations(config: Config) -> list[int]:
@@ -56,10 +56,11 @@ def make(context: Context, iteration: int) -> ReferenceFacts:
     context.require_model(iteration - 1)
     if model != context.encoder.name:
         require_same_tokenizer(context.encoder.tokenizer, load_tokenizer(model), context.encoder.name, model)
-    weights, precision = fingerprint(model), context.pool.precision
+    dtype = context.config.model.dtype
+    weights, precision = fingerprint(model), context.pool.precision(dtype)
 
-    def to_rows(item: int, logps: ExampleLogps) -> list[ReferenceLogps]:
-        pair, ((chosen,), (rejected,)) = pairs[item], logps
+    def to_rows(item: int, scored: Scored) -> list[ReferenceLogps]:
+        pair, ((chosen,), (rejected,)) = pairs[item], scored.logps
         return [ReferenceLogps(pair.id, pair.lang, row_key(weights, precision, pair), chosen, rejected)]
 
     rows = resumable_logps(
@@ -68,6 +69,7 @@ def make(context: Context, iteration: int) -> ReferenceFacts:
         "parts",
         [model],
         [pair.example for pair in pairs],
+        dtype,
         [[(pair.lang, pair.id)] for pair in pairs],
         ReferenceLogps,
         to_rows,

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from xlr.inspection.diagnosis import Candidates, diagnose
 from xlr.records import Prompt, Response, Score
-from xlr.rewarding.diagnosis import Candidates, diagnose
 from xlr.rewarding.facts import InspectedLanguage
 from xlr.settings.config import PairConfig
 

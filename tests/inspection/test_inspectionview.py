@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from xlr.rewarding import inspectionview
+from xlr.inspection import inspectionview
 from xlr.terminal.console import Console
 
 CHINESE = "睡前不要喝咖啡，也不要看手机。" * 30

@@ -20,13 +20,15 @@ from tests.conftest import Cli, assert_refused
 from tests.rows import read_rows
 from tests.waiting import wait_until
 from xlr.errors import UserError
-from xlr.records import Example, ReferenceLogps, Response, Score, ScoreTask, Task
+from xlr.records import Example, ReferenceLogps, Response, Score, Scored, ScoreTask, Task
 from xlr.run.artifact import Artifact
 from xlr.run.files import read_json, write_json
-from xlr.run.rows import require_each_once, write_rows
-from xlr.run.work import Work, resumable, resumable_logps
+from xlr.run.rows import records, require_each_once, write_rows
 from xlr.settings.config import Config
 from xlr.terminal.progress import Clock
+from xlr.work import pieces
+from xlr.work.logps import resumable_logps
+from xlr.work.pieces import Work, resumable
 
 Rows = list[ReferenceLogps]
 
@@ -45,16 +47,22 @@ class Workers:
     computed: list[Any] = field(default_factory=list)
     workers: tuple[()] = ()
 
-    def conditions(self, task: type[Task]) -> dict[str, str]:
+    def conditions(self, task: Task) -> dict[str, str]:
         return {"precision": self.precision, "version of torch": self.torch}
 
     def map(self, tasks: Mapping[int, ScoreTask]) -> Iterator[tuple[int, Any]]:
-        for number, task in reversed(tasks.items()):  # they finish in another order than they begin
+        for number, task in reversed(list(tasks.items())):  # they finish in another order than they begin
             if len(self.computed) == self.fail_after:
                 raise StoppedError
             self.computed.append(number)
             scores = [
-                [tuple(-float(sum(response)) - len(model) for model in task.models) for response in example.responses]
+                Scored(
+                    [
+                        tuple(-float(sum(response)) - len(model) for model in task.models)
+                        for response in example.responses
+                    ],
+                    [],
+                )
                 for example in task.examples
             ]
             yield number, scores
@@ -82,12 +90,13 @@ def examples(count: int) -> list[Example]:
 def compute(context: Any, target: Artifact, items: Sequence[Example]) -> Rows:
     keys = [[("en", str(number))] for number in range(len(items))]
 
-    def to_rows(item: int, logps: Sequence[tuple[float, ...]]) -> Rows:
-        ((policy, reference),) = logps
+    def to_rows(item: int, scored: Scored) -> Rows:
+        ((policy, reference),) = scored.logps
         return [ReferenceLogps(str(item), "en", "", policy, reference)]
 
+    models = ("policy", "ref")
     return resumable_logps(
-        context, target, "parts", ("policy", "ref"), items, keys, ReferenceLogps, to_rows, "score", "responses"
+        context, target, "parts", models, items, "auto", keys, ReferenceLogps, to_rows, "score", "responses"
     )
 
 
@@ -254,9 +263,9 @@ def test_a_lost_plan_does_not_let_foreign_pieces_in(tmp_path: Path) -> None:
 def test_a_piece_with_too_few_rows_ends_the_stage(tmp_path: Path) -> None:
     keys = [[("en", "a")], [("en", "b")]]
     work = Work(
-        keys,
+        keys.__getitem__,
         [[0, 1]],
-        [ScoreTask(("m",), tuple(examples(2)))],
+        lambda batch: ScoreTask(("m",), tuple(examples(2)), "auto"),
         ReferenceLogps,
         lambda batch, result: [ReferenceLogps("a", "en", "", 0.0, 0.0)],
         lambda batch, rows: 0,
@@ -311,3 +320,65 @@ def test_scoring_is_not_continued_under_another_attention(sampled: Path, cli_her
     assert sorted((row.lang, row.id, row.sample) for row in scores) == sorted(
         (row.lang, row.id, row.sample) for row in filled
     )
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@given(data=st.data(), per_item=st.integers(1, 3))
+def test_a_block_is_read_from_its_pieces_in_the_order_of_the_items(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, per_item: int
+) -> None:
+    """Batches within blocks of items, in any order."""
+    blocks = [range(0, 5), range(5, 9)]
+    batches = []
+    for block in blocks:
+        order = data.draw(st.permutations(list(block)))
+        cut = data.draw(st.integers(1, len(order) - 1))
+        batches += [order[:cut], order[cut:]]
+
+    def rows(batch: Sequence[int]) -> Rows:
+        return [ReferenceLogps(str(item), "en", str(n), 0.0, 0.0) for item in batch for n in range(per_item)]
+
+    work = Work(
+        lambda item: [("en", str(item), str(n)) for n in range(per_item)],
+        batches,
+        lambda batch: ScoreTask(("m",), tuple(examples(len(batch))), "auto"),
+        ReferenceLogps,
+        lambda batch, result: rows(batch),
+        lambda batch, _: 0,
+    )
+    target = an_artifact(tmp_path_factory.mktemp("work"))
+    found = resumable(a_context(Workers()), target, "parts", work, "score", "responses")
+    for block in blocks:
+        assert records(found.table(block), ReferenceLogps) == rows(block)
+    assert found.rows() == rows(range(9))
+
+
+def test_a_piece_that_is_damaged_after_it_was_written_is_refused(tmp_path: Path) -> None:
+    work = Work(
+        lambda item: [("en", str(item))],
+        [[0], [1]],
+        lambda batch: ScoreTask(("m",), tuple(examples(1)), "auto"),
+        ReferenceLogps,
+        lambda batch, result: [ReferenceLogps(str(batch[0]), "en", "", 0.0, 0.0)],
+        lambda batch, _: 0,
+    )
+    found = resumable(a_context(Workers()), an_artifact(tmp_path), "parts", work, "score", "responses")
+    spoil_torn(found.files[1])
+    with pytest.raises(UserError, match=r"000001\.parquet: damaged since it was written; start again"):
+        found.rows()
+
+
+def test_pieces_are_on_disk_although_a_worker_fails(tmp_path: Path) -> None:
+    """Threads write them; the stage ends when they have."""
+    with pytest.raises(StoppedError):
+        compute(a_context(Workers(fail_after=3), score={"batch_tokens": 3}), an_artifact(tmp_path), examples(6))
+    assert len(list((tmp_path / "scores.parts").glob("*.parquet"))) == 3
+
+
+def test_a_piece_that_cannot_be_written_ends_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: Any) -> None:
+        raise UserError("no space left on device")
+
+    monkeypatch.setattr(pieces, "write_rows", full)
+    with pytest.raises(UserError, match="no space left"):
+        compute(a_context(Workers(), score={"batch_tokens": 3}), an_artifact(tmp_path), examples(6))

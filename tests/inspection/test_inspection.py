@@ -17,8 +17,8 @@ import yaml
 from tests.conftest import Cli, assert_refused
 from tests.rows import read_rows
 from tests.waiting import wait_until
+from xlr.inspection.inspection import choose_ids
 from xlr.records import Pair, Prompt, Response, Score
-from xlr.rewarding.inspection import choose_ids
 from xlr.run.files import read_json
 from xlr.run.rows import write_rows
 

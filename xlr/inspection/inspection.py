@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import get_args
 
 from xlr.errors import UserError
+from xlr.inspection import inspectionview
+from xlr.inspection.diagnosis import Candidates, diagnose
 from xlr.languages import ENGLISH
 from xlr.leases import lease
 from xlr.records import Prompt, Response, Score
-from xlr.rewarding import inspectionview, responses, scores
-from xlr.rewarding.diagnosis import Candidates, diagnose
+from xlr.rewarding import responses, scores
 from xlr.rewarding.facts import InspectFacts, Inspection
 from xlr.run.artifact import Artifact, read_manifest, rows_of
 from xlr.run.context import Context, require

@@ -1,0 +1,99 @@
+"""Which responses are sampled in one task, and in which order. Measured by `benchmarks/sampling_plan.py`."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from xlr.maths.batching import Batch, consecutive, dealt
+from xlr.records import Prompt
+from xlr.run.artifact import manifest_path, verified
+from xlr.run.rows import ROWS_PER_SHARD
+from xlr.settings.config import GenerateConfig
+
+Wanted = Sequence[tuple[Prompt, int]]
+"""Prompt and number of the sample, for each response."""
+_HALVED = 0.2  # of the responses, the last ones: in tasks of half the size, so that no worker waits long at the end
+
+
+def blocks(wanted: Wanted, batch_size: int) -> list[range]:
+    """Consecutive responses of one language, as many as a shard holds: a whole number of batches, but for the last."""
+    size = batch_size * max(ROWS_PER_SHARD // batch_size, 1)
+    starts = [i for i, (prompt, _) in enumerate(wanted) if i == 0 or prompt.lang != wanted[i - 1][0].lang]
+    ends = [*starts[1:], len(wanted)]
+    return [
+        range(begin, min(begin + size, end))
+        for start, end in zip(starts, ends, strict=True)
+        for begin in range(start, end, size)
+    ]
+
+
+def batches(
+    wanted: Wanted, generate: GenerateConfig, prompt_tokens: Callable[[Prompt], int], expected: Mapping[Prompt, float]
+) -> list[Batch]:
+    """Divide responses into batches for the workers. The plan does not depend on the number of workers.
+
+    Blocks with long responses come first, so that the last tasks are short. transformers computes a batch until its
+    longest response ends, so responses that are expected to be equally long share one. A vLLM engine runs partly idle
+    at the end of a task, so each task begins with its longest responses and has about as much work as the others.
+
+    Args:
+        prompt_tokens: counts the tokens of a prompt.
+        expected: the tokens that a response to a prompt is expected to have; 0 where nothing is known.
+
+    Returns:
+        Batches of indices of `wanted`. No batch has responses of two `blocks`.
+    """
+
+    def tokens(item: int) -> float:
+        return expected.get(wanted[item][0], 0.0)
+
+    def cost(item: int) -> float:
+        return prompt_tokens(wanted[item][0]) + tokens(item)
+
+    found: list[Batch] = []
+    done = 0
+    by_length = sorted(blocks(wanted, generate.batch_size), key=lambda own: -sum(map(tokens, own)) / len(own))
+    for items in by_length:
+        if generate.backend == "vllm":
+            late = done >= (1 - _HALVED) * len(wanted)
+            size = max(generate.batch_size // 2, 1) if late else generate.batch_size
+            order = sorted(items, key=tokens, reverse=True)  # stable: a prompt's samples stay together
+            found += dealt([[*own] for _, own in itertools.groupby(order, lambda item: wanted[item][0])], size)
+        else:
+            found += consecutive(sorted(items, key=cost, reverse=True), generate.batch_size)
+        done += len(items)
+    return found
+
+
+def learnt(folder: Path, prompts: Mapping[str, Sequence[Prompt]]) -> dict[Prompt, float]:
+    """Mean tokens of the responses to each prompt in an earlier iteration; empty if there is none.
+
+    A prompt without responses there is expected to get those of its language's mean.
+
+    Args:
+        folder: the responses of the earlier iteration.
+        prompts: lang -> the prompts to know about.
+
+    Raises:
+        UserError: a file of the earlier iteration was changed.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if not manifest_path(folder).is_file():
+        return {}
+    found: dict[Prompt, float] = {}
+    for lang, own in prompts.items():
+        lengths: dict[str, list[int]] = {}
+        for name, path in verified(folder).items():
+            if name.rsplit("-", 1)[0] == lang:
+                table = pq.read_table(path, columns=["id", "token_ids"])
+                for key, count in zip(
+                    table["id"].to_pylist(), pc.list_value_length(table["token_ids"]).to_pylist(), strict=True
+                ):
+                    lengths.setdefault(key, []).append(count)
+        means = {key: sum(counts) / len(counts) for key, counts in lengths.items()}
+        if means:
+            usual = sum(means.values()) / len(means)
+            found |= {prompt: means.get(prompt.id, usual) for prompt in own}
+    return found
