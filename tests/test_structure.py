@@ -18,10 +18,11 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"commands"},
     {"jobs", "report"},
+    {"selftest"},
     {"pipeline"},
     {"evaluation", "inspection", "training"},
     {"rewarding", "judging"},
-    {"work"},
+    {"work", "zero"},
     {"run"},
     {"leases"},
     {"cluster"},
@@ -37,7 +38,7 @@ MOST_FILES, MOST_LINES, LONGEST_MODULE = 15, 1800, 400
 
 # Each heavy dependency's one module.
 HOMES = {
-    "deepspeed": {"training.engine"},
+    "deepspeed": {"zero.engine"},
     "ray": {"cluster.raypool"},
     "vllm": {"model.vllmsampler"},
     "lingua": {"languages"},

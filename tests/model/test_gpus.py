@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xlr.model.gpus import data_sheet_flops, peak_flops, set_up_gpus
-from xlr.training.engine import device_of
+from xlr.zero.engine import device_of
 
 
 def test_attention_avoids_cudnn_and_products_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

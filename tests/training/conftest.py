@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import Cli
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
-from xlr.training import engine
+from xlr.zero import engine
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from xlr.errors import UserError
 from xlr.settings.config import TrainConfig
 from xlr.shipped import shipped
-from xlr.training.dsconfig import policy_config, reference_config
+from xlr.zero.dsconfig import policy_config, reference_config
 
 HIDDEN = 4096
 # The ZeRO-3 file of the Hugging Face documentation, with all values "auto".

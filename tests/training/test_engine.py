@@ -20,8 +20,8 @@ from xlr.packing.batch import pack
 from xlr.records import Example
 from xlr.settings.config import SHARED_PROMPT, TrainConfig
 from xlr.shipped import RECIPES
-from xlr.training import engine
-from xlr.training.engine import recomputation
+from xlr.zero import engine
+from xlr.zero.engine import recomputation
 
 EXAMPLES = [Example((5, 6, 7), ((1, 2, 3, 4), (9, 8))), Example((4,), ((3, 3, 2), (1, 5, 6)))]
 

@@ -35,9 +35,10 @@ from xlr.run.rows import write_rows
 from xlr.settings import config, configfile
 from xlr.settings.config import SHARED_PROMPT
 from xlr.shipped import RECIPES, shipped
-from xlr.training import engine, export, gates, reference
+from xlr.training import export, gates, reference
 from xlr.training.inputs import Training, TrainingPair, hold_out, plan_steps
 from xlr.training.step import Trainer, frozen_logps
+from xlr.zero import engine
 
 STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
 

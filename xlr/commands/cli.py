@@ -151,6 +151,7 @@ def doctor(
 ) -> None:
     """Check that a run can work on this Slurm cluster, first on this machine, then on the nodes in a short job."""
     from xlr.jobs import doctor as examination
+    from xlr.selftest.check import show
 
     context = open_context(source, overrides)
     if on_node:
@@ -160,7 +161,7 @@ def doctor(
     else:
         failed = 0
         for check in examination.examine(context, site):
-            examination.show(check)
+            show(check)
             failed += bool(check.remedy)
         if failed:
             raise UserError(f"{failed} checks failed; see their remedies above")

@@ -12,9 +12,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from xlr import pipeline
 from xlr.cluster import slurm as scheduler
@@ -28,28 +27,18 @@ from xlr.pipeline import Stage
 from xlr.records import INITIAL
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, write_json, write_text
+from xlr.selftest import collectives
+from xlr.selftest.check import Check
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.stages import KINDS
-from xlr.terminal.console import console
 
 # For each 2-byte parameter a checkpoint has 14 bytes, and the new one is complete before the old one is deleted. A
 # change of the number of ranks converts 12 of them, and every iteration adds a model.
 _DISK_BYTES_A_WEIGHT_BYTE = 24
 _GIB = 1 << 30
-_GPU_FLOATS, _CPU_FLOATS = 1 << 26, 1 << 20  # of the tensor that measures the network
-_SLOW_BUS = 20e9  # bytes a second between GPU nodes; Ethernet of 100 Gb/s reaches 12e9, InfiniBand of 400 Gb/s 48e9
 _MINUTES = 10  # time limit of the job
 _POLL_SECONDS = 1.0
 _VISIBLE_SECONDS = 60  # a network file system may need this long to show a file that another node wrote
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of a check. It failed if `remedy` is not empty."""
-
-    check: str
-    found: str
-    remedy: str = ""
 
 
 def examine(context: Context, site: Path | None) -> Iterator[Check]:
@@ -62,13 +51,6 @@ def examine(context: Context, site: Path | None) -> Iterator[Check]:
             yield check
         if passed:
             yield from _by_job(context, slurm)
-
-
-def show(check: Check) -> None:
-    """Print a check."""
-    console.print(f"{'FAILED' if check.remedy else 'ok':8}{check.check}: {check.found}")
-    if check.remedy:
-        console.print(f"        -> {check.remedy}")
 
 
 def _models(context: Context) -> Iterator[Check]:
@@ -140,7 +122,7 @@ def on_node(context: Context) -> None:
         checks = [_environment(node), *_visible(context, node), *_judge(context, node)]
         write_json(_folder(context) / f"{node}-looks.json", [asdict(check) for check in checks])
     if own.world_size > 1:
-        reduced = _reduce(node, own)
+        reduced = collectives.reduce(f"{node}: ", own)
         if own.local_rank == 0:
             write_json(_folder(context) / f"{node}-meets.json", [asdict(reduced)])
 
@@ -185,48 +167,6 @@ def _judge(context: Context, node: str) -> Iterator[Check]:
         except UserError as error:
             remedy = f"submit with judge.model=null, then run where it answers: xlr judge {run} judge.model=… -i t"
             yield Check(f"{node}: judge", str(error), remedy)
-
-
-def _reduce(node: str, own: Ranks) -> Check:
-    """Check that all tasks can all-reduce, as training does, and how fast."""
-    import torch
-    import torch.distributed as dist
-
-    from xlr.training import engine
-
-    begun = time.monotonic()
-    device = engine.init_distributed(own)
-    ones = torch.ones(1, device=device)
-    dist.all_reduce(ones)
-    seconds = time.monotonic() - begun
-    on_gpus = device.type == "cuda"
-    rate = _bus_bytes_a_second(torch.ones(_GPU_FLOATS if on_gpus else _CPU_FLOATS, device=device))
-    backend = dist.get_backend()
-    engine.close_distributed()
-    found = f"{int(ones.item())} tasks met over {backend} in {seconds:.1f} s and reduce at {rate / 1e9:.3g} GB/s"
-    if ones.item() != own.world_size:
-        return Check(f"{node}: collectives", found, "some tasks are missing")
-    several_nodes = int(os.environ.get("SLURM_NNODES", "1")) > 1
-    remedy = (
-        "NCCL does not use the fast network: run with NCCL_DEBUG=INFO, and set NCCL_IB_HCA, NCCL_SOCKET_IFNAME or "
-        "FI_PROVIDER in slurm.setup, or bind the network's libraries into the container"
-        if on_gpus and several_nodes and rate < _SLOW_BUS
-        else ""
-    )
-    return Check(f"{node}: collectives", found, remedy)
-
-
-def _bus_bytes_a_second(tensor: Any) -> float:
-    """Bytes that each link carries a second in an all-reduce of this tensor, as nccl-tests count it."""
-    import torch.distributed as dist
-
-    ranks = dist.get_world_size()
-    dist.all_reduce(tensor)  # opens the connections
-    float(tensor[0])  # waits for the GPU
-    begun = time.monotonic()
-    dist.all_reduce(tensor)
-    float(tensor[0])
-    return 2 * (ranks - 1) / ranks * tensor.numel() * tensor.element_size() / (time.monotonic() - begun)
 
 
 def with_ray(context: Context) -> None:

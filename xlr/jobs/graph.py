@@ -14,7 +14,7 @@ from xlr.errors import UserError
 from xlr.pipeline import Stage
 from xlr.records import ModelKey
 from xlr.settings.config import TrainConfig
-from xlr.settings.slurmconfig import JobConfig, SlurmConfig
+from xlr.settings.slurmconfig import SAVING_SECONDS, JobConfig, SlurmConfig
 from xlr.stages import STAGES
 
 
@@ -30,7 +30,6 @@ def _defaults() -> SlurmConfig:
 
 DEFAULTS = _defaults()
 SCRIPTS = ("lib.sh", "annotate.sbatch", "train.sbatch", "evaluate.sbatch", "iteration.sbatch", "doctor.sbatch")
-_SAVING_SECONDS = 600
 _OPTIONS = ("time", "partition", "account", "qos", "constraint", "nice")  # sbatch has the same names
 
 
@@ -180,7 +179,7 @@ def _signal(job: Job, wanted: JobConfig) -> list[str]:
     if not _training(job.stages):
         return []
     limit = scheduler.limit_seconds(wanted.time) if wanted.time else None
-    return [f"--signal=USR1@{_SAVING_SECONDS if limit is None else min(_SAVING_SECONDS, limit // 5)}"]
+    return [f"--signal=USR1@{SAVING_SECONDS if limit is None else min(SAVING_SECONDS, limit // 5)}"]
 
 
 def command(job: Job, slurm: SlurmConfig, run: Path, after: Sequence[str]) -> list[str]:

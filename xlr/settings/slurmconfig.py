@@ -14,6 +14,10 @@ else:
     StageName = Literal[tuple(kind.name for kind in STAGES if not kind.only_start)]
 
 
+SAVING_SECONDS = 600
+"""How long before its time limit a training job is told to save, unless the limit is short."""
+
+
 class JobConfig(Section):
     """What a Slurm job asks for. Settings that are null are left to the cluster."""
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from xlr.model.weights import refuse_damaged
 from xlr.run.files import atomic_path, write_json
-from xlr.training.engine import gathered
+from xlr.zero.engine import gathered
 
 SHARD_BYTES = 4_500_000_000
 _VISIBLE_SECONDS = 120

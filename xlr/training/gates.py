@@ -13,9 +13,9 @@ from xlr.records import START, Example
 from xlr.rewarding.facts import ScoredProbe
 from xlr.run.artifact import json_of
 from xlr.settings.config import TrainConfig
-from xlr.training import engine
 from xlr.training.inputs import Training
 from xlr.training.step import Trainer
+from xlr.zero import engine
 
 
 def require_scorers_logps(trainer: Trainer, probes: Sequence[ScoredProbe], bfloat16: bool) -> None:

@@ -3,6 +3,8 @@
 The reference's log-probabilities come from a frozen model beside the policy, or from the reference stage's cache.
 """
 
+import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +25,10 @@ from xlr.run.artifact import Artifact
 from xlr.run.files import remove, sha256, write_json
 from xlr.run.trackers import MetricsLog
 from xlr.settings.config import settings
+from xlr.settings.slurmconfig import SAVING_SECONDS
 from xlr.terminal import progress
-from xlr.terminal.console import console
-from xlr.training import engine, reference
+from xlr.terminal.console import console, duration
+from xlr.training import reference
 from xlr.training.export import export
 from xlr.training.facts import MetricsRow, TrainingFacts
 from xlr.training.gates import require_ln2, require_same_model, require_scorers_logps, scored_probes
@@ -35,6 +38,7 @@ from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps
 from xlr.training.watch import Watch
 from xlr.versions import versions
 from xlr.work.pieces import PROGRESS
+from xlr.zero import engine
 
 _CHECKPOINTS = "checkpoints"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "xlr")  # a new version may change the weights
@@ -90,7 +94,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     watch = Watch()
     for row in log.rows if log else ():
         watch.see(row["step"], row, training.config.beta)
-    last_metrics = _loop(rank, trainer, log, watch, checkpoint.step if checkpoint else 0, request, checkpoints)
+    last_metrics = _loop(rank, trainer, log, watch, checkpoint.step if checkpoint else 0, request, checkpoints, clock)
     train_pairs, held_out = training.split
     facts: TrainingFacts = {
         "steps": len(rank.steps),
@@ -163,6 +167,7 @@ def _loop(
     first: int,
     request: Request,
     checkpoints: Path,
+    clock: progress.Clock,
 ) -> MetricsRow:
     """Run every step from `first` on, and return the metrics of the last one.
 
@@ -174,7 +179,7 @@ def _loop(
     saved_at = time.monotonic()
     with _shown(rank, first, checkpoints) as shown:
         for number in range(first, total):
-            done, last = number + 1, number + 1 == total
+            done, last, begun = number + 1, number + 1 == total, time.monotonic()
             values = trainer.step(rank.steps[number])
             if number == 0:
                 pairs = sum(len(batch) for micro_step in rank.steps[0] for batch in micro_step)
@@ -193,17 +198,33 @@ def _loop(
             if shown:
                 note = f"loss {values['loss']:.3f}, accuracy {values['rewards/accuracies']:.2f}"
                 shown.advance({"": 1}, int(values["num_tokens"]), note)
+            ended = time.monotonic()
             save = late or (train.save_steps > 0 and done % train.save_steps == 0)
             if stop or (save and not last):
                 if log:
                     log.sync()
-                engine.save_checkpoint(trainer.policy, checkpoints, done, train.save_total_limit)
+                with clock.measure("save"):
+                    folder = engine.save_checkpoint(trainer.policy, checkpoints, done, train.save_total_limit)
+                if rank.main:
+                    _tell(folder, time.monotonic() - ended, ended - begun)
                 saved_at = time.monotonic()
             if stop:
                 raise Preempted(
                     f"{training.title}: ended on request after step {done} of {total}; a checkpoint is saved"
                 )
     return values
+
+
+def _tell(checkpoint: Path, seconds: float, step_seconds: float) -> None:
+    """Print what a save cost. Warn if Slurm's signal before the time limit would come too late for it."""
+    gigabytes = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 1e9
+    console.print(f"  saved a checkpoint of {gigabytes:.3g} GB in {duration(seconds)}")
+    if "SLURM_JOB_ID" in os.environ and 2 * seconds + step_seconds > SAVING_SECONDS:
+        console.print(
+            f"  warning: Slurm tells jobs to save {SAVING_SECONDS} s before their time limit or later, which is short "
+            f"for a step and such a save; set slurm.options=[--signal=USR1@{math.ceil(3 * seconds + step_seconds)}] or "
+            "save to a faster file system"
+        )
 
 
 def _shown(rank: _Rank, first: int, checkpoints: Path) -> AbstractContextManager[progress.Step | None]:

@@ -19,9 +19,9 @@ from xlr.run.artifact import Artifact, read_manifest
 from xlr.run.context import Context, require
 from xlr.settings.config import Config
 from xlr.training import reference
-from xlr.training.dsconfig import policy_config, reference_config
 from xlr.training.facts import TrainingFacts
 from xlr.training.inputs import Training
+from xlr.zero.dsconfig import policy_config, reference_config
 
 
 def iterations(config: Config) -> list[int]:

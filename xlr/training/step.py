@@ -19,10 +19,10 @@ from xlr.model.gpus import peak_flops
 from xlr.model.logprobmodel import batch_logps
 from xlr.records import Example
 from xlr.settings.config import TrainConfig
-from xlr.training import engine
 from xlr.training.facts import MetricsRow
 from xlr.training.inputs import TrainingPair, pair_costs
 from xlr.training.metrics import Metrics
+from xlr.zero import engine
 
 # Pairs -> the reference's log-probabilities of chosen and rejected in nats, `(B, 2)`.
 PairLogps = Callable[[Sequence[TrainingPair]], Tensor]

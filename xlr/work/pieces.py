@@ -10,6 +10,7 @@ not grow with their number.
 import contextlib
 import hashlib
 import json
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,29 +150,31 @@ def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], 
     missing = [number for number in range(len(work.batches)) if found.find(number) is None]
     if unusable := sum(found.files[number].exists() for number in missing):
         console.print(f"  {label}: {unusable} pieces are damaged or come from another run; they are computed again")
-    with _showing(context, folder, work, missing, label, unit) as step:
-        for number, tokens in _written(context, found, missing):
-            step.workers = context.pool.workers  # includes workers that joined or were lost meanwhile
-            step.advance(work.languages(work.batches[number]), tokens)
+    advancing = threading.Lock()
+    with (
+        _showing(context, folder, work, missing, label, unit) as step,
+        ThreadPoolExecutor(_WRITERS) as writers,  # waits for its threads at the end, even if a worker failed
+    ):
+
+        def write(number: int, result: Any) -> None:
+            tokens = _write(found, number, result)
+            with advancing:
+                step.workers = context.pool.workers  # includes workers that joined or were lost meanwhile
+                step.advance(work.languages(work.batches[number]), tokens)
+
+        pending: deque[Future[None]] = deque()
+        for number, result in context.pool.map(_Tasks(work, missing)):
+            pending.append(writers.submit(write, number, result))
+            _wait(context, pending, _BACKLOG)
+        _wait(context, pending, 0)
     return found
 
 
-def _written(context: Context, pieces: Pieces[Row], missing: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Compute batches and write their pieces; yield the number and the tokens of each piece that is on disk."""
-    pending: deque[tuple[int, Future[int]]] = deque()
-
-    def finished(most: int) -> Iterator[tuple[int, int]]:
-        while pending and (pending[0][1].done() or len(pending) > most):
-            number, future = pending.popleft()
-            with context.clock.measure("write"):
-                tokens = future.result()
-            yield number, tokens
-
-    with ThreadPoolExecutor(_WRITERS) as writers:  # waits for its threads at the end, even if a worker failed
-        for number, result in context.pool.map(_Tasks(pieces.work, missing)):
-            pending.append((number, writers.submit(_write, pieces, number, result)))
-            yield from finished(_BACKLOG)
-        yield from finished(0)
+def _wait(context: Context, pending: "deque[Future[None]]", most: int) -> None:
+    """Wait until no more than `most` pieces are unwritten. Raises what a thread raised."""
+    while pending and (pending[0].done() or len(pending) > most):
+        with context.clock.measure("write"):
+            pending.popleft().result()
 
 
 def _write(pieces: Pieces[Row], number: int, result: Any) -> int:

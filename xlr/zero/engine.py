@@ -41,7 +41,7 @@ from xlr.model.products import compute_repeatably
 from xlr.run import pickles
 from xlr.run.files import atomic_path, remove
 from xlr.settings.config import TrainConfig
-from xlr.training.dsconfig import policy_config, reference_config
+from xlr.zero.dsconfig import policy_config, reference_config
 
 # Selective recomputation keeps the outputs of these operations and of attention kernels.
 _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
@@ -231,8 +231,8 @@ class Checkpoint:
     universal: bool
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
-    """Write the checkpoint `step-{step}-ranks-{world size}` atomically, then remove old ones.
+def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> Path:
+    """Write the checkpoint `step-{step}-ranks-{world size}` atomically, then remove old ones; return its folder.
 
     Args:
         keep: how many of the newest checkpoints to keep.
@@ -255,6 +255,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> None:
             remove(old)
         remove(folder / _UNIVERSAL)
     dist.barrier()
+    return target
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO: its configuration, policy and reference engines, checkpoints."""
