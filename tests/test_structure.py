@@ -39,6 +39,7 @@ HOMES = {
     "deepspeed": {"training.engine"},
     "ray": {"cluster.raypool"},
     "vllm": {"model.vllmsampler"},
+    "liger_kernel": {"model.fused"},
     "lingua": {"languages"},
     "openai": {"judging.endpoint"},
     "matplotlib": {"report.plots"},
@@ -156,7 +157,8 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import xlr; from xlr.settings import configfile; from xlr.shipped import RECIPES, shipped; print(xlr.__file__); "
+        "import xlr; from xlr.settings import configfile; "
+        "from xlr.shipped import RECIPES, shipped; print(xlr.__file__); "
         "print(shipped('ds_configs', 'zero3.json'), shipped('ray_jobs', 'score.py'), shipped('slurm', 'lib.sh')); "
         "run = configfile.load(RECIPES / 'quickstart.yaml'); "
         "from xlr.report import page; print(page.environment().get_template('report.html').filename); "

@@ -1,6 +1,9 @@
 """How many actors fit a cluster, and what decides the numbers they compute."""
 
+import importlib.metadata
 import importlib.util
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -8,7 +11,9 @@ from xlr.cluster.raypool import Pool
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.errors import UserError
 from xlr.records import SampleTask, ScoreTask, Task
+from xlr.run.identity import ACCEPTABLE, changes
 from xlr.settings.config import GenerateConfig, ModelConfig, RayConfig
+from xlr.versions import FUSED, LIBRARIES, VLLM, versions
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,37 @@ def test_pieces_of_a_kind_of_task_depend_on_what_computes_it() -> None:
     assert "version of vllm" not in scored
     assert "version of deepspeed" not in scored
     assert "version of lingua-language-detector" in scored
+
+
+def test_pieces_depend_on_whether_operations_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"liger-kernel": "0.8.5"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: installed.get(name, "1"))
+
+    def conditions(setting: str, gpus: str, task: type[Task] = ScoreTask, backend: str = "transformers") -> Any:
+        model, generate = {"initial": "i", "fused_operations": setting}, {"backend": backend}
+        pool = Pool(RayConfig(), ModelConfig.model_validate(model), GenerateConfig.model_validate(generate))
+        pool._vllm, pool._gpus = False, gpus  # as if Ray ran
+        return pool.conditions(task)
+
+    fused = conditions("auto", "cuda H100")
+    assert fused["model.fused_operations"] == "true"
+    assert fused["version of liger-kernel"] == "0.8.5"
+    assert conditions("auto", "cuda H100", SampleTask)["version of liger-kernel"] == "0.8.5"
+    assert "model.fused_operations" not in conditions("auto", "cuda H100", SampleTask, "vllm")
+    assert conditions("auto", "")["model.fused_operations"] == "false"
+    installed["liger-kernel"] = "0.7.0"  # auto does not use it, so pieces do not depend on it
+    changed = changes(fused, conditions("auto", "cuda H100"))
+    assert {str(change) for change in changed} >= {"model.fused_operations was 'true' and is now 'false'"}
+    assert not {change.kind for change in changed} <= {*ACCEPTABLE}, "refused, whatever the user accepts"
+
+
+def test_a_worker_on_a_node_without_liger_is_refused() -> None:
+    pool = Pool(RayConfig(), ModelConfig(initial="i"), GenerateConfig())
+    ours = versions((*LIBRARIES, *VLLM, *FUSED)) | {"version of liger-kernel": "0.1"}
+    pool._starting = {"started": "actor"}
+    ray: Any = SimpleNamespace(get=lambda _: ("n1", ours), exceptions=SimpleNamespace(RayActorError=OSError))
+    with pytest.raises(UserError, match=r"n1: version of liger-kernel is 0\.1 there and .* here; use one environment"):
+        pool._note_start(ray, "started")
 
 
 def test_a_dashboard_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
