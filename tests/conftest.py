@@ -21,6 +21,9 @@ from xlr.shipped import RECIPES
 os.environ["OMP_NUM_THREADS"] = "1"
 # xlr compiles nothing with torch. DeepSpeed decorates functions for it, which would take each rank a second.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
+# Without a GPU, Triton interprets kernels. It reads this when it is imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 REQUIRE_REAL = os.environ.get("XLR_REQUIRE_REAL") == "1"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

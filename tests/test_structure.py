@@ -41,6 +41,7 @@ HOMES = {
     "deepspeed": {"zero.engine"},
     "ray": {"cluster.raypool"},
     "vllm": {"model.vllmsampler"},
+    "liger_kernel": {"model.fused"},
     "lingua": {"languages"},
     "openai": {"judging.endpoint"},
     "matplotlib": {"report.plots"},

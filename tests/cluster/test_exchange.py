@@ -1,13 +1,15 @@
-"""Values that ranks send to each other arrive whole, without pickles."""
+"""Values that ranks send to each other arrive whole, without pickles; ranks have the same versions of libraries."""
 
 import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
-from xlr.cluster.exchange import gather
+from xlr.cluster.exchange import gather, require_one_environment
+from xlr.errors import UserError
 
 VALUES: list[Any] = [[], None, ["ñ" * 5000, "\U0001f600", 'quo"te'], {"a": 1.5}, "x"]
 
@@ -18,6 +20,10 @@ def rank(number: int, world_size: int, folder: Path) -> None:
     for turn in range(len(VALUES)):
         wanted = [VALUES[(turn + other) % len(VALUES)] for other in range(world_size)]
         assert gather(wanted[number]) == wanted
+    require_one_environment(f"n{number}", {"version of torch": "2.13.0"})
+    liger = {"version of liger-kernel": None if number == 2 else "0.8.5"}
+    with pytest.raises(UserError, match=r"n2: version of liger-kernel is None there and 0\.8\.5 here; use one"):
+        require_one_environment(f"n{number}", liger)
     dist.destroy_process_group()
 
 

@@ -1,6 +1,9 @@
 """How many actors fit a cluster, and what decides the numbers they compute."""
 
+import importlib.metadata
 import importlib.util
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -8,7 +11,11 @@ from xlr.cluster.raypool import Pool
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.errors import UserError
 from xlr.records import SampleSettings, SampleTask, ScoreTask, Task
+from xlr.run.identity import ACCEPTABLE, changes
 from xlr.settings.config import GenerateConfig, ModelConfig, RayConfig
+from xlr.versions import FUSED, LIBRARIES, VLLM, versions
+
+SAMPLE, SCORE = SampleTask("m", (), SampleSettings(1.0, 1.0, 0, 1, (0,))), ScoreTask(("m",), (), "auto")
 
 
 @pytest.mark.parametrize(
@@ -64,20 +71,50 @@ def test_pieces_of_a_kind_of_task_depend_on_what_computes_it() -> None:
         return pool.conditions(task)
 
     transformers, vllm = GenerateConfig(), GenerateConfig(backend="vllm")
-    sample, score = SampleTask("m", (), SampleSettings(1.0, 1.0, 0, 1, (0,))), ScoreTask(("m",), (), "auto")
-    sampled, scored = conditions(sample, transformers), conditions(score, transformers)
+    sampled, scored = conditions(SAMPLE, transformers), conditions(SCORE, transformers)
     assert sampled["model.attn_implementation"] == "sdpa"
     assert scored["model.attn_implementation"] == "xlr_shared_prompt"
-    assert conditions(sample, transformers, attn_implementation="sdpa") == sampled
-    assert conditions(sample, transformers, attn_implementation="eager") != sampled
-    assert conditions(score, transformers, attn_implementation="sdpa") != scored
-    assert conditions(sample, transformers, dtype="bfloat16")["precision"] == "bfloat16"
-    assert conditions(score, transformers, dtype="bfloat16") == scored  # a task says in which precision it is scored
+    assert conditions(SAMPLE, transformers, attn_implementation="sdpa") == sampled
+    assert conditions(SAMPLE, transformers, attn_implementation="eager") != sampled
+    assert conditions(SCORE, transformers, attn_implementation="sdpa") != scored
+    assert conditions(SAMPLE, transformers, dtype="bfloat16")["precision"] == "bfloat16"
+    assert conditions(SCORE, transformers, dtype="bfloat16") == scored  # a task says in which precision it is scored
     assert conditions(ScoreTask(("m",), (), "bfloat16"), transformers)["precision"] == "bfloat16"
-    assert "version of vllm" in conditions(sample, vllm)
+    assert "version of vllm" in conditions(SAMPLE, vllm)
     assert "version of vllm" not in scored
     assert "version of deepspeed" not in scored
     assert "version of lingua-language-detector" in scored
+
+
+def test_pieces_depend_on_whether_operations_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"liger-kernel": "0.8.5"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: installed.get(name, "1"))
+
+    def conditions(setting: str, gpus: str, task: Task = SCORE, backend: str = "transformers") -> Any:
+        model, generate = {"initial": "i", "fused_operations": setting}, {"backend": backend}
+        pool = Pool(RayConfig(), ModelConfig.model_validate(model), GenerateConfig.model_validate(generate))
+        pool._vllm, pool._gpus = False, gpus  # as if Ray ran
+        return pool.conditions(task)
+
+    fused = conditions("auto", "cuda H100")
+    assert fused["model.fused_operations"] == "true"
+    assert fused["version of liger-kernel"] == "0.8.5"
+    assert conditions("auto", "cuda H100", SAMPLE)["version of liger-kernel"] == "0.8.5"
+    assert "model.fused_operations" not in conditions("auto", "cuda H100", SAMPLE, "vllm")
+    assert conditions("auto", "")["model.fused_operations"] == "false"
+    installed["liger-kernel"] = "0.7.0"  # auto does not use it, so pieces do not depend on it
+    changed = changes(fused, conditions("auto", "cuda H100"))
+    assert {str(change) for change in changed} >= {"model.fused_operations was 'true' and is now 'false'"}
+    assert not {change.kind for change in changed} <= {*ACCEPTABLE}, "refused, whatever the user accepts"
+
+
+def test_a_worker_on_a_node_without_liger_is_refused() -> None:
+    pool = Pool(RayConfig(), ModelConfig(initial="i"), GenerateConfig())
+    ours = versions((*LIBRARIES, *VLLM, *FUSED)) | {"version of liger-kernel": "0.1"}
+    pool._starting = {"started": "actor"}
+    ray: Any = SimpleNamespace(get=lambda _: ("n1", ours), exceptions=SimpleNamespace(RayActorError=OSError))
+    with pytest.raises(UserError, match=r"n1: version of liger-kernel is 0\.1 there and .* here; use one environment"):
+        pool._note_start(ray, "started")
 
 
 def test_a_dashboard_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

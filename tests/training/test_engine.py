@@ -1,5 +1,6 @@
 """Engines: what recomputation repeats, and which checkpoints are opened."""
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -9,17 +10,20 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from deepspeed.utils import safe_get_full_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from tests.conftest import Cli, assert_refused
+from tests.kernels import require_kernels
 from tests.training.conftest import OnlyRank
 from xlr.errors import UserError
+from xlr.model.fused import is_fused
 from xlr.model.logprobmodel import LogprobModel
 from xlr.packing.batch import pack
 from xlr.records import Example
 from xlr.settings.config import SHARED_PROMPT, TrainConfig
-from xlr.shipped import RECIPES
+from xlr.shipped import RECIPES, shipped
 from xlr.zero import engine
 from xlr.zero.engine import recomputation
 
@@ -65,6 +69,47 @@ def test_selective_recomputes_only_cheap_operations() -> None:
     assert selective["mm"] == kept["mm"] < everything["mm"]
     assert selective[attention] == kept[attention] == 0 < everything[attention]
     assert selective["rsqrt"] == everything["rsqrt"] > kept["rsqrt"]
+
+
+@pytest.mark.parametrize("recompute", [False, "selective"])
+@pytest.mark.parametrize("zero", ["zero2", "zero3"])
+def test_training_with_fused_operations_gives_the_same_gradients(
+    zero: str, recompute: Any, only_rank: OnlyRank, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Under ZeRO-3, every weight is gathered for each use, as on many GPUs, also for fused modules."""
+    require_kernels()
+    files = {}
+    for name in (zero, "reference"):
+        tree = json.loads(shipped("ds_configs", f"{name}.json").read_text(encoding="utf-8"))
+        if tree["zero_optimization"]["stage"] == 3:
+            tree["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps(tree), encoding="utf-8")
+    train = TrainConfig(
+        ds_config=str(files[zero]), reference_ds_config=str(files["reference"]), gradient_checkpointing=recompute
+    )
+    folder, dtype, found = str(tiny_models["initial"]), torch.float32, []
+    for operations in (False, True):
+        policy = engine.open_policy(folder, train, dtype, SHARED_PROMPT, 3, fused=operations)
+        frozen = engine.open_reference(folder, train, dtype, SHARED_PROMPT, operations)
+        for opened in (policy, frozen):
+            assert sum(map(is_fused, opened.module.modules())) == 9 * operations
+        assert all(parameter.numel() == 0 for parameter in policy.parameters()) is (zero == "zero3")
+        packed = pack(EXAMPLES).to(only_rank.device)
+        logps_S = policy(packed)
+        assert torch.equal(logps_S, frozen(packed))
+        policy.backward(logps_S.mean())
+        found.append((logps_S.detach(), {name: gradient(policy, p) for name, p in policy.module.named_parameters()}))
+    (own_S, own), (fused_S, fused) = found
+    assert torch.allclose(fused_S, own_S, rtol=1e-5)
+    assert own
+    assert all((fused[name] - own[name]).norm() < 1e-5 * own[name].norm() for name in own)
+
+
+def gradient(policy: Any, parameter: torch.nn.Parameter) -> torch.Tensor:
+    found = safe_get_full_grad(parameter)
+    assert found is not None
+    return torch.as_tensor(found).clone()
 
 
 class Touch:

@@ -1,10 +1,13 @@
 """Values from every rank to every rank, as JSON in tensors: torch's own functions for objects send pickles."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from xlr.versions import require_same
 
 
 def gather(value: Any) -> list[Any]:
@@ -21,3 +24,17 @@ def gather(value: Any) -> list[Any]:
     padded = [torch.empty(longest, dtype=torch.uint8, device=device) for _ in sizes]
     dist.all_gather(padded, torch.nn.functional.pad(data, (0, longest - data.numel())))
     return [json.loads(bytes(text[: int(size)].tolist()).decode()) for text, size in zip(padded, sizes, strict=True)]
+
+
+def require_one_environment(node: str, versions: Mapping[str, str | None]) -> None:
+    """Check that all ranks have the same versions of libraries as the first. A collective.
+
+    Args:
+        node: host name of this rank's machine.
+
+    Raises:
+        UserError: one differs; names it and its node. All ranks raise it.
+    """
+    (_, ours), *others = gather([node, dict(versions)])
+    for theirs_node, theirs in others:
+        require_same(theirs_node, theirs, ours)

@@ -22,13 +22,14 @@ from xlr.cluster.scratch import PrivateFolder
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import reason
+from xlr.model import fused
 from xlr.model.precision import precision
 from xlr.packing.layout import default_attention
 from xlr.records import DType, SampleTask, Task
 from xlr.settings.config import GenerateConfig, ModelConfig, RayConfig
 from xlr.terminal.console import console, duration
 from xlr.terminal.progress import Tally
-from xlr.versions import LIBRARIES, VLLM, require_same, versions
+from xlr.versions import FUSED, LIBRARIES, VLLM, require_same, versions
 
 _LOSSES = 3  # workers that one task may lose, and starts that may fail in a row, before xlr gives up
 _LOOK_SECONDS = 10  # between checks for new nodes and for tasks that take too long
@@ -118,7 +119,11 @@ class Pool:
         return precision(dtype, self._on_gpus(vllm=False))
 
     def conditions(self, task: Task) -> dict[str, str | None]:
-        """Conditions that affect the numbers of such a task: device, precision, implementation, library versions."""
+        """Conditions that affect the numbers of such a task: device, precision, implementation, library versions.
+
+        Raises:
+            UserError: `model.fused_operations` is true, but the workers cannot fuse operations.
+        """
         sampling = isinstance(task, SampleTask)
         vllm = sampling and self._generate.backend == "vllm"
         on_gpus = self._on_gpus(vllm)
@@ -128,6 +133,7 @@ class Pool:
         }
         if vllm:
             return found | versions((*LIBRARIES, *VLLM))
+        found |= fused.conditions(self._model.fused_operations, on_gpus)
         attention = self._model.attn_implementation
         if sampling:
             return found | {"model.attn_implementation": default_attention(attention)} | versions(LIBRARIES)
@@ -172,7 +178,8 @@ class Pool:
             arguments = generate.tensor_parallel_size, generate.gpu_memory_utilization, generate.max_num_seqs
             return VllmSampler, (model.dtype, *arguments)
         models_kept = 1 if self._settings.one_model_at_a_time else 2
-        return Worker, (model.dtype, model.attn_implementation, models_kept, self._size[1] > 0)
+        on_gpu = self._size[1] > 0
+        return Worker, (model.dtype, model.attn_implementation, models_kept, on_gpu, model.fused_operations)
 
     def _note_start(self, ray: Any, reference: Any) -> list[Any]:
         """The actor that has started, or nothing if its node was lost meanwhile.
@@ -188,7 +195,7 @@ class Pool:
             if self._failed_starts == _LOSSES:
                 raise RuntimeError(f"{_LOSSES} workers failed to start") from error
             return []
-        require_same(node, libraries, versions((*LIBRARIES, *VLLM)))
+        require_same(node, libraries, versions((*LIBRARIES, *VLLM, *FUSED)))
         self._nodes[actor] = node
         self._tallies[actor] = self._tally(actor)
         self._failed_starts = 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xlr.errors import UserError
 from xlr.maths.logprobs import sum_per_response, token_logps
 from xlr.maths.noise import allowed_difference
+from xlr.model.fused import own_operations
 from xlr.packing.attention import attention_arguments
 from xlr.packing.batch import PackedBatch, batch
 from xlr.packing.layout import default_attention
@@ -102,8 +103,9 @@ def batch_logps(
 def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:
     """Check on a few short sequences that batched log-probabilities equal those of plain forward passes.
 
-    The plain passes take one sequence at a time and use the model's own head. A difference means that the value
-    depends on the batch, or that the fast path lacks something the model needs (scaled logits, sliding windows).
+    The plain passes take one sequence at a time and use the model's own head and operations. A difference means that
+    the value depends on the batch, or that the fast path or fused operations lack something the model needs (scaled
+    logits, sliding windows).
 
     Raises:
         UserError: they differ.
@@ -116,20 +118,23 @@ def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> 
     ]
     batched_S = batch_logps(LogprobModel(causal_lm), probes, attn_implementation, device)
     causal_lm.set_attn_implementation(default_attention(attn_implementation))
-    plain = []
-    for prompt, response in [(probe.prompt, response) for probe in probes for response in probe.responses]:
-        ids_1T = torch.tensor([[*prompt, *response]], device=device)
-        logps_TV = causal_lm(input_ids=ids_1T).logits[0].float().log_softmax(-1)
-        targets_T = ids_1T[0, len(prompt) :, None]
-        plain.append(logps_TV[len(prompt) - 1 : -1].gather(-1, targets_T).sum())
+    with own_operations(causal_lm):
+        plain = [_plain_logp(causal_lm, probe.prompt, response) for probe in probes for response in probe.responses]
     causal_lm.set_attn_implementation(attn_implementation)
     lengths = [len(response) for probe in probes for response in probe.responses]
-    for batched, own, count in zip(batched_S.tolist(), torch.stack(plain).tolist(), lengths, strict=True):
+    for batched, own, count in zip(batched_S.tolist(), plain, lengths, strict=True):
         allowed = allowed_difference(own, count, causal_lm.dtype != torch.float32)
         if not abs(batched - own) <= allowed:
             raise UserError(
                 f"{name}: log-probabilities with attn_implementation={attn_implementation} differ from the model's own "
                 f"({batched:.6g} and {own:.6g}; allowed difference {allowed:.2g}); this architecture "
-                f"({causal_lm.config.model_type}) needs another model.attn_implementation, such as eager, or is not "
-                "supported"
+                f"({causal_lm.config.model_type}) needs another model.attn_implementation, such as eager, or "
+                "model.fused_operations=false, or is not supported"
             )
+
+
+def _plain_logp(causal_lm: Any, prompt: Sequence[int], response: Sequence[int]) -> float:
+    """The log-probability of one response in nats, by a plain forward pass."""
+    ids_1T = torch.tensor([[*prompt, *response]], device=causal_lm.device)
+    logps_TV = causal_lm(input_ids=ids_1T).logits[0].float().log_softmax(-1)
+    return float(logps_TV[len(prompt) - 1 : -1].gather(-1, ids_1T[0, len(prompt) :, None]).sum())

@@ -21,6 +21,7 @@ from xlr.errors import UserError
 from xlr.maths.sampling import draw
 from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
+from xlr.model.fused import FusedOperations, fuse
 from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
 from xlr.model.products import compute_repeatably
@@ -37,6 +38,7 @@ class Worker(Actor):
         attn_implementation: `model.attn_implementation` of the configuration.
         models_kept: how many models stay in memory: 2 (policy and reference) or 1.
         on_gpu: whether to compute on a GPU. Ray does not hide a node's GPUs from a worker without one.
+        fused_operations: `model.fused_operations` of the configuration.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Worker(Actor):
         attn_implementation: str,
         models_kept: int = 2,
         on_gpu: bool = False,
+        fused_operations: FusedOperations = "auto",
     ):
         super().__init__()
         compute_repeatably()
@@ -55,6 +58,7 @@ class Worker(Actor):
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self._dtype = dtype
         self.attn_implementation = attn_implementation
+        self._fused_operations = fused_operations
         self._models_kept = models_kept
         self._models: dict[tuple[str, torch.dtype], Any] = {}
         self._probed: set[tuple[str, torch.dtype]] = set()
@@ -82,6 +86,7 @@ class Worker(Actor):
                 "more memory"
             ) from error
         weights.require_finite(causal_lm, name)
+        fuse(causal_lm, self._fused_operations, self.device.type == "cuda")
         return causal_lm
 
     def compute(self, task: Task) -> Any:

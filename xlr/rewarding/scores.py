@@ -13,10 +13,12 @@ from xlr import languages
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.quality import count_flaws, repetition
 from xlr.errors import UserError
+from xlr.foreign.modelfiles import load_config
 from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches
 from xlr.maths.noise import reward_noise
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
+from xlr.model.fused import require_usable
 from xlr.records import INITIAL, Example, Prompt, Response, RowKey, Score, Scored
 from xlr.rewarding import responses, room
 from xlr.rewarding.facts import RewardFacts, ScoredProbe, ScoreFacts
@@ -67,6 +69,7 @@ def check(context: Context) -> None:
     config, initial = context.config, context.model(INITIAL)
     tokenizer = load_tokenizer(initial)
     require_model(initial, tokenizer)
+    require_usable(config.model.fused_operations, load_config(initial))
     if config.model.aligned:
         require_same_tokenizer(context.encoder.tokenizer, tokenizer, context.encoder.name, initial)
     prompts = [prompt for lang in config.languages for prompt in context.prompts[lang]]

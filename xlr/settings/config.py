@@ -38,6 +38,11 @@ class ModelConfig(Section):
     """Attention for scoring and training. xlr_shared_prompt packs sequences and computes a prompt once for all of its
     responses. flash_attention_2 and the other flash kernels of transformers take packed sequences. sdpa and eager
     take right-padded rows."""
+    fused_operations: Literal["auto"] | bool = "auto"
+    """Compute norms, rotary embeddings and SwiGLU with the fused kernels of liger-kernel: faster on GPUs, and other
+    last bits. auto does so on GPUs where liger-kernel is installed, for architectures that xlr can fuse (llama,
+    mistral, qwen2, qwen3). true refuses to run without, also with a judge or other models that cannot be fused. false
+    never does so. vLLM has its own kernels."""
 
 
 class PromptsConfig(Section):

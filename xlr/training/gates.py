@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xlr.errors import UserError
 from xlr.maths.noise import allowed_difference, allowed_loss_difference
+from xlr.model.fused import FusedOperations
 from xlr.records import START, Example
 from xlr.rewarding.facts import ScoredProbe
 from xlr.run.artifact import json_of
@@ -86,13 +87,13 @@ def require_ln2(
         )
 
 
-def require_same_model(trainer: Trainer, folder: Path, dtype: torch.dtype) -> None:
+def require_same_model(trainer: Trainer, folder: Path, dtype: torch.dtype, fused: FusedOperations) -> None:
     """Open the exported folder and compare its log-probabilities of one pair with those of the trained weights.
 
     Raises:
         RuntimeError: they differ: the folder does not hold the trained weights.
     """
-    exported = engine.open_reference(str(folder), trainer.train, dtype, trainer.attn_implementation)
+    exported = engine.open_reference(str(folder), trainer.train, dtype, trainer.attn_implementation, fused)
     example = trainer.pairs[0].example
     trainer.policy.eval()
     with torch.no_grad():

@@ -18,13 +18,14 @@ import torch.distributed as dist
 from xlr.cluster.preemption import Preempted, Request
 from xlr.cluster.ranks import Ranks
 from xlr.maths.batching import Batch
+from xlr.model import fused
 from xlr.model.modelcard import model_card
 from xlr.model.weights import resolve_dtype
 from xlr.records import START
 from xlr.run.artifact import Artifact
 from xlr.run.files import remove, sha256, write_json
 from xlr.run.trackers import MetricsLog
-from xlr.settings.config import settings
+from xlr.settings.config import ModelConfig, settings
 from xlr.settings.slurmconfig import SAVING_SECONDS
 from xlr.terminal import progress
 from xlr.terminal.console import console, duration
@@ -61,8 +62,8 @@ class _Rank:
         return self.ranks.rank == 0
 
     @property
-    def attention(self) -> str:
-        return self.training.context.config.model.attn_implementation
+    def models(self) -> ModelConfig:
+        return self.training.context.config.model
 
 
 def train(training: Training, target: Artifact, ranks: Ranks) -> None:
@@ -124,7 +125,8 @@ def _claim_checkpoints(rank: _Rank) -> None:
     conditions = versions(_LIBRARIES) | {
         "device": f"cuda {torch.cuda.get_device_name(rank.device)}" if rank.device.type == "cuda" else "cpu",
         "precision": str(rank.dtype),
-        "model.attn_implementation": rank.attention,
+        "model.attn_implementation": rank.models.attn_implementation,
+        **fused.conditions(rank.models.fused_operations, rank.device.type == "cuda"),
         "cut": sha256("\n".join(f"{pair.lang} {pair.id}" for pair in train_pairs)),
     }
     rank.target.claim_pieces(_CHECKPOINTS, conditions, settings(rank.training.context.config))
@@ -133,16 +135,17 @@ def _claim_checkpoints(rank: _Rank) -> None:
 def _open(rank: _Rank, checkpoint: engine.Checkpoint | None) -> Trainer:
     """Open policy and reference. A training without a checkpoint is checked against the scorer."""
     training, train = rank.training, rank.training.config
+    attention, fuse = rank.models.attn_implementation, rank.models.fused_operations
     train_pairs, held_out = training.split
     reference_logps: PairLogps
     if train.reference_mode == "cached":
         precision = str(rank.dtype).removeprefix("torch.")
         reference_logps = cached_logps(reference.load(training, precision, [*train_pairs, *held_out]), rank.device)
     else:
-        frozen = engine.open_reference(training.reference, train, rank.dtype, rank.attention)
-        reference_logps = frozen_logps(frozen, rank.attention, rank.device)
-    policy = engine.open_policy(training.start, train, rank.dtype, rank.attention, len(rank.steps), checkpoint)
-    trainer = Trainer(train, policy, reference_logps, rank.attention, rank.device, rank.ranks, train_pairs, held_out)
+        frozen = engine.open_reference(training.reference, train, rank.dtype, attention, fuse)
+        reference_logps = frozen_logps(frozen, attention, rank.device)
+    policy = engine.open_policy(training.start, train, rank.dtype, attention, len(rank.steps), checkpoint, fuse)
+    trainer = Trainer(train, policy, reference_logps, attention, rank.device, rank.ranks, train_pairs, held_out)
     if checkpoint is None:
         scored_low = training.context.config.score.dtype == "bfloat16"
         require_scorers_logps(trainer, scored_probes(training), scored_low or rank.dtype != torch.float32)
@@ -245,7 +248,7 @@ def _agree(stop: bool, save: bool, peak_gb: float, device: torch.device) -> tupl
 
 def _export(rank: _Rank, trainer: Trainer, facts: TrainingFacts, last_metrics: Mapping[str, float]) -> None:
     """Write the model's folder, open it, and compare its log-probabilities with those of the trained weights."""
-    training, models = rank.training, rank.training.context.config.model
+    training, models = rank.training, rank.models
     card = model_card(
         training.iteration,
         (training.iteration > START and models.aligned) or models.initial,
@@ -256,4 +259,4 @@ def _export(rank: _Rank, trainer: Trainer, facts: TrainingFacts, last_metrics: M
     )
     export(trainer.policy, training.start, rank.target.folder, card)
     del trainer.reference_logps  # frees a frozen reference: the exported model needs its memory
-    require_same_model(trainer, rank.target.folder, rank.dtype)
+    require_same_model(trainer, rank.target.folder, rank.dtype, models.fused_operations)

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import socket
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -30,17 +31,19 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
-from xlr.cluster.exchange import gather
+from xlr.cluster.exchange import gather, require_one_environment
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.errors import UserError
 from xlr.leases import process
 from xlr.model import weights
+from xlr.model.fused import FusedOperations, fuse
 from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel
 from xlr.model.products import compute_repeatably
 from xlr.run import pickles
 from xlr.run.files import atomic_path, remove
 from xlr.settings.config import TrainConfig
+from xlr.versions import FUSED, LIBRARIES, versions
 from xlr.zero.dsconfig import policy_config, reference_config
 
 # Selective recomputation keeps the outputs of these operations and of attention kernels.
@@ -59,7 +62,7 @@ def init_distributed(ranks: Ranks) -> torch.device:
     """Join the process group: NCCL on GPUs, gloo on CPUs. Ranks meet through the launcher's file, or through a port.
 
     Raises:
-        UserError: MASTER_ADDR or MASTER_PORT is not set.
+        UserError: MASTER_ADDR or MASTER_PORT is not set, or nodes have other versions of libraries than the first.
     """
     compute_repeatably()
     set_up_gpus()
@@ -90,6 +93,7 @@ def init_distributed(ranks: Ranks) -> torch.device:
             world_size=ranks.world_size,
             verbose=False,
         )
+    require_one_environment(socket.gethostname(), versions((*LIBRARIES, *FUSED)))
     return device
 
 
@@ -114,6 +118,7 @@ def open_policy(
     attn_implementation: str,
     total_steps: int,
     checkpoint: "Checkpoint | None" = None,
+    fused: FusedOperations = False,
 ) -> Any:
     """Open the policy under ZeRO with AdamW and a learning-rate schedule, and load the checkpoint if there is one.
 
@@ -122,7 +127,7 @@ def open_policy(
     """
     tree = policy_config(train, dtype == torch.bfloat16, _hidden_size(model))
     tree["checkpoint"] = {"load_universal": checkpoint is not None and checkpoint.universal}
-    causal_lm = _load_sharded(model, tree, dtype, attn_implementation)
+    causal_lm = _load_sharded(model, tree, dtype, attn_implementation, fused)
     if train.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(recomputation(train.gradient_checkpointing))
     causal_lm.train()
@@ -161,10 +166,12 @@ def _keep_products(_context: Any, operation: Any, *_arguments: Any, **_keywords:
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def open_reference(model: str, train: TrainConfig, dtype: torch.dtype, attn_implementation: str) -> Any:
+def open_reference(
+    model: str, train: TrainConfig, dtype: torch.dtype, attn_implementation: str, fused: FusedOperations = False
+) -> Any:
     """Open the frozen reference on the same ranks, without gradients or optimizer."""
     tree = reference_config(train, dtype == torch.bfloat16, _hidden_size(model))
-    causal_lm = _load_sharded(model, tree, dtype, attn_implementation).requires_grad_(False)
+    causal_lm = _load_sharded(model, tree, dtype, attn_implementation, fused).requires_grad_(False)
     engine, *_ = deepspeed.initialize(model=LogprobModel(causal_lm), config=tree)
     engine.eval()
     return engine
@@ -188,15 +195,18 @@ def one_reduction(engine: Any) -> Iterator[None]:
         yield
 
 
-def _load_sharded(model: str, tree: dict[str, Any], dtype: torch.dtype, attn_implementation: str) -> Any:
+def _load_sharded(
+    model: str, tree: dict[str, Any], dtype: torch.dtype, attn_implementation: str, fused: FusedOperations
+) -> Any:
     """Load weights directly into their ZeRO partitions, so that no rank holds the whole model.
 
     Raises:
-        UserError: a weight on any rank is not finite.
+        UserError: a weight on any rank is not finite, or operations cannot be fused as they should.
     """
     zero3 = HfDeepSpeedConfig(tree)  # transformers holds only a weak reference to it
     causal_lm = weights.load_causal_lm(model, dtype, attn_implementation)
     del zero3
+    fuse(causal_lm, fused, torch.cuda.is_available())
     damaged = [name for name, parameter in causal_lm.named_parameters() if not _own_part(parameter).isfinite().all()]
     # Gather whole layers: fewer hooks and larger collectives than one per linear module.
     if layers := {type(layer) for layer in getattr(causal_lm.get_decoder(), "layers", ())}:
