@@ -168,6 +168,34 @@ def doctor(
 
 
 @app.command()
+def selftest(
+    folder: Annotated[Path, typer.Argument(help="A new folder, on the file system that runs will use.")],
+    shape: Annotated[
+        str | None, typer.Option(help="The model's shape: tiny, 1b or 8b. By default 1b on GPUs and tiny on CPUs.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Training processes; by default one per GPU.")] = None,
+    meet: Annotated[bool, typer.Option("--meet", hidden=True)] = False,
+) -> None:
+    """Prove what this machine computes, how fast and how repeatably, with a model of random weights."""
+    from xlr.selftest import selftest as test
+    from xlr.selftest.check import show
+    from xlr.selftest.material import SHAPES, usual_shape
+
+    if meet:
+        test.meet(folder)
+        return
+    chosen = shape or usual_shape()
+    if chosen not in SHAPES:
+        raise UserError(f"--shape {chosen}: not a shape; choose one of {', '.join(SHAPES)}")
+    failed = 0
+    for check in test.examine(folder.absolute(), chosen, processes):
+        show(check)
+        failed += bool(check.remedy)
+    if failed:
+        raise UserError(f"{failed} checks failed; see their remedies above")
+
+
+@app.command()
 def verify(source: Source) -> None:
     """Read every file of a run again, compare it with its manifest, and say what each fault means."""
     from xlr.commands import verify as verification

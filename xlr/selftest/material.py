@@ -47,6 +47,13 @@ _TEMPLATE = (
 _QUICKSTART = RECIPES / "quickstart"
 
 
+def usual_shape() -> str:
+    """The shape that a machine computes in some minutes."""
+    import torch
+
+    return "1b" if torch.cuda.is_available() else "tiny"
+
+
 def write_model(folder: Path, shape: str, seed: int) -> None:
     """Write a Hugging Face folder: a Llama of random weights in bfloat16, and a byte-level tokenizer."""
     import torch
