@@ -5,8 +5,8 @@
 Weights are random. Each part runs in processes of its own, whose memory is watched. `make` writes the 8B model (16 GB).
 `export` opens it memory-mapped and writes it with the trainer's function, shard by shard (16 GB more), and reads it
 back. `score` compares the two copies through a Ray worker that holds one model at a time. `train` takes Llama-3.2-1B's
-shape, with as many layers as the formula in `memory` lets into `--memory` GB: two steps with one and with two ranks,
-killed once the checkpoint is complete, resumed to a third step, exported. The last line is JSON.
+shape, with as many layers as `xlr.maths.memory` lets into `--memory` GB: two steps with one and with two ranks, killed
+once the checkpoint is complete, resumed to a third step, exported. The last line is JSON.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import memory
 import psutil
 import torch
 import yaml
-from memory import LLAMA3_8B, LLAMA32_1B, Shape, Zero
 from safetensors.torch import save_file
 
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.cluster.raypool import Pool
+from xlr.maths import memory
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
+from xlr.maths.memory import LLAMA3_8B, LLAMA32_1B, Shape, Zero
 from xlr.model.weights import load_causal_lm
 from xlr.packing.layout import default_attention
 from xlr.records import Example, ScoreTask
@@ -180,8 +180,8 @@ def run(command: list[str]) -> Watched:
 
 def export_model(source: Path, target: Path) -> None:
     """Write a memory-mapped model as the trainer writes a trained one. There is no optimizer beside it."""
-    from xlr.training import engine
     from xlr.training.export import export
+    from xlr.zero import engine
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {RENDEZVOUS: str(Path(folder) / "ranks"), "GLOO_SOCKET_IFNAME": "lo"}
@@ -222,12 +222,9 @@ def score_models(models: tuple[Path, Path]) -> None:
 
 def formula(shape: Shape, ranks: int) -> dict[str, int]:
     """The memory of a rank in `train`, by component: what is kept, and the larger of the two phases of a step."""
-    phases = (
-        memory.backward(shape, ranks, TOKENS, True, CPU_CHUNK_TOKENS, Zero()),
-        memory.update(shape, ranks, Zero()),
+    return {"interpreter and libraries": PROCESS} | memory.peak(
+        shape, ranks, TOKENS, True, True, CPU_CHUNK_TOKENS, Zero()
     )
-    larger = max(phases, key=lambda phase: sum(phase.values()))
-    return {"interpreter and libraries": PROCESS} | memory.kept(shape, ranks, True, Zero()) | larger
 
 
 def deepest(shape: Shape, budget: float, ranks: int) -> Shape:

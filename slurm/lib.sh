@@ -46,8 +46,13 @@ step() {
 # Run a command on the first node, as the driver of a Ray cluster over all nodes.
 on_ray() {
   start_ray
-  step --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --nodelist="${nodes[0]}" "$@"
+  on_first_node "$@"
   stop_ray
+}
+
+# Run a command once, on the first node, with all its CPUs and GPUs.
+on_first_node() {
+  step --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --nodelist="${nodes[0]}" "$@"
 }
 
 # Run a command in all tasks of all nodes; each reads its rank from Slurm.

@@ -256,7 +256,7 @@ def test_the_doctor_reports_passed_and_failed_checks(cluster: SlurmCluster, tree
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
     command = [sys.executable, "-m", "xlr", "doctor", str(config)]
     environment = os.environ | {"OPENAI_API_KEY": "none"}
-    first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG)
+    first = subprocess.run([*command, "--deep"], env=environment, capture_output=True, text=True, timeout=2 * LONG)
     assert first.returncode == 2, first.stdout + first.stderr
     assert first.stdout.count("FAILED") == len(NODES), first.stdout
     for node in NODES:
@@ -265,6 +265,8 @@ def test_the_doctor_reports_passed_and_failed_checks(cluster: SlurmCluster, tree
         assert f"FAILED  {node}: judge: judge judge at http://127.0.0.1:9/v1: cannot be reached" in first.stdout
         assert f"{node}: collectives: 2 tasks met over gloo" in first.stdout
     assert "Ray: n1 n2 joined at 10." in first.stdout
+    assert "ok      self-test: numerics: scorer, trainer, exported model and a plain forward pass agree" in first.stdout
+    assert "ok      self-test: scoring again: the same bits" in first.stdout
     second = subprocess.run([*command, "slurm.python=/nowhere/python"], capture_output=True, text=True, timeout=LONG)
     assert second.returncode == 2, second.stdout
     assert "'/nowhere/python -m xlr' does not start; set slurm.setup, slurm.python or slurm.container" in second.stdout

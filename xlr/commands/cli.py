@@ -146,6 +146,7 @@ def doctor(
     source: Source,
     overrides: Overrides = None,
     site: Site = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also run `xlr selftest` on a node, in the same job.")] = False,
     on_node: Annotated[bool, typer.Option("--on-node", hidden=True)] = False,
     ray: Annotated[bool, typer.Option("--ray", hidden=True)] = False,
 ) -> None:
@@ -160,7 +161,7 @@ def doctor(
         examination.with_ray(context)
     else:
         failed = 0
-        for check in examination.examine(context, site):
+        for check in examination.examine(context, site, deep):
             show(check)
             failed += bool(check.remedy)
         if failed:

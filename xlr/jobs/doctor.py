@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from xlr import pipeline
 from xlr.cluster import slurm as scheduler
@@ -36,13 +37,17 @@ from xlr.stages import KINDS
 # change of the number of ranks converts 12 of them, and every iteration adds a model.
 _DISK_BYTES_A_WEIGHT_BYTE = 24
 _GIB = 1 << 30
-_MINUTES = 10  # time limit of the job
+_MINUTES, _DEEP_MINUTES = 10, 40  # time limits of the job, without and with the self-test
 _POLL_SECONDS = 1.0
 _VISIBLE_SECONDS = 60  # a network file system may need this long to show a file that another node wrote
 
 
-def examine(context: Context, site: Path | None) -> Iterator[Check]:
-    """Yield the result of each check as it is made. The job is submitted only if no check on the login node failed."""
+def examine(context: Context, site: Path | None, deep: bool) -> Iterator[Check]:
+    """Yield the result of each check as it is made. The job is submitted only if no check on the login node failed.
+
+    Args:
+        deep: whether the job also runs `xlr selftest` on its first node.
+    """
     slurm = submission.settings(context, site)
     with pipeline.holding(context, []):  # writes the configuration that the job reads
         passed = True
@@ -50,7 +55,7 @@ def examine(context: Context, site: Path | None) -> Iterator[Check]:
             passed &= not check.remedy
             yield check
         if passed:
-            yield from _by_job(context, slurm)
+            yield from _by_job(context, slurm, deep)
 
 
 def _models(context: Context) -> Iterator[Check]:
@@ -90,7 +95,7 @@ def _requests(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
             yield Check(f"{kind} jobs", str(error), f"correct the site profile, or slurm.jobs.{kind}")
 
 
-def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
+def _by_job(context: Context, slurm: SlurmConfig, deep: bool) -> Iterator[Check]:
     """Submit the job, wait for it and yield the checks that its nodes wrote."""
     run, folder = context.run.path, _folder(context)
     remove(folder)
@@ -99,7 +104,10 @@ def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
     options = jobs.options(Job(kind, 0, (Stage("train", 0),), ()), jobs.wants(slurm, kind))
     log = folder / "job.out"
     command = ["sbatch", "--parsable", f"--job-name={run.name}-doctor", f"--output={log}", *options]
-    number = scheduler.submit([*command, f"--time={_MINUTES}", str(run / "slurm" / "doctor.sbatch"), str(run)])
+    test = folder / "selftest"
+    time_limit = f"--time={_DEEP_MINUTES if deep else _MINUTES}"
+    script = [str(run / "slurm" / "doctor.sbatch"), str(run), *([str(test)] if deep else [])]
+    number = scheduler.submit([*command, time_limit, *script])
     try:
         while (state := scheduler.job(number)) and state.active:
             time.sleep(_POLL_SECONDS)
@@ -108,7 +116,10 @@ def _by_job(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
         raise
     for file in sorted(folder.glob("*.json")):
         yield from (Check(**check) for check in read_json(file, list[Check], "run `xlr doctor` again"))
-    if state is None or state.state != "COMPLETED":
+    if (file := test / "selftest.json").is_file():
+        for own in read_json(file, dict[str, Any], "run `xlr doctor --deep` again")["checks"]:
+            yield Check(f"self-test: {own['check']}", own["found"], own["remedy"])
+    elif state is None or state.state != "COMPLETED":
         ended = f"{state.state} {state.reason}".strip() if state else "unknown to Slurm"
         yield Check(f"job {number}", f"{ended}: {submission.last_line(log)}", f"see {log}")
 

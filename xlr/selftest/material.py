@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from xlr.maths.memory import Shape
 from xlr.run.files import write_text
 from xlr.shipped import RECIPES
 
@@ -45,6 +46,20 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _QUICKSTART = RECIPES / "quickstart"
+
+
+def sizes(shape: str) -> Shape:
+    """A shape as the memory formula takes it."""
+    own = SHAPES[shape]
+    return Shape(
+        own["hidden_size"],
+        own["num_hidden_layers"],
+        own["num_attention_heads"],
+        own["num_key_value_heads"],
+        own["intermediate_size"],
+        own["vocab_size"],
+        tied=False,
+    )
 
 
 def usual_shape() -> str:

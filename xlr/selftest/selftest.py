@@ -17,6 +17,8 @@ from xlr import pipeline
 from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks, ranks
 from xlr.errors import UserError
+from xlr.maths import memory
+from xlr.maths.logprobs import GPU_CHUNK_TOKENS
 from xlr.maths.noise import allowed_difference
 from xlr.records import START, Response, Score
 from xlr.rewarding import scores
@@ -33,6 +35,7 @@ from xlr.terminal.console import duration
 
 # Of the data sheet's rate: a third less than measured for DPO of 8B models elsewhere. Smaller shapes reach less.
 _LOW_MFU = {"tiny": 0.0, "1b": 0.12, "8b": 0.25}
+_MORE = 1.2  # times the formula's memory
 _SLOW_SAVE = 1e9  # bytes a second: a checkpoint of an 8B model, 112 GB, takes two minutes
 _NO_REMEDY = "nothing can be trusted until it is found: run it again, and report it with the log"
 
@@ -40,7 +43,7 @@ _NO_REMEDY = "nothing can be trusted until it is found: run it again, and report
 def configuration(folder: Path, shape: str, processes: int | None) -> Config:
     """A run of one iteration that takes some minutes on the shape's usual device."""
     small = shape == "tiny"
-    training = {
+    training: dict[str, Any] = {
         "global_batch_size": 4 if small else 32,
         "num_train_epochs": 1,
         "max_length": 2048,
@@ -134,7 +137,7 @@ def _run(folder: Path, shape: str, processes: int | None) -> Iterator[Check]:
     )
 
 
-def _learn(folder: Path, shape: str, _processes: int | None) -> Iterator[Check]:
+def _learn(folder: Path, shape: str, processes: int | None) -> Iterator[Check]:
     """Training: the first loss, speed, memory."""
     import torch
 
@@ -150,9 +153,30 @@ def _learn(folder: Path, shape: str, _processes: int | None) -> Iterator[Check]:
         else ""
     )
     yield Check("training", f"{rate:,.0f} tokens/s, {mfu:.1%} of the peak rate (MFU)", remedy)
-    peak = max(row["perf/peak_memory_gb"] for row in rows)
-    room = f" of {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB" if torch.cuda.is_available() else ""
-    yield Check("training's memory", f"{peak:.3g} GB a process at its peak{room}")
+    yield _memory(max(row["perf/peak_memory_gb"] for row in rows), folder, shape, processes)
+
+
+def _memory(peak: float, folder: Path, shape: str, processes: int | None) -> Check:
+    """Compare the peak with the formula, which is of GPUs and bfloat16."""
+    import torch
+
+    found = f"{peak:.3g} GB a process at its peak"
+    if not torch.cuda.is_available():
+        return Check("training's memory", found)
+    train = configuration(folder, shape, processes).align
+    ranks = processes or torch.cuda.device_count()
+    parts = memory.peak(
+        material.sizes(shape),
+        ranks,
+        train.micro_batch_tokens,
+        train.gradient_checkpointing,
+        train.reference_mode == "frozen",
+        GPU_CHUNK_TOKENS,
+        memory.Zero(),
+    )
+    expected, total = sum(parts.values()) / 1e9, torch.cuda.get_device_properties(0).total_memory / 1e9
+    remedy = f"{_MORE:.0%} of the formula and more: see what else uses these GPUs" if peak > _MORE * expected else ""
+    return Check("training's memory", f"{found} of {total:.0f} GB; by the formula at most {expected:.3g}", remedy)
 
 
 def _save(folder: Path, _shape: str, _processes: int | None) -> Iterator[Check]:
@@ -180,7 +204,7 @@ def _repeat(folder: Path, shape: str, processes: int | None) -> Iterator[Check]:
     """Score the same responses again, in the same batches and in smaller ones."""
     config = configuration(folder, shape, processes)
     expected = {row.key: row for row in rows_of(folder / "run" / "iter1" / "scores", Score)}
-    smaller = max(config.score.batch_tokens // 8, 1)
+    smaller = 256 if shape == "tiny" else config.score.batch_tokens // 8
     for name, tokens in (("again", config.score.batch_tokens), ("other batches", smaller)):
         score = config.score.model_copy(update={"batch_tokens": tokens})
         context = Context(config.model_copy(update={"score": score}))

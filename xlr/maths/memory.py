@@ -116,3 +116,18 @@ def update(shape: Shape, ranks: int, zero: Zero) -> dict[str, int]:
     own, largest = shape.parameters // ranks, shape.embedding // ranks
     flat = (BF16 + FP32) * min(own, max(zero.sub_group, largest))
     return {"norm, or flat gradients of a sub-group": max(flat, FP64 * largest)}
+
+
+def peak(
+    shape: Shape, ranks: int, tokens: int, checkpointing: Checkpointing, frozen: bool, chunk: int, zero: Zero
+) -> dict[str, int]:
+    """The parts of a rank's peak: what is kept, and the larger of a backward pass and an update.
+
+    CUDA's context and the allocator's fragments, about 3 GB on a GPU, come on top.
+
+    Args:
+        frozen: whether the reference is beside the policy.
+        chunk: rows of logits in memory at once.
+    """
+    phases = (backward(shape, ranks, tokens, checkpointing, chunk, zero), update(shape, ranks, zero))
+    return kept(shape, ranks, frozen, zero) | max(phases, key=lambda parts: sum(parts.values()))
