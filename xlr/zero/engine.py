@@ -9,8 +9,8 @@ import math
 import os
 import re
 import socket
+import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +21,6 @@ from typing import Any, Literal
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import set_z3_leaf_modules
@@ -31,7 +30,8 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
-from xlr.cluster.exchange import gather, require_one_environment
+from xlr.cluster.environment import SAFE_PATH
+from xlr.cluster.exchange import PATIENCE, barrier, gather, leave, meet, require_one_environment
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.errors import UserError
 from xlr.leases import process
@@ -55,7 +55,9 @@ _CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 _COMPLETE = re.compile(r"step-[0-9]{8,}-ranks-[0-9]+")
 _STATE = "state"
 _UNIVERSAL = "universal"
-_TIMEOUT = timedelta(hours=1)
+_COLLECTIVE = timedelta(minutes=30)  # for NCCL or gloo; longer waits go through the store
+_CONVERSION = timedelta(hours=6)  # of a checkpoint of 100 GB, on a slow disk
+_CONVERTERS = 4  # processes; each reads files of a rank, of several GB
 
 
 def init_distributed(ranks: Ranks) -> torch.device:
@@ -83,18 +85,29 @@ def init_distributed(ranks: Ranks) -> torch.device:
         torch.cuda.set_device(device)
     # DeepSpeed's shared-memory collectives for CPU ranks need a compiler and half a minute of compilation.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")  # what each rank did last, in /tmp
+    store = _store(ranks, file)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("torch", store),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=_COLLECTIVE,
+    )
     with contextlib.redirect_stdout(sys.stderr):
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo",
-            auto_mpi_discovery=False,
-            timeout=_TIMEOUT,
-            init_method=None if file is None else f"file://{file}",
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            verbose=False,
-        )
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)  # takes torch's process group
+    meet(dist.PrefixStore("xlr", store), ranks.rank, ranks.world_size)
     require_one_environment(socket.gethostname(), versions((*LIBRARIES, *FUSED)))
     return device
+
+
+def _store(ranks: Ranks, file: str | None) -> Any:
+    """Where the ranks meet: a file on one machine, else a port of the first node."""
+    if file is not None:
+        return dist.FileStore(file, ranks.world_size)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, ranks.world_size, is_master=ranks.rank == 0, timeout=PATIENCE)
 
 
 def device_of(local_rank: int, gpus: int) -> torch.device:
@@ -107,7 +120,8 @@ def device_of(local_rank: int, gpus: int) -> torch.device:
 
 
 def close_distributed() -> None:
-    """Leave the process group."""
+    """Leave the process group. Every rank calls it."""
+    leave()
     dist.destroy_process_group()
 
 
@@ -252,19 +266,19 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> Path:
     temporary = folder / f".{target.name}.{gather(process.token())[0]}.tmp"
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
+    barrier()
     engine.save_checkpoint(str(temporary), tag=_STATE)
     for file in (temporary / _STATE).glob(f"*rank_{dist.get_rank()}_*"):
         with file.open("rb") as written:
             os.fsync(written.fileno())
-    dist.barrier()
+    barrier()
     if dist.get_rank() == 0:
         remove(target)
         os.replace(temporary, target)
         for old in _complete(folder)[:-keep]:
             remove(old)
         remove(folder / _UNIVERSAL)
-    dist.barrier()
+    barrier()
     return target
 
 
@@ -287,7 +301,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
             found[0] = str(_readable(_complete(folder)[-1], folder))
         except UserError as error:
             found[1] = str(error)
-    path, refusal = gather(found)[0]
+    path, refusal = gather(found, _CONVERSION)[0]
     if refusal is not None:
         raise UserError(refusal)
     if path is None:
@@ -328,23 +342,19 @@ def _to_universal(checkpoint: Path, folder: Path) -> Path:
     target = folder / checkpoint.name
     if target.is_dir():
         return target
-    with atomic_path(target) as temporary, contextlib.redirect_stdout(sys.stderr):
+    workers = str(min(_CONVERTERS, os.cpu_count() or 1))
+    with atomic_path(target) as temporary:
         (temporary / _STATE).mkdir(parents=True)
-        try:
-            ds_to_universal.main(
-                Namespace(
-                    input_folder=str(checkpoint / _STATE),
-                    output_folder=str(temporary / _STATE),
-                    num_extract_workers=1,
-                    num_merge_workers=1,
-                    keep_temp_folder=False,
-                    strict=True,
-                    inject_missing_state=True,
-                )
-            )
-        except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        # In a process of its own, whose workers are forked: this one has threads and may hold a GPU.
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--input_folder", str(checkpoint / _STATE), "--output_folder", str(temporary / _STATE)]
+        command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
+        own = SAFE_PATH | {"CUDA_VISIBLE_DEVICES": ""}
+        result = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or [f"code {result.returncode}"])[-1]
             raise UserError(
                 f"{checkpoint}: was written by another number of ranks, and converting it to {dist.get_world_size()} "
-                f"ranks failed ({error}); set train.processes to the number in its name"
-            ) from error
+                f"ranks failed ({reason}); set train.processes to the number in its name"
+            )
     return target
