@@ -33,6 +33,8 @@ class LocalPool:
     def precision(self, dtype: DType) -> str:
         return self._pool.precision(dtype)
 
+    on_gpus = False
+
     def conditions(self, task: Task) -> dict[str, str | None]:
         return self._pool.conditions(task)
 

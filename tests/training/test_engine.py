@@ -106,6 +106,27 @@ def test_training_with_fused_operations_gives_the_same_gradients(
     assert all((fused[name] - own[name]).norm() < 1e-5 * own[name].norm() for name in own)
 
 
+@pytest.mark.parametrize("zero", ["zero2", "zero3", "zero3_cpu"])
+@pytest.mark.parametrize("micro_steps", [1, 16])
+def test_gradients_of_many_micro_steps_are_added_up_in_float32(
+    zero: str, micro_steps: int, only_rank: OnlyRank, tiny_models: dict[str, Path]
+) -> None:
+    """A gradient in bfloat16, added up sixteen times, is exactly sixteen times as large."""
+    folder, train = str(tiny_models["initial"]), TrainConfig(ds_config=zero)
+    packed = pack(EXAMPLES).to(only_rank.device)
+    found = []
+    for count in (1, 16):
+        policy = engine.open_policy(folder, train, torch.bfloat16, SHARED_PROMPT, 3, micro_steps=micro_steps)
+        with engine.one_reduction(policy):
+            for number in range(count):
+                policy.set_gradient_accumulation_boundary(number == count - 1)
+                policy.backward(policy(packed).sum(), scale_wrt_gas=False)
+        found.append({name: gradient(policy, weight).float() for name, weight in policy.module.named_parameters()})
+    once, added = found
+    exact = all(torch.equal(added[name], 16 * once[name]) for name in once)
+    assert exact is (micro_steps == 16)  # with few micro-steps, sums are in bfloat16
+
+
 def gradient(policy: Any, parameter: torch.nn.Parameter) -> torch.Tensor:
     found = safe_get_full_grad(parameter)
     assert found is not None

@@ -118,6 +118,11 @@ class Pool:
         """The precision of workers that score: float32 or bfloat16."""
         return precision(dtype, self._on_gpus(vllm=False))
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether workers of transformers compute on GPUs."""
+        return self._on_gpus(vllm=False)
+
     def conditions(self, task: Task) -> dict[str, str | None]:
         """Conditions that affect the numbers of such a task: device, precision, implementation, library versions.
 

@@ -5,6 +5,8 @@ import time
 
 import torch
 
+from xlr.model.caches import keep_on_node
+
 # Batches differ in length, so blocks of fixed sizes leave gaps of several GB between them.
 _ALLOCATOR = "expandable_segments:True"
 
@@ -31,6 +33,7 @@ def set_up_gpus() -> None:
     never frees it. Matrix products in bfloat16 add up in float32, so that their last bits depend less on the batch.
     """
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", _ALLOCATOR)
+    keep_on_node()
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 

@@ -11,6 +11,7 @@ import torch
 from xlr.errors import UserError
 from xlr.model import weights
 from xlr.model.actor import Actor
+from xlr.model.caches import keep_on_node
 from xlr.model.products import compute_repeatably
 from xlr.model.worker import until_stop
 from xlr.records import DType, SampleRequest, SampleSettings, SampleTask, Task
@@ -63,6 +64,7 @@ class VllmSampler(Actor):
         compute_repeatably()
         # The engine runs in this process, so its scheduling is reproducible and it dies with its worker.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        keep_on_node()
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
         if threads:

@@ -21,7 +21,10 @@ from xlr.run.context import Context
 from xlr.run.files import atomic_path
 from xlr.run.rows import shard_path, write_shard
 from xlr.settings.config import Config, GenerateConfig, settings
+from xlr.terminal.console import console
 from xlr.work.pieces import Pieces, Work, resumable
+
+_MANY = 10_000  # responses that vLLM samples some minutes faster than transformers
 
 
 def iterations(config: Config) -> list[int]:
@@ -81,6 +84,11 @@ def make(context: Context, iteration: int) -> GenerateFacts:
         for prompt in context.prompts[lang]
         for sample in range(config.generate.num_samples)
     ]
+    if config.generate.backend == "transformers" and len(wanted) > _MANY and context.pool.on_gpus:
+        console.print(
+            f"  warning: {len(wanted):,} responses with generate.backend=transformers: on GPUs, vllm is estimated to "
+            "take a fourteenth of the time"
+        )
     expected = samplingplan.learnt(context.run.iteration(iteration - 1) / "responses", context.prompts)
     pieces = sample_responses(
         context, target, "parts", policy, wanted, config.generate, iteration, "generate", context.encoder, expected

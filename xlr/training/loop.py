@@ -145,7 +145,10 @@ def _open(rank: _Rank, checkpoint: engine.Checkpoint | None) -> Trainer:
     else:
         frozen = engine.open_reference(training.reference, train, rank.dtype, attention, fuse)
         reference_logps = frozen_logps(frozen, attention, rank.device)
-    policy = engine.open_policy(training.start, train, rank.dtype, attention, len(rank.steps), checkpoint, fuse)
+    micro_steps = max(map(len, rank.steps))
+    policy = engine.open_policy(
+        training.start, train, rank.dtype, attention, len(rank.steps), checkpoint, fuse, micro_steps
+    )
     trainer = Trainer(train, policy, reference_logps, attention, rank.device, rank.ranks, train_pairs, held_out)
     if checkpoint is None:
         scored_low = training.context.config.score.dtype == "bfloat16"

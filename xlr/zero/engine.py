@@ -133,13 +133,17 @@ def open_policy(
     total_steps: int,
     checkpoint: "Checkpoint | None" = None,
     fused: FusedOperations = False,
+    micro_steps: int = 1,
 ) -> Any:
     """Open the policy under ZeRO with AdamW and a learning-rate schedule, and load the checkpoint if there is one.
+
+    Args:
+        micro_steps: the most micro-steps of a step.
 
     Raises:
         UserError: the model, the DeepSpeed JSON or the checkpoint is not usable.
     """
-    tree = policy_config(train, dtype == torch.bfloat16, _hidden_size(model))
+    tree = policy_config(train, dtype == torch.bfloat16, _hidden_size(model), micro_steps)
     tree["checkpoint"] = {"load_universal": checkpoint is not None and checkpoint.universal}
     causal_lm = _load_sharded(model, tree, dtype, attn_implementation, fused)
     if train.gradient_checkpointing:
@@ -200,9 +204,12 @@ def one_reduction(engine: Any) -> Iterator[None]:
     """On a single rank, reduce gradients once at the end of the block instead of after every micro-batch.
 
     That saves copying all gradients per micro-batch and costs no memory, as nothing is partitioned. With several ranks,
-    each would have to keep whole gradients, so every micro-batch is reduced.
+    each would have to keep whole gradients, so every micro-batch is reduced. So it is where gradients are added up in
+    another precision than that of the weights, which only a reduction does.
     """
-    if dist.get_world_size() == 1:
+    weights_dtype = next(engine.module.parameters()).dtype
+    accumulated = engine.get_data_types()[1]
+    if dist.get_world_size() == 1 and accumulated == weights_dtype:
         with engine.coalesce_grad_reduction():
             yield
     else:
