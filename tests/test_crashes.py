@@ -1,7 +1,7 @@
 """A run that dies just before changes of its folder, again and again, ends with the results of an undisturbed run.
 
-`make sweep` kills it before every change, once by kill -9 and once by a power cut, which takes hours; XLR_SWEEP=N kills it
-before every Nth. Otherwise it is killed before a few of them.
+`make sweep` kills it before every change, once by kill -9 and once by a power cut, which takes hours. XLR_SWEEP=N kills
+it before every Nth. Otherwise it is killed before a few of them.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """DeepSpeed engines of the policy and the frozen reference, and checkpoints.
 
-The only module that imports DeepSpeed. Every function that touches weights is a collective: all ranks call it.
+Every function that touches weights is a collective: all ranks call it.
 """
 
 import contextlib
@@ -21,10 +21,7 @@ from typing import Any, Literal
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import set_z3_leaf_modules
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import get_scheduler
@@ -44,14 +41,13 @@ from xlr.run import pickles
 from xlr.run.files import atomic_path, remove
 from xlr.settings.config import TrainConfig
 from xlr.versions import FUSED, LIBRARIES, versions
+from xlr.zero import universal
 from xlr.zero.dsconfig import policy_config, reference_config
 
 # Selective recomputation keeps the outputs of these operations and of attention kernels.
 _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 _ATTENTION_KERNELS = ("dot_product", "flash_attn", "varlen_attn")  # parts of their names
 
-# The classes in checkpoints of DeepSpeed, beside tensors and plain values.
-_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 _COMPLETE = re.compile(r"step-[0-9]{8,}-ranks-[0-9]+")
 _STATE = "state"
 _UNIVERSAL = "universal"
@@ -68,7 +64,7 @@ def init_distributed(ranks: Ranks) -> torch.device:
     """
     compute_repeatably()
     set_up_gpus()
-    pickles.forbid_code(_CLASSES)
+    pickles.forbid_code(universal.CLASSES)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     file = os.environ.get(RENDEZVOUS)
     if file is None and not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
@@ -339,9 +335,9 @@ def _readable(newest: Path, folder: Path) -> Path:
     pickles.require_data(newest)
     if int(newest.name.rpartition("-")[2]) == dist.get_world_size():
         return newest
-    universal = _to_universal(newest, folder / _UNIVERSAL)
-    pickles.require_data(universal)
-    return universal
+    converted = _to_universal(newest, folder / _UNIVERSAL)
+    pickles.require_data(converted)
+    return converted
 
 
 def _to_universal(checkpoint: Path, folder: Path) -> Path:
@@ -352,10 +348,7 @@ def _to_universal(checkpoint: Path, folder: Path) -> Path:
     workers = str(min(_CONVERTERS, os.cpu_count() or 1))
     with atomic_path(target) as temporary:
         (temporary / _STATE).mkdir(parents=True)
-        # In a process of its own, whose workers are forked: this one has threads and may hold a GPU.
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--input_folder", str(checkpoint / _STATE), "--output_folder", str(temporary / _STATE)]
-        command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
+        command = [sys.executable, "-m", universal.__name__, str(checkpoint / _STATE), str(temporary / _STATE), workers]
         own = SAFE_PATH | {"CUDA_VISIBLE_DEVICES": ""}
         result = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
         if result.returncode:
