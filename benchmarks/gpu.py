@@ -3,13 +3,15 @@
     python benchmarks/gpu.py --list
     python benchmarks/gpu.py [--checks 1 2 6 C] [--size tiny|1b|8b] [--work FOLDER]
 
-Fourteen checks in three parts: A kernels, B scoring, C training with DeepSpeed on one rank. Each prints a line of JSON as
-soon as it is done. A check that fails or crashes does not stop the others. The last line counts them; the exit code is 1
-if one failed. Weights are random. Needs neither ray nor vllm nor lingua, and checks that it imported none of them.
-`tiny` is for CPUs. `8b` trains the width of Llama3-8B with eight layers. Without CUDA, what only GPUs have is not run.
+Fourteen checks in three parts: A kernels, B scoring, C training with DeepSpeed on one rank. Each prints a line of JSON
+as soon as it is done. A check that fails or crashes does not stop the others. The last line counts them (what only
+informs has passed); the exit code is 1 if one failed. Weights are random. Needs neither ray nor vllm nor lingua, and
+checks that it imported none of them. `tiny` is for CPUs. `8b` trains the width of Llama3-8B with eight layers. Without
+CUDA, what only GPUs have is not run. Libraries print to standard error, compiled ones also to standard output.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import sys
@@ -19,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpuplan import kernels, scoring, training
-from gpuplan.plan import Check, NotRun, Setup
+from gpuplan.plan import Check, NotRunError, Setup
 
 from xlr.model.gpus import set_up_gpus
+
+with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints when it is imported
+    from gpuplan import kernels, scoring, training
 
 PARTS: dict[str, dict[int, Check]] = {"A": kernels.CHECKS, "B": scoring.CHECKS, "C": training.CHECKS}
 CHECKS = {number: check for part in PARTS.values() for number, check in part.items()}
@@ -43,9 +47,10 @@ def examine(number: int, setup: Setup) -> dict[str, Any]:
     check, begun = CHECKS[number], time.monotonic()
     line: dict[str, Any] = {"check": number, "name": check.__name__, "size": setup.size}
     try:
-        found = check(setup)
+        with contextlib.redirect_stdout(sys.stderr):
+            found = check(setup)
         line |= {"verdict": found.verdict, "limit": found.limit, "figures": _rounded(found.figures)}
-    except NotRun as why:
+    except NotRunError as why:
         line |= {"verdict": "not run", "why": str(why)}
     except Exception as error:  # whatever one check does, the others run
         line |= {"verdict": "fail", "error": f"{type(error).__name__}: {error}"}
@@ -63,7 +68,12 @@ def _rounded(value: Any) -> Any:
 def imports() -> dict[str, Any]:
     """The line about what was imported."""
     found = [name for name in NOT_NEEDED if name in sys.modules]
-    return {"check": "imports", "limit": f"none of {NOT_NEEDED}", "verdict": "fail" if found else "pass", "found": found}
+    return {
+        "check": "imports",
+        "limit": f"none of {NOT_NEEDED}",
+        "verdict": "fail" if found else "pass",
+        "found": found,
+    }
 
 
 def run(numbers: list[int], setup: Setup) -> int:

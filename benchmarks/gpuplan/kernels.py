@@ -6,7 +6,6 @@ vocabulary.
 
 import functools
 import importlib.metadata
-import multiprocessing
 import os
 import resource
 import time
@@ -30,9 +29,10 @@ from .plan import (
     HEAD_SD,
     NO_GPU,
     Check,
-    NotRun,
+    NotRunError,
     Result,
     Setup,
+    apart,
     config_of,
     cosine,
     judged,
@@ -90,17 +90,16 @@ def _backend(row: Row) -> str:
 def plans_of_cudnn(setup: Setup) -> Result:
     """2: what attention of ever new shapes costs, with and without cuDNN. Each way has a process of its own."""
     if not setup.on_gpu:
-        raise NotRun("no GPU: only GPUs have attention by cuDNN")
-    figures = {}
-    for mode in ("off", "on", "avoid recompilation"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            figures[f"cudnn {mode}"] = pool.apply(_time_shapes, (mode,))
+        raise NotRunError("no GPU: only GPUs have attention by cuDNN")
+    modes = ("off", "on", "avoid recompilation")
+    figures = {f"cudnn {mode}": apart(setup, time_shapes, mode) for mode in modes}
     off = figures["cudnn off"]
     passes = off["forward_ms"] < 0.3 and off["host_mb"] < 20
     return judged(passes, "cuDNN off: forward < 0.3 ms a call, host memory < 20 MB", figures)
 
 
-def _time_shapes(mode: str) -> dict[str, float]:
+def time_shapes(mode: str) -> dict[str, float]:
+    """Milliseconds of attention of a new shape each time, and the growth of the host's memory in MB."""
     if mode == "avoid recompilation":
         os.environ["TORCH_CUDNN_SDPA_AVOID_RECOMPILE"] = "1"
     set_up_gpus()
@@ -237,10 +236,11 @@ def compare_head(tokens: int, hidden: int, vocabulary: int, device: torch.device
         logps.sum().backward()
         expected.append(logps.detach())
         with torch.no_grad():
-            low = (hidden_ND[chunk] @ weight_VD.T).double().log_softmax(-1)
-            rounded.append(low.gather(-1, labels_N[chunk, None])[:, 0])
+            rounded_CV = (hidden_ND[chunk] @ weight_VD.T).double().log_softmax(-1)
+            rounded.append(rounded_CV.gather(-1, labels_N[chunk, None])[:, 0])
     expected_N = torch.cat(expected)
-    assert wide_ND.grad is not None and wide_VD.grad is not None
+    assert wide_ND.grad is not None
+    assert wide_VD.grad is not None
     worst = max(relative(gradients[0], wide_ND.grad), relative(gradients[1], wide_VD.grad))
     own, low = (_errors(found.detach().double() - expected_N) for found in (found_N, torch.cat(rounded)))
     return own | {f"rounded {name}": value for name, value in low.items()} | {"gradients": worst}

@@ -1,7 +1,9 @@
 """What a check is given, and what it returns."""
 
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,7 @@ HEAD_SD = 5.0  # of the logits: the largest of 128,256 then reaches about 22, as
 ORDINARY = 500  # tokens below this number are in the tokenizer of `material`
 
 
-class NotRun(Exception):
+class NotRunError(Exception):
     """The check makes no sense on this machine; the message says why."""
 
 
@@ -97,6 +99,18 @@ def random_example(prompt: int, responses: Sequence[int], seed: int) -> Example:
         return tuple(torch.randint(3, ORDINARY, (count,), generator=generator).tolist())
 
     return Example(tokens(prompt), tuple(map(tokens, responses)))
+
+
+def apart(setup: Setup, compute: Callable[..., Any], *arguments: Any) -> Any:
+    """Compute in a new process on a GPU, so that its memory is free afterwards; on a CPU in this one, which is faster.
+
+    Raises:
+        BrokenProcessPool: the process was killed.
+    """
+    if not setup.on_gpu:
+        return compute(*arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(compute, *arguments).result()
 
 
 def optional(measure: Callable[[], Any]) -> Any:

@@ -60,7 +60,8 @@ class RandomWorker(Worker):
 
 def _batch(tokens: int, seed: int) -> list[Example]:
     """Examples of ten responses with lengths like real ones, of about this number of tokens together."""
-    chance, found = Random(seed), []
+    chance = Random(seed)
+    found: list[Example] = []
     mean = min(500, tokens // 30)
     while (room := tokens - sum(example.num_tokens for example in found)) > 11 * mean:
         lengths = [min(2400, int(chance.lognormvariate(0, 0.5) * 0.88 * mean) + 2) for _ in range(10)]
@@ -109,10 +110,8 @@ def speed_of_scoring(setup: Setup) -> Result:
     """7: tokens a second and MFU of scoring under two names, and where the GPU's time goes."""
     worker = RandomWorker(setup)
     figures: dict[str, Any] = {}
-    for name, tokens, count in (("large", 512, 2), ("small", 128, 2)) if setup.tiny else (
-        ("large", 16384, 20),
-        ("small", 2048, 8),
-    ):
+    large, small = ((512, 2), (128, 2)) if setup.tiny else ((16384, 20), (2048, 8))
+    for name, (tokens, count) in (("large", large), ("small", small)):
         batches = [_batch(tokens, seed) for seed in range(count)]
         worker.score(NAMES, batches[0], "bfloat16")
         seconds = _seconds(worker, batches, setup.device)
@@ -120,9 +119,9 @@ def speed_of_scoring(setup: Setup) -> Result:
         flops = len(NAMES) * sum(useful_flops(setup.shape, batch) for batch in batches)
         own: dict[str, Any] = {"tokens_per_second": done / seconds, "mfu": flops / seconds / peak_flops(setup.device)}
         figures[name] = own | (_gpu_time(worker, batches[:2], setup.device) if setup.on_gpu else {"idle": NO_GPU})
-    large = figures["large"]
-    passes = large["mfu"] >= 0.4 and setup.on_gpu and large["idle"] <= 0.05
-    return judged(passes, "8b on a GPU, 16,384 tokens: MFU >= 40 %, idle <= 5 %", figures, setup.size == "8b" and setup.on_gpu)
+    counts = setup.size == "8b" and setup.on_gpu
+    passes = counts and figures["large"]["mfu"] >= 0.4 and figures["large"]["idle"] <= 0.05
+    return judged(passes, "8b on a GPU, 16,384 tokens: MFU >= 40 %, idle <= 5 %", figures, counts)
 
 
 def _seconds(worker: Worker, batches: Sequence[Sequence[Example]], device: torch.device) -> float:

@@ -24,6 +24,7 @@ from xlr.maths.batching import Batch
 from xlr.maths.logprobs import GPU_CHUNK_TOKENS
 from xlr.maths.losses import nll
 from xlr.model import logprobmodel
+from xlr.model.fused import FusedOperations
 from xlr.model.logprobmodel import LogprobModel, batch_logps
 from xlr.model.weights import load_causal_lm
 from xlr.model.worker import Worker
@@ -39,21 +40,23 @@ from xlr.training.inputs import TrainingPair, pair_costs, plan_steps
 from xlr.training.step import Trainer, frozen_logps, pair_losses
 from xlr.zero import engine
 
-from .plan import NO_GPU, Check, Result, Setup, judged, random_example, synchronize
+from .plan import NO_GPU, Check, Result, Setup, apart, judged, random_example, synchronize
 
 ONLY = Ranks(0, 1, 0)
 BF16 = torch.bfloat16
-FUSED = "auto"
+FUSED: FusedOperations = "auto"
 # Llama3-8B's width with as many layers as one GPU can train.
 NARROW = "8b width, 8 layers"
-material.SHAPES[NARROW] = material.SHAPES["8b"] | {"num_hidden_layers": 8}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model's folder, pairs, and the settings of a training."""
+    """A model's folder, pairs, and the settings of a training.
 
-    shape: str
+    DeepSpeed keeps the memory of its engines to the end of the process. So each check that opens some computes `apart`.
+    """
+
+    shape: memory.Shape
     folder: Path
     device: torch.device
     pairs: list[TrainingPair]
@@ -66,6 +69,7 @@ class Job:
 
     def trainer(self, total: int, checkpoint: engine.Checkpoint | None = None) -> Trainer:
         """Open policy and frozen reference."""
+        only_rank(self.folder.parent)
         name = str(self.folder)
         frozen = engine.open_reference(name, self.train, BF16, SHARED_PROMPT, FUSED)
         policy = engine.open_policy(name, self.train, BF16, SHARED_PROMPT, total, checkpoint, FUSED)
@@ -83,7 +87,8 @@ def only_rank(work: Path) -> None:
 
 def job(setup: Setup, shape: str, **settings: Any) -> Job:
     """A training with the settings of the 8B recipe where they matter here; writes the model if it is not there."""
-    only_rank(setup.work)
+    if shape == NARROW:
+        material.SHAPES[NARROW] = material.SHAPES["8b"] | {"num_hidden_layers": 8}
     folder = setup.work / shape.replace(", ", "-").replace(" ", "-")
     if not folder.exists():
         with torch.device(setup.device):
@@ -100,7 +105,7 @@ def job(setup: Setup, shape: str, **settings: Any) -> Job:
         )
         for number in range(4 * batch)
     ]
-    usual = {
+    usual: dict[str, Any] = {
         "global_batch_size": batch,
         "micro_batch_tokens": 128 if setup.tiny else 8192,
         "gradient_checkpointing": "selective",
@@ -108,7 +113,7 @@ def job(setup: Setup, shape: str, **settings: Any) -> Job:
         "num_train_epochs": 10,
         "report_to": [],
     }
-    return Job(shape, folder, setup.device, pairs, TrainConfig.model_validate(usual | settings))
+    return Job(material.sizes(shape), folder, setup.device, pairs, TrainConfig.model_validate(usual | settings))
 
 
 def _large(setup: Setup) -> str:
@@ -121,7 +126,14 @@ def _small(setup: Setup) -> str:
 
 def first_loss_and_probes(setup: Setup) -> Result:
     """10: the loss of the first step is ln 2, and the worker computes the log-probabilities of the trainer."""
-    own = job(setup, _large(setup))
+    figures = apart(setup, compare_worker, job(setup, _large(setup)))
+    near = all(abs(a - b) <= 0.5 + 0.02 * abs(b) for a, b in figures["probes"])
+    passes = figures["loss - ln 2"] <= 1e-5 and near and figures["inv_freq"] == ["torch.float32"]
+    return judged(passes, "|loss - ln 2| <= 1e-5, probes within 2 % + 0.5 nats, inv_freq float32", figures)
+
+
+def compare_worker(own: Job) -> dict[str, Any]:
+    """The first loss of a trainer, and the log-probabilities of some responses as trainer and worker compute them."""
     trainer = own.trainer(1)
     examples = [pair.example for pair in own.pairs[:4]]
     with torch.no_grad():
@@ -129,37 +141,36 @@ def first_loss_and_probes(setup: Setup) -> Result:
     kinds = {buffer.dtype for name, buffer in trainer.policy.module.named_buffers() if "inv_freq" in name}
     (step,) = own.steps(1)
     values = trainer.step(step)
-    del trainer
-    worker = Worker(None, "bfloat16", SHARED_PROMPT, on_gpu=setup.on_gpu)
+    worker = Worker(None, "bfloat16", SHARED_PROMPT, on_gpu=own.device.type == "cuda")
     theirs = worker.logps(str(own.folder), examples, "bfloat16")
-    figures: dict[str, Any] = {
+    return {
         "micro-steps": len(step),
         "loss - ln 2": abs(values["loss"] - own.train.nll_weight * values["nll_loss"] - math.log(2)),
-        "probes, at most": max(abs(a - b) for a, b in zip(ours, theirs, strict=True)),
-        "probes": ours[:2],
+        "probes": list(zip(ours, theirs, strict=True)),
         "inv_freq": sorted(map(str, kinds)),
     }
-    near = all(abs(a - b) <= 0.5 + 0.02 * abs(b) for a, b in zip(ours, theirs, strict=True))
-    passes = figures["loss - ln 2"] <= 1e-5 and near and kinds == {torch.float32}
-    return judged(passes, "|loss - ln 2| <= 1e-5, probes within 2 % + 0.5 nats, inv_freq float32", figures)
 
 
 def step_against_plain_torch(setup: Setup) -> Result:
     """11: gradient norm and one step against plain torch in float32, and without overlapping communication."""
     own = job(setup, _small(setup), learning_rate=1e-5)
-    compared = compare_step(own)
+    compared = apart(setup, compare_step, own)
     tree = json.loads(shipped("ds_configs", "zero3.json").read_text(encoding="utf-8"))
     tree["zero_optimization"]["overlap_comm"] = False
     (setup.work / "no_overlap.json").write_text(json.dumps(tree), encoding="utf-8")
-    apart = job(setup, _small(setup), learning_rate=1e-5, ds_config=str(setup.work / "no_overlap.json"))
-    norm = apart.trainer(1).step(apart.steps(1)[0])["grad_norm"]
-    compared["norm without overlap"] = abs(norm / compared["grad_norm"] - 1)
+    without = job(setup, _small(setup), learning_rate=1e-5, ds_config=str(setup.work / "no_overlap.json"))
+    compared["norm without overlap"] = abs(apart(setup, first_norm, without) / compared["grad_norm"] - 1)
     passes = (
         compared["norm"] <= 2e-2
         and compared["cosine of gradients"] >= 0.99
         and compared["norm without overlap"] <= 1e-3
     )
     return judged(passes, "norm rel. <= 2e-2, cosine of gradients >= 0.99; overlap: norm rel. <= 1e-3", compared)
+
+
+def first_norm(own: Job) -> float:
+    """The gradient norm of the first step."""
+    return own.trainer(1).step(own.steps(1)[0])["grad_norm"]
 
 
 def compare_step(own: Job) -> dict[str, float]:
@@ -174,7 +185,7 @@ def compare_step(own: Job) -> dict[str, float]:
     norm = trainer.step(step)["grad_norm"]
     updates = {name: _master(parameter) - before[name] for name, parameter in named.items()}
     moments = {name: _first_moment(parameter) for name, parameter in named.items()}
-    del trainer, before
+    del before
     plain_norm, gradients, plain_updates = _plain_step(own, [i for micro in step for batch in micro for i in batch])
     return {
         "grad_norm": norm,
@@ -237,8 +248,7 @@ def speed_and_memory(setup: Setup) -> Result:
     figures: dict[str, Any] = {} if setup.on_gpu else {"cudnn on": NO_GPU, "peak_gb": NO_GPU}
     for recompute, way, cudnn in variants + ([("selective", "loop", True)] if setup.on_gpu else []):
         own = job(setup, _large(setup), gradient_checkpointing=recompute)
-        with attention_by(way, cudnn):
-            found = measure(own, count)
+        found = apart(setup, measure, own, count, way, cudnn)
         figures[f"recompute {recompute}, {way}, cudnn {'on' if cudnn else 'off'}"] = found
     measured = [own for own in figures.values() if isinstance(own, dict)]
     passes = measured[0]["mfu"] >= 0.35 and all(0.85 <= own.get("of formula", 1) <= 1.15 for own in measured)
@@ -246,21 +256,21 @@ def speed_and_memory(setup: Setup) -> Result:
     return judged(passes, limit, figures, setup.on_gpu and setup.size == "8b")
 
 
-def measure(own: Job, count: int) -> dict[str, float]:
-    """Speed of so many steps, and on GPUs the peak memory beside what was there, and its share of the formula's."""
+def measure(own: Job, count: int, way: str, cudnn: bool = False) -> dict[str, float]:
+    """Speed of so many steps, and on GPUs the peak memory, also as a share of the formula's."""
     on_gpu = own.device.type == "cuda"
-    before = torch.cuda.memory_allocated() if on_gpu else 0
     trainer = own.trainer(count)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    rows = [trainer.step(step) for step in own.steps(count)]
+    with attention_by(way, cudnn):
+        rows = [trainer.step(step) for step in own.steps(count)]
     warm = rows[2:] or rows[-1:]
     found = {name: median(row[f"perf/{name}"] for row in warm) for name in ("tokens_per_second", "mfu")}
     if on_gpu:
         train = own.train
-        shape, budget, recompute = material.sizes(own.shape), train.micro_batch_tokens, train.gradient_checkpointing
-        parts = memory.peak(shape, 1, budget, recompute, True, GPU_CHUNK_TOKENS, memory.Zero())
-        found["peak_gb"] = (torch.cuda.max_memory_allocated() - before) / 1e9
+        budget, recompute = train.micro_batch_tokens, train.gradient_checkpointing
+        parts = memory.peak(own.shape, 1, budget, recompute, True, GPU_CHUNK_TOKENS, memory.Zero())
+        found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         found["of formula"] = found["peak_gb"] * 1e9 / sum(parts.values())
     return found
 
@@ -275,7 +285,7 @@ def attention_by(way: str, cudnn: bool = False) -> Iterator[None]:
         return {"groups": groups, "masks": response_masks(groups, device)}
 
     own = logprobmodel.attention_arguments
-    logprobmodel.attention_arguments = arguments
+    logprobmodel.attention_arguments = arguments  # type: ignore[assignment]
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
     try:
         yield
@@ -286,9 +296,18 @@ def attention_by(way: str, cudnn: bool = False) -> Iterator[None]:
 
 def save_and_resume(setup: Setup) -> Result:
     """13: a training resumed from its checkpoint goes on as the uninterrupted one; export keeps the weights."""
-    own = job(setup, _small(setup))
     first, more = (1, 2) if setup.tiny else (3, 5)
-    checkpoints, exported = setup.work / "checkpoints", setup.work / "exported"
+    figures = apart(setup, resume, job(setup, _small(setup)), first, more)
+    return judged(figures["losses rel."] <= 1e-3, "losses rel. <= 1e-3; the exported model passes its gate", figures)
+
+
+def resume(own: Job, first: int, more: int) -> dict[str, Any]:
+    """Save after some steps, go on for some more, and do these again from the checkpoint; export.
+
+    Raises:
+        RuntimeError: the exported model is another one.
+    """
+    checkpoints, exported = own.folder.parent / "checkpoints", own.folder.parent / "exported"
     for old in (checkpoints, exported):
         shutil.rmtree(old, ignore_errors=True)
     trainer, steps = own.trainer(first + more), own.steps(first + more)
@@ -299,7 +318,6 @@ def save_and_resume(setup: Setup) -> Result:
     seconds = time.monotonic() - begun
     written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     expected = [trainer.step(step)["loss"] for step in steps[first:]]
-    del trainer
     trainer = own.trainer(first + more, engine.find_checkpoint(checkpoints))
     losses = [trainer.step(step)["loss"] for step in steps[first:]]
     begun = time.monotonic()
@@ -308,7 +326,7 @@ def save_and_resume(setup: Setup) -> Result:
         "losses rel.": max(abs(ours / theirs - 1) for ours, theirs in zip(losses, expected, strict=True)),
         "save_seconds": seconds,
         "save_gb": written / 1e9,
-        "bytes a parameter": written / material.sizes(own.shape).parameters,
+        "bytes a parameter": written / own.shape.parameters,
         "export_seconds": time.monotonic() - begun,
     }
     del trainer.reference_logps
@@ -317,7 +335,7 @@ def save_and_resume(setup: Setup) -> Result:
         figures["exported"] = _difference(trainer, exported)
     for done in (checkpoints, exported):
         shutil.rmtree(done)
-    return judged(figures["losses rel."] <= 1e-3, "losses rel. <= 1e-3; the exported model passes its gate", figures)
+    return figures
 
 
 def _difference(trainer: Trainer, folder: Path) -> float:
@@ -330,7 +348,13 @@ def _difference(trainer: Trainer, folder: Path) -> float:
 
 def gradient_that_is_not_finite(setup: Setup) -> Result:
     """14: a NaN in one weight's gradient is an error, and changes no weight."""
-    own = job(setup, _small(setup))
+    found = apart(setup, spoil, job(setup, _small(setup)))
+    passes = found["refusal"].startswith("the gradient is not finite") and found["same"]
+    return judged(passes, "FloatingPointError, the weights as before", found)
+
+
+def spoil(own: Job) -> dict[str, Any]:
+    """What a step with a NaN in one weight's gradient says, and whether two weights are the same after it."""
     trainer, step = own.trainer(1), own.steps(1)[0]
     model = trainer.policy.module.causal_lm
     watched = [model.get_decoder().layers[0].self_attn.q_proj.weight, model.get_decoder().norm.weight]
@@ -343,8 +367,7 @@ def gradient_that_is_not_finite(setup: Setup) -> Result:
         refusal = str(error)
     synchronize(own.device)
     same = all(torch.equal(_master(p), kept) for p, kept in zip(watched, before, strict=True))
-    passes = refusal.startswith("the gradient is not finite") and same
-    return judged(passes, "FloatingPointError, the weights as before", {"refusal": refusal[:80], "same": same})
+    return {"refusal": refusal[:80], "same": same}
 
 
 CHECKS: dict[int, Check] = {
