@@ -12,7 +12,6 @@ CUDA, what only GPUs have is not run. Libraries print to standard error, compile
 
 import argparse
 import contextlib
-import gc
 import json
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpuplan.plan import Check, NotRunError, Setup
+from gpuplan.plan import Check, NotRunError, Setup, release
 
 from xlr.model.gpus import set_up_gpus
 
@@ -86,9 +85,7 @@ def run(numbers: list[int], setup: Setup) -> int:
 
     for number in numbers:
         tell(examine(number, setup))
-        gc.collect()  # engines of DeepSpeed hold themselves
-        if setup.on_gpu:
-            torch.cuda.empty_cache()
+        release(setup)
     tell(imports())
     print(json.dumps(outcomes), flush=True)
     return outcomes["failed"]

@@ -78,7 +78,7 @@ def backend_of_first_piece(setup: Setup) -> Result:
     found["backend of torch alone"] = _backend(row)
     set_up_gpus()
     found["backend"] = _backend(row)
-    found["expandable segments"] = any(segment["is_expandable"] for segment in torch.cuda.memory_snapshot())
+    found["expandable segments"] = any(segment.get("is_expandable") for segment in torch.cuda.memory_snapshot())
     return judged(found["backend"] != "cuDNN", limit, found)
 
 

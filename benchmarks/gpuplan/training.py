@@ -40,7 +40,7 @@ from xlr.training.inputs import TrainingPair, pair_costs, plan_steps
 from xlr.training.step import Trainer, frozen_logps, pair_losses
 from xlr.zero import engine
 
-from .plan import NO_GPU, Check, Result, Setup, apart, judged, random_example, synchronize
+from .plan import NO_GPU, Check, Result, Setup, apart, judged, random_example, release, synchronize
 
 ONLY = Ranks(0, 1, 0)
 BF16 = torch.bfloat16
@@ -93,6 +93,7 @@ def job(setup: Setup, shape: str, **settings: Any) -> Job:
     if not folder.exists():
         with torch.device(setup.device):
             material.write_model(folder, shape, seed=0)
+        release(setup)
     batch, chance = 4 if setup.tiny else 14, Random(0)
     prompt, mean, most = (12, 16, 24) if setup.tiny else (200, 500, 2400)
     pairs = [
