@@ -1,5 +1,6 @@
 # make quickstart: a whole run on a small real model.
 # make test: all tests.  make check: style and types.  make test-vllm: the tests with vLLM.
+# make test-gpu: the tests that need a GPU; fails where there is none. Needs a build of torch for GPUs.
 # make sweep: the tests of crashes and changes, at every point.  make chaos: KILLS random kills of a run's processes.
 # make docs: build the documentation site in site/.  make links: check the links of all Markdown files.
 # make lock: write the exact packages for this platform into requirements/.
@@ -20,7 +21,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) $(if $(LOCK),--no-index --no-build-isolation) --editable
 MODEL := models/smollm2-135m-instruct
 
-.PHONY: quickstart test sweep chaos test-vllm setup lock model check docs links clean
+.PHONY: quickstart test sweep chaos test-vllm test-gpu setup lock model check docs links clean
 
 quickstart: model
 	$(BIN)/xlr run xlr/recipes/quickstart.yaml run_dir=$(RUN)
@@ -30,6 +31,9 @@ test: .venv/.tests model
 
 test-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pytest tests/model/test_vllmsampler.py $(PYTEST_ARGS)
+
+test-gpu: .venv/.tests
+	XLR_REQUIRE_GPU=1 XLR_REQUIRE_REAL=1 $(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
 sweep: .venv/.tests
 	XLR_SWEEP=1 $(BIN)/python -m pytest -s --timeout=0 tests/test_crashes.py tests/test_changes.py $(PYTEST_ARGS)

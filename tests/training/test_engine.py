@@ -1,8 +1,10 @@
 """Engines: what recomputation repeats, and which checkpoints are opened."""
 
+import gc
 import json
 import os
 import shutil
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +106,17 @@ def test_training_with_fused_operations_gives_the_same_gradients(
     assert torch.allclose(fused_S, own_S, rtol=1e-5)
     assert own
     assert all((fused[name] - own[name]).norm() < 1e-5 * own[name].norm() for name in own)
+
+
+def test_a_frozen_reference_frees_its_memory(only_rank: OnlyRank, tiny_models: dict[str, Path]) -> None:
+    """At the end of a training, the exported model is opened in its place."""
+    train = TrainConfig(reference_ds_config="reference")
+    reference = engine.open_reference(str(tiny_models["initial"]), train, torch.float32, SHARED_PROMPT)
+    reference(pack(EXAMPLES).to(only_rank.device))
+    weights = weakref.ref(next(reference.module.parameters()))
+    del reference
+    gc.collect()
+    assert weights() is None
 
 
 @pytest.mark.parametrize("zero", ["zero2", "zero3", "zero3_cpu"])

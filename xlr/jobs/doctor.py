@@ -33,9 +33,9 @@ from xlr.selftest.check import Check
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.stages import KINDS
 
-# For each 2-byte parameter a checkpoint has 14 bytes, and the new one is complete before the old one is deleted. A
+# For each 2-byte parameter a checkpoint has 12 bytes, and the new one is complete before the old one is deleted. A
 # change of the number of ranks converts 12 of them, and every iteration adds a model.
-_DISK_BYTES_A_WEIGHT_BYTE = 24
+_DISK_BYTES_A_WEIGHT_BYTE = 20
 _GIB = 1 << 30
 _MINUTES, _DEEP_MINUTES = 10, 40  # time limits of the job, without and with the self-test
 _POLL_SECONDS = 1.0

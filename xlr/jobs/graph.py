@@ -174,7 +174,7 @@ def options(job: Job, wanted: JobConfig) -> list[str]:
 def _signal(job: Job, wanted: JobConfig) -> list[str]:
     """The option that tells a training job to save before its time limit; other jobs have it in their scripts.
 
-    A checkpoint of an 8B model has 112 GB, which take 2 to 4 minutes at 0.5 to 1 GB/s; the step comes before.
+    A checkpoint of an 8B model has 96 GB, which take 2 to 4 minutes at 0.4 to 0.8 GB/s; the step comes before.
     """
     if not _training(job.stages):
         return []

@@ -36,7 +36,7 @@ from xlr.terminal.console import duration
 # Of the data sheet's rate: a third less than measured for DPO of 8B models elsewhere. Smaller shapes reach less.
 _LOW_MFU = {"tiny": 0.0, "1b": 0.12, "8b": 0.25}
 _MORE = 1.2  # times the formula's memory
-_SLOW_SAVE = 1e9  # bytes a second: a checkpoint of an 8B model, 112 GB, takes two minutes
+_SLOW_SAVE = 1e9  # bytes a second: a checkpoint of an 8B model, 96 GB, takes a minute and a half
 _NO_REMEDY = "nothing can be trusted until it is found: run it again, and report it with the log"
 
 
@@ -180,11 +180,11 @@ def _memory(peak: float, folder: Path, shape: str, processes: int | None) -> Che
 
 
 def _save(folder: Path, _shape: str, _processes: int | None) -> Iterator[Check]:
-    """How fast a checkpoint is written: 14 bytes a parameter."""
+    """How fast a checkpoint is written: 12 bytes a parameter, the float32 weights and moments."""
     manifest = _manifest(folder / "run" / "iter0" / "model")
     weights = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
     saves = (manifest["facts"]["steps"] - 1) // 3
-    rate = 7 * weights * saves / max(manifest["time"]["save"], 1e-9)
+    rate = 6 * weights * saves / max(manifest["time"]["save"], 1e-9)
     large = weights > 1e9
     remedy = "choose a faster file system, or save less often (save_minutes)" if large and rate < _SLOW_SAVE else ""
     yield Check("checkpoints", f"written at {rate / 1e9:.2g} GB/s", remedy)

@@ -3,6 +3,7 @@
 The reference's log-probabilities come from a frozen model beside the policy, or from the reference stage's cache.
 """
 
+import gc
 import math
 import os
 import time
@@ -262,5 +263,6 @@ def _export(rank: _Rank, trainer: Trainer, facts: TrainingFacts, last_metrics: M
         last_metrics,
     )
     export(trainer.policy, training.start, rank.target.folder, card)
-    del trainer.reference_logps  # frees a frozen reference: the exported model needs its memory
+    del trainer.reference_logps  # frees a frozen reference, an engine with circular references
+    gc.collect()  # the exported model needs its memory
     require_same_model(trainer, rank.target.folder, rank.dtype, models.fused_operations)

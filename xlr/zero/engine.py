@@ -21,6 +21,7 @@ from typing import Any, Literal
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -188,6 +189,8 @@ def open_reference(
     causal_lm = _load_sharded(model, tree, dtype, attn_implementation, fused).requires_grad_(False)
     engine, *_ = deepspeed.initialize(model=LogprobModel(causal_lm), config=tree)
     engine.eval()
+    if engine.module in FWD_MODULE_STACK:  # there DeepSpeed would keep it, and its memory, to the end of the process
+        FWD_MODULE_STACK.remove(engine.module)
     return engine
 
 
