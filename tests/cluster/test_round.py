@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,10 +44,21 @@ class Worker:
         return call
 
 
-class Ray:
-    """Finishes the oldest task of one worker after another."""
+class WorkerLostError(Exception):
+    pass
 
-    exceptions = ray.exceptions
+
+class TaskError(Exception):
+    cause: Exception
+
+
+class Ray:
+    """Finishes the oldest task of one worker after another.
+
+    The real module is not imported here: it reads its token when it is, and other tests of this process set another.
+    """
+
+    exceptions = SimpleNamespace(RayActorError=WorkerLostError, RayTaskError=TaskError)
 
     def __init__(self) -> None:
         self.turn = 0
@@ -63,7 +73,7 @@ class Ray:
         worker.dead |= worker.deadly[call.task] > 0
         if worker.dead:
             worker.deadly[call.task] -= 1
-            raise ray.exceptions.RayActorError
+            raise WorkerLostError
         worker.queue.popleft()
         return SimpleNamespace(result=2 * call.task)
 

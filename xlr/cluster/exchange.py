@@ -1,91 +1,57 @@
-"""Values from every rank to every rank, as JSON through the store on which the ranks met.
-
-Torch's own functions for objects send pickles. The store needs no network beside the one on which ranks meet, has no
-limit on how long a rank may take for its value, and knows which rank did not come.
-"""
+"""Values from every rank to every rank, as JSON in tensors: torch's own functions for objects send pickles."""
 
 import itertools
 import json
-import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from xlr.terminal.console import duration
+import torch
+import torch.distributed as dist
+
 from xlr.versions import require_same
 
-PATIENCE = timedelta(hours=1)
-"""How long ranks usually wait for each other: for a model from a slow disk, for a checkpoint's files."""
-_LEAVING = timedelta(minutes=1)
+_numbers = itertools.count()
 
 
-@dataclass(frozen=True)
-class _Meeting:
-    store: Any
-    rank: int
-    world_size: int
-    numbers: Iterator[int]
+@contextmanager
+def others_waiting(patience: timedelta) -> Iterator[None]:
+    """A block in which the first rank may work for hours. The others wait for it afterwards, outside collectives.
+
+    A collective that takes long ends the job. Every rank enters the block. The others notice at once if the first dies:
+    it holds the store on which they wait.
+
+    Raises:
+        RuntimeError: the first rank took longer than `patience`.
+    """
+    store, key = dist.distributed_c10d._get_default_store(), f"xlr/alone/{next(_numbers)}"
+    try:
+        yield
+    finally:
+        if dist.get_rank() == 0:
+            store.set(key, "")
+    store.wait([key], patience)
 
 
-_meetings: list[_Meeting] = []  # the last one counts
-
-
-def meet(store: Any, rank: int, world_size: int) -> None:
-    """Exchange values through this store from now on. Every rank calls it."""
-    _meetings.append(_Meeting(store, rank, world_size, itertools.count()))
-    store.set(f"node/{rank}", socket.gethostname())
-
-
-def gather(value: Any, patience: timedelta = PATIENCE) -> list[Any]:
-    """The values of all ranks, by rank. Every rank calls it, in the same order as other calls.
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks, by rank. A collective.
 
     Args:
         value: anything that JSON holds.
-        patience: how long to wait for the last rank.
-
-    Raises:
-        RuntimeError: ranks did not come in this time; names them and their nodes.
     """
-    own = _meetings[-1]
-    number = next(own.numbers)
-    keys = [f"{number}/{rank}" for rank in range(own.world_size)]
-    own.store.set(keys[own.rank], json.dumps(value))
-    try:
-        own.store.wait(keys, patience)
-    except RuntimeError as error:  # TCPStore raises DistStoreError, FileStore a plain one
-        absent = [rank for rank, key in enumerate(keys) if not own.store.check([key])]
-        if not absent:
-            raise
-        nodes = [_node(own.store, rank) for rank in absent]
-        names = ", ".join(f"rank {rank} on {node}" for rank, node in zip(absent, nodes, strict=True))
-        raise RuntimeError(
-            f"waited {duration(patience.total_seconds())} for {names} of {own.world_size} ranks: see what their logs "
-            "end with"
-        ) from error
-    return [json.loads(own.store.get(key)) for key in keys]
-
-
-def leave() -> None:
-    """Leave the meeting. The first rank, which may hold the store, waits until all others have left."""
-    own = _meetings.pop()
-    own.store.set(f"left/{own.rank}", "")
-    if own.rank == 0:
-        own.store.wait([f"left/{rank}" for rank in range(own.world_size)], _LEAVING)
-
-
-def barrier() -> None:
-    """Wait until all ranks are here; see `gather`."""
-    gather(None)
-
-
-def _node(store: Any, rank: int) -> str:
-    key = f"node/{rank}"
-    return store.get(key).decode() if store.check([key]) else "an unknown node"
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
+    sizes = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([data.numel()], device=device))
+    longest = int(torch.cat(sizes).max())
+    padded = [torch.empty(longest, dtype=torch.uint8, device=device) for _ in sizes]
+    dist.all_gather(padded, torch.nn.functional.pad(data, (0, longest - data.numel())))
+    return [json.loads(bytes(text[: int(size)].tolist()).decode()) for text, size in zip(padded, sizes, strict=True)]
 
 
 def require_one_environment(node: str, versions: Mapping[str, str | None]) -> None:
-    """Check that all ranks have the same versions of libraries as the first. Every rank calls it.
+    """Check that all ranks have the same versions of libraries as the first. A collective.
 
     Args:
         node: host name of this rank's machine.

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from xlr.cluster.exchange import barrier
 from xlr.model.weights import refuse_damaged
 from xlr.run.files import atomic_path, write_json
 from xlr.zero.engine import gathered
@@ -37,7 +36,7 @@ def export(engine: Any, source: str, target: Path, card: str) -> None:
     else:
         for _ in gathered(engine):
             pass
-    barrier()
+    dist.barrier()
     _wait_until_visible(target / "config.json")
 
 

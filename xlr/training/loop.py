@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from xlr.cluster.exchange import barrier
 from xlr.cluster.preemption import Preempted, Request
 from xlr.cluster.ranks import Ranks
 from xlr.maths.batching import Batch
@@ -113,7 +112,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
         tokens = {"trained on": int(sum(row["num_tokens"] for row in log.rows))}
         target.finish(len(train_pairs), facts, clock, tokens, [log.path])
         remove(checkpoints)
-    barrier()
+    dist.barrier()
     engine.close_distributed()
 
 

@@ -29,7 +29,7 @@ from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
 from xlr.cluster.environment import SAFE_PATH
-from xlr.cluster.exchange import PATIENCE, barrier, gather, leave, meet, require_one_environment
+from xlr.cluster.exchange import gather, others_waiting, require_one_environment
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.errors import UserError
 from xlr.leases import process
@@ -52,7 +52,7 @@ _ATTENTION_KERNELS = ("dot_product", "flash_attn", "varlen_attn")  # parts of th
 _COMPLETE = re.compile(r"step-[0-9]{8,}-ranks-[0-9]+")
 _STATE = "state"
 _UNIVERSAL = "universal"
-_COLLECTIVE = timedelta(minutes=30)  # for NCCL or gloo; longer waits go through the store
+_COLLECTIVE = timedelta(minutes=30)
 _CONVERSION = timedelta(hours=6)  # of a checkpoint of 100 GB, on a slow disk
 _CONVERTERS = 4  # processes; each reads files of a rank, of several GB
 
@@ -82,29 +82,19 @@ def init_distributed(ranks: Ranks) -> torch.device:
         torch.cuda.set_device(device)
     # DeepSpeed's shared-memory collectives for CPU ranks need a compiler and half a minute of compilation.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if device.type == "cuda" else "gloo"
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")  # what each rank did last, in /tmp
-    store = _store(ranks, file)
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore("torch", store),
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        timeout=_COLLECTIVE,
-    )
     with contextlib.redirect_stdout(sys.stderr):
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)  # takes torch's process group
-    meet(dist.PrefixStore("xlr", store), ranks.rank, ranks.world_size)
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            timeout=_COLLECTIVE,
+            init_method=None if file is None else f"file://{file}",
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            verbose=False,
+        )
     require_one_environment(socket.gethostname(), versions((*LIBRARIES, *FUSED)))
     return device
-
-
-def _store(ranks: Ranks, file: str | None) -> Any:
-    """Where the ranks meet: a file on one machine, else a port of the first node."""
-    if file is not None:
-        return dist.FileStore(file, ranks.world_size)
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, ranks.world_size, is_master=ranks.rank == 0, timeout=PATIENCE)
 
 
 def device_of(local_rank: int, gpus: int) -> torch.device:
@@ -117,8 +107,7 @@ def device_of(local_rank: int, gpus: int) -> torch.device:
 
 
 def close_distributed() -> None:
-    """Leave the process group. Every rank calls it."""
-    leave()
+    """Leave the process group."""
     dist.destroy_process_group()
 
 
@@ -272,19 +261,19 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int) -> Path:
     temporary = folder / f".{target.name}.{gather(process.token())[0]}.tmp"
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    barrier()
+    dist.barrier()
     engine.save_checkpoint(str(temporary), tag=_STATE)
     for file in (temporary / _STATE).glob(f"*rank_{dist.get_rank()}_*"):
         with file.open("rb") as written:
             os.fsync(written.fileno())
-    barrier()
+    dist.barrier()
     if dist.get_rank() == 0:
         remove(target)
         os.replace(temporary, target)
         for old in _complete(folder)[:-keep]:
             remove(old)
         remove(folder / _UNIVERSAL)
-    barrier()
+    dist.barrier()
     return target
 
 
@@ -302,12 +291,13 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
         UserError: it cannot be converted, holds more than data, or has changed since it was written.
     """
     found: list[str | None] = [None, None]
-    if dist.get_rank() == 0 and _complete(folder):
-        try:
-            found[0] = str(_readable(_complete(folder)[-1], folder))
-        except UserError as error:
-            found[1] = str(error)
-    path, refusal = gather(found, _CONVERSION)[0]
+    with others_waiting(_CONVERSION):
+        if dist.get_rank() == 0 and _complete(folder):
+            try:
+                found[0] = str(_readable(_complete(folder)[-1], folder))
+            except UserError as error:
+                found[1] = str(error)
+    path, refusal = gather(found)[0]
     if refusal is not None:
         raise UserError(refusal)
     if path is None:
