@@ -128,6 +128,7 @@ stop_ray() {
   kill -USR2 "${ray_steps[@]}" 2>/dev/null || true  # srun forwards it; some may have ended
   wait "${ray_steps[@]}" || true
   rm -rf "$run/slurm/secrets/$SLURM_JOB_ID"
+  unset RAY_ADDRESS XLR_RAY_NODES RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH # later steps must not look for it
 }
 
 # End the job with the exit code of its last step, or requeue it. 2 is bad input. 75 means that xlr has saved and can

@@ -37,6 +37,7 @@ from xlr.terminal.console import duration
 _LOW_MFU = {"tiny": 0.0, "1b": 0.12, "8b": 0.25}
 _MORE = 1.2  # times the formula's memory
 _SLOW_SAVE = 1e9  # bytes a second: a checkpoint of an 8B model, 96 GB, takes a minute and a half
+_REFUSED = "do what the message says, and run it again with a new folder"
 _NO_REMEDY = "nothing can be trusted until it is found: run it again, and report it with the log"
 
 
@@ -86,7 +87,8 @@ def examine(folder: Path, shape: str, processes: int | None) -> Iterator[Check]:
                 found.append(check)
                 yield check
         except (UserError, RuntimeError, FloatingPointError) as error:
-            found.append(Check(make.__name__.removeprefix("_"), str(error), _NO_REMEDY))
+            remedy = _REFUSED if isinstance(error, UserError) else _NO_REMEDY
+            found.append(Check(make.__name__.removeprefix("_"), str(error), remedy))
             yield found[-1]
             break
     figures = {"shape": shape, "seconds": round(time.monotonic() - begun, 1)}
