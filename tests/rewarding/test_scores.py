@@ -29,7 +29,7 @@ def test_choices_that_rounding_would_change_are_said() -> None:
     warning = noise_warning(scores(noise))
     assert warning
     assert f"may explain {noise:.2g}" in warning
-    assert "model.dtype=float32" in warning
+    assert "score.dtype=float32" in warning
     assert noise_warning(scores(4 * noise)) is None
 
 
