@@ -29,7 +29,7 @@ from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import remove, write_text
 from xlr.settings.config import Config
-from xlr.versions import LIBRARIES, VLLM, versions
+from xlr.versions import FUSED, LIBRARIES, VLLM, versions
 from xlr.work.logps import resumable_logps
 
 EXAMPLES, SAMPLES = 4, 10  # a scoring batch: 40 responses
@@ -58,7 +58,7 @@ class IdleWorker:
 
     def node(self) -> tuple[str, dict[str, str | None]]:
         """As `Actor.node`."""
-        return socket.gethostname(), versions((*LIBRARIES, *VLLM))
+        return socket.gethostname(), versions((*LIBRARIES, *VLLM, *FUSED))
 
     def run(self, task: Task) -> Answer:
         """Answer at once: with `max_new_tokens` tokens for each request, or with equal log-probabilities."""
