@@ -120,3 +120,13 @@ def test_the_model_s_generation_config_does_not_affect_samples(
     for how in (settings(encoder), settings(encoder, temperature=0.0)):
         own = worker.sample(str(tmp_path), requests(encoder), how)
         assert own == worker.sample(str(tiny_models["aligned"]), requests(encoder), how)
+
+
+def test_a_worker_scores_in_its_own_precision_unless_told_otherwise(
+    worker: Worker, encoder: ChatEncoder, tiny_models: dict[str, Path]
+) -> None:
+    model, rounding = str(tiny_models["initial"]), Worker(None, "bfloat16", SHARED_PROMPT)
+    examples = [Example(encoder.prompt(PROMPTS[0]), (encoder.response(PROMPTS[1]),))]
+    assert rounding.logps(model, examples) == worker.logps(model, examples, "bfloat16")
+    assert rounding.logps(model, examples, "float32") == worker.logps(model, examples)
+    assert rounding.logps(model, examples) != worker.logps(model, examples)

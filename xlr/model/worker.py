@@ -34,7 +34,7 @@ class Worker(Actor):
 
     Args:
         threads: CPU threads, or None to leave torch's own choice.
-        dtype: the precision in which responses are sampled.
+        dtype: the precision, unless a call names another.
         attn_implementation: `model.attn_implementation` of the configuration.
         models_kept: how many models stay in memory: 2 (policy and reference) or 1.
         on_gpu: whether to compute on a GPU. Ray does not hide a node's GPUs from a worker without one.
@@ -63,16 +63,17 @@ class Worker(Actor):
         self._models: dict[tuple[str, torch.dtype], Any] = {}
         self._probed: set[tuple[str, torch.dtype]] = set()
 
-    def _model(self, name: str, attn_implementation: str, dtype: torch.dtype) -> Any:
-        causal_lm = self._models.pop((name, dtype), None)
+    def _model(self, name: str, attn_implementation: str, dtype: DType | None = None) -> Any:
+        resolved = weights.resolve_dtype(dtype or self._dtype, self.device)
+        causal_lm = self._models.pop((name, resolved), None)
         if causal_lm is None:
             while len(self._models) >= self._models_kept:
                 self._models.pop(next(iter(self._models)))
             with self.loading():
-                causal_lm = self._load(name, attn_implementation, dtype)
+                causal_lm = self._load(name, attn_implementation, resolved)
             # Ignore the model's own sampling settings: the method does not use them.
             causal_lm.generation_config = GenerationConfig()
-        self._models[name, dtype] = causal_lm  # the most recently used model is last
+        self._models[name, resolved] = causal_lm  # the most recently used model is last
         causal_lm.set_attn_implementation(attn_implementation)
         return causal_lm
 
@@ -106,8 +107,7 @@ class Worker(Actor):
         Raises:
             UserError: the GPU's memory is too small for a single request.
         """
-        dtype = weights.resolve_dtype(self._dtype, self.device)
-        causal_lm = self._model(model, default_attention(self.attn_implementation), dtype)
+        causal_lm = self._model(model, default_attention(self.attn_implementation))
         remedy = f"{model}: lower max_new_tokens={settings.max_new_tokens}, or use generate.backend=vllm"
         return self.in_halves(lambda part: self._sample(causal_lm, part, settings), requests, list_halves, remedy)
 
@@ -152,24 +152,23 @@ class Worker(Actor):
         return cache
 
     def score(
-        self, names: Sequence[str], examples: Sequence[Example], dtype: DType = "auto"
+        self, names: Sequence[str], examples: Sequence[Example], dtype: DType | None = None
     ) -> list[list[tuple[float, ...]]]:
         """Log-probabilities in nats: for each example, for each of its responses, one per model."""
         logps = [self.logps(name, examples, dtype) for name in names]
         each = iter(zip(*logps, strict=True))
         return [[next(each) for _ in example.responses] for example in examples]
 
-    def logps(self, model: str, examples: Sequence[Example], dtype: DType = "auto") -> list[float]:
+    def logps(self, model: str, examples: Sequence[Example], dtype: DType | None = None) -> list[float]:
         """Log-probability of each of the examples' responses, in nats.
 
         Raises:
             UserError: the GPU's memory is too small for a single sequence, or `require_sound_logps` refuses the model.
         """
-        resolved = weights.resolve_dtype(dtype, self.device)
-        causal_lm = self._model(model, self.attn_implementation, resolved)
-        if (model, resolved) not in self._probed:
+        causal_lm = self._model(model, self.attn_implementation, dtype)
+        if (model, causal_lm.dtype) not in self._probed:
             require_sound_logps(causal_lm, self.attn_implementation, model)
-            self._probed.add((model, resolved))
+            self._probed.add((model, causal_lm.dtype))
         remedy = f"{model}: set ray.one_model_at_a_time, or drop long sequences (score.max_length)"
         return self.in_halves(lambda part: self._logps(causal_lm, part), examples, _example_halves, remedy)
 
