@@ -1,18 +1,13 @@
 """Makes tiny models and byte-level BPE tokenizers with the chat templates of three model families."""
 
-import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from xlr.shipped import RECIPES
+from xlr.selftest.material import CHATML, byte_level_bpe
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
     "{{ m['content'] }}<|eot_id|>{% endfor %}"
@@ -37,18 +32,7 @@ def make_tokenizer(family: str, vocab_size: int = 600) -> PreTrainedTokenizerFas
     """A byte-level BPE tokenizer trained on the shipped prompts."""
     template, bos, eos, others, adds_bos = FAMILIES[family]
     specials = [token for token in (bos, eos, "<|pad|>", *others) if token]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    texts = [
-        json.loads(line)["instruction"]
-        for file in sorted((RECIPES / "quickstart" / "prompts").glob("*.jsonl"))
-        for line in file.read_text(encoding="utf-8").splitlines()
-    ]
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = byte_level_bpe(vocab_size, specials)
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]

@@ -8,6 +8,9 @@ from typing_extensions import TypedDict
 DType: TypeAlias = Literal["auto", "float32", "bfloat16"]
 """`model.dtype`: auto is bfloat16 on GPUs and float32 on CPUs."""
 
+FusedOperations: TypeAlias = Literal["auto"] | bool
+"""`model.fused_operations`: auto fuses on GPUs where liger-kernel is installed."""
+
 # An iteration's number, or the name of a model in evaluate.models.
 ModelKey: TypeAlias = int | str
 

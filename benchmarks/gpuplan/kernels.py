@@ -204,15 +204,19 @@ def head_against_float64(setup: Setup) -> Result:
     figures: dict[str, Any] = compare_head(tokens, shape.hidden, shape.vocabulary, setup.device)
     hidden_ND, weight_VD, labels_N = _head_problem(tokens, shape.hidden, shape.vocabulary, setup.device)
     for chunk in sizes:
-        own = lambda n=chunk: token_logps(hidden_ND, weight_VD, labels_N, n).sum()  # noqa: E731
+        own = functools.partial(_own, hidden_ND, weight_VD, labels_N, chunk)
         figures[f"chunk {chunk}"] = _cost(setup, own, (hidden_ND, weight_VD))
-    theirs = lambda: _liger(hidden_ND, weight_VD, labels_N)  # noqa: E731
+    theirs = functools.partial(_liger, hidden_ND, weight_VD, labels_N)
     figures["liger"] = optional(lambda: _cost(setup, theirs, (hidden_ND, weight_VD))) if setup.on_gpu else NO_GPU
     sd, total = (2e-3, 0.05) if setup.on_gpu else (0.05, 1.5)  # CPUs round logits to bfloat16
     passes = figures["sd"] <= sd and figures["sum of 500"] <= total and figures["gradients"] <= 1e-2
     rounded = figures["rounded sd"] <= 0.05 and figures["rounded sum of 500"] <= 1.5
     limit = f"sd a token <= {sd}, sum of 500 <= {total} nats, gradients rel. <= 1e-2; rounded logits: 0.05, 1.5"
     return judged(passes and rounded, limit, figures)
+
+
+def _own(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
+    return token_logps(hidden_ND, weight_VD, labels_N, chunk_tokens).sum()
 
 
 def _head_problem(tokens: int, hidden: int, vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

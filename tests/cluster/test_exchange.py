@@ -19,6 +19,7 @@ VALUES: list[Any] = [[], None, ["ñ" * 5000, "\U0001f600", 'quo"te'], {"a": 1.5}
 def rank(number: int, world_size: int, folder: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=world_size)
+    events = dist.FileStore(str(folder / "events"), world_size)
     for turn in range(len(VALUES)):
         wanted = [VALUES[(turn + other) % len(VALUES)] for other in range(world_size)]
         assert gather(wanted[number]) == wanted
@@ -34,10 +35,10 @@ def rank(number: int, world_size: int, folder: Path) -> None:
     if number:
         with pytest.raises(RuntimeError), others_waiting(timedelta(seconds=1)):
             pass
+        events.set(f"gave up {number}", "")
     else:
-        time.sleep(3)
         with others_waiting(timedelta(seconds=1)):
-            pass
+            events.wait([f"gave up {other}" for other in range(1, world_size)], timedelta(minutes=1))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -116,7 +116,7 @@ class Pool:
 
     def precision(self, dtype: DType) -> str:
         """The precision of workers that score: float32 or bfloat16."""
-        return precision(dtype, self._on_gpus(vllm=False))
+        return precision(dtype, self.on_gpus)
 
     @property
     def on_gpus(self) -> bool:

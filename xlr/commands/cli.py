@@ -152,7 +152,7 @@ def doctor(
 ) -> None:
     """Check that a run can work on this Slurm cluster, first on this machine, then on the nodes in a short job."""
     from xlr.jobs import doctor as examination
-    from xlr.selftest.check import show
+    from xlr.selftest.check import show_all
 
     context = open_context(source, overrides)
     if on_node:
@@ -160,12 +160,7 @@ def doctor(
     elif ray:
         examination.with_ray(context)
     else:
-        failed = 0
-        for check in examination.examine(context, site, deep):
-            show(check)
-            failed += bool(check.remedy)
-        if failed:
-            raise UserError(f"{failed} checks failed; see their remedies above")
+        show_all(examination.examine(context, site, deep))
 
 
 @app.command()
@@ -179,7 +174,7 @@ def selftest(
 ) -> None:
     """Prove what this machine computes, how fast and how repeatably, with a model of random weights."""
     from xlr.selftest import selftest as test
-    from xlr.selftest.check import show
+    from xlr.selftest.check import show_all
     from xlr.selftest.material import SHAPES, usual_shape
 
     if meet:
@@ -188,12 +183,7 @@ def selftest(
     chosen = shape or usual_shape()
     if chosen not in SHAPES:
         raise UserError(f"--shape {chosen}: not a shape; choose one of {', '.join(SHAPES)}")
-    failed = 0
-    for check in test.examine(folder.absolute(), chosen, processes):
-        show(check)
-        failed += bool(check.remedy)
-    if failed:
-        raise UserError(f"{failed} checks failed; see their remedies above")
+    show_all(test.examine(folder.absolute(), chosen, processes))
 
 
 @app.command()

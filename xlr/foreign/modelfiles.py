@@ -183,3 +183,8 @@ def _require_whole(file: Path) -> None:
                 raise UserError(f"{file}: holds no weights; get the file again")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: missing, damaged or cut off ({reason(error)}); get the file again") from error
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a model folder's weights; 0 if there are none, as for a hub name."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -20,6 +20,7 @@ from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.ranks import Ranks, ranks
 from xlr.errors import UserError
+from xlr.foreign.modelfiles import weight_bytes
 from xlr.jobs import graph as jobs
 from xlr.jobs import submission
 from xlr.jobs.graph import Job
@@ -34,7 +35,7 @@ from xlr.settings.slurmconfig import SlurmConfig
 from xlr.stages import KINDS
 
 # For each 2-byte parameter a checkpoint has 12 bytes, and the new one is complete before the old one is deleted. A
-# change of the number of ranks converts 12 of them, and every iteration adds a model.
+# change of the number of ranks converts all of them, and every iteration adds a model.
 _DISK_BYTES_A_WEIGHT_BYTE = 20
 _GIB = 1 << 30
 _MINUTES, _DEEP_MINUTES = 10, 40  # time limits of the job, without and with the self-test
@@ -73,7 +74,7 @@ def _models(context: Context) -> Iterator[Check]:
 
 def _disk(context: Context) -> Check:
     folder, model = context.run.path, Path(context.model(INITIAL))
-    needed = sum(file.stat().st_size for file in model.glob("*.safetensors")) * _DISK_BYTES_A_WEIGHT_BYTE
+    needed = weight_bytes(model) * _DISK_BYTES_A_WEIGHT_BYTE
     free = shutil.disk_usage(folder).free
     found = f"{folder}: {free // _GIB} GiB free" + (f", about {needed // _GIB} needed" if needed else "")
     return Check("disk", found, "choose a run_dir on a larger file system" if free < needed else "")

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FunctionType
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from xlr.errors import UserError
+from xlr.records import FusedOperations
 from xlr.versions import FUSED, versions
-
-FusedOperations: TypeAlias = bool | Literal["auto"]
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Types of models that can be fused. Each is compared with its own operations in the tests."""

@@ -21,12 +21,22 @@ from xlr.errors import UserError
 from xlr.maths.sampling import draw
 from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
-from xlr.model.fused import FusedOperations, fuse
+from xlr.model.fused import fuse
 from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
 from xlr.model.products import compute_repeatably
 from xlr.packing.layout import default_attention
-from xlr.records import DType, Example, SampleRequest, SampleSettings, SampleTask, Scored, ScoreTask, Task
+from xlr.records import (
+    DType,
+    Example,
+    FusedOperations,
+    SampleRequest,
+    SampleSettings,
+    SampleTask,
+    Scored,
+    ScoreTask,
+    Task,
+)
 
 
 class Worker(Actor):

@@ -83,9 +83,10 @@ def learnt(folder: Path, prompts: Mapping[str, Sequence[Prompt]]) -> dict[Prompt
     if not manifest_path(folder).is_file():
         return {}
     found: dict[Prompt, float] = {}
+    files = verified(folder)
     for lang, own in prompts.items():
         lengths: dict[str, list[int]] = {}
-        for name, path in verified(folder).items():
+        for name, path in files.items():
             if name.rsplit("-", 1)[0] == lang:
                 table = pq.read_table(path, columns=["id", "token_ids"])
                 for key, count in zip(

@@ -16,6 +16,7 @@ Row = TypeVar("Row")
 
 ROWS_PER_SHARD = 8192
 _STAMP = b"xlr.stamp"
+_KEY_COLUMNS = ("lang", "id", "sample")
 
 
 def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row], stamp: str | None = None) -> None:
@@ -151,11 +152,8 @@ def write_shard(path: Path, table: Any, keys: Sequence[RowKey]) -> None:
     Raises:
         RuntimeError: it does not; names the first row.
     """
-    import pyarrow.parquet as pq
-
     write_table(path, table.replace_schema_metadata(None))
-    columns = pq.read_table(path, columns=["lang", "id", "sample"]).to_pydict()
-    found = [tuple(map(str, key)) for key in zip(*columns.values(), strict=True)]
+    found = _keys(path, _KEY_COLUMNS)
     if found != list(keys):
         wrong = next((own for own, key in zip(found, keys, strict=False) if own != key), None)
         raise RuntimeError(
@@ -165,9 +163,15 @@ def write_shard(path: Path, table: Any, keys: Sequence[RowKey]) -> None:
         )
 
 
-def require_each_once(
-    folder: Path, wanted: Iterable[RowKey], key_columns: Sequence[str] = ("lang", "id", "sample")
-) -> None:
+def _keys(path: Path, key_columns: Sequence[str]) -> list[RowKey]:
+    """The values of these columns of each row of a Parquet file, as text."""
+    import pyarrow.parquet as pq
+
+    columns = pq.read_table(path, columns=list(key_columns)).to_pydict()
+    return [tuple(map(str, key)) for key in zip(*columns.values(), strict=True)]
+
+
+def require_each_once(folder: Path, wanted: Iterable[RowKey], key_columns: Sequence[str] = _KEY_COLUMNS) -> None:
     """Check that the Parquet files in a folder hold every wanted row exactly once, and no other row.
 
     Args:
@@ -176,12 +180,9 @@ def require_each_once(
     Raises:
         RuntimeError: a row is missing, duplicated or not wanted; names the first one.
     """
-    import pyarrow.parquet as pq
-
     expected, found = Counter(wanted), Counter[RowKey]()
     for file in sorted(folder.rglob("*.parquet")):
-        columns = pq.read_table(file, columns=list(key_columns)).to_pydict()
-        found.update(tuple(map(str, key)) for key in zip(*columns.values(), strict=True))
+        found.update(_keys(file, key_columns))
     if found != expected:
         key = next(key for key in {**expected, **found} if found[key] != expected[key])
         raise RuntimeError(

@@ -1,7 +1,9 @@
 """One check of a machine or a cluster: what was found and, if it failed, what to do."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from xlr.errors import UserError
 from xlr.terminal.console import console
 
 
@@ -14,8 +16,17 @@ class Check:
     remedy: str = ""
 
 
-def show(check: Check) -> None:
-    """Print a check."""
-    console.print(f"{'FAILED' if check.remedy else 'ok':8}{check.check}: {check.found}")
-    if check.remedy:
-        console.print(f"        -> {check.remedy}")
+def show_all(checks: Iterable[Check]) -> None:
+    """Print each check as it is made.
+
+    Raises:
+        UserError: some failed.
+    """
+    failed = 0
+    for check in checks:
+        console.print(f"{'FAILED' if check.remedy else 'ok':8}{check.check}: {check.found}")
+        if check.remedy:
+            console.print(f"        -> {check.remedy}")
+            failed += 1
+    if failed:
+        raise UserError(f"{failed} checks failed; see their remedies above")

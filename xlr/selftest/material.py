@@ -6,6 +6,7 @@ scored as when they were sampled.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 _TOKENS = 600  # of the tokenizer
-_TEMPLATE = (
+CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -110,25 +111,33 @@ def _confine(model: Any, tokens: int) -> None:
 
 
 def _tokenizer() -> Any:
-    """A byte-level BPE tokenizer trained on the shipped prompts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<|im_end|>", "<|pad|>", "<|im_start|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=_TOKENS, special_tokens=specials, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator((row["instruction"] for file in _prompt_files() for row in _rows(file)), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level_bpe(_TOKENS, ["<|im_end|>", "<|pad|>", "<|im_start|>"]),
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
         additional_special_tokens=["<|im_start|>"],
     )
-    fast.chat_template = _TEMPLATE
+    fast.chat_template = CHATML
     return fast
+
+
+def byte_level_bpe(vocab_size: int, special_tokens: Sequence[str]) -> Any:
+    """A byte-level BPE tokenizer trained on the shipped prompts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    files = sorted((_QUICKSTART / "prompts").glob("*.jsonl"))
+    tokenizer.train_from_iterator((row["instruction"] for file in files for row in _rows(file)), trainer)
+    return tokenizer
 
 
 def write_preferences(path: Path, pairs: int, repeats: int) -> None:
@@ -143,10 +152,6 @@ def write_preferences(path: Path, pairs: int, repeats: int) -> None:
         }
         lines.append(json.dumps({"id": str(number), "prompt": row["prompt"], **answers}, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
-
-
-def _prompt_files() -> list[Path]:
-    return sorted((_QUICKSTART / "prompts").glob("*.jsonl"))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from xlr import pipeline
 from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks, ranks
 from xlr.errors import UserError
+from xlr.foreign.modelfiles import weight_bytes
 from xlr.maths import memory
 from xlr.maths.logprobs import GPU_CHUNK_TOKENS
 from xlr.maths.noise import allowed_difference
@@ -120,7 +121,7 @@ def _prepare(folder: Path, shape: str, _processes: int | None) -> Iterator[Check
     material.write_model(folder / "model", shape, seed=0)
     small = shape == "tiny"
     material.write_preferences(folder / "preferences.jsonl", pairs=20 if small else 256, repeats=1 if small else 12)
-    size = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
+    size = weight_bytes(folder / "model")
     yield Check("model", f"{shape}, random weights, {size / 1e9:.3g} GB, written in {duration(_since(begun))}")
 
 
@@ -184,7 +185,7 @@ def _memory(peak: float, folder: Path, shape: str, processes: int | None) -> Che
 def _save(folder: Path, _shape: str, _processes: int | None) -> Iterator[Check]:
     """How fast a checkpoint is written: 12 bytes a parameter, the float32 weights and moments."""
     manifest = _manifest(folder / "run" / "iter0" / "model")
-    weights = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
+    weights = weight_bytes(folder / "model")
     saves = (manifest["facts"]["steps"] - 1) // 3
     rate = 6 * weights * saves / max(manifest["time"]["save"], 1e-9)
     large = weights > 1e9

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from xlr import languages
 from xlr.errors import UserError
-from xlr.records import START, DType, ModelKey
+from xlr.records import START, DType, FusedOperations, ModelKey
 from xlr.settings.judgeconfig import JudgeConfig
 from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section, refuse_ignored, walk
 from xlr.settings.slurmconfig import SlurmConfig
@@ -38,7 +38,7 @@ class ModelConfig(Section):
     """Attention for scoring and training. xlr_shared_prompt packs sequences and computes a prompt once for all of its
     responses. flash_attention_2 and the other flash kernels of transformers take packed sequences. sdpa and eager
     take right-padded rows."""
-    fused_operations: Literal["auto"] | bool = "auto"
+    fused_operations: FusedOperations = "auto"
     """Compute norms, rotary embeddings and SwiGLU with the fused kernels of liger-kernel: faster on GPUs, and other
     last bits. auto does so on GPUs where liger-kernel is installed, for architectures that xlr can fuse (llama,
     mistral, qwen2, qwen3). true refuses to run without, also with a judge or other models that cannot be fused. false

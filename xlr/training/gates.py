@@ -9,8 +9,7 @@ from torch import Tensor
 
 from xlr.errors import UserError
 from xlr.maths.noise import allowed_difference, allowed_loss_difference
-from xlr.model.fused import FusedOperations
-from xlr.records import START, Example
+from xlr.records import START, Example, FusedOperations
 from xlr.rewarding.facts import ScoredProbe
 from xlr.run.artifact import json_of
 from xlr.settings.config import TrainConfig

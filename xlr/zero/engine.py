@@ -34,10 +34,11 @@ from xlr.cluster.ranks import RENDEZVOUS, Ranks
 from xlr.errors import UserError
 from xlr.leases import process
 from xlr.model import weights
-from xlr.model.fused import FusedOperations, fuse
+from xlr.model.fused import fuse
 from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel
 from xlr.model.products import compute_repeatably
+from xlr.records import FusedOperations
 from xlr.run import pickles
 from xlr.run.files import atomic_path, remove
 from xlr.settings.config import TrainConfig
@@ -52,7 +53,7 @@ _ATTENTION_KERNELS = ("dot_product", "flash_attn", "varlen_attn")  # parts of th
 _COMPLETE = re.compile(r"step-[0-9]{8,}-ranks-[0-9]+")
 _STATE = "state"
 _UNIVERSAL = "universal"
-_COLLECTIVE = timedelta(minutes=30)
+_COLLECTIVE = timedelta(minutes=30)  # rank 0 alone loads and checks models, which the others wait for
 _CONVERSION = timedelta(hours=6)  # of a checkpoint of 100 GB, on a slow disk
 _CONVERTERS = 4  # processes; each reads files of a rank, of several GB
 
