@@ -206,8 +206,8 @@ def score_models(models: tuple[Path, Path]) -> None:
     try:
         for model in models:
             begun = time.monotonic()
-            ((_, found),) = pool.map({0: ScoreTask((str(model),), examples)})
-            logps.append([logp for example in found for (logp,) in example])
+            ((_, found),) = pool.map({0: ScoreTask((str(model),), examples, "bfloat16")})
+            logps.append([logp for scored in found for (logp,) in scored.logps])
             (worker,) = pool.workers
             print(
                 f"{model.name}: {time.monotonic() - begun:.0f} s, of which loading {worker.load_seconds:.0f} and "

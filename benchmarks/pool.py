@@ -97,8 +97,8 @@ def scoring_rate(context: Context, folder: Path, batches: int) -> float:
 
     def to_rows(item: int, scored: Scored) -> list[Score]:
         return [
-            Score(str(item), "es", sample, TEXT, "stop", TEXT, *logps, 0.0, SCORED_TOKENS, len(TEXT), language, 0.0)
-            for sample, (logps, language) in enumerate(zip(scored.logps, scored.languages, strict=True))
+            Score(str(item), "es", sample, TEXT, "stop", TEXT, own, other, 0.0, SCORED_TOKENS, len(TEXT), language, 0.0)
+            for sample, ((own, other), language) in enumerate(zip(scored.logps, scored.languages, strict=True))
         ]
 
     target = Artifact(folder, folder / "scores", "score", {}, {})
@@ -130,7 +130,7 @@ def sampling_rate(context: Context, rows: int) -> float:
     for lang in ("en", "es"):
         write_text(Path(context.config.prompts.path) / f"{lang}.jsonl", "".join(lines))
     context.__dict__["encoder"] = Encoder()
-    responses._require_room = lambda _context: None
+    responses._require_room = lambda context: None
     responses.sample_settings = lambda *_: SampleSettings(0.9, 1.0, 0, SAMPLED_TOKENS, (0,))
     begun = time.monotonic()
     responses.make(context, 1)

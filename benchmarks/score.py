@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from xlr import languages
 from xlr.cluster.environment import ALLOCATOR
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
@@ -251,13 +250,14 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
     target = replace(scores.artifact(context, 1), folder=work.folder / work.name / "scores")
     models = (context.model(0), context.model(-1))
     texts = [row.response for row in work.rows]
-    languages.detect(texts, LANGUAGES)
     candidates = list(map(scores.Candidate, work.rows, texts, work.instructions))
+    dtype, langs = context.config.scoring_dtype, tuple(LANGUAGES)
     first = {
-        number: ScoreTask(models, (Example(one.prompt, one.responses[:1]),)) for number, one in enumerate(work.examples)
+        number: ScoreTask(models, (Example(one.prompt, one.responses[:1]),), dtype, ((text,),), langs)
+        for number, (one, text) in enumerate(zip(work.examples, texts, strict=False))
     }
     for _ in context.pool.map(first):
-        pass  # so that every worker has loaded its models
+        pass  # so that every worker has loaded its models and its detector of languages
 
     def score() -> list[list[float]]:
         remove(target.pieces_folder("parts"))
