@@ -1,8 +1,8 @@
 """The layout of a run directory."""
 
-import secrets
 import shlex
 import stat
+import tempfile
 from pathlib import Path
 
 from xlr.errors import UserError
@@ -29,9 +29,8 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.path / "logs").mkdir(exist_ok=True)
-            probe = self.path / f".probe.{secrets.token_hex(4)}"
-            probe.write_text("")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.path):  # nothing is left of it, whenever this process is killed
+                pass
         except OSError as error:
             raise UserError(
                 f"run_dir {self.path}: cannot be written ({error.strerror}); choose a folder you own, "
