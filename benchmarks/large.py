@@ -206,7 +206,7 @@ def score_models(models: tuple[Path, Path]) -> None:
     try:
         for model in models:
             begun = time.monotonic()
-            ((_, found),) = pool.map({0: ScoreTask((str(model),), examples, "bfloat16")})
+            ((_, found),) = pool.map([(0, ScoreTask((str(model),), examples, "bfloat16"))])
             logps.append([logp for scored in found for (logp,) in scored.logps])
             (worker,) = pool.workers
             print(

@@ -1,9 +1,10 @@
 """Measures the driver: its rate of tasks with many workers, and its memory with many rows.
 
-The workers compute nothing and return rows of realistic size through the real Ray. Detecting languages, converting,
-writing and reading back are those of xlr. The last line is JSON; see README.md for figures.
+The generate and the score stage run whole, with workers that compute nothing and return rows of realistic size through
+the real Ray. Detecting languages, planning, converting, writing and reading back are those of xlr. The last line is
+JSON; see README.md for figures.
 
-    python benchmarks/pool.py WORK [--workers 64] [--batches 3000] [--rows 1500000]
+    python benchmarks/pool.py WORK [--workers 64] [--rows 1500000]
 """
 
 import argparse
@@ -14,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,12 @@ import psutil
 
 import xlr.model.worker
 from xlr import languages
-from xlr.records import Example, SampleSettings, SampleTask, Score, Scored, ScoreTask, Task
-from xlr.rewarding import responses
-from xlr.run.artifact import Artifact
+from xlr.records import SampleSettings, SampleTask, Scored, ScoreTask, Task
+from xlr.rewarding import responses, room, scores
 from xlr.run.context import Context
 from xlr.run.files import remove, write_text
 from xlr.settings.config import Config
 from xlr.versions import FUSED, LIBRARIES, VLLM, versions
-from xlr.work.logps import resumable_logps
 
 EXAMPLES, SAMPLES = 4, 10  # a scoring batch: 40 responses
 SCORED_TOKENS, SAMPLED_TOKENS, PROMPT_TOKENS = 500, 700, 200
@@ -72,72 +71,47 @@ class IdleWorker:
 
 
 class Encoder:
-    """A tokenizer that gives each prompt as many tokens as a real one would, and shares its texts."""
+    """A tokenizer that gives each text as many tokens as a real one would, and makes the same text of all tokens."""
 
-    name = ""
+    name = "none"
 
     def prompt(self, text: str) -> tuple[int, ...]:
         """`PROMPT_TOKENS` tokens."""
-        return tuple((int(text) + position) % VOCABULARY for position in range(PROMPT_TOKENS))
+        return tuple((len(text) + position) % VOCABULARY for position in range(PROMPT_TOKENS))
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Three characters a token."""
-        return "sol" * len(token_ids)
+    def responses(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """`SCORED_TOKENS` tokens each."""
+        return [tuple(range(SCORED_TOKENS)) for _ in texts]
+
+    def response(self, text: str) -> tuple[int, ...]:
+        """The tokens of one text."""
+        return self.responses([text])[0]
+
+    def decode(self, _token_ids: list[int]) -> str:
+        """About 2,000 characters of Spanish."""
+        return TEXT
 
     def stop_ids(self, _also: tuple[int, ...]) -> list[int]:
         """One."""
         return [0]
 
 
-def scoring_rate(context: Context, folder: Path, batches: int) -> float:
-    """Batches per second of a scoring stage whose workers only detect languages."""
-    count = batches * EXAMPLES
-    example = Example(tuple(range(PROMPT_TOKENS)), (tuple(range(SCORED_TOKENS)),) * SAMPLES)
-    keys = [[("es", str(item), str(sample)) for sample in range(SAMPLES)] for item in range(count)]
-
-    def to_rows(item: int, scored: Scored) -> list[Score]:
-        return [
-            Score(str(item), "es", sample, TEXT, "stop", TEXT, own, other, 0.0, SCORED_TOKENS, len(TEXT), language, 0.0)
-            for sample, ((own, other), language) in enumerate(zip(scored.logps, scored.languages, strict=True))
-        ]
-
-    target = Artifact(folder, folder / "scores", "score", {}, {})
-    remove(target.pieces_folder("parts"))
-    begun = time.monotonic()
-    resumable_logps(
-        context,
-        target,
-        "parts",
-        ("policy", "reference"),
-        [example] * count,
-        "auto",
-        keys,
-        Score,
-        to_rows,
-        "score",
-        "responses",
-        [[TEXT] * SAMPLES] * count,
-        ("es",),
-    )
-    seconds = time.monotonic() - begun
-    remove(target.pieces_folder("parts"))
-    return batches / seconds
-
-
-def sampling_rate(context: Context, rows: int) -> float:
-    """Rows per second of the generate stage, from tokenising prompts to finished shards. Its workers answer at once."""
+def prepare(context: Context, rows: int) -> None:
+    """Write prompts, and take the place of what stages read from models."""
     lines = [f'{{"instruction_id": "{number}", "instruction": "{number}"}}\n' for number in range(rows // SAMPLES)]
     for lang in ("en", "es"):
         write_text(Path(context.config.prompts.path) / f"{lang}.jsonl", "".join(lines))
-    context.__dict__["encoder"] = Encoder()
+    context.__dict__ |= {"encoder": Encoder(), "require_model": lambda _model: "none"}
     responses._require_room = lambda context: None
     responses.sample_settings = lambda *_: SampleSettings(0.9, 1.0, 0, SAMPLED_TOKENS, (0,))
+    room.positions_of_run = lambda context: None
+
+
+def seconds_of(stage: Callable[[Context, int], Any], context: Context) -> float:
+    """Time of a stage of iteration 1, from its first read to its manifest."""
     begun = time.monotonic()
-    responses.make(context, 1)
-    seconds = time.monotonic() - begun
-    remove(context.run.path / "iter1")
-    remove(Path(context.config.prompts.path))
-    return rows / seconds
+    stage(context, 1)
+    return time.monotonic() - begun
 
 
 def start_workers(context: Context, workers: int) -> None:
@@ -149,7 +123,7 @@ def start_workers(context: Context, workers: int) -> None:
     xlr.model.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
     begun = time.monotonic()
     one = ScoreTask(("policy",), (), "auto", (("un texto",),), ("es",))
-    for _ in context.pool.map(dict.fromkeys(range(20 * workers), one)):
+    for _ in context.pool.map((number, one) for number in range(20 * workers)):
         pass
     print(f"Ray and {len(context.pool.workers)} workers started in {time.monotonic() - begun:.1f} s", flush=True)
 
@@ -178,8 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for the files, which are removed at the end")
     parser.add_argument("--workers", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=3000, help="scoring batches of 40 responses")
-    parser.add_argument("--rows", type=int, default=150_000, help="responses that are sampled")
+    parser.add_argument("--rows", type=int, default=150_000, help="responses that are sampled, then scored")
     parser.add_argument("--batch-size", type=int, default=64, help="responses per sampling task")
     arguments = parser.parse_args()
     run = {
@@ -193,16 +166,20 @@ def main() -> None:
     }
     context = Context(Config.model_validate(run))
     start_workers(context, arguments.workers)
-    rate = scoring_rate(context, arguments.work, arguments.batches)
-    print(f"scoring: {rate:.1f} batches/s", flush=True)
-    with peak_memory() as memory:
-        rows = sampling_rate(context, arguments.rows)
-    print(f"sampling: {rows:.0f} rows/s; memory of the driver {memory[1]:.2f} GB before, {memory[0]:.2f} GB at most")
+    prepare(context, arguments.rows)
+    with peak_memory() as sampling:
+        rate = arguments.rows / seconds_of(responses.make, context)
+    print(f"sampling: {rate:.0f} rows/s; driver {sampling[1]:.2f} GB before, {sampling[0]:.2f} GB at most", flush=True)
+    with peak_memory() as scoring:
+        batches = arguments.rows / (EXAMPLES * SAMPLES) / seconds_of(scores.make, context)
+    print(f"scoring: {batches:.1f} batches/s; driver {scoring[1]:.2f} GB before, {scoring[0]:.2f} GB at most")
     context.close()
+    remove(context.run.path / "iter1")
+    remove(Path(context.config.prompts.path))
     figures = {
-        "rows_per_second": round(rows, 1),
-        f"batches_per_second_{arguments.workers}": round(rate, 1),
-        "driver_gb": round(memory[0], 2),
+        "rows_per_second": round(rate, 1),
+        f"batches_per_second_{arguments.workers}": round(batches, 1),
+        "driver_gb": round(max(sampling[0], scoring[0]), 2),
     }
     print(json.dumps(figures))
 

@@ -103,10 +103,15 @@ def plans(drawn: Drawn, batch_size: int) -> dict[str, list[Batch]]:
     """The plans that are compared: name -> batches."""
     generate = GenerateConfig(backend="vllm", num_samples=SAMPLES, batch_size=batch_size)
     items = range(len(drawn.wanted))
+
+    def planned(expected: dict[Prompt, float]) -> list[Batch]:
+        blocks = samplingplan.plan(drawn.wanted, generate, lambda _: 0, expected)
+        return [batch for own in blocks.values() for batch in own]
+
     return {
         "in the order of the prompts": [[*items[start : start + batch_size]] for start in items[::batch_size]],
-        "planned, lengths unknown": samplingplan.batches(drawn.wanted, generate, lambda _: 0, {}),
-        "planned, lengths learnt": samplingplan.batches(drawn.wanted, generate, lambda _: 0, drawn.expected),
+        "planned, lengths unknown": planned({}),
+        "planned, lengths learnt": planned(drawn.expected),
     }
 
 

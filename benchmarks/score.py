@@ -36,6 +36,7 @@ from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.model.products import compute_repeatably
 from xlr.records import Example, Response, ScoreTask
 from xlr.rewarding import scores
+from xlr.rewarding.candidates import Candidate, score_candidates
 from xlr.run.artifact import rows_of
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
@@ -250,18 +251,18 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
     target = replace(scores.artifact(context, 1), folder=work.folder / work.name / "scores")
     models = (context.model(0), context.model(-1))
     texts = [row.response for row in work.rows]
-    candidates = list(map(scores.Candidate, work.rows, texts, work.instructions))
+    candidates = list(map(Candidate, work.rows, texts, work.instructions))
     dtype, langs = context.config.scoring_dtype, tuple(LANGUAGES)
     first = {
         number: ScoreTask(models, (Example(one.prompt, one.responses[:1]),), dtype, ((text,),), langs)
         for number, (one, text) in enumerate(zip(work.examples, texts, strict=False))
     }
-    for _ in context.pool.map(first):
+    for _ in context.pool.map(first.items()):
         pass  # so that every worker has loaded its models and its detector of languages
 
     def score() -> list[list[float]]:
         remove(target.pieces_folder("parts"))
-        found = scores.score_candidates(context, target, *models, candidates, work.name, Dropped())
+        found = score_candidates(context, target, *models, candidates, work.name, Dropped())
         return [[row.logp_policy, row.logp_reference] for row in found]
 
     return score

@@ -1,6 +1,6 @@
 """Runs stages in this process: the real workers' code, without Ray. Sweeps over many changes need it to be quick."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ class LocalPool:
     def conditions(self, task: Task) -> dict[str, str | None]:
         return self._pool.conditions(task)
 
-    def map(self, tasks: Mapping[Any, Task]) -> Iterator[tuple[Any, Any]]:
-        for key, task in tasks.items():
+    def map(self, tasks: Iterable[tuple[Any, Task]]) -> Iterator[tuple[Any, Any]]:
+        for key, task in tasks:
             if self.computed == self.fail_after:
                 raise StoppedError
             self.computed += 1

@@ -1,12 +1,11 @@
 """A run that dies just before changes of its folder, again and again, ends with the results of an undisturbed run.
 
-`make sweep` kills it before every change, once by kill -9 and once by a power cut, which takes hours. XLR_SWEEP=N kills
-it before every Nth. Otherwise it is killed before a few of them.
+`make sweep` kills it before every change, once by kill -9 and once by a power cut, which takes an hour each. With
+XLR_SWEEP=N it is killed before every Nth. Otherwise it is killed before a few of them.
 """
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -32,12 +31,6 @@ from xlr.run.files import read_json
 from xlr.settings import configfile
 
 STEP = int(os.environ.get("XLR_SWEEP", "45"))
-WHOLE = STEP == 1
-
-
-def same_in_all_starts(change: str) -> str:
-    """A change without the random part of a temporary file's name."""
-    return re.sub(r"\.[0-9a-f]+-[-0-9a-f]+\.tmp", ".tmp", change)
 
 
 @dataclass
@@ -47,20 +40,22 @@ class Sweep:
     config: Path
     run: Path
 
-    def start(self, crash_at: int = 0, power: bool = False) -> tuple[int, list[str]]:
-        """Start the run; return its exit code and the changes of its folder."""
-        log = self.run.with_suffix(".log")
-        for file in (log, Path(f"{log}.flushed")):
-            if not (power and file.suffix == ".flushed"):
-                file.unlink(missing_ok=True)
-        crash = {"XLR_CRASH_RUN": str(self.run), "XLR_CRASH_LOG": str(log), "XLR_CRASH_AT": str(crash_at)}
-        crash |= {"XLR_CRASH_POWER": "1"} if power else {}
+    @property
+    def changes(self) -> list[str]:
+        """The different changes of the folder in all starts."""
+        return self.run.with_suffix(".seen").read_text(encoding="utf-8").splitlines()
+
+    def start(self, step: int = 0, power: bool = False) -> int:
+        """Start the run; it dies before the next change that is a multiple of `step`. Return its exit code."""
+        crash = {"XLR_CRASH_RUN": self.run, "XLR_CRASH_SEEN": self.run.with_suffix(".seen"), "XLR_CRASH_STEP": step}
+        crash |= {"XLR_CRASH_POWER": 1} if power else {}
         path = os.pathsep.join([str(Path(__file__).parent / "crash"), os.environ.get("PYTHONPATH", "")])
         own = {"PYTHONPATH": path.rstrip(os.pathsep), "OPENAI_API_KEY": "none"}
         command = [sys.executable, "-m", "xlr", "run", str(self.config), f"run_dir={self.run}"]
-        result = subprocess.run(command, env=os.environ | crash | own, capture_output=True, text=True, timeout=600)
+        environment = os.environ | {name: str(value) for name, value in crash.items()} | own
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert result.returncode in (0, -signal.SIGKILL), result.stdout[-3000:] + result.stderr[-3000:]
-        return result.returncode, [same_in_all_starts(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return result.returncode
 
     def context(self) -> Context:
         return Context(configfile.load(self.run, [f"run_dir={self.run}"]))
@@ -94,8 +89,7 @@ def undisturbed(tiny_models: dict[str, Path], judge: Any, tmp_path_factory: pyte
     tree["train"] |= {"reference_mode": "cached", "save_steps": 1, "global_batch_size": 2, "processes": 1}
     (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     sweep = Sweep(folder / "run.yaml", folder / "undisturbed")
-    code, _ = sweep.start()
-    assert code == 0
+    assert sweep.start() == 0
     return sweep
 
 
@@ -104,19 +98,15 @@ def undisturbed(tiny_models: dict[str, Path], judge: Any, tmp_path_factory: pyte
 def test_a_run_that_dies_before_any_change_of_its_folder_ends_with_the_same_results(
     undisturbed: Sweep, power: bool, tmp_path: Path
 ) -> None:
-    """The next start dies one change later than the last, counted from its own first change."""
-    sweep = Sweep(undisturbed.config, tmp_path / "run")
-    seen: set[str] = set()
-    code, at, starts = -signal.SIGKILL, STEP // 2 + 1, 0
-    while code:
-        code, changes = sweep.start(at, power)
+    """Each start dies before a change that no start has made or died at before."""
+    sweep, starts = Sweep(undisturbed.config, tmp_path / "run"), 0
+    while sweep.start(STEP, power):
         starts += 1
-        at = at + STEP if code and (not WHOLE or changes[-1] in seen) else at
-        seen.add(changes[-1])
+    assert starts == sum(number % STEP == STEP // 2 for number in range(1, len(sweep.changes) + 1))
     assert sweep.digests() == undisturbed.digests()
     assert sweep.leftovers() == []
     assert list(verify.faults(sweep.context())) == []
-    print(f"{starts - 1} crashes, before {len(seen)} different changes")
+    print(f"{starts} crashes, of {len(sweep.changes)} different changes")
 
 
 def flipped(data: bytes) -> bytes:

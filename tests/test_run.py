@@ -204,8 +204,8 @@ def test_artefacts_are_the_same_after_kill_9_at_any_moment(
     command += ["pair.export_jsonl=true", f"run_dir={run}", "train.save_steps=1"]
     moments = [
         "iter0/eval.responses",
-        "iter0/eval.preferences/000000.parquet",
-        "iter1/responses.parts/000001.parquet",
+        "iter0/eval.preferences/**/*.parquet",
+        "iter1/responses.parts/**/000001.parquet",
         "iter1/scores.parts",
         "iter1/model.*",
     ]
@@ -231,7 +231,7 @@ def test_an_actor_that_is_killed_is_replaced(finished: tuple[Path, dict[str, Any
     command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "run" / "iter1" / "responses.parts"
-    wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
+    wait_until(lambda: list(parts.rglob("*.parquet")), "the first piece")
     os.kill(worker_of(process.pid), signal.SIGKILL)
     assert process.wait(timeout=300) == 0, process.stderr and process.stderr.read()
     expected = read_rows(finished[0] / "run" / "iter1" / "responses", Response)
@@ -246,7 +246,7 @@ def test_a_worker_that_hangs_is_killed_and_another_does_its_batch(
     command += ["ray.actors=2", "ray.cpus_per_actor=1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     parts = tmp_path / "run" / "iter1" / "responses.parts"
-    wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
+    wait_until(lambda: list(parts.rglob("*.parquet")), "the first piece")
     os.kill(worker_of(process.pid), signal.SIGSTOP)
     status = cli_here("status", tmp_path / "run", COLUMNS="120").stdout
     assert re.search(r"generate: \d+/24 responses, .* tokens/s, .* left", status), status
@@ -268,7 +268,7 @@ def test_a_stage_that_a_signal_ends_exits_with_code_75(
     command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "run" / "iter1" / "responses.parts"
-    wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
+    wait_until(lambda: list(parts.rglob("*.parquet")), "the first piece")
     workers = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, number)
     assert process.wait(timeout=60) == EXIT_CODE
@@ -276,7 +276,7 @@ def test_a_stage_that_a_signal_ends_exits_with_code_75(
     assert f"ended by {signal.Signals(number).name}; finished work is kept" in said
     assert "Traceback" not in said
     assert not psutil.wait_procs(workers, timeout=30)[1], "workers are still running"
-    pieces = list(parts.glob("*.parquet"))
+    pieces = list(parts.rglob("*.parquet"))
     assert pieces
     assert not list((tmp_path / "run").rglob("*.tmp"))
 

@@ -87,7 +87,7 @@ def test_every_row_is_computed_once_although_nodes_leave_and_join(
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     parts = tmp_path / "run" / "iter1" / "responses.parts"
-    wait_until(lambda: worker_on(second) and len(list(parts.glob("*.parquet"))) > 8, "work on both nodes")
+    wait_until(lambda: worker_on(second) and len(list(parts.rglob("*.parquet"))) > 8, "work on both nodes")
     cluster.kill(second)
     third = cluster.add()
     wait_until(lambda: worker_on(third) or process.poll() is not None, "work on the node that joined")

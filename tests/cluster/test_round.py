@@ -112,7 +112,7 @@ class Pool:
         pass
 
     def map(self, tasks: int, depth: int) -> dict[int, int]:
-        self.round = _Round(self, Ray(), {number: number for number in range(tasks)}, depth)  # type: ignore[arg-type, dict-item]
+        self.round = _Round(self, Ray(), ((number, number) for number in range(tasks)), depth)  # type: ignore[arg-type, misc]
         found = list(self.round.results())
         assert len(found) == len(dict(found))
         return dict(found)

@@ -1,25 +1,33 @@
-"""Kills a run just before a chosen change of its folder. Python imports this module at its start, by its name.
+"""Kills a run just before changes of its folder. Python imports this module at its start, by its name.
 
-Counts the calls that rename, remove or create something in the folder XLR_CRASH_RUN, over all processes of a run, in
-the file XLR_CRASH_LOG. Before call number XLR_CRASH_AT, it kills every process of the run. With XLR_CRASH_POWER, it
-then cuts every file in half that was not flushed to disk at its present size, as a power cut might.
+Notes the calls that rename, remove or create something in the folder XLR_CRASH_RUN, over all processes of a run and all
+its starts, in the file XLR_CRASH_SEEN: each once, without the random part of names. Before every XLR_CRASH_STEP-th new
+one, it kills every process of the run. With XLR_CRASH_POWER, it then cuts every file in half that was not flushed to
+disk at its present size, as a power cut might.
 """
 
+import fcntl
 import os
+import re
 import signal
 
 _RUN = os.environ.get("XLR_CRASH_RUN", "")
-_LOG = os.environ.get("XLR_CRASH_LOG", "")
-_FLUSHED = f"{_LOG}.flushed"
+_SEEN = os.environ.get("XLR_CRASH_SEEN", "")
+_STEP = int(os.environ.get("XLR_CRASH_STEP", "0"))
+_FLUSHED = f"{_SEEN}.flushed"
 
 
-def _append(path, text):
-    """Append to a file, and return the number of lines in it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+def _append(path, line):
+    """Append a line to a file, unless it has it; return how many lines it has now, or 0 if it had this one."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, text.encode())
-        with open(path, "rb") as file:
-            return file.read(os.lseek(descriptor, 0, os.SEEK_CUR)).count(b"\n")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        if line in lines:
+            return 0
+        os.write(descriptor, f"{line}\n".encode())
+        return len(lines) + 1
     finally:
         os.close(descriptor)
 
@@ -32,8 +40,9 @@ def _counted(name):
         if "dir_fd" in keywords and keywords["dir_fd"] is not None:
             text = os.path.join(os.readlink(f"/proc/self/fd/{keywords['dir_fd']}"), text)
         if os.path.abspath(text).startswith(_RUN + os.sep):
-            number = _append(_LOG, f"{name} {os.path.relpath(text, _RUN)}\n")
-            if number == int(os.environ.get("XLR_CRASH_AT", "0")):
+            changed = re.sub(r"\.[0-9a-f]+-[-0-9a-f]+\.tmp", ".tmp", os.path.relpath(text, _RUN))
+            number = _append(_SEEN, f"{name} {changed}")
+            if number and _STEP and number % _STEP == _STEP // 2:
                 _crash()
         return original(path, *arguments, **keywords)
 
@@ -78,6 +87,6 @@ if _RUN:
     def _note_flush(descriptor):
         _fsync(descriptor)
         status = os.fstat(descriptor if isinstance(descriptor, int) else descriptor.fileno())
-        _append(_FLUSHED, f"{status.st_ino} {status.st_size}\n")
+        _append(_FLUSHED, f"{status.st_ino} {status.st_size}")
 
     os.fsync = _note_flush

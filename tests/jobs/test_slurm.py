@@ -161,7 +161,7 @@ def test_a_chain_that_is_interrupted_in_every_job_gives_the_same_weights(
     assert run.ids["annotate-1"] in refused
     assert "queued or running" in refused
 
-    run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/*.parquet"), "a piece")
+    run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/**/*.parquet"), "a piece")
     for pid in workers(cluster, NODES[0]) | workers(cluster, NODES[1]):
         os.kill(pid, signal.SIGSTOP)  # so that nothing finishes before the signal
     minutes = scheduler.seconds(run.job("annotate-1").elapsed) // 60 + 2
@@ -178,7 +178,7 @@ def test_a_chain_that_is_interrupted_in_every_job_gives_the_same_weights(
     run.wait("train-1", lambda: run.job("train-1").restarts == 1, "the restart after the crash")
     assert f"lost {NODES[1]}; job" in run.log("train-1")
 
-    run.wait("annotate-2", lambda: run.pieces("iter2/responses.parts/*.parquet"), "a piece")
+    run.wait("annotate-2", lambda: run.pieces("iter2/responses.parts/**/*.parquet"), "a piece")
     cluster.crash(NODES[1])
     run.wait("annotate-2", lambda: run.job("annotate-2").restarts == 1, "the restart after the crash")
     cluster.boot(NODES[1])
@@ -217,7 +217,7 @@ def test_a_job_that_used_up_its_restarts_fails(cluster: SlurmCluster, tree: dict
     merged = "slurm.jobs.annotate.stages=[generate, score, pair, reference, train]"
     run = Run(shared, "restless", tree, "evaluate.prompts=null", "slurm.nodes=1", "slurm.max_restarts=0", merged)
     assert set(run.ids) == {"annotate-1", "annotate-2"}
-    run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/*.parquet"), "a piece")
+    run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/**/*.parquet"), "a piece")
     subprocess.run(["scancel", "--signal=USR1", run.ids["annotate-1"]], check=True)
     assert run.wait_for_end()["annotate-1"].state == "FAILED"
     assert "restarted 0 times, which is slurm.max_restarts" in run.command("status").stdout

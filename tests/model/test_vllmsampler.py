@@ -261,13 +261,13 @@ def test_a_killed_stage_continues_with_the_missing_batches(source: Path, cli: Cl
     command = [sys.executable, "-m", "xlr", "generate", str(source), f"run_dir={run}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     parts = run / "iter1" / "responses.parts"
-    wait_until(lambda: list(parts.glob("*.parquet")), "the first piece")
+    wait_until(lambda: list(parts.rglob("*.parquet")), "the first piece")
     samplers = descendants(process.pid, lambda child: child.name().startswith("ray::VllmSampler"))
     assert samplers
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not psutil.wait_procs(samplers, timeout=60)[1], "engines are left"
-    assert len(list(parts.glob("*.parquet"))) < 12
+    assert len(list(parts.rglob("*.parquet"))) < 12
     resumed = cli("generate", source, f"run_dir={run}", "ray.actors=2", "ray.cpus_per_actor=1")
     assert resumed.returncode == 0, resumed.stderr
     undisturbed = cli("generate", source)

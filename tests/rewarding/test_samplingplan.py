@@ -1,6 +1,7 @@
 """Sampling tasks hold every response once, in blocks of a language, and the last ones are short."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,11 @@ def engine(batch_size: int, backend: str = "vllm") -> GenerateConfig:
     return GenerateConfig.model_validate({"backend": backend, "batch_size": batch_size})
 
 
+def batches_of(*arguments: Any) -> list[list[int]]:
+    """All batches, in the order in which they are handed out."""
+    return [batch for own in samplingplan.plan(*arguments).values() for batch in own]
+
+
 @given(
     prompts=st.integers(1, 30),
     samples=st.integers(1, 4),
@@ -43,13 +49,14 @@ def test_every_response_is_in_one_batch_of_one_block(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samplingplan, "ROWS_PER_SHARD", shard)
         blocks = samplingplan.blocks(asked, size)
-        batches = samplingplan.batches(asked, engine(size, backend), lambda prompt: len(prompt.instruction), known)
+        batches = batches_of(asked, engine(size, backend), lambda prompt: len(prompt.instruction), known)
     assert sorted(item for batch in batches for item in batch) == list(range(len(asked)))
     assert [item for block in blocks for item in block] == list(range(len(asked)))
     block_of = {item: number for number, block in enumerate(blocks) for item in block}
     for block in blocks:
         assert len({asked[item][0].lang for item in block}) == 1
-        assert len(block) <= max(shard, size)
+        assert len(block) <= max(shard, size, samples)
+        assert asked[block.start][1] == 0  # all samples of a prompt
     for batch in batches:
         assert len({block_of[item] for item in batch}) == 1
         assert 0 < len(batch) < size + samples if backend == "vllm" else len(batch) <= size
@@ -58,7 +65,7 @@ def test_every_response_is_in_one_batch_of_one_block(
 def test_an_engine_begins_with_the_longest_responses_and_its_tasks_are_alike() -> None:
     asked = wanted(40, 2, ("es",))
     expected = {prompt: float(int(prompt.id) ** 2) for prompt, _ in asked}
-    first, second, *_ = samplingplan.batches(asked, engine(40), lambda _: 0, expected)
+    first, second, *_ = batches_of(asked, engine(40), lambda _: 0, expected)
     for batch in (first, second):
         lengths = [expected[asked[item][0]] for item in batch]
         assert lengths == sorted(lengths, reverse=True)
@@ -70,7 +77,7 @@ def test_an_engine_begins_with_the_longest_responses_and_its_tasks_are_alike() -
 def test_languages_with_long_responses_come_first_and_the_last_tasks_are_halved() -> None:
     asked = wanted(40, 1, ("en", "th", "es", "de", "fr"))
     expected = {prompt: {"th": 900.0, "es": 500.0}.get(prompt.lang, 300.0) for prompt, _ in asked}
-    batches = samplingplan.batches(asked, engine(20), lambda _: 0, expected)
+    batches = batches_of(asked, engine(20), lambda _: 0, expected)
     assert [asked[batch[0]][0].lang for batch in batches] == ["th"] * 2 + ["es"] * 2 + ["en"] * 2 + ["de"] * 2 + [
         "fr"
     ] * 4
@@ -80,12 +87,12 @@ def test_languages_with_long_responses_come_first_and_the_last_tasks_are_halved(
 
 def test_transformers_gets_responses_of_similar_length_together() -> None:
     asked = wanted(8, 1, ("es",))
-    assert samplingplan.batches(asked, engine(4, "transformers"), lambda prompt: len(prompt.instruction), {}) == [
+    assert batches_of(asked, engine(4, "transformers"), lambda prompt: len(prompt.instruction), {}) == [
         [7, 6, 5, 4],
         [3, 2, 1, 0],
     ]
     expected = {prompt: 100.0 * (int(prompt.id) % 2) for prompt, _ in asked}
-    assert samplingplan.batches(asked, engine(4, "transformers"), lambda _: 0, expected) == [[1, 3, 5, 7], [0, 2, 4, 6]]
+    assert batches_of(asked, engine(4, "transformers"), lambda _: 0, expected) == [[1, 3, 5, 7], [0, 2, 4, 6]]
 
 
 def test_lengths_are_learnt_from_an_earlier_iteration(tmp_path: Path) -> None:

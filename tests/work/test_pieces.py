@@ -1,12 +1,16 @@
 """Pieces of interrupted work are used again where they fit, and never mixed where they do not."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +27,13 @@ from xlr.errors import UserError
 from xlr.records import Example, ReferenceLogps, Response, Score, Scored, ScoreTask, Task
 from xlr.run.artifact import Artifact
 from xlr.run.files import read_json, write_json
-from xlr.run.rows import records, require_each_once, write_rows
+from xlr.run.rows import require_each_once, write_rows
 from xlr.settings.config import Config
 from xlr.terminal.progress import Clock
 from xlr.work import pieces
-from xlr.work.logps import resumable_logps
-from xlr.work.pieces import Work, resumable
+from xlr.work.logps import Scoring, resumable_logps
+from xlr.work.pieces import resumable
+from xlr.work.shards import Shard, Work, keys_digest, whole
 
 Rows = list[ReferenceLogps]
 
@@ -50,11 +55,11 @@ class Workers:
     def conditions(self, task: Task) -> dict[str, str]:
         return {"precision": self.precision, "version of torch": self.torch}
 
-    def map(self, tasks: Mapping[int, ScoreTask]) -> Iterator[tuple[int, Any]]:
-        for number, task in reversed(list(tasks.items())):  # they finish in another order than they begin
+    def map(self, tasks: Iterable[tuple[tuple[str, int], ScoreTask]]) -> Iterator[tuple[tuple[str, int], Any]]:
+        for key, task in reversed(list(tasks)):  # they finish in another order than they begin
             if len(self.computed) == self.fail_after:
                 raise StoppedError
-            self.computed.append(number)
+            self.computed.append(key[1])
             scores = [
                 Scored(
                     [
@@ -65,7 +70,7 @@ class Workers:
                 )
                 for example in task.examples
             ]
-            yield number, scores
+            yield key, scores
 
 
 def a_context(workers: Workers, **settings: Any) -> Any:
@@ -94,10 +99,11 @@ def compute(context: Any, target: Artifact, items: Sequence[Example]) -> Rows:
         ((policy, reference),) = scored.logps
         return [ReferenceLogps(str(item), "en", "", policy, reference)]
 
+    shards = whole(Scoring(items, keys, to_rows), keys)
     models = ("policy", "ref")
     return resumable_logps(
-        context, target, "parts", models, items, "auto", keys, ReferenceLogps, to_rows, "score", "responses"
-    )
+        context, target, "parts", models, "auto", ReferenceLogps, shards, "score", "responses"
+    ).rows()
 
 
 def expected(items: Sequence[Example]) -> Rows:
@@ -242,13 +248,24 @@ def test_a_piece_that_does_not_prove_what_it_is_is_computed_again(
     spoil: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, items = an_artifact(tmp_path), examples(6)
-    compute(a_context(Workers(), score={"batch_tokens": 6}), target, items)
-    pieces = sorted((tmp_path / "scores.parts").glob("*.parquet"))
-    spoil(pieces[1])
+    with pytest.raises(StoppedError):
+        compute(a_context(Workers(fail_after=2), score={"batch_tokens": 6}), target, items)
+    spoil(tmp_path / "scores.parts" / "all" / "000001.parquet")
     workers = Workers()
     assert compute(a_context(workers, score={"batch_tokens": 6}), target, items) == expected(items)
-    assert workers.computed == [1]
+    assert workers.computed == [1, 0]
     assert "1 pieces are damaged or come from another run; they are computed again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", [spoil_torn, spoil_unstamped])
+def test_a_finished_shard_that_does_not_prove_what_it_is_is_computed_again(spoil: Any, tmp_path: Path) -> None:
+    target, items = an_artifact(tmp_path), examples(6)
+    compute(a_context(Workers(), score={"batch_tokens": 6}), target, items)
+    assert [file.name for file in (tmp_path / "scores.parts").iterdir() if file.suffix != ".json"] == ["all.parquet"]
+    spoil(tmp_path / "scores.parts" / "all.parquet")
+    workers = Workers()
+    assert compute(a_context(workers, score={"batch_tokens": 6}), target, items) == expected(items)
+    assert workers.computed == [2, 1, 0]
 
 
 def test_a_lost_plan_does_not_let_foreign_pieces_in(tmp_path: Path) -> None:
@@ -260,18 +277,34 @@ def test_a_lost_plan_does_not_let_foreign_pieces_in(tmp_path: Path) -> None:
     assert sorted(workers.computed) == list(range(len(workers.computed)))
 
 
-def test_a_piece_with_too_few_rows_ends_the_stage(tmp_path: Path) -> None:
-    keys = [[("en", "a")], [("en", "b")]]
+def shard_of(name: str, items: Sequence[int], batches: Sequence[list[int]], per_item: int = 1) -> Shard[Work[Any]]:
+    """Items with the given number of rows each; a row says its item and its number within it."""
+
+    def keys(item: int) -> list[tuple[str, ...]]:
+        return [("en", str(item), str(number)) for number in range(per_item)]
+
     work = Work(
-        keys.__getitem__,
-        [[0, 1]],
-        lambda batch: ScoreTask(("m",), tuple(examples(2)), "auto"),
-        ReferenceLogps,
-        lambda batch, result: [ReferenceLogps("a", "en", "", 0.0, 0.0)],
-        lambda batch, rows: 0,
+        keys,
+        batches,
+        lambda batch: ScoreTask(("m",), tuple(examples(len(batch))), "auto"),
+        lambda batch, result: [ReferenceLogps(str(i), "en", str(n), 0.0, 0.0) for i in batch for n in range(per_item)],
+        lambda batch, _: 0,
     )
-    with pytest.raises(RuntimeError, match="1 rows instead of 2"):
-        resumable(a_context(Workers()), an_artifact(tmp_path), "parts", work, "score", "responses")
+    rows = Counter({"en": len(items) * per_item})
+    return Shard(name, keys_digest(map(keys, items)), rows, lambda: work)
+
+
+def resumed(shards: Sequence[Shard[Work[Any]]], folder: Path, workers: Workers | None = None) -> Any:
+    like = ScoreTask(("m",), (), "auto")
+    context, target = a_context(workers or Workers()), an_artifact(folder)
+    return resumable(context, target, "parts", ReferenceLogps, like, shards, "score", "responses")
+
+
+def test_a_piece_with_too_few_rows_ends_the_stage(tmp_path: Path) -> None:
+    shard = shard_of("all", range(2), [[0, 1]], per_item=2)
+    short = shard.replanned(lambda work: replace(work, to_rows=lambda batch, result: work.to_rows(batch[:1], result)))
+    with pytest.raises(RuntimeError, match="2 rows instead of 4"):
+        resumed([short], tmp_path)
 
 
 @pytest.mark.parametrize(("rows", "times"), [(["a"], 0), (["a", "b", "b"], 2), (["a", "b", "c"], 1)])
@@ -301,7 +334,7 @@ def sampled(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 def interrupt_scoring(run: Path) -> None:
     """`kill -9` after the first pieces."""
     process = subprocess.Popen([sys.executable, "-m", "xlr", "score", str(run)], stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(list(run.glob("iter1/scores.parts/*.parquet"))) > 2, "three pieces")
+    wait_until(lambda: len(list(run.glob("iter1/scores.parts/**/*.parquet"))) > 2, "three pieces")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (run / "iter1" / "scores.manifest.json").exists()
@@ -324,47 +357,58 @@ def test_scoring_is_not_continued_under_another_attention(sampled: Path, cli_her
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 @given(data=st.data(), per_item=st.integers(1, 3))
-def test_a_block_is_read_from_its_pieces_in_the_order_of_the_items(
+def test_shards_are_read_in_the_order_of_their_items(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, per_item: int
 ) -> None:
-    """Batches within blocks of items, in any order."""
-    blocks = [range(0, 5), range(5, 9)]
-    batches = []
-    for block in blocks:
+    """Whatever the order of the batches, and wherever the work was interrupted."""
+    folder = tmp_path_factory.mktemp("work")
+    blocks = {"a": range(5), "b": range(5, 9)}
+    shards = []
+    for name, block in blocks.items():
         order = data.draw(st.permutations(list(block)))
         cut = data.draw(st.integers(1, len(order) - 1))
-        batches += [order[:cut], order[cut:]]
-
-    def rows(batch: Sequence[int]) -> Rows:
-        return [ReferenceLogps(str(item), "en", str(n), 0.0, 0.0) for item in batch for n in range(per_item)]
-
-    work = Work(
-        lambda item: [("en", str(item), str(n)) for n in range(per_item)],
-        batches,
-        lambda batch: ScoreTask(("m",), tuple(examples(len(batch))), "auto"),
-        ReferenceLogps,
-        lambda batch, result: rows(batch),
-        lambda batch, _: 0,
-    )
-    target = an_artifact(tmp_path_factory.mktemp("work"))
-    found = resumable(a_context(Workers()), target, "parts", work, "score", "responses")
-    for block in blocks:
-        assert records(found.table(block), ReferenceLogps) == rows(block)
-    assert found.rows() == rows(range(9))
+        shard = shard_of(name, block, [order[:cut], order[cut:]], per_item)
+        shards.append(replace(shard, rank=data.draw(st.integers(0, 1))))
+    with contextlib.suppress(StoppedError):
+        resumed(shards, folder, Workers(fail_after=data.draw(st.integers(0, 4))))
+    found = resumed(shards, folder)
+    for name, block in blocks.items():
+        expected = [(str(item), str(number)) for item in block for number in range(per_item)]
+        assert [(row.id, row.key) for row in found.rows(name)] == expected
+    assert found.rows() == found.rows("a") + found.rows("b")
+    again = Workers()
+    resumed(shards, folder, again)
+    assert not again.computed
 
 
-def test_a_piece_that_is_damaged_after_it_was_written_is_refused(tmp_path: Path) -> None:
-    work = Work(
-        lambda item: [("en", str(item))],
-        [[0], [1]],
-        lambda batch: ScoreTask(("m",), tuple(examples(1)), "auto"),
-        ReferenceLogps,
-        lambda batch, result: [ReferenceLogps(str(batch[0]), "en", "", 0.0, 0.0)],
-        lambda batch, _: 0,
-    )
-    found = resumable(a_context(Workers()), an_artifact(tmp_path), "parts", work, "score", "responses")
-    spoil_torn(found.files[1])
-    with pytest.raises(UserError, match=r"000001\.parquet: damaged since it was written; start again"):
+def test_memory_holds_few_shards_whatever_their_number(tmp_path: Path) -> None:
+    """They are planned in turn, and their plans are forgotten once they are written."""
+    alive: weakref.WeakSet[Work[Any]] = weakref.WeakSet()
+    most = 0
+
+    def plan(name: str) -> Work[Any]:
+        nonlocal most
+        work = shard_of(name, range(2), [[0], [1]]).plan()
+        alive.add(work)
+        gc.collect()
+        most = max(most, len(alive))
+        return work
+
+    class InTurn(Workers):
+        def map(self, tasks: Any) -> Iterator[Any]:
+            for key, _ in tasks:
+                yield key, None
+
+    shards = [replace(shard_of(f"s{number}", range(2), []), plan=partial(plan, f"s{number}")) for number in range(40)]
+    found = resumed(shards, tmp_path, InTurn())
+    assert len(found.rows()) == 80
+    assert most <= 20  # the backlog of unwritten pieces, and those that are planned ahead
+
+
+def test_a_shard_that_is_damaged_after_it_was_written_is_refused(tmp_path: Path) -> None:
+    found = resumed([shard_of("all", range(2), [[0], [1]])], tmp_path)
+    spoil_torn(found.files["all"])
+    with pytest.raises(UserError, match=r"all\.parquet: damaged since it was written; start again"):
         found.rows()
 
 
@@ -372,7 +416,7 @@ def test_pieces_are_on_disk_although_a_worker_fails(tmp_path: Path) -> None:
     """Threads write them; the stage ends when they have."""
     with pytest.raises(StoppedError):
         compute(a_context(Workers(fail_after=3), score={"batch_tokens": 3}), an_artifact(tmp_path), examples(6))
-    assert len(list((tmp_path / "scores.parts").glob("*.parquet"))) == 3
+    assert len(list((tmp_path / "scores.parts" / "all").glob("*.parquet"))) == 3
 
 
 def test_a_piece_that_cannot_be_written_ends_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import secrets
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from xlr.cluster import rayaddress
@@ -47,6 +48,7 @@ class _Call:
 
     actor: Any
     key: Any
+    task: Task
     begun: float | None = None
     """When the worker began to compute it, or will have by now; None while the one before it is computed."""
 
@@ -220,29 +222,31 @@ class Pool:
         """What each worker did in the running `map`, or in the last one."""
         return list(self._tallies.values())
 
-    def map(self, tasks: Mapping[Any, Task]) -> Iterator[tuple[Any, Any]]:
-        """Compute all tasks, of one kind, and yield `(key, result)` as results come.
+    def map(self, tasks: Iterable[tuple[Any, Task]]) -> Iterator[tuple[Any, Any]]:
+        """Compute all tasks, of one kind, given with their keys; yield `(key, result)` as results come.
 
-        Tasks are handed out in order. A worker that scores gets a second task while it computes the first, so that it
-        never waits for this process; sampling takes minutes a task, so workers get one at a time. If a worker dies,
-        alone or with its node, or computes one task for more than `ray.task_minutes`, another worker gets its tasks.
-        Nodes that join are used.
+        Tasks are handed out in order, and taken from `tasks` when a worker is free. A worker that scores gets a second
+        task while it computes the first, so that it never waits for this process; sampling takes minutes a task, so
+        workers get one at a time. If a worker dies, alone or with its node, or computes one task for more than
+        `ray.task_minutes`, another worker gets its tasks. Nodes that join are used.
 
         Raises:
             UserError: raised by a worker, for example about a model it cannot open; names the node.
             RuntimeError: several workers died at one task, or none can start.
         """
-        if not tasks:
+        remaining = iter(tasks)
+        first = next(remaining, None)
+        if first is None:
             self._tallies = {}
             return
         if self._vllm is None:
             self.start()
         import ray
 
-        sampling = isinstance(next(iter(tasks.values())), SampleTask)
+        sampling = isinstance(first[1], SampleTask)
         self._choose_kind(ray, vllm=sampling and self._generate.backend == "vllm")
         self._tallies = {actor: self._tally(actor) for actor in self._nodes}
-        yield from _Round(self, ray, tasks, 1 if sampling else 2).results()
+        yield from _Round(self, ray, chain([first], remaining), 1 if sampling else 2).results()
 
     def _count(self, actor: Any, answer: Any) -> None:
         tally = self._tallies[actor]
@@ -288,15 +292,16 @@ class _Round:
     """The state of one `map` of a pool: waiting tasks, running tasks, workers that can take one.
 
     Args:
+        tasks: tasks with their keys, in the order in which they are handed out.
         depth: how many tasks a worker holds, with the one that it computes.
     """
 
-    def __init__(self, pool: Pool, ray: Any, tasks: Mapping[Any, Task], depth: int):
+    def __init__(self, pool: Pool, ray: Any, tasks: Iterator[tuple[Any, Task]], depth: int):
         self._pool = pool
         self._ray = ray
         self._tasks = tasks
         self._depth = depth
-        self._waiting = deque(tasks)
+        self._waiting: deque[tuple[Any, Task]] = deque()  # tasks of lost workers, and the next one where it is known
         self._free = deque([*pool._nodes] * depth)  # a worker as often as it can take a task; each once, then again
         self._running: dict[Any, _Call] = {}
         self._losses: Counter[Any] = Counter()
@@ -305,7 +310,7 @@ class _Round:
 
     def results(self) -> Iterator[tuple[Any, Any]]:
         """See `Pool.map`."""
-        while self._waiting or self._running:
+        while self._running or self._is_waiting():
             if time.monotonic() - self._looked > _LOOK_SECONDS:
                 self._look()
             self._hand_out()
@@ -326,10 +331,16 @@ class _Round:
         self._pool._add_actors(self._ray)
         self._pool._end_overdue(self._ray, list(self._running.values()))
 
+    def _is_waiting(self) -> bool:
+        """Whether a task waits for a worker. It may take a moment to plan the next one."""
+        if not self._waiting:
+            self._waiting.extend(islice(self._tasks, 1))
+        return bool(self._waiting)
+
     def _hand_out(self) -> None:
-        while self._free and self._waiting:
-            actor, key = self._free.popleft(), self._waiting.popleft()
-            self._running[actor.run.remote(self._tasks[key])] = _Call(actor, key)
+        while self._free and self._is_waiting():
+            actor, (key, task) = self._free.popleft(), self._waiting.popleft()
+            self._running[actor.run.remote(task)] = _Call(actor, key, task)
             self._begin(actor)
 
     def _begin(self, actor: Any) -> None:
@@ -368,5 +379,5 @@ class _Round:
         if call.actor in self._pool._nodes:
             self._pool._note_loss(self._ray, call.actor)
         self._free = deque(actor for actor in self._free if actor is not call.actor)
-        self._waiting.appendleft(call.key)
+        self._waiting.appendleft((call.key, call.task))
         self._looked = -math.inf

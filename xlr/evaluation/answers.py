@@ -14,21 +14,18 @@ from xlr.languages import ENGLISH
 from xlr.maths.rewards import implicit_reward
 from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score, Scored
 from xlr.rewarding import room
-from xlr.rewarding.responses import sample_responses
-from xlr.rewarding.scores import (
-    Candidate,
-    require_scorable,
-    reward_facts,
-    score_candidates,
-    scoring_instruction,
-)
+from xlr.rewarding.candidates import Candidate, score_candidates, scoring_instruction
+from xlr.rewarding.responses import Sampling
+from xlr.rewarding.scores import require_scorable
+from xlr.rewarding.scoretotals import reward_facts
 from xlr.run.artifact import Artifact, Source, rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.rows import require_each_once, write_shards
 from xlr.settings.config import Config, GenerateConfig, settings
-from xlr.work.logps import resumable_logps
+from xlr.work.logps import Scoring, resumable_logps
+from xlr.work.shards import whole
 
 # All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
@@ -158,17 +155,9 @@ def _answer(
         batch_size=context.config.generate.batch_size,
     )
     wanted = [(prompt, 0) for prompt in context.questions]
-    answers = sample_responses(
-        context,
-        target,
-        "responses",
-        context.model(model),
-        wanted,
-        generate,
-        _SEED_ITERATION,
-        f"evaluate {model}: answer",
-        context.encoder_of(model),
-    ).rows()
+    sampling = Sampling(context, context.model(model), generate, _SEED_ITERATION, context.encoder_of(model))
+    shards = sampling.shards(wanted, {})
+    answers = sampling.compute(target, "responses", shards, f"evaluate {model}: answer").rows()
     english = {prompt.id: prompt.instruction for prompt in context.held_out[ENGLISH]}
     candidates = [
         Candidate(row, row.response, scoring_instruction("crosslingual", prompt, english[prompt.id]))
@@ -224,19 +213,18 @@ def _preference_facts(context: Context, target: Artifact, path: str, iteration: 
         chosen, rejected = (implicit_reward(policy, reference) for policy, reference in scored.logps)
         return [PreferenceReward(preferences[item].id, chosen, rejected)]
 
+    keys = [[(ENGLISH, one.id)] for one in preferences]
     rewards = resumable_logps(
         context,
         target,
         "preferences",
         (context.model(iteration), context.model(INITIAL)),
-        examples,
         context.config.scoring_dtype,
-        [[(ENGLISH, one.id)] for one in preferences],
         PreferenceReward,
-        to_rows,
+        whole(Scoring(examples, keys, to_rows), keys),
         f"evaluate {iteration}: preferences",
         "preferences",
-    )
+    ).rows()
     margins = [reward.chosen - reward.rejected for reward in rewards]
     return {
         "pairs": len(margins),

@@ -17,7 +17,7 @@ from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman,
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding.facts import Agreement, InspectedCandidate, InspectedLanguage, ModeFacts, Remark
 from xlr.rewarding.pairs import Choices, choose
-from xlr.rewarding.scores import reward_facts
+from xlr.rewarding.scoretotals import reward_facts
 from xlr.settings.config import Flaw, PairConfig, Reward
 
 _MOSTLY_LENGTH = 0.7  # from this rank correlation with length on, a reward is mostly length

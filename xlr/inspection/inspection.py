@@ -120,7 +120,7 @@ def _make(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
             # Each mode keeps its pieces in folders of its own, which `target.remove_pieces` finds by their prefix.
             pieces = replace(target, folder=target.folder.with_name(f"{target.folder.name}.{mode}"))
             label = f"inspect iteration {iteration}: {mode}"
-            scored[mode] = scores.score_in_mode(context, pieces, mode, of_mode, iteration, label, dropped[mode])
+            scored[mode] = scores.score_rows(context, pieces, mode, of_mode, iteration, label, dropped[mode])
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         write_rows(folder / "responses.parquet", Response, rows)

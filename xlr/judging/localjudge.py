@@ -10,7 +10,8 @@ from xlr.records import Example, Message, Scored, Verdict
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.settings.config import JudgeConfig
-from xlr.work.logps import resumable_logps
+from xlr.work.logps import Scoring, resumable_logps
+from xlr.work.shards import whole
 
 
 def require_usable(judge: JudgeConfig, shortest: Mapping[str, list[Message]]) -> None:
@@ -70,19 +71,18 @@ def ask(
         (first,), (second,) = scored.logps
         return [_verdict(first, second, len(examples[short[item]].prompt))]
 
+    keys = [[(langs[index], str(index))] for index in short]
     given = resumable_logps(
         context,
         target,
         "parts",
         [encoder.name],
-        [examples[index] for index in short],
         context.config.model.dtype,
-        [[(langs[index], str(index))] for index in short],
         Verdict,
-        to_rows,
+        whole(Scoring([examples[index] for index in short], keys, to_rows), keys),
         label,
         "verdicts",
-    )
+    ).rows()
     too_long = Verdict(question.UNDECIDED, f"longer than the {limit} tokens that the judge reads", 0, 0)
     of_question = dict(zip(short, given, strict=True))
     return [of_question.get(index, too_long) for index in range(len(questions))], len(given)

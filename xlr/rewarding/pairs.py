@@ -51,11 +51,10 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     """
     require(scores.artifact(context, iteration), f"xlr score {context.run.path} --iteration {iteration}")
     target = artifact(context, iteration)
-    rows = rows_of(context.run.iteration(iteration) / "scores", Score)
     pairs: list[Pair] = []
     facts: PairStageFacts = {}
     for lang in context.config.languages:
-        of_lang = [row for row in rows if row.lang == lang]
+        of_lang = rows_of(context.run.iteration(iteration) / "scores", Score, f"{lang}-*")  # one language in memory
         if not of_lang:
             continue
         found, facts[lang] = pair_language(context, of_lang, context.prompts[lang])

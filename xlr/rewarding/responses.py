@@ -8,6 +8,8 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 from xlr.data.encoding import ChatEncoder
@@ -19,10 +21,11 @@ from xlr.rewarding.facts import GenerateFacts, ResponseFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import atomic_path
-from xlr.run.rows import shard_path, write_shard
+from xlr.run.rows import write_shard
 from xlr.settings.config import Config, GenerateConfig, settings
 from xlr.terminal.console import console
-from xlr.work.pieces import Pieces, Work, resumable
+from xlr.work.pieces import Finished, resumable
+from xlr.work.shards import Shard, Work, keys_digest
 
 _MANY = 10_000  # responses that vLLM samples some minutes faster than transformers
 
@@ -90,19 +93,17 @@ def make(context: Context, iteration: int) -> GenerateFacts:
             "take a fourteenth of the time"
         )
     expected = samplingplan.learnt(context.run.iteration(iteration - 1) / "responses", context.prompts)
-    pieces = sample_responses(
-        context, target, "parts", policy, wanted, config.generate, iteration, "generate", context.encoder, expected
-    )
+    sampling = Sampling(context, policy, config.generate, iteration, context.encoder)
+    with context.clock.measure("tokenise"):
+        shards = sampling.shards(wanted, expected)
+    finished = sampling.compute(target, "parts", shards, "generate")
     counts: dict[str, Counter[str]] = {lang: Counter() for lang in config.languages}
     with atomic_path(target.folder) as folder:
         folder.mkdir()
-        shards: Counter[str] = Counter()
-        for items in samplingplan.blocks(wanted, config.generate.batch_size):
-            lang, table = wanted[items.start][0].lang, pieces.table(items)
-            keys = [row_key(prompt.lang, prompt.id, sample) for prompt, sample in wanted[items.start : items.stop]]
-            write_shard(shard_path(folder, lang, shards[lang]), table, keys)
-            shards[lang] += 1
-            counts[lang] += _count(table)
+        for shard, items in zip(shards, samplingplan.blocks(wanted, config.generate.batch_size), strict=True):
+            table = finished.table(shard.name)
+            write_shard(folder / f"{shard.name}.parquet", table, [_key(wanted[item]) for item in items])
+            counts[wanted[items.start][0].lang] += _count(table)
     facts = {lang: _facts(counted) for lang, counted in counts.items()}
     target.finish(len(wanted), facts, context.clock, {"sampled": sum(own["tokens"] for own in facts.values())})
     target.remove_pieces()
@@ -136,60 +137,92 @@ def row_seed(seed: int, iteration: int, lang: str, prompt_id: str, sample: int) 
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
-def sample_responses(
-    context: Context,
-    target: Artifact,
-    pieces: str,
-    model: str,
-    wanted: Sequence[tuple[Prompt, int]],
-    generate: GenerateConfig,
-    iteration: int,
-    label: str,
-    encoder: ChatEncoder,
-    expected: Mapping[Prompt, float] | None = None,
-) -> Pieces[Response]:
-    """Sample one response for every `(prompt, sample)`.
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling from one model."""
 
-    Args:
-        expected: how long responses to each prompt are expected to be, in tokens; None if nothing is known.
+    context: Context
+    model: str
+    generate: GenerateConfig
+    iteration: int
+    """Part of each response's seed."""
+    encoder: ChatEncoder
 
-    Returns:
-        The pieces, which give responses in the order of `wanted`.
-    """
-    with context.clock.measure("tokenise"):
+    def shards(self, wanted: samplingplan.Wanted, expected: Mapping[Prompt, float]) -> list[Shard[Work[Response]]]:
+        """Shards with one response for every `(prompt, sample)`, in the order of `wanted`, named `{lang}-{number}`.
+
+        Args:
+            expected: how long responses to each prompt are expected to be, in tokens; empty if nothing is known.
+        """
+        ids = self._prompt_ids(wanted)
+        planned = samplingplan.plan(wanted, self.generate, lambda prompt: len(ids[prompt]), expected)
+        ranks = {items: rank for rank, items in enumerate(planned)}
+        numbers: Counter[str] = Counter()
+        found = []
+        for items in sorted(planned, key=lambda own: own.start):
+            lang = wanted[items.start][0].lang
+            digest = keys_digest([_key(wanted[item])] for item in items)
+            plan = partial(self._work, wanted, ids, planned[items])
+            name = f"{lang}-{numbers[lang]:05d}"
+            found.append(Shard(name, digest, Counter({lang: len(items)}), plan, ranks[items]))
+            numbers[lang] += 1
+        return found
+
+    def work(self, wanted: samplingplan.Wanted) -> Work[Response]:
+        """The batches of one response for every `(prompt, sample)`."""
+        ids = self._prompt_ids(wanted)
+        planned = samplingplan.plan(wanted, self.generate, lambda prompt: len(ids[prompt]), {})
+        return self._work(wanted, ids, [batch for own in planned.values() for batch in own])
+
+    def compute(
+        self, target: Artifact, pieces: str, shards: Sequence[Shard[Work[Response]]], label: str
+    ) -> Finished[Response]:
+        """Sample the shards, in pieces that resume; see `resumable`."""
+        like = SampleTask(self.model, (), self._settings)
+        return resumable(self.context, target, pieces, Response, like, shards, label, "responses")
+
+    @cached_property
+    def _settings(self) -> SampleSettings:
+        return sample_settings(self.generate, self.encoder, self.model)
+
+    def _prompt_ids(self, wanted: samplingplan.Wanted) -> dict[Prompt, "array[int]"]:
         # As arrays, which take 4 bytes a token: a list of Python's integers takes up to 36.
-        ids = {prompt: array("I", encoder.prompt(prompt.instruction)) for prompt in {prompt for prompt, _ in wanted}}
-    batches = samplingplan.batches(wanted, generate, lambda prompt: len(ids[prompt]), expected or {})
-    how = sample_settings(generate, encoder, model)
+        prompts = {prompt for prompt, _ in wanted}
+        return {prompt: array("I", self.encoder.prompt(prompt.instruction)) for prompt in prompts}
 
-    def task(batch: Batch) -> SampleTask:
-        prompts = {prompt: tuple(ids[prompt]) for prompt in {wanted[item][0] for item in batch}}
-        seeds = (
-            row_seed(context.config.seed, iteration, prompt.lang, prompt.id, sample)
-            for prompt, sample in (wanted[item] for item in batch)
+    def _work(
+        self, wanted: samplingplan.Wanted, ids: Mapping[Prompt, "array[int]"], batches: Sequence[Batch]
+    ) -> Work[Response]:
+        seed = self.context.config.seed
+
+        def task(batch: Batch) -> SampleTask:
+            prompts = {prompt: tuple(ids[prompt]) for prompt in {wanted[item][0] for item in batch}}
+            seeds = (
+                row_seed(seed, self.iteration, prompt.lang, prompt.id, sample)
+                for prompt, sample in (wanted[item] for item in batch)
+            )
+            requests = map(SampleRequest, (prompts[wanted[item][0]] for item in batch), seeds)
+            return SampleTask(self.model, tuple(requests), self._settings)
+
+        def to_rows(batch: Batch, result: Sequence[tuple[list[int], str]]) -> list[Response]:
+            asked = (wanted[item] for item in batch)
+            return [
+                Response(prompt.id, prompt.lang, sample, self.encoder.decode(token_ids), token_ids, reason)
+                for (prompt, sample), (token_ids, reason) in zip(asked, result, strict=True)
+            ]
+
+        return Work(
+            lambda item: [_key(wanted[item])],
+            batches,
+            task,
+            to_rows,
+            lambda _, rows: sum(len(row.token_ids) for row in rows),
         )
-        return SampleTask(model, tuple(map(SampleRequest, (prompts[wanted[item][0]] for item in batch), seeds)), how)
 
-    def to_rows(batch: Batch, result: Sequence[tuple[list[int], str]]) -> list[Response]:
-        asked = (wanted[item] for item in batch)
-        return [
-            Response(prompt.id, prompt.lang, sample, encoder.decode(token_ids), token_ids, reason)
-            for (prompt, sample), (token_ids, reason) in zip(asked, result, strict=True)
-        ]
 
-    def keys(item: int) -> list[RowKey]:
-        prompt, sample = wanted[item]
-        return [row_key(prompt.lang, prompt.id, sample)]
-
-    work = Work(
-        keys,
-        batches,
-        task,
-        Response,
-        to_rows,
-        lambda _, rows: sum(len(row.token_ids) for row in rows),
-    )
-    return resumable(context, target, pieces, work, label, "responses")
+def _key(asked: tuple[Prompt, int]) -> RowKey:
+    prompt, sample = asked
+    return row_key(prompt.lang, prompt.id, sample)
 
 
 def sample_settings(generate: GenerateConfig, encoder: ChatEncoder, model: str) -> SampleSettings:

@@ -16,20 +16,27 @@ _HALVED = 0.2  # of the responses, the last ones: in tasks of half the size, so 
 
 
 def blocks(wanted: Wanted, batch_size: int) -> list[range]:
-    """Consecutive responses of one language, as many as a shard holds: a whole number of batches, but for the last."""
-    size = batch_size * max(ROWS_PER_SHARD // batch_size, 1)
-    starts = [i for i, (prompt, _) in enumerate(wanted) if i == 0 or prompt.lang != wanted[i - 1][0].lang]
-    ends = [*starts[1:], len(wanted)]
-    return [
-        range(begin, min(begin + size, end))
-        for start, end in zip(starts, ends, strict=True)
-        for begin in range(start, end, size)
-    ]
+    """Consecutive responses of one language with all samples of each prompt: a shard each.
+
+    A block has about as many rows as a shard may hold, and more only if a batch or a prompt has.
+    """
+    most = batch_size * max(ROWS_PER_SHARD // batch_size, 1)
+    found: list[range] = []
+    start = 0
+    for prompt, own in itertools.groupby(wanted, lambda asked: asked[0]):
+        end = start + sum(1 for _ in own)
+        last = found[-1] if found else None
+        if last and end - last.start <= most and wanted[last.start][0].lang == prompt.lang:
+            found[-1] = range(last.start, end)
+        else:
+            found.append(range(start, end))
+        start = end
+    return found
 
 
-def batches(
+def plan(
     wanted: Wanted, generate: GenerateConfig, prompt_tokens: Callable[[Prompt], int], expected: Mapping[Prompt, float]
-) -> list[Batch]:
+) -> dict[range, list[Batch]]:
     """Divide responses into batches for the workers. The plan does not depend on the number of workers.
 
     Blocks with long responses come first, so that the last tasks are short. transformers computes a batch until its
@@ -41,7 +48,7 @@ def batches(
         expected: the tokens that a response to a prompt is expected to have; 0 where nothing is known.
 
     Returns:
-        Batches of indices of `wanted`. No batch has responses of two `blocks`.
+        Each of the `blocks` with its batches of indices of `wanted`; those that are computed first come first.
     """
 
     def tokens(item: int) -> float:
@@ -50,7 +57,7 @@ def batches(
     def cost(item: int) -> float:
         return prompt_tokens(wanted[item][0]) + tokens(item)
 
-    found: list[Batch] = []
+    found: dict[range, list[Batch]] = {}
     done = 0
     by_length = sorted(blocks(wanted, generate.batch_size), key=lambda own: -sum(map(tokens, own)) / len(own))
     for items in by_length:
@@ -58,9 +65,9 @@ def batches(
             late = done >= (1 - _HALVED) * len(wanted)
             size = max(generate.batch_size // 2, 1) if late else generate.batch_size
             order = sorted(items, key=tokens, reverse=True)  # stable: a prompt's samples stay together
-            found += dealt([[*own] for _, own in itertools.groupby(order, lambda item: wanted[item][0])], size)
+            found[items] = dealt([[*own] for _, own in itertools.groupby(order, lambda item: wanted[item][0])], size)
         else:
-            found += consecutive(sorted(items, key=cost, reverse=True), generate.batch_size)
+            found[items] = consecutive(sorted(items, key=cost, reverse=True), generate.batch_size)
         done += len(items)
     return found
 

@@ -4,34 +4,33 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 `xlr score RUN --iteration t`.
 """
 
-import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from xlr import languages
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
-from xlr.data.quality import count_flaws, repetition
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import load_config
 from xlr.languages import ENGLISH
-from xlr.maths.batching import even_batches
-from xlr.maths.noise import reward_noise
-from xlr.maths.rewards import TRANSLATE_INSTRUCTION, crosslingual_instruction, implicit_reward
+from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
-from xlr.records import INITIAL, Example, Prompt, Response, RowKey, Score, Scored
+from xlr.records import INITIAL, Prompt, Response, RowKey, Score
 from xlr.rewarding import responses, room
-from xlr.rewarding.facts import RewardFacts, ScoredProbe, ScoreFacts
-from xlr.run.artifact import Artifact, rows_of
+from xlr.rewarding.candidates import Candidate, score_shards, scoring_instruction, too_long
+from xlr.rewarding.facts import ScoredProbe, ScoreFacts
+from xlr.rewarding.scoretotals import ScoreTotals
+from xlr.run.artifact import Artifact, read_manifest, verified
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
-from xlr.run.rows import require_each_once, write_shards
+from xlr.run.rows import read_rows, row_count, write_shard
 from xlr.settings.config import Config, Reward, settings
 from xlr.terminal.console import console
-from xlr.work.logps import resumable_logps
+from xlr.work.pieces import Finished
+from xlr.work.shards import Shard, Work, whole
 
-_CLEAR = 3  # times the noise of bfloat16: then most choices stay the same
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
 
 FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens and its terminator"
@@ -121,50 +120,127 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     run, mode = context.run, context.config.score.reward
     require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
     target = artifact(context, iteration)
-    scored_languages = [lang for lang in context.config.languages if mode != "translate" or lang != ENGLISH]
-    rows = [row for row in rows_of(run.iteration(iteration) / "responses", Response) if row.lang in scored_languages]
-    dropped = Dropped()
-    scores = score_in_mode(context, target, mode, rows, iteration, f"score iteration {iteration}", dropped)
+    shards = _response_shards(context, iteration)
+    scored = score_in_mode(context, target, mode, shards, iteration, f"score iteration {iteration}")
+    dropped, of_all = Dropped(), ScoreTotals()
+    of_language = {lang: ScoreTotals() for lang in _scored_languages(context.config)}
+    middle: list[Score] = []
     with atomic_path(target.folder) as folder:
         folder.mkdir()
-        for lang in scored_languages:
-            write_shards(folder, lang, Score, [score for score in scores if score.lang == lang])
-        write_json(folder / "probes.json", _probes(context, mode, scores))
-        require_each_once(folder, {row.key for row in rows} - dropped.keys)
-    if context.pool.precision(context.config.scoring_dtype) == "bfloat16" and (warning := noise_warning(scores)):
+        for name, rows, scores in scored.by_shard(dropped):
+            kept = [row.key for row in rows if row.key not in dropped.keys]
+            write_shard(folder / f"{name}.parquet", scored.scores.table(name), kept)
+            for totals in (of_all, of_language[language_of(name)]):
+                totals.add(scores)
+            middle += _middle(scores)
+        write_json(folder / "probes.json", _probes(context, mode, middle))
+    if context.pool.precision(context.config.scoring_dtype) == "bfloat16" and (warning := of_all.noise_warning()):
         console.print(f"  warning: {warning}")
-    of_language = {lang: [score for score in scores if score.lang == lang] for lang in scored_languages}
     facts: ScoreFacts = {
         "formula": FORMULA,
         "reward": mode,
         "dropped": dropped.counts(),
-        "languages": {lang: reward_facts(own) for lang, own in of_language.items()},
+        "languages": {lang: totals.facts() for lang, totals in of_language.items()},
     }
-    target.finish(len(scores), facts, context.clock, {"scored": sum(score.num_tokens for score in scores)})
+    target.finish(of_all.rows, facts, context.clock, {"scored": of_all.tokens})
     target.remove_pieces()
     return facts
 
 
-def noise_warning(scores: Sequence[Score]) -> str | None:
-    """A warning if the rewards of a prompt's responses differ little more than bfloat16 changes one; None otherwise."""
-    of_prompt: dict[tuple[str, str], list[float]] = {}
-    for score in scores:
-        of_prompt.setdefault((score.lang, score.id), []).append(score.reward)
-    spreads = [statistics.pvariance(rewards) for rewards in of_prompt.values() if len(rewards) > 1]
-    if not spreads:
-        return None
-    spread = math.sqrt(statistics.fmean(spreads))
-    noise = reward_noise(statistics.fmean(score.num_tokens for score in scores))
-    if spread > _CLEAR * noise:
-        return None
-    return (
-        f"the rewards of a prompt's responses have a standard deviation of {spread:.2g} nats, of which rounding to "
-        f"bfloat16 may explain {noise:.2g}: many choices would be noise; set score.dtype=float32, or score with "
-        "models that differ more"
-    )
+def _scored_languages(config: Config) -> list[str]:
+    return [lang for lang in config.languages if config.score.reward != "translate" or lang != ENGLISH]
+
+
+def language_of(shard: str) -> str:
+    """The language of a shard, or of a file of one, from its name."""
+    return shard.rsplit("-", 1)[0]
+
+
+def _response_shards(context: Context, iteration: int) -> list[Shard[Sequence[Response]]]:
+    """The responses of an iteration that are scored: one shard for each of their files."""
+    folder = context.run.iteration(iteration) / "responses"
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    scored = _scored_languages(context.config)
+    found: list[Shard[Sequence[Response]]] = []
+    for name, path in verified(folder).items():
+        lang = language_of(path.stem)
+        if lang in scored:
+            totals = Counter({lang: row_count(path)})
+            found.append(Shard(path.stem, manifest["files"][name][1], totals, partial(read_rows, path, Response)))
+    return found
+
+
+@dataclass(frozen=True)
+class InMode:
+    """Responses of one iteration with their scores in one reward mode, shard by shard."""
+
+    shards: Sequence[Shard[Sequence[Response]]]
+    scores: Finished[Score]
+    translations: Finished[Response] | None
+    """In mode translate, of the responses that are not empty."""
+    too_long: str
+    """Why the other responses without a score have none."""
+
+    def by_shard(self, dropped: Dropped) -> Iterator[tuple[str, Sequence[Response], list[Score]]]:
+        """Each shard's name, responses and scores, in the same order.
+
+        Args:
+            dropped: receives the responses that were not scored.
+        """
+        for shard in self.shards:
+            rows, scores = shard.plan(), self.scores.rows(shard.name)
+            scored = {score.key for score in scores}
+            texts = _texts(self.translations, shard.name, rows)
+            for row in rows:
+                if row.key not in scored:
+                    dropped.add(self._why(row, texts), [row.key])
+            yield shard.name, rows, scores
+
+    def _why(self, row: Response, texts: Mapping[RowKey, str]) -> str:
+        if not row.response.strip():
+            return "empty"
+        return self.too_long if texts[row.key].strip() else "empty translation"
 
 
 def score_in_mode(
+    context: Context,
+    target: Artifact,
+    mode: Reward,
+    shards: Sequence[Shard[Sequence[Response]]],
+    iteration: int,
+    label: str,
+) -> InMode:
+    """Score responses of one iteration in one reward mode.
+
+    Args:
+        shards: the responses; none of them English if the mode is translate.
+    """
+    policy = context.require_model(iteration - 1)
+    reference = context.require_model(context.reward_reference(iteration))
+    translations = _translated(context, target, policy, shards, iteration) if mode == "translate" else None
+    instruction = _instructions(context, mode)
+
+    def candidates(name: str, rows: Sequence[Response]) -> list[Candidate]:
+        texts = _texts(translations, name, rows)
+        return [Candidate(row, texts[row.key], instruction(row)) for row in rows if texts[row.key].strip()]
+
+    asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]
+    scores = score_shards(context, target, policy, reference, asked, label)
+    return InMode(shards, scores, translations, too_long(context))
+
+
+def _instructions(context: Context, mode: Reward) -> Callable[[Response | Score], str]:
+    """Gives the instruction that a row is scored under."""
+    by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
+
+    def instruction(row: Response | Score) -> str:
+        return scoring_instruction(mode, by_prompt[row.lang, row.id], by_prompt[ENGLISH, row.id].instruction)
+
+    return instruction
+
+
+def score_rows(
     context: Context,
     target: Artifact,
     mode: Reward,
@@ -173,223 +249,68 @@ def score_in_mode(
     label: str,
     dropped: Dropped,
 ) -> list[Score]:
-    """Score responses of one iteration in one reward mode.
+    """Score a few responses of one iteration; see `score_in_mode`.
 
     Args:
-        rows: the responses; none of them English if the mode is translate.
         dropped: receives the rows that cannot be scored.
 
     Returns:
         Scores in the order of `rows`.
     """
-    policy = context.require_model(iteration - 1)
-    reference = context.require_model(context.reward_reference(iteration))
-    filled = [row for row in rows if row.response.strip()]
-    dropped.add("empty", (row.key for row in rows if not row.response.strip()))
-    texts = [row.response for row in filled]
-    if mode == "translate":
-        texts = _translate(context, target, policy, filled, iteration)
-        dropped.add("empty translation", (row.key for row, text in zip(filled, texts, strict=True) if not text.strip()))
-        kept = [(row, text) for row, text in zip(filled, texts, strict=True) if text.strip()]
-        filled, texts = [row for row, _ in kept], [text for _, text in kept]
-    candidates = [
-        Candidate(row, text, instruction)
-        for row, text, instruction in zip(filled, texts, _instructions(context, mode, filled), strict=True)
-    ]
-    return score_candidates(context, target, policy, reference, candidates, label, dropped)
+    found = score_in_mode(context, target, mode, whole(rows, [[row.key] for row in rows]), iteration, label)
+    return [score for _, _, scores in found.by_shard(dropped) for score in scores]
 
 
-def _instructions(context: Context, mode: Reward, rows: Sequence[Response] | Sequence[Score]) -> list[str]:
-    """The instruction that each row is scored under."""
-    by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
-    return [
-        scoring_instruction(mode, by_prompt[row.lang, row.id], by_prompt[ENGLISH, row.id].instruction) for row in rows
-    ]
+def _texts(translations: Finished[Response] | None, shard: str, rows: Sequence[Response]) -> dict[RowKey, str]:
+    """Response -> the text that is scored: itself, or its translation. Blank if it is not to be scored."""
+    if translations is None:
+        return {row.key: row.response for row in rows}
+    found = iter(translations.rows(shard))
+    return {row.key: next(found).response if row.response.strip() else "" for row in rows}
 
 
-def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
-    """The instruction that a response is scored under in each reward mode.
-
-    Args:
-        english: the same instruction in English.
-    """
-    if mode == "multilingual":
-        return prompt.instruction
-    if mode == "translate":
-        return english
-    return crosslingual_instruction(english, prompt.lang, languages.name(prompt.lang))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A response that is to be scored."""
-
-    row: Response
-    text: str
-    """The scored text: the response or its translation."""
-    instruction: str
-    """The instruction that the text is scored under."""
-
-
-def score_candidates(
-    context: Context,
-    target: Artifact,
-    policy: str,
-    reference: str,
-    candidates: Sequence[Candidate],
-    label: str,
-    dropped: Dropped,
-) -> list[Score]:
-    """The log-ratio of every candidate that is not longer than `score.max_length` and the models' positions.
-
-    Candidates with the same instruction share a batch, so that the instruction is computed once.
-
-    Args:
-        dropped: receives the rows that are too long.
-
-    Returns:
-        Scores in the order of `candidates`.
-
-    Raises:
-        UserError: the models do not share a tokenizer.
-    """
-    encoder, section = context.encoder, context.config.score
-    limit, why = section.max_length, f"longer than score.max_length={section.max_length}"
-    positions = room.positions_of_run(context)
-    if positions is not None and positions < limit:
-        limit, why = positions, f"longer than the models' {positions} positions"
-    for name in {policy, reference} - {encoder.name}:
-        require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name)
-    with context.clock.measure("tokenise"):
-        prompt_ids = {text: encoder.prompt(text) for text in {candidate.instruction for candidate in candidates}}
-        response_ids = encoder.responses([candidate.text for candidate in candidates])
-    members, too_long = _by_instruction(candidates, prompt_ids, response_ids, limit)
-    dropped.add(why, too_long)
-    groups = _groups(prompt_ids, response_ids, members, section.batch_tokens)
-    examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
-    expected = {*context.config.languages, *(candidate.row.lang for candidate in candidates)}
-
-    def to_rows(number: int, scored: Scored) -> list[Score]:
-        found = zip(groups[number][1], examples[number].responses, scored.logps, scored.languages, strict=True)
-        return [
-            _score(candidates[index], len(response), policy_logp, reference_logp, language)
-            for index, response, (policy_logp, reference_logp), language in found
-        ]
-
-    scores = resumable_logps(
-        context,
-        target,
-        "parts",
-        (policy, reference),
-        examples,
-        context.config.scoring_dtype,
-        [[candidates[index].row.key for index in group] for _, group in groups],
-        Score,
-        to_rows,
-        label,
-        "responses",
-        [[candidates[index].row.response for index in group] for _, group in groups],
-        sorted(expected),
-    )
-    order = {candidate.row.key: index for index, candidate in enumerate(candidates)}
-    return sorted(scores, key=lambda score: order[score.key])
-
-
-def _by_instruction(
-    candidates: Sequence[Candidate],
-    prompt_ids: Mapping[str, tuple[int, ...]],
-    response_ids: Sequence[tuple[int, ...]],
-    limit: int,
-) -> tuple[dict[str, list[int]], list[RowKey]]:
-    """Instruction -> indices of its candidates, without those longer than `limit` tokens, which come second."""
-    members: dict[str, list[int]] = {}
-    too_long: list[RowKey] = []
-    for index, candidate in enumerate(candidates):
-        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) > limit:
-            too_long.append(candidate.row.key)
-        else:
-            members.setdefault(candidate.instruction, []).append(index)
-    return members, too_long
-
-
-def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_reference: float, language: str) -> Score:
-    row = candidate.row
-    return Score(
-        row.id,
-        row.lang,
-        row.sample,
-        row.response,
-        row.finish_reason,
-        candidate.text,
-        logp_policy,
-        logp_reference,
-        implicit_reward(logp_policy, logp_reference),
-        num_tokens,
-        len(row.response),
-        language,
-        repetition(row.token_ids),
-    )
-
-
-def _groups(
-    prompt_ids: Mapping[str, tuple[int, ...]],
-    response_ids: Sequence[tuple[int, ...]],
-    members: Mapping[str, list[int]],
-    budget: int,
-) -> list[tuple[str, list[int]]]:
-    """Each instruction with indices of its responses, in several groups if all would exceed the budget of tokens."""
-    groups: list[tuple[str, list[int]]] = []
-    for instruction, indices in members.items():
-        room = budget - len(prompt_ids[instruction])
-        lengths = [len(response_ids[i]) for i in indices]
-        for batch in even_batches(lengths, max(room, 1)):
-            groups.append((instruction, sorted(indices[i] for i in batch)))
-    return groups
-
-
-def _translate(context: Context, target: Artifact, policy: str, rows: Sequence[Response], iteration: int) -> list[str]:
-    """English translations of the responses by the policy itself, at temperature 0."""
-    wanted = [
-        Prompt(
-            f"{row.id} {row.sample}",
-            row.lang,
-            TRANSLATE_INSTRUCTION.format(language=languages.name(row.lang), text=row.response),
-        )
-        for row in rows
-    ]
+def _translated(
+    context: Context, target: Artifact, policy: str, shards: Sequence[Shard[Sequence[Response]]], iteration: int
+) -> Finished[Response]:
+    """English translations of the responses by the policy itself, at temperature 0, without those of empty ones."""
     greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
-    asked = [(prompt, 0) for prompt in wanted]
-    translated = responses.sample_responses(
-        context, target, "translations", policy, asked, greedy, iteration, "translate", context.encoder
-    )
-    return [row.response for row in translated.rows()]
+    sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder)
+
+    def plan(rows: Sequence[Response]) -> Work[Response]:
+        return sampling.work(
+            [
+                (
+                    Prompt(
+                        f"{row.id} {row.sample}",
+                        row.lang,
+                        TRANSLATE_INSTRUCTION.format(language=languages.name(row.lang), text=row.response),
+                    ),
+                    0,
+                )
+                for row in rows
+                if row.response.strip()
+            ]
+        )
+
+    return sampling.compute(target, "translations", [shard.replanned(plan) for shard in shards], "translate")
+
+
+def _middle(scores: Sequence[Score]) -> list[Score]:
+    """A few scores of middle length."""
+    by_length = sorted(scores, key=lambda score: score.num_tokens)
+    start = max(0, (len(by_length) - _PROBES) // 2)
+    return by_length[start : start + _PROBES]
 
 
 def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[ScoredProbe]:
-    """A few scored sequences as token ids, with which the trainer compares its own log-probabilities."""
-    by_length = sorted(scores, key=lambda score: (score.num_tokens, score.lang, score.id, score.sample))
-    middle = max(0, (len(by_length) - _PROBES) // 2)
-    chosen = by_length[middle : middle + _PROBES]
+    """A few of these scores, evenly spaced, as token ids: training compares its own log-probabilities with them."""
+    chosen = [scores[len(scores) * number // _PROBES] for number in range(_PROBES)] if scores else []
+    instruction = _instructions(context, mode)
     return [
         {
-            "prompt": list(context.encoder.prompt(instruction)),
+            "prompt": list(context.encoder.prompt(instruction(score))),
             "response": list(context.encoder.response(score.scored_text)),
             "logp_policy": score.logp_policy,
         }
-        for score, instruction in zip(chosen, _instructions(context, mode, chosen), strict=True)
+        for score in dict.fromkeys(chosen)
     ]
-
-
-def reward_facts(scores: Sequence[Score]) -> RewardFacts:
-    """Means over scores, and the number of scored responses that have each flaw."""
-    count = max(len(scores), 1)
-    mean = sum(score.reward for score in scores) / count
-    return {
-        "rows": len(scores),
-        "tokens": sum(score.num_tokens for score in scores),
-        "reward_mean": mean,
-        "reward_std": (sum((score.reward - mean) ** 2 for score in scores) / count) ** 0.5,
-        "chars_mean": sum(score.num_chars for score in scores) / count,
-        "in_language": sum(score.detected_lang == score.lang for score in scores) / count,
-        "flaws": count_flaws(scores),
-    }

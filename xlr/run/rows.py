@@ -27,9 +27,15 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row], stamp: str 
     """
     import pyarrow as pa
 
-    rows, schema = list(rows), _schema(row_type)
+    rows, columns = list(rows), schema(row_type)
     # Not with dataclasses.asdict, which copies every token id of every row.
-    table = pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+    write_stamped(
+        path, pa.table({name: [getattr(row, name) for row in rows] for name in columns.names}, columns), stamp
+    )
+
+
+def write_stamped(path: Path, table: Any, stamp: str | None) -> None:
+    """Write an Arrow table as one Parquet file, atomically; arguments as for `write_rows`."""
     write_table(path, table.replace_schema_metadata(None if stamp is None else {_STAMP: stamp}))
 
 
@@ -58,7 +64,7 @@ def damaged_pieces(folder: Path) -> Iterator[Path]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for file in sorted(folder.glob("*.parquet")):
+    for file in sorted(folder.rglob("*.parquet")):
         try:
             table = pq.ParquetFile(file, page_checksum_verification=True).read()
         except (OSError, pa.ArrowException):
@@ -68,7 +74,8 @@ def damaged_pieces(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _schema(row_type: type) -> Any:
+def schema(row_type: type) -> Any:
+    """The Arrow schema of a record's fields."""
     import pyarrow as pa
 
     hints = typing.get_type_hints(row_type)
@@ -111,7 +118,7 @@ def _table(path: Path, row_type: type) -> Any:
 
     names = [field.name for field in fields(row_type)]
     table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=names)
-    if not table.schema.equals(_schema(row_type)):
+    if not table.schema.equals(schema(row_type)):
         raise ValueError(f"not the columns {', '.join(names)}")
     return table
 
@@ -136,6 +143,14 @@ def write_shards(folder: Path, prefix: str, row_type: type[Row], rows: Sequence[
     """Write records as `{prefix}-00000.parquet`, ..., with at most `ROWS_PER_SHARD` rows each."""
     for shard, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
         write_rows(shard_path(folder, prefix, shard), row_type, rows[start : start + ROWS_PER_SHARD])
+
+
+def row_count(path: Path) -> int:
+    """Number of rows of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    count: int = pq.read_metadata(path).num_rows
+    return count
 
 
 def shard_path(folder: Path, prefix: str, shard: int) -> Path:

@@ -222,7 +222,7 @@ def _repeat(folder: Path, shape: str, processes: int | None) -> Iterator[Check]:
 def _scored(context: Context, folder: Path) -> list[Score]:
     rows = rows_of(context.run.iteration(START + 1) / "responses", Response)
     target = Artifact(context.run.path, folder, "score", {}, {})
-    found = scores.score_in_mode(context, target, "crosslingual", rows, START + 1, folder.name, Dropped())
+    found = scores.score_rows(context, target, "crosslingual", rows, START + 1, folder.name, Dropped())
     remove(folder.parent)
     return found
 

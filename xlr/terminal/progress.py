@@ -128,7 +128,7 @@ class Step:
         keep: Callable[[StepState], None],
     ):
         self.label, self.unit = label, unit
-        self._totals = totals
+        self._totals = Counter(totals)
         self._already = sum(already.values())
         self._done = Counter(already)
         self._tokens = 0
@@ -137,6 +137,13 @@ class Step:
         self._keep = keep
         self._kept = -math.inf
         self._started = self._printed = time.monotonic()
+
+    def recount(self, estimated: Mapping[str, int], counted: Mapping[str, int], already: Mapping[str, int]) -> None:
+        """Correct the totals of a part of the step once it is known, and add what an earlier run finished of it."""
+        self._totals.subtract(estimated)
+        self._totals.update(counted)
+        self._already += sum(already.values())
+        self._done.update(already)
 
     def advance(self, units: Mapping[str, int], tokens: int = 0, note: str = "") -> None:
         """Count finished units by language and their tokens; show and keep the state if it is time."""

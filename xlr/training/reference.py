@@ -18,7 +18,8 @@ from xlr.run.rows import require_each_once, write_shards
 from xlr.settings.config import Config
 from xlr.training.facts import ReferenceFacts
 from xlr.training.inputs import Training, TrainingPair
-from xlr.work.logps import resumable_logps
+from xlr.work.logps import Scoring, resumable_logps
+from xlr.work.shards import whole
 
 
 def iterations(config: Config) -> list[int]:
@@ -63,19 +64,18 @@ def make(context: Context, iteration: int) -> ReferenceFacts:
         pair, ((chosen,), (rejected,)) = pairs[item], scored.logps
         return [ReferenceLogps(pair.id, pair.lang, row_key(weights, precision, pair), chosen, rejected)]
 
+    keys = [[(pair.lang, pair.id)] for pair in pairs]
     rows = resumable_logps(
         context,
         target,
         "parts",
         [model],
-        [pair.example for pair in pairs],
         dtype,
-        [[(pair.lang, pair.id)] for pair in pairs],
         ReferenceLogps,
-        to_rows,
+        whole(Scoring([pair.example for pair in pairs], keys, to_rows), keys),
         f"reference iteration {iteration}",
         "pairs",
-    )
+    ).rows()
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         write_shards(folder, "logps", ReferenceLogps, rows)

@@ -1,8 +1,10 @@
 """Log-probabilities of responses, computed by the workers in pieces that resume."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from xlr.maths.batching import Batch, token_budget_batches
 from xlr.packing.layout import batch_shape
@@ -10,7 +12,25 @@ from xlr.records import DType, Example, Logps, RowKey, Scored, ScoreTask
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.rows import Row
-from xlr.work.pieces import Work, resumable
+from xlr.work.pieces import Finished, resumable
+from xlr.work.shards import Shard, Work
+
+
+@dataclass(frozen=True)
+class Scoring(Generic[Row]):
+    """Examples whose responses are scored, and the rows that these become."""
+
+    examples: Sequence[Example]
+    keys: Sequence[Sequence[RowKey]]
+    """For each example, the keys of the rows it becomes."""
+    to_rows: Callable[[int, Scored], list[Row]]
+    """Converts an example's index, and what the workers found about its responses, to these rows."""
+    texts: Sequence[Sequence[str]] | None = None
+    """For each example, texts whose languages the workers detect."""
+    expected: Sequence[str] = ()
+    """Codes of the languages that detection considers, in addition to the most common ones."""
+    places: Sequence[Sequence[int]] | None = None
+    """For each example, where its rows stand in the shard; by default they are in the order of the examples."""
 
 
 def resumable_logps(
@@ -18,67 +38,72 @@ def resumable_logps(
     target: Artifact,
     pieces: str,
     models: Sequence[str],
-    examples: Sequence[Example],
     dtype: DType,
-    keys: Sequence[Sequence[RowKey]],
     row_type: type[Row],
-    to_rows: Callable[[int, Scored], list[Row]],
+    shards: Sequence[Shard[Scoring[Row]]],
     label: str,
     unit: str,
-    texts: Sequence[Sequence[str]] | None = None,
-    expected: Sequence[str] = (),
-) -> list[Row]:
+) -> Finished[Row]:
     """Compute the log-probabilities of all examples' responses under the models, in batches of `score.batch_tokens`.
 
     With `ray.one_model_at_a_time`, the workers compute all examples under the first model, then under the second.
 
-    Args:
-        keys: for each example, the keys of the rows it becomes.
-        to_rows: converts an example's index, and what the workers found about its responses, to these rows.
-        texts: for each example, texts whose languages the workers detect.
-        expected: codes of the languages that detection considers, in addition to the most common ones.
-
-    Returns:
-        The rows of all examples, in the order of the examples.
-
     Raises:
         UserError: see `resumable`.
     """
-    lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
-    batches = token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows)
-
-    def work(
-        models: tuple[str, ...], row_type: type[Any], to_rows: Callable[[int, Scored], list[Any]], last: bool
-    ) -> Work[Any]:
-        def task(batch: Batch) -> ScoreTask:
-            asked = tuple(tuple(texts[item]) for item in batch) if texts is not None and last else ()
-            return ScoreTask(models, tuple(examples[item] for item in batch), dtype, asked, tuple(expected))
-
-        return Work(
-            lambda item: keys[item] if last else keys[item][:1],
-            batches,
-            task,
-            row_type,
-            lambda batch, result: [row for item, one in zip(batch, result, strict=True) for row in to_rows(item, one)],
-            lambda batch, _: sum(len(response) for item in batch for response in examples[item].responses),
-        )
-
+    budget, attention = context.config.score.batch_tokens, context.config.model.attn_implementation
+    cut = [replace(shard, digest=f"{shard.digest} {budget} {attention}") for shard in shards]
     *first, last = [(model,) for model in models] if context.config.ray.one_model_at_a_time else [tuple(models)]
-    known: list[list[Logps]] = []
+    known: list[Finished[Logps]] = []
+
+    def of_one_model(own: tuple[str, ...], scoring: Scoring[Row]) -> Work[Logps]:
+        return _work(context, _one_row_each(scoring), own, dtype)
+
     for number, own in enumerate(first):
-        name = f"{label}, {Path(own[0]).name}"
-        of_one = work(own, Logps, _one_model, last=False)
-        known.append(resumable(context, target, f"{pieces}-{number}", of_one, name, "examples").rows())
+        plans = [shard.replanned(partial(of_one_model, own)) for shard in cut]
+        name, like = f"{label}, {Path(own[0]).name}", ScoreTask(own, (), dtype)
+        known.append(resumable(context, target, f"{pieces}-{number}", Logps, like, plans, name, "examples"))
 
-    def all_models(item: int, scored: Scored) -> list[Row]:
-        before = [of_model[item].logps for of_model in known]
-        logps = [(*earlier, *own) for *earlier, own in zip(*before, scored.logps, strict=True)]
-        return to_rows(item, Scored(logps, scored.languages))
+    def with_known(name: str, scoring: Scoring[Row]) -> Work[Row]:
+        before = [of_model.rows(name) for of_model in known]
 
-    of_all: Work[Row] = work(last, row_type, all_models, last=True)
-    return resumable(context, target, pieces, of_all, label, unit).rows()
+        def to_rows(item: int, scored: Scored) -> list[Row]:
+            earlier = (of_model[item].logps for of_model in before)
+            logps = [(*values, *own) for *values, own in zip(*earlier, scored.logps, strict=True)]
+            return scoring.to_rows(item, Scored(logps, scored.languages))
+
+        return _work(context, replace(scoring, to_rows=to_rows), last, dtype)
+
+    plans_of_last = [shard.replanned(partial(with_known, shard.name)) for shard in cut]
+    return resumable(context, target, pieces, row_type, ScoreTask(last, (), dtype), plans_of_last, label, unit)
 
 
-def _one_model(_item: int, scored: Scored) -> list[Logps]:
-    """The row of one example whose log-probabilities were computed under one model."""
-    return [Logps([logp for (logp,) in scored.logps])]
+def _work(context: Context, scoring: Scoring[Any], models: tuple[str, ...], dtype: DType) -> Work[Any]:
+    """The batches of these examples, and their tasks under these models."""
+    examples, texts = scoring.examples, scoring.texts
+    lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
+
+    def task(batch: Batch) -> ScoreTask:
+        asked = tuple(tuple(texts[item]) for item in batch) if texts is not None else ()
+        return ScoreTask(models, tuple(examples[item] for item in batch), dtype, asked, tuple(scoring.expected))
+
+    places = scoring.places.__getitem__ if scoring.places is not None else None
+    return Work(
+        scoring.keys.__getitem__,
+        token_budget_batches(lengths, context.config.score.batch_tokens, padded_rows),
+        task,
+        lambda batch, result: [
+            row for item, one in zip(batch, result, strict=True) for row in scoring.to_rows(item, one)
+        ],
+        lambda batch, _: sum(len(response) for item in batch for response in examples[item].responses),
+        places,
+    )
+
+
+def _one_row_each(scoring: Scoring[Any]) -> Scoring[Logps]:
+    """The same examples, with one row each: the log-probabilities of its responses under one model."""
+
+    def to_rows(_item: int, scored: Scored) -> list[Logps]:
+        return [Logps([logp for (logp,) in scored.logps])]
+
+    return Scoring(scoring.examples, [keys[:1] for keys in scoring.keys], to_rows)

@@ -1,19 +1,17 @@
-"""Work that resumes: workers compute items in batches, and the rows of each finished batch are a file, a piece.
+"""Work that resumes: workers compute shards in batches, and the rows of each finished batch are a file, a piece.
 
-Each piece has a stamp: its number, and a digest of everything that decides its rows (settings, inputs, which rows are
-in which piece, precision, device, library versions). A piece with another stamp is not used.
+The pieces of a finished shard become one file, with the rows in the order of its items. Each file has a stamp: a digest
+of everything that decides its rows (settings, inputs, which rows are in it, precision, device, library versions). A
+file with another stamp is not used.
 
-Threads write the pieces, so that the loop that hands out tasks waits for no disk. Rows stay in the files: memory does
-not grow with their number.
+Threads plan the next shard and write the files, so that the loop that hands out tasks waits for no disk. Memory holds a
+few shards, whatever their number.
 """
 
-import contextlib
-import hashlib
-import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,16 +19,16 @@ from pathlib import Path
 from typing import Any, Generic
 
 from xlr.errors import UserError
-from xlr.maths.batching import Batch
-from xlr.records import RowKey, Task
+from xlr.records import Task
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.run.files import write_json
+from xlr.run.files import remove, sha256, write_json
 from xlr.run.identity import CUT
-from xlr.run.rows import Row, piece_table, records, write_rows
+from xlr.run.rows import Row, piece_table, records, schema, write_rows, write_stamped
 from xlr.settings.config import settings
 from xlr.terminal import progress
 from xlr.terminal.console import console
+from xlr.work.shards import Shard, Work
 
 PROGRESS = "progress.json"
 _WRITERS = 4  # threads: a file system may take long to flush a file
@@ -38,136 +36,206 @@ _BACKLOG = 16  # results that may wait to be written
 
 
 @dataclass(frozen=True)
-class Work(Generic[Row]):
-    """Items for the workers, their batches and tasks, and how results become rows."""
+class Finished(Generic[Row]):
+    """The finished shards of a stage: a file each."""
 
-    keys: Callable[[int], Sequence[RowKey]]
-    """The keys of the rows that an item becomes. A key begins with its language."""
-    batches: Sequence[Batch]
-    """Indices of the items of each batch. Every item is in one batch."""
-    task: Callable[[Batch], Task]
-    """The task of a batch."""
     row_type: type[Row]
-    to_rows: Callable[[Batch, Any], list[Row]]
-    """Converts a batch's result to rows, in the order of the batch's items. Called in a thread."""
-    num_tokens: Callable[[Batch, Sequence[Row]], int]
-    """Counts the tokens of a finished batch, for the progress view."""
+    files: Mapping[str, Path]
+    """Name of the shard -> its file."""
+    stamps: Mapping[str, Sequence[str]]
+    """Name of the shard -> the stamps that its file may have."""
+
+    def find(self, name: str) -> Any:
+        """The Arrow table of a shard; None if its file is missing, damaged or of other work."""
+        return piece_table(self.files[name], self.row_type, self.stamps[name])
+
+    def table(self, name: str) -> Any:
+        """The rows of a shard, in the order of its items, as an Arrow table.
+
+        Raises:
+            UserError: the file was damaged since it was written.
+        """
+        table = self.find(name)
+        if table is None:
+            raise UserError(f"{self.files[name]}: damaged since it was written; start again to compute it again")
+        return table
+
+    def rows(self, *names: str) -> list[Row]:
+        """The rows of these shards, or of all, in the order of their items.
+
+        Raises:
+            UserError: see `table`.
+        """
+        known: dict[int, int] = {}
+        return [row for name in names or self.files for row in records(self.table(name), self.row_type, known)]
+
+
+class _Open(Generic[Row]):
+    """A shard that is being computed: its plan, and its pieces."""
+
+    def __init__(self, shard: Shard[Work[Row]], finished: Finished[Row]):
+        self.name = shard.name
+        self.work = shard.plan()
+        self._finished = finished
+        self._file = finished.files[shard.name]
+        cut = self.work.cut
+        self._stamps = [f"{stamp} {cut}" for stamp in finished.stamps[shard.name]]
+        numbers = range(len(self.work.batches))
+        self.missing = [number for number in numbers if self._find(number) is None]
+        self.unusable = sum(self._piece(number).exists() for number in self.missing)
+        self._unwritten = set(self.missing)
+        self._lock = threading.Lock()
 
     @property
-    def cut(self) -> str:
-        """A digest of which rows are in which piece."""
-        digest = hashlib.sha256()
-        for batch in self.batches:
-            digest.update(json.dumps([self.keys(item) for item in batch]).encode())
-        return digest.hexdigest()
+    def already(self) -> Counter[str]:
+        """Rows by language in the pieces that were there before."""
+        missing = set(self.missing)
+        there = (batch for number, batch in enumerate(self.work.batches) if number not in missing)
+        return sum(map(self.work.languages, there), Counter[str]())
 
-    def languages(self, batch: Batch) -> Counter[str]:
-        """Number of rows of each language in a batch's result."""
-        return Counter(key[0] for item in batch for key in self.keys(item))
+    def _piece(self, number: int) -> Path:
+        return self._file.with_suffix("") / f"{number:06d}.parquet"
 
-    def size(self, batch: Batch) -> int:
-        """Number of rows in a batch's result."""
-        return sum(len(self.keys(item)) for item in batch)
-
-
-@dataclass(frozen=True)
-class Pieces(Generic[Row]):
-    """The finished pieces of work: one file for each batch."""
-
-    work: Work[Row]
-    files: Sequence[Path]
-    stamps: Sequence[str]
-
-    def find(self, number: int) -> Any:
-        """The Arrow table of a piece; None if it is missing, damaged or of other work."""
-        table = piece_table(self.files[number], self.work.row_type, [f"{stamp} {number}" for stamp in self.stamps])
+    def _find(self, number: int) -> Any:
+        table = piece_table(self._piece(number), self._finished.row_type, [f"{own} {number}" for own in self._stamps])
         sound = table is not None and table.num_rows == self.work.size(self.work.batches[number])
         return table if sound else None
 
-    def table(self, items: range) -> Any:
-        """The rows of these items, in their order, as an Arrow table. No batch has other items beside these."""
+    def write(self, number: int, result: Any) -> int:
+        """Write the piece of a batch's result, and the shard if it is the last; return the tokens of the batch."""
+        file, batch = self._piece(number), self.work.batches[number]
+        rows = self.work.to_rows(batch, result)
+        if len(rows) != self.work.size(batch):
+            raise RuntimeError(
+                f"{file}: not written: {len(rows)} rows instead of {self.work.size(batch)}; this is a bug in xlr"
+            )
+        write_rows(file, self._finished.row_type, rows, f"{self._stamps[-1]} {number}")
+        with self._lock:
+            self._unwritten.discard(number)
+            last = not self._unwritten
+        if last:
+            self.merge()
+        return self.work.num_tokens(batch, rows)
+
+    def merge(self) -> None:
+        """Write the shard from its pieces, and remove these.
+
+        Raises:
+            UserError: a piece was damaged since it was written.
+        """
         import pyarrow as pa
 
-        numbers = [number for number, batch in enumerate(self.work.batches) if batch[0] in items]
-        tables = pa.concat_tables([self._require(number) for number in numbers])
-        item_of_row = [item for number in numbers for item in self._items_of_rows(number)]
-        return tables.take(sorted(range(len(item_of_row)), key=item_of_row.__getitem__))
-
-    def rows(self) -> list[Row]:
-        """All rows, in the order of the items."""
-        of_item: dict[int, list[Row]] = {}
-        known: dict[int, int] = {}
-        for number in range(len(self.files)):
-            read = records(self._require(number), self.work.row_type, known)
-            for item, row in zip(self._items_of_rows(number), read, strict=True):
-                of_item.setdefault(item, []).append(row)
-        return [row for item in sorted(of_item) for row in of_item[item]]
-
-    def _items_of_rows(self, number: int) -> list[int]:
-        return [item for item in self.work.batches[number] for _ in self.work.keys(item)]
-
-    def _require(self, number: int) -> Any:
-        table = self.find(number)
-        if table is None:
-            raise UserError(f"{self.files[number]}: damaged since it was written; start again to compute it again")
-        return table
+        tables = [self._find(number) for number in range(len(self.work.batches))]
+        for number, table in enumerate(tables):
+            if table is None:
+                raise UserError(f"{self._piece(number)}: damaged since it was written; start again to compute it again")
+        places = self.work.place_of_row
+        tables = tables or [schema(self._finished.row_type).empty_table()]
+        in_order = pa.concat_tables(tables).take(sorted(range(len(places)), key=places.__getitem__))
+        write_stamped(self._file, in_order, self._finished.stamps[self.name][-1])
+        remove(self._file.with_suffix(""))
 
 
-class _Tasks(Mapping[int, Task]):
-    """Number of a batch -> its task, made when it is handed out."""
-
-    def __init__(self, work: Work[Any], numbers: Sequence[int]):
-        self._work, self._numbers = work, numbers
-
-    def __getitem__(self, number: int) -> Task:
-        return self._work.task(self._work.batches[number])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-
-def resumable(context: Context, target: Artifact, pieces: str, work: Work[Row], label: str, unit: str) -> Pieces[Row]:
-    """Compute all items, writing each batch's rows to a file as soon as it is finished.
+def resumable(
+    context: Context,
+    target: Artifact,
+    pieces: str,
+    row_type: type[Row],
+    like: Task,
+    shards: Sequence[Shard[Work[Row]]],
+    label: str,
+    unit: str,
+) -> Finished[Row]:
+    """Compute all shards, writing each batch's rows to a file as soon as it is finished.
 
     Args:
         target: the artefact being made.
         pieces: name of the folder of pieces beside it.
+        like: a task like those of the shards. It may be empty: it says under which conditions they are computed.
         label: name of the step in the progress view. `xlr status` reads the progress from the folder of pieces.
         unit: name of the rows in the progress view.
 
     Raises:
         UserError: existing pieces were made with other settings or inputs, or under other conditions.
     """
-    if not work.batches:
-        return Pieces(work, [], [])
-    conditions = context.pool.conditions(work.task(work.batches[0])) | {CUT: work.cut}
+    if not shards:
+        return Finished(row_type, {}, {})
+    cut = sha256("\n".join(f"{shard.name} {shard.digest}" for shard in shards))
+    conditions = context.pool.conditions(like) | {CUT: cut}
     stamps = target.claim_pieces(pieces, conditions, settings(context.config))
     folder = target.pieces_folder(pieces)
-    found = Pieces(work, [folder / f"{number:06d}.parquet" for number in range(len(work.batches))], stamps)
-    missing = [number for number in range(len(work.batches)) if found.find(number) is None]
-    if unusable := sum(found.files[number].exists() for number in missing):
-        console.print(f"  {label}: {unusable} pieces are damaged or come from another run; they are computed again")
+    finished = Finished(
+        row_type,
+        {shard.name: folder / f"{shard.name}.parquet" for shard in shards},
+        {shard.name: [f"{stamp} {shard.name} {shard.digest}" for stamp in stamps] for shard in shards},
+    )
+    missing = [shard for shard in sorted(shards, key=lambda own: own.rank) if finished.find(shard.name) is None]
+    _say_unusable(label, sum(finished.files[shard.name].exists() for shard in missing))
+    totals = sum((shard.totals for shard in shards), Counter[str]())
+    already = totals - sum((shard.totals for shard in missing), Counter[str]())
+    begun = time.monotonic()
+    with progress.step(label, totals, unit, already, partial(write_json, folder / PROGRESS)) as step:
+        _compute(context, step, missing, finished)
+    _count_workers(context, time.monotonic() - begun)
+    return finished
+
+
+def _say_unusable(label: str, count: int) -> None:
+    if count:
+        console.print(f"  {label}: {count} pieces are damaged or come from another run; they are computed again")
+
+
+def _compute(
+    context: Context, step: progress.Step, missing: Sequence[Shard[Work[Row]]], finished: Finished[Row]
+) -> None:
+    """Compute the missing shards."""
+    in_hand: dict[str, _Open[Row]] = {}
     advancing = threading.Lock()
-    with (
-        _showing(context, folder, work, missing, label, unit) as step,
-        ThreadPoolExecutor(_WRITERS) as writers,  # waits for its threads at the end, even if a worker failed
-    ):
+    pending: deque[Future[None]] = deque()
 
-        def write(number: int, result: Any) -> None:
-            tokens = _write(found, number, result)
-            with advancing:
-                step.workers = context.pool.workers  # includes workers that joined or were lost meanwhile
-                step.advance(work.languages(work.batches[number]), tokens)
+    def write(shard: _Open[Row], number: int, result: Any) -> None:
+        tokens = shard.write(number, result)
+        with advancing:
+            step.workers = context.pool.workers  # includes workers that joined or were lost meanwhile
+            step.advance(shard.work.languages(shard.work.batches[number]), tokens)
 
-        pending: deque[Future[None]] = deque()
-        for number, result in context.pool.map(_Tasks(work, missing)):
-            pending.append(writers.submit(write, number, result))
+    with ThreadPoolExecutor(_WRITERS) as writers:  # waits for its threads at the end, even if a worker failed
+
+        def tasks() -> Iterator[tuple[tuple[str, int], Task]]:
+            for shard, opened in _planned(context, missing, finished):
+                _say_unusable(step.label, opened.unusable)
+                with advancing:
+                    step.recount(shard.totals, opened.work.totals, opened.already)
+                if opened.missing:
+                    in_hand[opened.name] = opened
+                else:
+                    pending.append(writers.submit(opened.merge))
+                for number in opened.missing:
+                    yield (opened.name, number), opened.work.task(opened.work.batches[number])
+
+        unfinished: Counter[str] = Counter()
+        for (name, number), result in context.pool.map(tasks()):
+            shard = in_hand[name]
+            unfinished[name] += 1
+            if unfinished[name] == len(shard.missing):
+                del in_hand[name]
+            pending.append(writers.submit(write, shard, number, result))
             _wait(context, pending, _BACKLOG)
         _wait(context, pending, 0)
-    return found
+
+
+def _planned(
+    context: Context, shards: Sequence[Shard[Work[Row]]], finished: Finished[Row]
+) -> Iterator[tuple[Shard[Work[Row]], _Open[Row]]]:
+    """The shards with their plans. A thread plans the next one while the workers compute the one before it."""
+    with ThreadPoolExecutor(1) as planner:
+        ahead: deque[Future[_Open[Row]]] = deque()
+        for number, shard in enumerate(shards):
+            for later in shards[number + len(ahead) : number + 2]:
+                ahead.append(planner.submit(_Open, later, finished))
+            with context.clock.measure("plan"):
+                opened = ahead.popleft().result()
+            yield shard, opened
 
 
 def _wait(context: Context, pending: "deque[Future[None]]", most: int) -> None:
@@ -175,35 +243,6 @@ def _wait(context: Context, pending: "deque[Future[None]]", most: int) -> None:
     while pending and (pending[0].done() or len(pending) > most):
         with context.clock.measure("write"):
             pending.popleft().result()
-
-
-def _write(pieces: Pieces[Row], number: int, result: Any) -> int:
-    """Write the piece of a batch's result; return its tokens."""
-    work, file = pieces.work, pieces.files[number]
-    batch = work.batches[number]
-    rows = work.to_rows(batch, result)
-    if len(rows) != work.size(batch):
-        raise RuntimeError(f"{file}: not written: {len(rows)} rows instead of {work.size(batch)}; this is a bug in xlr")
-    write_rows(file, work.row_type, rows, f"{pieces.stamps[-1]} {number}")
-    return work.num_tokens(batch, rows)
-
-
-@contextlib.contextmanager
-def _showing(
-    context: Context, folder: Path, work: Work[Row], missing: Sequence[int], label: str, unit: str
-) -> Iterator[progress.Step]:
-    """Show progress, counting pieces that were finished before. At the end, record the workers' time."""
-    totals: Counter[str] = Counter()
-    already: Counter[str] = Counter()
-    unfinished = set(missing)
-    for number, batch in enumerate(work.batches):
-        totals.update(work.languages(batch))
-        if number not in unfinished:
-            already.update(work.languages(batch))
-    begun = time.monotonic()
-    with progress.step(label, totals, unit, already, partial(write_json, folder / PROGRESS)) as step:
-        yield step
-    _count_workers(context, time.monotonic() - begun)
 
 
 def _count_workers(context: Context, seconds: float) -> None:

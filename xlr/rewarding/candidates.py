@@ -1,0 +1,169 @@
+"""Scores candidates: texts under instructions, by the log-ratio of two models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from xlr import languages
+from xlr.data.encoding import load_tokenizer, require_same_tokenizer
+from xlr.data.quality import repetition
+from xlr.maths.batching import even_batches
+from xlr.maths.rewards import crosslingual_instruction, implicit_reward
+from xlr.records import Example, Prompt, Response, Score, Scored
+from xlr.rewarding import room
+from xlr.run.artifact import Artifact
+from xlr.run.context import Context
+from xlr.run.dropped import Dropped
+from xlr.settings.config import Reward
+from xlr.work.logps import Scoring, resumable_logps
+from xlr.work.pieces import Finished
+from xlr.work.shards import Shard, whole
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A response that is to be scored."""
+
+    row: Response
+    text: str
+    """The scored text: the response or its translation."""
+    instruction: str
+    """The instruction that the text is scored under."""
+
+
+def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
+    """The instruction that a response is scored under in each reward mode.
+
+    Args:
+        english: the same instruction in English.
+    """
+    if mode == "multilingual":
+        return prompt.instruction
+    if mode == "translate":
+        return english
+    return crosslingual_instruction(english, prompt.lang, languages.name(prompt.lang))
+
+
+def score_candidates(
+    context: Context,
+    target: Artifact,
+    policy: str,
+    reference: str,
+    candidates: Sequence[Candidate],
+    label: str,
+    dropped: Dropped,
+) -> list[Score]:
+    """The log-ratio of every candidate that is not too long, in the order of `candidates`; see `score_shards`.
+
+    Args:
+        dropped: receives the rows that are too long.
+    """
+    shards = whole(candidates, [[candidate.row.key] for candidate in candidates])
+    scores = score_shards(context, target, policy, reference, shards, label).rows()
+    scored = {score.key for score in scores}
+    dropped.add(too_long(context), (one.row.key for one in candidates if one.row.key not in scored))
+    return scores
+
+
+def score_shards(
+    context: Context,
+    target: Artifact,
+    policy: str,
+    reference: str,
+    shards: Sequence[Shard[Sequence[Candidate]]],
+    label: str,
+) -> Finished[Score]:
+    """The log-ratio of every candidate that is not longer than `score.max_length` and the models' positions.
+
+    Candidates with the same instruction share a batch, so that the instruction is computed once.
+
+    Returns:
+        Scores of each shard, in the order of its candidates.
+
+    Raises:
+        UserError: the models do not share a tokenizer.
+    """
+    encoder = context.encoder
+    for name in {policy, reference} - {encoder.name}:
+        require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name)
+    models, dtype = (policy, reference), context.config.scoring_dtype
+    plans = [shard.replanned(lambda candidates: _plan(context, candidates)) for shard in shards]
+    return resumable_logps(context, target, "parts", models, dtype, Score, plans, label, "responses")
+
+
+def too_long(context: Context) -> str:
+    """Why a candidate is left out, in words: its prompt and response are longer than this."""
+    length, positions = context.config.score.max_length, room.positions_of_run(context)
+    if positions is not None and positions < length:
+        return f"longer than the models' {positions} positions"
+    return f"longer than score.max_length={length}"
+
+
+def _longest(context: Context) -> int:
+    """The most tokens of a prompt with a response."""
+    length, positions = context.config.score.max_length, room.positions_of_run(context)
+    return length if positions is None else min(length, positions)
+
+
+def _plan(context: Context, candidates: Sequence[Candidate]) -> Scoring[Score]:
+    """The examples of candidates, without those that are too long."""
+    encoder, longest = context.encoder, _longest(context)
+    prompt_ids = {text: encoder.prompt(text) for text in {candidate.instruction for candidate in candidates}}
+    response_ids = encoder.responses([candidate.text for candidate in candidates])
+    members: dict[str, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) <= longest:
+            members.setdefault(candidate.instruction, []).append(index)
+    groups = _groups(prompt_ids, response_ids, members, context.config.score.batch_tokens)
+    examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
+    expected = {*context.config.languages, *(candidate.row.lang for candidate in candidates)}
+
+    def to_rows(number: int, scored: Scored) -> list[Score]:
+        found = zip(groups[number][1], examples[number].responses, scored.logps, scored.languages, strict=True)
+        return [
+            _score(candidates[index], len(response), policy_logp, reference_logp, language)
+            for index, response, (policy_logp, reference_logp), language in found
+        ]
+
+    return Scoring(
+        examples,
+        [[candidates[index].row.key for index in group] for _, group in groups],
+        to_rows,
+        [[candidates[index].row.response for index in group] for _, group in groups],
+        sorted(expected),
+        [group for _, group in groups],
+    )
+
+
+def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_reference: float, language: str) -> Score:
+    row = candidate.row
+    return Score(
+        row.id,
+        row.lang,
+        row.sample,
+        row.response,
+        row.finish_reason,
+        candidate.text,
+        logp_policy,
+        logp_reference,
+        implicit_reward(logp_policy, logp_reference),
+        num_tokens,
+        len(row.response),
+        language,
+        repetition(row.token_ids),
+    )
+
+
+def _groups(
+    prompt_ids: Mapping[str, tuple[int, ...]],
+    response_ids: Sequence[tuple[int, ...]],
+    members: Mapping[str, list[int]],
+    budget: int,
+) -> list[tuple[str, list[int]]]:
+    """Each instruction with indices of its responses, in several groups if all would exceed the budget of tokens."""
+    groups: list[tuple[str, list[int]]] = []
+    for instruction, indices in members.items():
+        left = budget - len(prompt_ids[instruction])
+        lengths = [len(response_ids[i]) for i in indices]
+        for batch in even_batches(lengths, max(left, 1)):
+            groups.append((instruction, sorted(indices[i] for i in batch)))
+    return groups
