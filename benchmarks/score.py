@@ -37,10 +37,10 @@ from xlr.model.products import compute_repeatably
 from xlr.records import Example, Response, ScoreTask
 from xlr.rewarding import scores
 from xlr.rewarding.candidates import Candidate, score_candidates
-from xlr.run.artifact import rows_of
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.files import remove, write_text
+from xlr.run.manifests import rows_of
 from xlr.settings import configfile
 from xlr.shipped import RECIPES
 

@@ -26,8 +26,8 @@ import yaml
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.model.products import compute_repeatably
 from xlr.records import Response
-from xlr.run.artifact import rows_of
 from xlr.run.files import read_json, write_text
+from xlr.run.manifests import rows_of
 from xlr.shipped import RECIPES, shipped
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from xlr.records import Pair, Prompt, Score
 from xlr.rewarding.pairs import choose
-from xlr.run.artifact import Artifact, rows_of, verified
+from xlr.run.artifact import Artifact
 from xlr.run.files import remove
+from xlr.run.manifests import rows_of, verified
 from xlr.run.rows import write_rows, write_shards
 from xlr.settings.config import PairConfig
 from xlr.terminal.progress import Clock

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from xlr.run import rows
-from xlr.run.artifact import manifest_path
 from xlr.run.digests import file_digest
 from xlr.run.files import sealed, sha256, write_json
+from xlr.run.manifests import manifest_path
 from xlr.run.rows import Row
 
 

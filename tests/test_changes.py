@@ -17,8 +17,9 @@ from tests import inprocess, tiny
 from tests.inprocess import StoppedError
 from xlr.errors import UserError
 from xlr.pipeline import Stage
-from xlr.run.artifact import Artifact, read_manifest
+from xlr.run.artifact import Artifact
 from xlr.run.files import remove
+from xlr.run.manifests import read_manifest
 from xlr.settings.config import Config
 from xlr.settings.schema import Setting, walk
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,10 @@ def finished(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("finished")
     tree = tiny_tree.__wrapped__(tiny_models, folder)  # type: ignore[attr-defined]
     (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    command = [sys.executable, "-m", "xlr", "run", str(folder / "run.yaml"), "pair.export_jsonl=true"]
+    command = [sys.executable, "-m", "xlr", "run", str(folder / "run.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
-    return folder, tree | {"pair": {"export_jsonl": True}}
+    return folder, tree
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -61,8 +61,21 @@ def test_every_stage_writes_the_expected_rows(finished: tuple[Path, dict[str, An
     for pair in pairs:
         assert pair.chosen_score > pair.rejected_score
         assert [turn["role"] for turn in (*pair.prompt, *pair.chosen, *pair.rejected)] == ["user", *["assistant"] * 2]
-    lines = (run / "iter1" / "pairs" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["id"] for line in lines] == [pair.id for pair in pairs]
+
+
+def test_rows_are_read_by_other_tools(finished: tuple[Path, dict[str, Any]], cli_here: Cli) -> None:
+    """Whole folders by pandas, and JSON lines in any locale."""
+    import pandas
+
+    run = finished[0] / "run"
+    for name, row_type in (("responses", Response), ("scores", Score), ("pairs", Pair)):
+        rows = read_rows(run / "iter1" / name, row_type)
+        assert list(pandas.read_parquet(run / "iter1" / name)["id"]) == [row.id for row in rows]
+        printed = cli_here("export", run, name, LC_ALL="C")
+        assert printed.returncode == 0, printed.stderr
+        assert [json.loads(line) for line in printed.stdout.splitlines()] == [asdict(row) for row in rows]
+    assert_refused(cli_here("export", run, "model"), "choose one of responses, scores, pairs")
+    assert_refused(cli_here("export", run, "pairs", "-i", "7"), "iter7/pairs: not finished")
 
 
 def test_every_stage_counts_its_tokens(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -127,7 +140,7 @@ def test_the_same_seed_gives_the_same_run_from_another_folder_and_locale(
     """Artefacts have the same bytes with one actor or two, with both models in memory or one at a time, stage by stage
     or in one command, and in a C locale."""
     source, target = finished[0] / "run.yaml", f"run_dir={tmp_path / 'other'}"
-    two = ["pair.export_jsonl=true", "ray.actors=2", "ray.cpus_per_actor=1", "ray.one_model_at_a_time=true", target]
+    two = ["ray.actors=2", "ray.cpus_per_actor=1", "ray.one_model_at_a_time=true", target]
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     result = cli_here("generate", source, *two, cwd=tmp_path, **plain)
     assert result.returncode == 0, result.stderr
@@ -201,7 +214,7 @@ def test_artefacts_are_the_same_after_kill_9_at_any_moment(
     """The run is killed in different stages and restarted until it is finished."""
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "xlr", "run", str(finished[0] / "run.yaml")]
-    command += ["pair.export_jsonl=true", f"run_dir={run}", "train.save_steps=1"]
+    command += [f"run_dir={run}", "train.save_steps=1"]
     moments = [
         "iter0/eval.responses",
         "iter0/eval.preferences/**/*.parquet",
@@ -264,7 +277,7 @@ def test_a_worker_that_hangs_is_killed_and_another_does_its_batch(
 def test_a_stage_that_a_signal_ends_exits_with_code_75(
     number: int, finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "xlr", "run", str(finished[0] / "run.yaml"), "pair.export_jsonl=true"]
+    command = [sys.executable, "-m", "xlr", "run", str(finished[0] / "run.yaml")]
     command += [f"run_dir={tmp_path / 'run'}", "generate.batch_size=2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "run" / "iter1" / "responses.parts"

@@ -14,9 +14,10 @@ from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.records import ModelKey
 from xlr.run import identity
-from xlr.run.artifact import Artifact, manifest_path, read_manifest
+from xlr.run.artifact import Artifact
 from xlr.run.context import COMMITS, Context, read_commits
 from xlr.run.files import read_json, remove, sealed, tidy, write_json, write_text
+from xlr.run.manifests import manifest_path, read_manifest
 from xlr.settings.config import Config
 from xlr.settings.configfile import dump
 from xlr.stages import KINDS, STAGES, StageKind

@@ -29,7 +29,8 @@ from hypothesis.stateful import (
 from xlr.errors import UserError
 from xlr.leases import lease, leasefile, process
 from xlr.leases.leasefile import Holder, Look
-from xlr.run.artifact import Artifact, manifest_path
+from xlr.run.artifact import Artifact
+from xlr.run.manifests import manifest_path
 from xlr.terminal.progress import Clock
 
 HOLD = (

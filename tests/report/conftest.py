@@ -16,9 +16,9 @@ from xlr.evaluation import annotations, winrates
 from xlr.records import Pair, Response
 from xlr.report.collect import collect
 from xlr.report.found import Found
-from xlr.run.artifact import manifest_path
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, write_json
+from xlr.run.manifests import manifest_path
 from xlr.run.rows import write_rows
 from xlr.settings import configfile
 from xlr.settings.config import Config

@@ -21,9 +21,9 @@ from xlr.report.collect import collect
 from xlr.report.comparison import compare
 from xlr.report.conclusion import Conclusion, conclude
 from xlr.report.found import Run
-from xlr.run.artifact import manifest_path
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, write_json
+from xlr.run.manifests import manifest_path
 from xlr.run.rows import write_rows
 
 

@@ -9,8 +9,9 @@ import pytest
 from xlr.errors import UserError
 from xlr.records import Response
 from xlr.run import digests
-from xlr.run.artifact import Artifact, fingerprint, manifest_path, read_manifest, rows_of, verified
+from xlr.run.artifact import Artifact, fingerprint
 from xlr.run.files import read_json, write_json
+from xlr.run.manifests import manifest_path, read_manifest, rows_of, verified
 from xlr.run.rows import write_rows
 from xlr.terminal.progress import Clock
 

@@ -193,13 +193,24 @@ def test_every_marked_path_becomes_absolute(
     monkeypatch.setenv("HOME", str(tmp_path))
     needed = [] if dotted == "judge.cache" else ["judge.backend=transformers"]
     needed += ["evaluate.prompts.path=held"]
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
     folders = {".": tmp_path, "~": tmp_path, "{recipes}": RECIPES}
+    folders |= {"$SCRATCH": tmp_path / "scratch", "${SCRATCH}/a": tmp_path / "scratch" / "a"}
     for value, absolute in ((f"{name}/x.json", folder / "x.json") for name, folder in folders.items()):
         named = f"{{NAME: '{value}'}}" if "dict" in str(FIELDS[dotted].annotation) else f"'{value}'"
         found: Any = configfile.load(path, [*needed, f"{dotted}={named}"])
         for key in dotted.split("."):
             found = getattr(found, key)
         assert found == ({"NAME": str(absolute)} if isinstance(found, dict) else str(absolute))
+
+
+@pytest.mark.parametrize("value", ["$NO_SUCH/x", "/data/${NO_SUCH}/x", "$EMPTY"])
+def test_a_variable_that_is_not_set_is_an_error(value: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a path used to be taken literally."""
+    monkeypatch.setenv("EMPTY", "")
+    for key in ("run_dir", "prompts.path", "model.initial"):
+        with pytest.raises(UserError, match=r"the variable (NO_SUCH|EMPTY) is not set; set it, or write the path"):
+            configfile.load(path, [f"{key}='{value}'"])
 
 
 def test_names_stay_and_existing_folders_are_paths(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from xlr.commands.changecommands import add_change_commands
 from xlr.commands.stagecommands import (
     AcceptOption,
     IterationOption,
@@ -25,6 +26,8 @@ from xlr.commands.stagecommands import (
 from xlr.errors import UserError
 from xlr.foreign.texts import shown
 from xlr.stages import STAGES
+
+_EXPORTED_ROWS = 1024  # in memory at a time
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,6 +66,7 @@ def run(
 
 for _kind in STAGES:
     add_stage_command(app, _kind)
+add_change_commands(app)
 
 
 @app.command()
@@ -230,6 +234,27 @@ def report_command(
     report.make([context.config for context in contexts], out or contexts[0].run.path)
     for context in contexts:
         figures.publish(context.run.path, trackers)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    artefact: Annotated[str, typer.Argument(help="responses, scores or pairs.")],
+    iteration: IterationOption = 1,
+) -> None:
+    """Print the rows of an artefact as JSON, one object a line."""
+    from xlr.run.manifests import verified
+
+    exported = ("responses", "scores", "pairs")
+    if artefact not in exported:
+        raise UserError(f"{artefact}: not an artefact with rows; choose one of {', '.join(exported)}")
+    import pyarrow.parquet as pq
+
+    for _, path in sorted(verified(open_context(source, None).run.iteration(iteration) / artefact).items()):
+        if path.suffix == ".parquet":
+            for batch in pq.ParquetFile(path).iter_batches(_EXPORTED_ROWS):
+                for row in batch.to_pylist():
+                    sys.stdout.buffer.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())  # in any locale
 
 
 @app.command("winrate")

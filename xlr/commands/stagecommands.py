@@ -13,6 +13,7 @@ from xlr.errors import UserError
 from xlr.stages import StageKind
 
 if TYPE_CHECKING:
+    from xlr.pipeline import Stage
     from xlr.run.context import Context
 
 Source = Annotated[str, typer.Argument(metavar="RUN|CONFIG.yaml", help="A run directory, or a configuration file.")]
@@ -67,6 +68,20 @@ def model_key(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def require_stage(context: "Context", stage: "Stage") -> "Stage":
+    """The stage, if the run has it.
+
+    Raises:
+        UserError: it has not.
+    """
+    from xlr import pipeline
+
+    if stage not in pipeline.stages(context.config):
+        have = ", ".join(map(str, pipeline.stages(context.config)))
+        raise UserError(f"{stage}: not a stage of this run, which has {have}")
+    return stage
+
+
 def run_stages(
     names: Sequence[str], source: str, overrides: list[str] | None, iteration: int | str, accept: str
 ) -> None:
@@ -78,9 +93,7 @@ def run_stages(
     context = open_context(source, overrides)
     plan = [pipeline.Stage(name, iteration) for name in names]
     for stage in plan:
-        if stage not in pipeline.stages(context.config):
-            have = ", ".join(map(str, pipeline.stages(context.config)))
-            raise UserError(f"{stage}: not a stage of this run, which has {have}")
+        require_stage(context, stage)
     found = ranks()
     if found is None or not plan[0].kind.in_ranks:
         with pipeline.holding(context, plan, accepted(accept)):

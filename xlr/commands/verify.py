@@ -10,8 +10,9 @@ from xlr.errors import UserError
 from xlr.jobs import submission
 from xlr.pipeline import Stage
 from xlr.run import identity
-from xlr.run.artifact import Artifact, differences, foreign, manifest_path, read_manifest
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context
+from xlr.run.manifests import differences, foreign, manifest_path, read_manifest
 from xlr.run.rows import damaged_pieces
 from xlr.run.trackers import whole_rows
 

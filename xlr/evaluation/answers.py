@@ -18,10 +18,11 @@ from xlr.rewarding.candidates import Candidate, score_candidates, scoring_instru
 from xlr.rewarding.responses import Sampling
 from xlr.rewarding.scores import require_scorable
 from xlr.rewarding.scoretotals import reward_facts
-from xlr.run.artifact import Artifact, Source, rows_of
+from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
+from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_shards
 from xlr.settings.config import Config, GenerateConfig, settings
 from xlr.work.logps import Scoring, resumable_logps

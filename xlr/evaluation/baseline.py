@@ -12,8 +12,8 @@ from typing import NamedTuple
 from xlr.data.jsonfiles import Row, language_source, read_objects
 from xlr.errors import UserError
 from xlr.records import ModelKey, Prompt, Response
-from xlr.run.artifact import rows_of
 from xlr.run.context import Context
+from xlr.run.manifests import rows_of
 
 _EXPECTED = "an object with instruction and output"
 

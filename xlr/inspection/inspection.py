@@ -18,10 +18,11 @@ from xlr.leases import lease
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding import responses, scores
 from xlr.rewarding.facts import InspectFacts, Inspection
-from xlr.run.artifact import Artifact, read_manifest, rows_of
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json, write_text
+from xlr.run.manifests import read_manifest, rows_of
 from xlr.run.rows import write_rows
 from xlr.settings.config import Config, Reward
 

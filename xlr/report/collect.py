@@ -10,9 +10,9 @@ from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
 from xlr.report.found import Change, Found, JudgedWinRates, ModelFound
-from xlr.run.artifact import json_of, read_manifest
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
+from xlr.run.manifests import json_of, read_manifest
 from xlr.settings.config import Config, settings
 from xlr.stages import STAGES
 

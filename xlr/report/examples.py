@@ -9,7 +9,7 @@ from xlr.evaluation.facts import AnnotationRow
 from xlr.records import ModelKey, Pair
 from xlr.report.found import Run, label, models
 from xlr.report.numbers import number
-from xlr.run.artifact import json_of, rows_of
+from xlr.run.manifests import json_of, rows_of
 
 SHOWN = 800  # examples of all runs together
 TEXT_CHARS = 1500

@@ -13,7 +13,7 @@ from xlr.report.found import Run, by_language, label, models
 from xlr.report.plots import Plot
 from xlr.report.summary import reward_formula
 from xlr.rewarding.pairs import candidates_by_prompt
-from xlr.run.artifact import manifest_path, rows_of
+from xlr.run.manifests import manifest_path, rows_of
 from xlr.run.trackers import whole_rows
 from xlr.settings.config import PairConfig
 

@@ -115,7 +115,6 @@ def _plan(context: Context, candidates: Sequence[Candidate]) -> Scoring[Score]:
             members.setdefault(candidate.instruction, []).append(index)
     groups = _groups(prompt_ids, response_ids, members, context.config.score.batch_tokens)
     examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
-    expected = {*context.config.languages, *(candidate.row.lang for candidate in candidates)}
 
     def to_rows(number: int, scored: Scored) -> list[Score]:
         found = zip(groups[number][1], examples[number].responses, scored.logps, scored.languages, strict=True)
@@ -129,7 +128,7 @@ def _plan(context: Context, candidates: Sequence[Candidate]) -> Scoring[Score]:
         [[candidates[index].row.key for index in group] for _, group in groups],
         to_rows,
         [[candidates[index].row.response for index in group] for _, group in groups],
-        sorted(expected),
+        sorted({candidate.row.lang for candidate in candidates}),
         [group for _, group in groups],
     )
 

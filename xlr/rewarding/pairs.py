@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from xlr.data.prompts import sources
 from xlr.data.quality import without
@@ -15,9 +15,10 @@ from xlr.errors import UserError
 from xlr.records import Pair, Prompt, Score
 from xlr.rewarding import scores
 from xlr.rewarding.facts import PairFacts, PairStageFacts
-from xlr.run.artifact import Artifact, rows_of
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
-from xlr.run.files import atomic_path, write_text
+from xlr.run.files import atomic_path
+from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
 from xlr.settings.config import Config, Flaw, PairConfig, settings
 
@@ -67,9 +68,6 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         write_rows(folder / "pairs.parquet", Pair, pairs)
-        if context.config.pair.export_jsonl:
-            lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
-            write_text(folder / "pairs.jsonl", "".join(lines))
         require_each_once(folder, [(pair.lang, pair.id) for pair in pairs], ("lang", "id"))
     target.finish(len(pairs), facts, context.clock)
     return facts

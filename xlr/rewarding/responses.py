@@ -21,6 +21,7 @@ from xlr.rewarding.facts import GenerateFacts, ResponseFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import atomic_path
+from xlr.run.reuse import Kept
 from xlr.run.rows import write_shard
 from xlr.settings.config import Config, GenerateConfig, settings
 from xlr.terminal.console import console
@@ -50,6 +51,10 @@ def artifact(context: Context, iteration: int) -> Artifact:
             "model.dtype": config.model.dtype,
         },
         {"policy": context.model(iteration - 1), **sources(config.prompts, config.languages)},
+        {
+            lang: {"policy": context.model(iteration - 1), **sources(config.prompts, [lang])}
+            for lang in config.languages
+        },
     )
 
 
@@ -79,11 +84,12 @@ def _require_room(context: Context) -> None:
 def make(context: Context, iteration: int) -> GenerateFacts:
     """Sample `num_samples` responses to every prompt in every language of the run."""
     config, target = context.config, artifact(context, iteration)
-    policy = context.require_model(iteration - 1)
+    policy, kept = context.require_model(iteration - 1), Kept(target)
     _require_room(context)
     wanted = [
         (prompt, sample)
         for lang in config.languages
+        if lang not in kept.languages
         for prompt in context.prompts[lang]
         for sample in range(config.generate.num_samples)
     ]
@@ -97,15 +103,18 @@ def make(context: Context, iteration: int) -> GenerateFacts:
     with context.clock.measure("tokenise"):
         shards = sampling.shards(wanted, expected)
     finished = sampling.compute(target, "parts", shards, "generate")
-    counts: dict[str, Counter[str]] = {lang: Counter() for lang in config.languages}
+    counts: dict[str, Counter[str]] = {lang: Counter() for lang in config.languages if lang not in kept.languages}
     with atomic_path(target.folder) as folder:
         folder.mkdir()
+        kept.link_into(folder)
         for shard, items in zip(shards, samplingplan.blocks(wanted, config.generate.batch_size), strict=True):
             table = finished.table(shard.name)
             write_shard(folder / f"{shard.name}.parquet", table, [_key(wanted[item]) for item in items])
             counts[wanted[items.start][0].lang] += _count(table)
-    facts = {lang: _facts(counted) for lang, counted in counts.items()}
-    target.finish(len(wanted), facts, context.clock, {"sampled": sum(own["tokens"] for own in facts.values())})
+    sampled = {lang: _facts(counted) for lang, counted in counts.items()}
+    facts: GenerateFacts = {lang: sampled[lang] if lang in sampled else kept.facts[lang] for lang in config.languages}
+    rows = sum(own["rows"] for own in facts.values())
+    target.finish(rows, facts, context.clock, {"sampled": sum(own["tokens"] for own in sampled.values())})
     target.remove_pieces()
     return facts
 

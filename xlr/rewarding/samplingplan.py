@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xlr.maths.batching import Batch, consecutive, dealt
 from xlr.records import Prompt
-from xlr.run.artifact import manifest_path, verified
+from xlr.run.manifests import manifest_path, part_of, verified
 from xlr.run.rows import ROWS_PER_SHARD
 from xlr.settings.config import GenerateConfig
 
@@ -94,7 +94,7 @@ def learnt(folder: Path, prompts: Mapping[str, Sequence[Prompt]]) -> dict[Prompt
     for lang, own in prompts.items():
         lengths: dict[str, list[int]] = {}
         for name, path in files.items():
-            if name.rsplit("-", 1)[0] == lang:
+            if part_of(name) == lang:
                 table = pq.read_table(path, columns=["id", "token_ids"])
                 for key, count in zip(
                     table["id"].to_pylist(), pc.list_value_length(table["token_ids"]).to_pylist(), strict=True

@@ -5,7 +5,7 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,16 +21,19 @@ from xlr.rewarding import responses, room
 from xlr.rewarding.candidates import Candidate, score_shards, scoring_instruction, too_long
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
 from xlr.rewarding.scoretotals import ScoreTotals
-from xlr.run.artifact import Artifact, read_manifest, verified
+from xlr.run.artifact import Artifact, Part
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
+from xlr.run.manifests import part_of, read_manifest, verified
+from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, row_count, write_shard
 from xlr.settings.config import Config, Reward, settings
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, Work, whole
 
+PROBES = "_probes.json"  # pandas and datasets read a folder without files whose names begin so
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
 
 FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens and its terminator"
@@ -43,17 +46,15 @@ def iterations(config: Config) -> list[int]:
 
 def artifact(context: Context, iteration: int) -> Artifact:
     """The scores of one iteration, with the settings and inputs that decide them."""
-    config = context.config
+    config, run, sampled = context.config, context.run.path, context.run.iteration(iteration) / "responses"
+    models = {"policy": context.model(iteration - 1), "reference": context.model(context.reward_reference(iteration))}
     return Artifact(
-        context.run.path,
+        run,
         context.run.iteration(iteration) / "scores",
         "score",
         settings(config.score, "score") | {"model.dtype": config.model.dtype},
-        {
-            "responses": context.run.iteration(iteration) / "responses",
-            "policy": context.model(iteration - 1),
-            "reference": context.model(context.reward_reference(iteration)),
-        },
+        {"responses": sampled, **models},
+        {lang: {"responses": Part(run, sampled, lang), **models} for lang in _scored_languages(config)},
     )
 
 
@@ -120,21 +121,25 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     run, mode = context.run, context.config.score.reward
     require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
     target = artifact(context, iteration)
-    shards = _response_shards(context, iteration)
+    kept = Kept(target)
+    langs = [lang for lang in _scored_languages(context.config) if lang not in kept.languages]
+    shards = _response_shards(context, iteration, langs)
     scored = score_in_mode(context, target, mode, shards, iteration, f"score iteration {iteration}")
     dropped, of_all = Dropped(), ScoreTotals()
-    of_language = {lang: ScoreTotals() for lang in _scored_languages(context.config)}
-    middle: list[Score] = []
+    of_language = {lang: ScoreTotals() for lang in langs}
+    middle = [score for file in kept.files for score in _middle(read_rows(file, Score))]
     with atomic_path(target.folder) as folder:
         folder.mkdir()
+        kept.link_into(folder)
         for name, rows, scores in scored.by_shard(dropped):
-            kept = [row.key for row in rows if row.key not in dropped.keys]
-            write_shard(folder / f"{name}.parquet", scored.scores.table(name), kept)
-            for totals in (of_all, of_language[language_of(name)]):
+            keys = [row.key for row in rows if row.key not in dropped.keys]
+            write_shard(folder / f"{name}.parquet", scored.scores.table(name), keys)
+            for totals in (of_all, of_language[part_of(name)]):
                 totals.add(scores)
             middle += _middle(scores)
-        write_json(folder / "probes.json", _probes(context, mode, middle))
-    if context.pool.precision(context.config.scoring_dtype) == "bfloat16" and (warning := of_all.noise_warning()):
+        write_json(folder / PROBES, _probes(context, mode, middle))
+    warning = of_all.noise_warning()
+    if warning and context.pool.precision(context.config.scoring_dtype) == "bfloat16":
         console.print(f"  warning: {warning}")
     facts: ScoreFacts = {
         "formula": FORMULA,
@@ -142,7 +147,12 @@ def make(context: Context, iteration: int) -> ScoreFacts:
         "dropped": dropped.counts(),
         "languages": {lang: totals.facts() for lang, totals in of_language.items()},
     }
-    target.finish(of_all.rows, facts, context.clock, {"scored": of_all.tokens})
+    for lang in kept.languages:
+        facts["languages"][lang] = kept.facts["languages"][lang]
+        if lang in kept.facts["dropped"]:
+            facts["dropped"][lang] = kept.facts["dropped"][lang]
+    count = sum(own["rows"] for own in facts["languages"].values())
+    target.finish(count, facts, context.clock, {"scored": of_all.tokens})
     target.remove_pieces()
     return facts
 
@@ -151,21 +161,15 @@ def _scored_languages(config: Config) -> list[str]:
     return [lang for lang in config.languages if config.score.reward != "translate" or lang != ENGLISH]
 
 
-def language_of(shard: str) -> str:
-    """The language of a shard, or of a file of one, from its name."""
-    return shard.rsplit("-", 1)[0]
-
-
-def _response_shards(context: Context, iteration: int) -> list[Shard[Sequence[Response]]]:
-    """The responses of an iteration that are scored: one shard for each of their files."""
+def _response_shards(context: Context, iteration: int, langs: Collection[str]) -> list[Shard[Sequence[Response]]]:
+    """The responses of an iteration in these languages: one shard for each of their files."""
     folder = context.run.iteration(iteration) / "responses"
     manifest = read_manifest(folder)
     assert manifest is not None
-    scored = _scored_languages(context.config)
     found: list[Shard[Sequence[Response]]] = []
     for name, path in verified(folder).items():
-        lang = language_of(path.stem)
-        if lang in scored:
+        lang = part_of(path.stem)
+        if lang in langs:
             totals = Counter({lang: row_count(path)})
             found.append(Shard(path.stem, manifest["files"][name][1], totals, partial(read_rows, path, Response)))
     return found

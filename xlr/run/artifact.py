@@ -1,25 +1,25 @@
-"""Artefacts of stages and their manifests.
+"""Artefacts of stages. One without a manifest is made again, using its finished pieces."""
 
-The manifest is written last, so an artefact with a manifest is complete. An artefact without one is made again, using
-its finished pieces. Who reads an artefact reads the files of its manifest, after comparing their digests.
-"""
-
-import fnmatch
-import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from typing_extensions import TypedDict
-
 from xlr.errors import UserError
 from xlr.run import identity
-from xlr.run.digests import content_digest, file_digest, file_digests
-from xlr.run.files import read_json, remove, sealed, sha256, write_json
-from xlr.run.rows import Row, read_rows
+from xlr.run.digests import content_digest, file_digest
+from xlr.run.files import remove, sealed, write_json
+from xlr.run.manifests import (
+    Manifest,
+    files_digest,
+    kept_folder,
+    manifest_path,
+    part_of,
+    read_manifest,
+    settings_of_parts,
+)
 from xlr.terminal.progress import Clock
 from xlr.versions import commit, version
 
@@ -33,47 +33,31 @@ _LIBRARIES = (
 class Rows(Protocol):
     """An input that is no file or folder."""
 
-    def digest(self) -> str:
-        """A digest of its content."""
+    def digest(self) -> str | None:
+        """A digest of its content; None if it is not finished."""
 
 
 Source: TypeAlias = str | Path | Rows
 
 
-class Manifest(TypedDict):
-    """The file `NAME.manifest.json` beside a finished artefact."""
+@dataclass(frozen=True)
+class Part:
+    """One language of an artefact of a run, as an input of another artefact."""
 
-    stage: str
-    rows: int
-    seconds: float
-    time: dict[str, float]
-    """Seconds by activity."""
-    processors: dict[str, float]
-    """Peak number of CPUs and GPUs in use."""
-    finished: str
-    """Time in UTC, ISO 8601."""
-    tokens: dict[str, int]
-    """Number of tokens that the stage processed, by kind, such as `trained on`."""
-    facts: Any
-    """Results of the stage; see the `facts` module of its package."""
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-    """Digest of each input."""
-    digest: str
-    """Digest of all files together."""
-    versions: dict[str, str | None]
-    commit: str | None
-    """The commit of xlr, if it runs from a checkout."""
-    conditions: dict[str, dict[str, str | None]]
-    """For each folder of pieces, the conditions under which they were computed."""
-    accepted: list[str]
-    """Changes of conditions that the user accepted while the artefact was unfinished."""
-    files: dict[str, tuple[int, str]]
-    """Size and SHA-256 of each file."""
-    records: dict[str, tuple[int, str]]
-    """Size and SHA-256 of files beside the artefact that hold its course, which the digest does not cover."""
-    seal: str
-    """Digest of this manifest."""
+    run: Path
+    folder: Path
+    name: str
+
+    def digest(self) -> str | None:
+        """Digest of the language's files; None if they are not finished."""
+        for folder in (self.folder, kept_folder(self.run, self.folder)):
+            manifest = read_manifest(folder)
+            if manifest is not None and self.name in manifest.get("parts", {}):
+                return manifest["parts"][self.name]["digest"]
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.folder} {self.name}"
 
 
 def fingerprint(path: str | Path) -> str:
@@ -89,97 +73,6 @@ def fingerprint(path: str | Path) -> str:
     return content_digest(path) if path.exists() else str(path)
 
 
-def manifest_path(folder: Path) -> Path:
-    """The path of an artefact's manifest, beside its folder."""
-    return folder.with_name(folder.name + ".manifest.json")
-
-
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of an artefact, or None if the artefact is not finished.
-
-    Raises:
-        UserError: the manifest is damaged, or another version of xlr wrote it.
-    """
-    path = manifest_path(folder)
-    if not path.is_file():
-        return None
-    remedy = "delete it to make the artefact again"
-    if "seal" not in read_json(path, dict[str, Any], remedy):
-        raise UserError(f"{path}: written by another version of xlr; use another run_dir, or delete it to start again")
-    manifest: Manifest = read_json(path, Manifest, remedy)
-    return manifest
-
-
-def verified(folder: Path, exact: bool = False, fresh: bool = False) -> dict[str, Path]:
-    """The files of a finished artefact by name, after comparing them with its manifest.
-
-    Args:
-        exact: refuse files that the manifest does not list.
-        fresh: read files even if their digests are remembered.
-
-    Raises:
-        UserError: the artefact is not finished, or a file is missing, has changed or is not listed.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(f"{folder}: not finished; start the run again")
-    for path, difference in differences(folder, manifest["files"], fresh):
-        raise UserError(f"{path}: {difference}; delete {manifest_path(folder)} to make the artefact again")
-    for path in foreign(folder, manifest) if exact else ():
-        raise UserError(f"{path}: is not a file of this artefact; move it elsewhere")
-    return {name: folder / name for name in manifest["files"]}
-
-
-def differences(folder: Path, files: Mapping[str, tuple[int, str]], fresh: bool = False) -> Iterator[tuple[Path, str]]:
-    """The files in a folder that are missing or differ from what a manifest says, each with how it differs.
-
-    Args:
-        files: name -> size and SHA-256.
-        fresh: read files even if their digests are remembered.
-    """
-    same_size = {}
-    for name, (size, digest) in files.items():
-        if not (folder / name).is_file():
-            yield folder / name, "is missing"
-        elif (folder / name).stat().st_size != size:
-            yield folder / name, "has changed since it was written (another size)"
-        else:
-            same_size[folder / name] = digest
-    for path, found in zip(same_size, file_digests(list(same_size), fresh), strict=True):
-        if found != same_size[path]:
-            yield path, "has changed since it was written (another SHA-256)"
-
-
-def foreign(folder: Path, manifest: Manifest) -> list[Path]:
-    """The files in an artefact's folder that its manifest does not list, but for hidden ones."""
-    present = [file for file in sorted(folder.rglob("[!.]*")) if not file.is_dir()]
-    return [file for file in present if str(file.relative_to(folder)) not in manifest["files"]]
-
-
-def rows_of(folder: Path, row_type: type[Row], pattern: str = "*") -> list[Row]:
-    """Read the records of a finished artefact, in the order of its files' names.
-
-    Args:
-        pattern: read only the Parquet files whose names in the artefact match it.
-
-    Raises:
-        UserError: see `verified`.
-    """
-    known: dict[int, int] = {}
-    files = [path for name, path in sorted(verified(folder).items()) if fnmatch.fnmatch(name, pattern)]
-    return [row for path in files if path.suffix == ".parquet" for row in read_rows(path, row_type, known)]
-
-
-def json_of(folder: Path, name: str, kind: Any) -> Any:
-    """The content of a JSON file of a finished artefact; None if the artefact has no such file.
-
-    Raises:
-        UserError: see `verified`; or the content is not of this type.
-    """
-    file = verified(folder).get(name)
-    return read_json(file, kind, f"delete {manifest_path(folder)} to make the artefact again") if file else None
-
-
 @dataclass(frozen=True)
 class Artifact:
     """The output folder of a stage in one iteration, with the settings and inputs that decide its content."""
@@ -190,6 +83,9 @@ class Artifact:
     stage: str
     settings: dict[str, Any]
     inputs: Mapping[str, Source]
+    parts: Mapping[str, Mapping[str, Source]] = field(default_factory=dict)
+    """Language -> the inputs that decide its rows, where languages stand on their own. Its files are named
+    `{lang}-{number}.parquet`, and of the settings all but `languages` decide it."""
 
     @cached_property
     def title(self) -> str:
@@ -207,6 +103,19 @@ class Artifact:
         path = Path(source)
         unfinished = path.is_relative_to(self.run) and path != self.run and read_manifest(path) is None
         return None if unfinished else fingerprint(path)
+
+    @cached_property
+    def part_inputs(self) -> dict[str, dict[str, str | None]]:
+        """Language -> the digest of each input; see `input_digests`."""
+        return {
+            part: {name: self._digest(source) for name, source in sources.items()}
+            for part, sources in self.parts.items()
+        }
+
+    @property
+    def part_settings(self) -> dict[str, Any]:
+        """The settings that decide each language."""
+        return settings_of_parts(self.recorded_settings)
 
     def manifest(self) -> Manifest | None:
         """The manifest if the artefact is finished, else None.
@@ -233,18 +142,19 @@ class Artifact:
         Raises:
             UserError: one differs; names it.
         """
-        changed = [str(change) for change in identity.changes(recorded["settings"], self._settings)]
+        changed = [str(change) for change in identity.changes(recorded["settings"], self.recorded_settings)]
         for change in identity.changes(recorded["inputs"], self.input_digests):
             if change.now is not None or change.key not in self.inputs:
                 changed.append(f"{change.key} ({self.inputs.get(change.key, 'no longer used')}) has changed since")
         if changed:
             raise UserError(
-                f"{self.folder}: made with another configuration: {changed[0]}. Set it back, use another run_dir, or "
-                f"{start_again}"
+                f"{self.folder}: made with another configuration: {changed[0]}. Set it back, use another run_dir (`xlr "
+                f"fork` takes over what stays the same), or {start_again}"
             )
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
+    def recorded_settings(self) -> dict[str, Any]:
+        """The settings as a manifest gives them back."""
         recorded: dict[str, Any] = identity.as_recorded(self.settings)
         return recorded
 
@@ -281,7 +191,14 @@ class Artifact:
             "facts": facts,
             "settings": self.settings,
             "inputs": self.input_digests,
-            "digest": sha256(json.dumps({name: digest for name, (_, digest) in files.items()}, sort_keys=True)),
+            "digest": files_digest(files),
+            "parts": {
+                part: {
+                    "inputs": inputs,
+                    "digest": files_digest({name: own for name, own in files.items() if part_of(name) == part}),
+                }
+                for part, inputs in self.part_inputs.items()
+            },
             "versions": {name: version(name) for name in _LIBRARIES},
             "commit": commit(),
             "conditions": {name: plan["conditions"] for name, plan in plans.items()},
@@ -338,7 +255,14 @@ class Artifact:
         if finished:
             self.remove_pieces()
 
+    def forget(self) -> None:
+        """Let the artefact be made again from the beginning. Its files stay until the new ones replace them."""
+        remove(manifest_path(self.folder))
+        self.remove_pieces()
+
     def remove_pieces(self) -> None:
         """Remove the pieces and checkpoints of the finished artefact."""
         for folder in self.pieces_folders():
             remove(folder)
+        remove(kept_folder(self.run, self.folder))
+        remove(manifest_path(kept_folder(self.run, self.folder)))

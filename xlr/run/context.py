@@ -12,9 +12,10 @@ from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
 from xlr.model import hub
 from xlr.records import INITIAL, START, ModelKey, Prompt
-from xlr.run.artifact import Artifact, manifest_path, verified
+from xlr.run.artifact import Artifact
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
+from xlr.run.manifests import manifest_path, verified
 from xlr.settings.config import Config
 from xlr.terminal.progress import Clock
 

@@ -23,10 +23,11 @@ from xlr.maths.logprobs import GPU_CHUNK_TOKENS
 from xlr.maths.noise import allowed_difference
 from xlr.records import START, Response, Score
 from xlr.rewarding import scores
-from xlr.run.artifact import Artifact, Manifest, read_manifest, rows_of
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.files import read_json, remove, write_json
+from xlr.run.manifests import Manifest, read_manifest, rows_of
 from xlr.run.trackers import whole_rows
 from xlr.selftest import collectives, material
 from xlr.selftest.check import Check

@@ -117,8 +117,6 @@ class PairConfig(Section):
     long on average."""
     upper_bound: float | None = Field(None, ge=-1e9, le=1e9)
     """A response whose penalised reward reaches this is never chosen. null sets no bound."""
-    export_jsonl: bool = False
-    """Also write pairs.jsonl next to the Parquet file."""
 
 
 class TrainConfig(Section):

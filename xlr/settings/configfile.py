@@ -1,11 +1,12 @@
 """Configuration files: YAML and overrides become a `Config` with absolute paths. Errors name the file and the key.
 
 A relative path is relative to the folder that the command runs in. In a path, `{recipes}` is the folder of the files
-that ship with xlr, and `~` the home folder.
+that ship with xlr, `~` the home folder, and `$NAME` or `${NAME}` an environment variable.
 """
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from xlr.shipped import RECIPES, recipes
 
 # The key under which a file names another one, whose settings it takes over except for those it sets itself.
 EXTENDS = "extends"
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 _MOST_EXTENDED = 20  # files in a chain
 _DEEPEST_KEY = 20  # parts of a dotted key
 _LONGEST_KEY = 100  # characters of a key that are compared with the valid ones
@@ -265,13 +267,20 @@ def _located(value: str, location: Location, config: Config, position: str) -> s
 
 
 def _expanded(value: str, position: str) -> Path:
-    """The path with `~` replaced.
+    """The path with `~` and variables replaced.
 
     Raises:
-        UserError: the home folder is not known.
+        UserError: the home folder is not known, or a variable is not set.
     """
+
+    def variable(found: "re.Match[str]") -> str:
+        name = found[1] or found[2]
+        if not os.environ.get(name):
+            raise UserError(f"{position}: {brief(value)}: the variable {name} is not set; set it, or write the path")
+        return os.environ[name]
+
     try:
-        return Path(value).expanduser()
+        return Path(_VARIABLE.sub(variable, value)).expanduser()
     except RuntimeError as error:
         raise UserError(f"{position}: {brief(value)}: {reason(error)}; write the whole path") from error
 
@@ -284,5 +293,5 @@ def _is_path(value: str, location: Location, config: Config) -> bool:
     if location is Location.JUDGE and config.judge.backend != "transformers":
         return False
     if location in (Location.HUB, Location.JUDGE):
-        return value.startswith((".", "/", "~", "{")) or os.path.lexists(value)
+        return value.startswith((".", "/", "~", "{", "$")) or os.path.lexists(value)
     return True

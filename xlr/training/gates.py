@@ -11,7 +11,8 @@ from xlr.errors import UserError
 from xlr.maths.noise import allowed_difference, allowed_loss_difference
 from xlr.records import START, Example, FusedOperations
 from xlr.rewarding.facts import ScoredProbe
-from xlr.run.artifact import json_of
+from xlr.rewarding.scores import PROBES
+from xlr.run.manifests import json_of
 from xlr.settings.config import TrainConfig
 from xlr.training.inputs import Training
 from xlr.training.step import Trainer
@@ -55,7 +56,11 @@ def scored_probes(training: Training) -> list[ScoredProbe]:
     if training.iteration == START:
         return []
     folder = training.context.run.iteration(training.iteration) / "scores"
-    probes: list[ScoredProbe] = json_of(folder, "probes.json", list[ScoredProbe])
+    probes: list[ScoredProbe] | None = json_of(folder, PROBES, list[ScoredProbe])
+    if probes is None:
+        raise UserError(
+            f"{folder}: has no {PROBES}; an earlier xlr made it: run `xlr redo {training.context.run.path} score`"
+        )
     return probes
 
 

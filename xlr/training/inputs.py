@@ -14,9 +14,9 @@ from xlr.maths.batching import Batch, micro_batches
 from xlr.packing.layout import batch_shape
 from xlr.records import INITIAL, START, Example, Message, Pair
 from xlr.rewarding import pairs
-from xlr.run.artifact import rows_of
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
+from xlr.run.manifests import rows_of
 from xlr.settings.config import TrainConfig, settings
 
 

@@ -15,8 +15,9 @@ from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.preferences import load_preferences
 from xlr.records import INITIAL, START
 from xlr.rewarding import room
-from xlr.run.artifact import Artifact, read_manifest
+from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
+from xlr.run.manifests import read_manifest
 from xlr.settings.config import Config
 from xlr.training import reference
 from xlr.training.facts import TrainingFacts

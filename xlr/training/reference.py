@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.records import START, ReferenceLogps, Scored
-from xlr.run.artifact import Artifact, fingerprint, rows_of
+from xlr.run.artifact import Artifact, fingerprint
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, sha256
+from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_shards
 from xlr.settings.config import Config
 from xlr.training.facts import ReferenceFacts

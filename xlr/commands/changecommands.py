@@ -1,0 +1,59 @@
+"""The commands that change one thing of a run: `xlr fork` and `xlr redo`."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xlr.commands.stagecommands import ModelOption, Overrides, model_key, open_context, require_stage
+from xlr.errors import UserError
+
+
+def add_change_commands(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (fork, redo):
+        app.command()(command)
+
+
+def fork(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The new run's directory.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make a new run with other settings. It takes over what RUN has from the same settings and inputs."""
+    from xlr.commands import changes
+
+    if not Path(source).is_dir():
+        raise UserError(f"{source}: no such run directory; name one that `xlr run` made")
+    old = open_context(source, None)
+    forked = open_context(source, [*(overrides or []), f"run_dir={json.dumps(str(new.absolute()))}"])
+    changes.show(old.run.path, forked.run.path, changes.fork(old, forked))
+    print(f"xlr run {shlex.quote(str(new))}")
+
+
+def redo(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    stage: Annotated[str, typer.Argument(help="A stage, for example train.")],
+    iteration: ModelOption = "1",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Make a stage again at the next start. What follows it is made again only if its result differs."""
+    from xlr.commands import changes
+    from xlr.pipeline import Stage
+    from xlr.terminal.console import console
+
+    context = open_context(source, None)
+    again = require_stage(context, Stage(stage, model_key(iteration)))
+    after = list(changes.followers(context, again))
+    console.print(f"{again}: is made again")
+    for other in after:
+        console.print(f"{other}: is made again if what it reads differs then")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"xlr redo {source} {stage}: nobody can be asked here; pass --yes")
+        typer.confirm("Go on?", abort=True)
+    changes.forget(context, again)
+    print(f"xlr run {shlex.quote(str(context.run.path))}")
