@@ -1,7 +1,7 @@
 """Kills a run just before changes of its folder. Python imports this module at its start, by its name.
 
 Notes the calls that rename, remove or create something in the folder XLR_CRASH_RUN, over all processes of a run and all
-its starts, in the file XLR_CRASH_SEEN: each once, without the random part of names. Before every XLR_CRASH_STEP-th new
+its starts, in the file XLR_CRASH_SEEN: each once, without random parts of names and numbers of leases. Before every XLR_CRASH_STEP-th new
 one, it kills every process of the run. With XLR_CRASH_POWER, it then cuts every file in half that was not flushed to
 disk at its present size, as a power cut might.
 """
@@ -41,6 +41,7 @@ def _counted(name):
             text = os.path.join(os.readlink(f"/proc/self/fd/{keywords['dir_fd']}"), text)
         if os.path.abspath(text).startswith(_RUN + os.sep):
             changed = re.sub(r"\.[0-9a-f]+-[-0-9a-f]+\.tmp", ".tmp", os.path.relpath(text, _RUN))
+            changed = re.sub(r"^(leases/.*/)[0-9]+$", r"\1NUMBER", changed)  # each start takes the next one
             number = _append(_SEEN, f"{name} {changed}")
             if number and _STEP and number % _STEP == _STEP // 2:
                 _crash()
