@@ -1,9 +1,9 @@
 """Kills a run just before changes of its folder. Python imports this module at its start, by its name.
 
 Notes the calls that rename, remove or create something in the folder XLR_CRASH_RUN, over all processes of a run and all
-its starts, in the file XLR_CRASH_SEEN: each once, without random parts of names and numbers of leases. Before every XLR_CRASH_STEP-th new
-one, it kills every process of the run. With XLR_CRASH_POWER, it then cuts every file in half that was not flushed to
-disk at its present size, as a power cut might.
+its starts, in the file XLR_CRASH_SEEN: each once, without random parts of names and numbers of leases. Before every
+XLR_CRASH_STEP-th new one, it kills every process of the run. With XLR_CRASH_POWER, it then cuts every file in half that
+was not flushed to disk at its present size, as a power cut might.
 """
 
 import fcntl

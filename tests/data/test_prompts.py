@@ -69,10 +69,11 @@ def test_the_shipped_prompts_are_parallel() -> None:
         (rows(("a", "A")), rows(("a", "á"), ("z", "ž")), r"the id 'z' is in es but not in English"),
         (rows(("a", "A"), ("a", "B")), rows(("a", "á")), r"en\.jsonl:2: duplicate id 'a'"),
         (rows(("a", "A")), rows(("a", "  ")), r"es\.jsonl:1: the instruction 'a' is empty"),
-        (rows(("a", "A")), [{"instruction": "x"}], r"es\.jsonl:1: the row has no instruction_id"),
+        (rows(("a", "A")), [{"instruction": "x"}], r"es has no ids, but en has; give every row an instruction_id"),
+        (rows(("a", "A")), [*rows(("a", "á")), {"instruction": "x"}], r"es\.jsonl:2: the row has no instruction_id"),
         (rows(("a", "A")), [], r"es has no instructions; add some, or remove the language"),
         (rows(("a", "A")), rows(("a", "\u200b\u2060\x01")), r"es\.jsonl:1: the instruction 'a' is empty: .*visible"),
-        (rows(("a", "A")), [{"id": "a", "prompt": "á"}], r"es\.jsonl:1: the instruction 'a' is empty"),
+        (rows(("a", "A")), [{"id": "a", "prompt": "á"}], r"no column 'instruction' \(it has id, prompt\); name"),
         (rows(("a", "A")), [{"id": "a", "instruction": ["á"]}], r"es\.jsonl:1: the instruction 'a' is empty"),
         (rows(("a", "A")), rows(("a", "á\0")), r"es\.jsonl:1: instruction contains the control character .u0000"),
         (rows(("a", "A")), [{"id": True, "instruction": "x"}], r"es\.jsonl:1: id is true; an id is a text or a whole"),
@@ -98,7 +99,7 @@ def test_a_bad_row_is_refused_with_its_position(
         ({"id": 0.5, "instruction": "x"}, r"en row 0: id is 0\.5; an id is"),
         ({"id": "a", "instruction": "\u200b"}, "en row 0: the instruction 'a' is empty"),
         ({"id": "a", "instruction": "a\0"}, "en row 0: instruction contains the control character"),
-        ({"id": "a", "text": "x"}, "en row 0: the instruction 'a' is empty"),
+        ({"id": "a", "text": "x"}, r"en row 0: the row has no column 'instruction' \(it has id, text\)"),
     ],
 )
 def test_a_bad_row_of_a_dataset_is_refused(tmp_path: Path, row: dict[str, object], message: str) -> None:

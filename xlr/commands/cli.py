@@ -191,6 +191,14 @@ def selftest(
 
 
 @app.command()
+def data(source: Source, overrides: Overrides = None) -> None:
+    """Show what xlr reads of prompts and preferences, and the first of each language as the model sees it."""
+    from xlr.commands import datacheck
+
+    datacheck.show(list(datacheck.check(open_context(source, overrides))))
+
+
+@app.command()
 def verify(source: Source) -> None:
     """Read every file of a run again, compare it with its manifest, and say what each fault means."""
     from xlr.commands import verify as verification

@@ -6,17 +6,15 @@ surrogate pairs. All of these are refused here.
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from xlr.errors import UserError
-from xlr.foreign.texts import MIB, brief, decoded, open_file, read, surrogate_in
+from xlr.foreign.texts import MIB, brief, decoded_lines, open_file, read, surrogate_in
 
 Row: TypeAlias = dict[str, Any]
 
-_LONGEST_LINE = 16 * MIB
 _LARGEST_LIST = 256 * MIB
 _LONGEST_NUMBER = 40  # in characters
 _DEEPEST = 100
@@ -32,26 +30,6 @@ _JSON_TYPES = {
 }
 
 
-def language_source(path: str, lang: str) -> Path | str:
-    """The file `{lang}.jsonl` or `{lang}.json` in the folder `path`; `path` itself if the folder has neither.
-
-    Raises:
-        UserError: the folder has both.
-    """
-    files = [Path(path) / f"{lang}{suffix}" for suffix in (".jsonl", ".json")]
-    there = [file for file in files if os.path.lexists(file)]
-    if len(there) == 2:
-        raise UserError(
-            f"{there[0]}: {there[1].name} is beside it, and only one of them would be read; remove the old one"
-        )
-    return there[0] if there else path
-
-
-def read_objects(path: Path, expected: str) -> Iterator[tuple[str, Row]]:
-    """Read a JSONL file if the name ends in .jsonl, else a JSON list; see `read_jsonl`."""
-    return read_jsonl(path, expected) if path.suffix == ".jsonl" else read_json_list(path, expected)
-
-
 def read_jsonl(path: Path, expected: str) -> Iterator[tuple[str, Row]]:
     """Read the objects of a JSONL file; empty lines are skipped.
 
@@ -64,16 +42,10 @@ def read_jsonl(path: Path, expected: str) -> Iterator[tuple[str, Row]]:
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object.
     """
-    number = 0
     with open_file(path) as file:
-        while line := file.readline(_LONGEST_LINE + 1):
-            number += 1
-            position = f"{path}:{number}"
-            if len(line) > _LONGEST_LINE:
-                raise UserError(
-                    f"{position}: is longer than {_LONGEST_LINE // MIB} MiB; write one short object per line"
-                )
-            if text := decoded(line, path, number).strip():
+        for number, line in enumerate(decoded_lines(file, path), start=1):
+            if text := line.strip():
+                position = f"{path}:{number}"
                 yield position, _object(parse(text, position), position, expected)
 
 

@@ -1,15 +1,16 @@
-"""Preference sets: prompts with a chosen and a rejected answer, from a JSONL or Parquet file."""
+"""Preference sets: prompts with a chosen and a rejected answer, from a file of rows."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xlr.data.fields import identifier, is_text, require_no_nul
-from xlr.data.jsonfiles import Row, read_jsonl
+from xlr.data.jsonfiles import Row
+from xlr.data.tables import read_table
 from xlr.errors import UserError
-from xlr.foreign.texts import brief, open_file, reason
+from xlr.foreign.texts import brief
 from xlr.records import Message
 
 _EXPECTED = "an object with prompt, chosen and rejected"
@@ -39,8 +40,8 @@ def load_preferences(path: str) -> list[Preference]:
     """
     file = Path(path)
     if not os.path.lexists(file):
-        raise UserError(f"{path}: no such file; preferences are a JSONL or Parquet file with prompt, chosen, rejected")
-    rows = _parquet_rows(file) if file.suffix == ".parquet" else read_jsonl(file, _EXPECTED)
+        raise UserError(f"{path}: no such file; preferences are a file of rows with prompt, chosen, rejected")
+    rows = read_table(file, _EXPECTED, _COLUMNS)
     found: dict[str, Preference] = {}
     for index, (position, row) in enumerate(rows):
         preference = _preference(row, index, position)
@@ -50,27 +51,6 @@ def load_preferences(path: str) -> list[Preference]:
     if not found:
         raise UserError(f"{path}: contains no preferences; write one object per line, with prompt, chosen and rejected")
     return list(found.values())
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    index = 0
-    with open_file(file) as opened:
-        try:
-            table = pq.ParquetFile(opened)
-            names = table.schema_arrow.names
-            if twice := [name for name in _COLUMNS if names.count(name) > 1]:
-                raise UserError(f"{file}: has the column {twice[0]} more than once; remove one of them")
-            for batch in table.iter_batches(columns=[name for name in _COLUMNS if name in names]):
-                for row in batch.to_pylist():
-                    yield f"{file} row {index}", row
-                    index += 1
-        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: texts that are not UTF-8, equal keys
-            raise UserError(
-                f"{file}: not a Parquet file that can be read ({reason(error)}); get or write it again"
-            ) from error
 
 
 def _preference(row: Row, index: int, position: str) -> Preference:

@@ -1,22 +1,32 @@
-"""Parallel instructions: the same ids in every language. Reads `{lang}.jsonl`, `{lang}.json` or a `datasets` source."""
+"""Parallel instructions: the same ids in every language. Reads files of rows, one a language or one for all."""
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from xlr.data.fields import identifier, is_text, require_no_nul
-from xlr.data.jsonfiles import Row, language_source, read_objects
+from xlr.data.jsonfiles import Row
+from xlr.data.promptrows import own_rows
+from xlr.data.tables import language_source
 from xlr.errors import UserError
-from xlr.foreign.texts import reason
 from xlr.languages import ENGLISH
 from xlr.records import Prompt
 from xlr.settings.config import PromptsConfig
 
-_EXPECTED = "an object with instruction_id and instruction"
+_IDS = ("instruction_id", "id")
+
+
+@dataclass(frozen=True)
+class _Instructions:
+    """The instructions of a language."""
+
+    by_id: dict[str, str]
+    """In the order of the source."""
+    numbered: bool
+    """Whether the rows have no ids, so that their numbers are the ids."""
 
 
 def load_prompts(section: PromptsConfig, languages: Iterable[str]) -> dict[str, list[Prompt]]:
@@ -26,11 +36,13 @@ def load_prompts(section: PromptsConfig, languages: Iterable[str]) -> dict[str, 
         lang -> prompts in the order of the English ids; a language may lack some of them.
 
     Raises:
-        UserError: a source cannot be read, a row is broken, an id does not exist in English, or a language has none of
-            the ids that `prompts.limit` selects.
+        UserError: a source cannot be read, a row is broken, an id does not exist in English, rows without ids are not
+            parallel, or a language has none of the ids that `prompts.limit` selects.
     """
     wanted = list(dict.fromkeys([ENGLISH, *languages]))
-    table = {lang: _read_language(section.path, lang) for lang in wanted}
+    found = {lang: _read_language(section, lang) for lang in wanted}
+    _require_parallel(section, found)
+    table = {lang: own.by_id for lang, own in found.items()}
     english = table[ENGLISH]
     order = list(english)[: section.limit]
     kept: dict[str, list[Prompt]] = {}
@@ -39,7 +51,7 @@ def load_prompts(section: PromptsConfig, languages: Iterable[str]) -> dict[str, 
         if unknown is not None:
             raise UserError(
                 f"{section.path}: the id {unknown!r} is in {lang} but not in English; every instruction needs an "
-                f"English version: add it to {ENGLISH}.jsonl, or remove it from {lang}.jsonl"
+                f"English version: add it to English, or remove it from {lang}"
             )
         kept[lang] = [Prompt(key, lang, table[lang][key]) for key in order if key in table[lang]]
         if not kept[lang]:
@@ -47,6 +59,27 @@ def load_prompts(section: PromptsConfig, languages: Iterable[str]) -> dict[str, 
                 f"{section.path}: {lang} has none of the first {len(order)} English ids; raise prompts.limit"
             )
     return kept
+
+
+def _require_parallel(section: PromptsConfig, found: Mapping[str, _Instructions]) -> None:
+    """Check that rows without ids belong together by their number.
+
+    Raises:
+        UserError: only some languages have ids, or the languages without have different numbers of rows.
+    """
+    english = found[ENGLISH]
+    for lang, own in found.items():
+        if own.numbered != english.numbered:
+            without, other = (lang, ENGLISH) if own.numbered else (ENGLISH, lang)
+            raise UserError(
+                f"{section.path}: {without} has no ids, but {other} has; give every row an instruction_id (or id), or "
+                "name the column in prompts.columns.id"
+            )
+        if own.numbered and len(own.by_id) != len(english.by_id):
+            raise UserError(
+                f"{section.path}: {lang} has {len(own.by_id)} rows and English {len(english.by_id)}. Rows without ids "
+                "belong together by their number: make the languages equally long, or give every row an id"
+            )
 
 
 def load_held_out(section: PromptsConfig, languages: Iterable[str]) -> dict[str, list[Prompt]]:
@@ -60,88 +93,83 @@ def load_held_out(section: PromptsConfig, languages: Iterable[str]) -> dict[str,
         known = {prompt.id for prompt in own}
         lacking = next((prompt.id for prompt in prompts[ENGLISH] if prompt.id not in known), None)
         if lacking is not None:
+            file = language_source(section.path, lang)
+            where = file if isinstance(file, Path) else f"{section.path} {lang}"
             raise UserError(
-                f"{language_source(section.path, lang)}: lacks the id {lacking!r}, which {ENGLISH} has; models are "
-                "evaluated on the same instructions in every language: add it, or remove it from the other languages"
+                f"{where}: lacks the id {lacking!r}, which {ENGLISH} has; models are evaluated on the same "
+                "instructions in every language: add it, or remove it from the other languages"
             )
     return prompts
 
 
 @dataclass(frozen=True)
-class DatasetRows:
-    """The rows of a language in a `datasets` source, which are read only when their digest is needed."""
+class PromptRows:
+    """The rows of a language in a source that holds several, which are read only when their digest is needed."""
 
-    path: str
+    section: str
+    """The `PromptsConfig` as JSON."""
     lang: str
 
     def digest(self) -> str:
         """SHA-256 of ids and instructions."""
-        return _rows_digest(self.path, self.lang)
+        section = PromptsConfig.model_validate_json(self.section)
+        file = Path(section.path)
+        return _rows_digest(self.section, self.lang, file.stat().st_mtime_ns if file.is_file() else 0)
 
     def __str__(self) -> str:
-        return f"{self.path} {self.lang}"
+        return f"{json.loads(self.section)['path']} {self.lang}"
 
 
 @cache
-def _rows_digest(path: str, lang: str) -> str:
-    return hashlib.sha256(json.dumps(_read_language(path, lang)).encode()).hexdigest()
+def _rows_digest(section: str, lang: str, _modified_ns: int) -> str:
+    rows = _read_language(PromptsConfig.model_validate_json(section), lang).by_id
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def sources(section: PromptsConfig, languages: Iterable[str]) -> dict[str, Path | DatasetRows]:
-    """The files of the prompts, or the rows of their `datasets` source, as inputs of an artefact."""
-    found: dict[str, Path | DatasetRows] = {}
+def sources(section: PromptsConfig, languages: Iterable[str]) -> dict[str, Path | PromptRows]:
+    """The files of the prompts, or the rows of a source with several languages, as inputs of an artefact."""
+    found: dict[str, Path | PromptRows] = {}
     for lang in dict.fromkeys([ENGLISH, *languages]):
         file = language_source(section.path, lang)
-        found[f"prompts {lang}"] = file if isinstance(file, Path) else DatasetRows(section.path, lang)
+        found[f"prompts {lang}"] = file if isinstance(file, Path) else PromptRows(section.model_dump_json(), lang)
     return found
 
 
-def _read_language(path: str, lang: str) -> dict[str, str]:
-    """Instruction by id, in the order of the source."""
+def _read_language(section: PromptsConfig, lang: str) -> _Instructions:
+    columns = section.columns
     found: dict[str, str] = {}
-    for position, row in _rows(path, lang):
-        name = "instruction_id" if "instruction_id" in row else "id"
-        if row.get(name) is None:
-            raise UserError(f"{position}: the row has no instruction_id (or id); every instruction needs one")
-        key, instruction = identifier(row[name], position, name), row.get("instruction")
-        if not is_text(instruction):
-            raise UserError(
-                f"{position}: the instruction {key!r} is empty: `instruction` must be a text with a visible character; "
-                "fill it in, or remove it from every language"
-            )
+    numbered = False
+    for index, (position, row) in enumerate(own_rows(section, lang)):
+        name = columns.id or next((name for name in _IDS if name in row), None)
+        if index == 0:
+            numbered = name is None
+        if not numbered and (name is None or row.get(name) is None):
+            missing = columns.id or "instruction_id (or id)"
+            raise UserError(f"{position}: the row has no {missing}; every instruction needs one{_there(row)}")
+        key = str(index + 1) if numbered or name is None else identifier(row[name], position, name)
         if key in found:
             raise UserError(f"{position}: duplicate id {key!r}; ids must be unique in a language")
-        found[key] = require_no_nul(str(instruction), position, "instruction")
+        found[key] = _instruction(row, columns.instruction or "instruction", key, position, lang)
     if not found:
-        raise UserError(f"{path}: {lang} has no instructions; add some, or remove the language")
-    return found
+        raise UserError(f"{section.path}: {lang} has no instructions; add some, or remove the language")
+    return _Instructions(found, numbered)
 
 
-def _rows(path: str, lang: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a language, each with its position."""
-    folder, file = Path(path), language_source(path, lang)
-    if isinstance(file, Path):
-        return read_objects(file, _EXPECTED)
-    if os.path.isdir(folder) and not (folder / "dataset_dict.json").is_file():
-        there = ", ".join(sorted(file.name for file in folder.iterdir())[:20]) or "nothing"
-        needed = " (English is always required, because responses are scored under it)" if lang == ENGLISH else ""
-        raise UserError(f"{folder}: has no {lang}.jsonl or {lang}.json{needed}; it contains {there}")
-    return _dataset_rows(path, lang)
-
-
-def _dataset_rows(path: str, lang: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a saved `DatasetDict` (one split a language) or of a hub dataset (one configuration a language)."""
-    import datasets
-
-    saved = os.path.isdir(path)
-    try:
-        rows = datasets.load_from_disk(path)[lang] if saved else datasets.load_dataset(path, lang, split="train")
-        for index, row in enumerate(rows):
-            yield f"{path} {lang} row {index}", row
-    # Of damaged files: TypeError and AttributeError from their JSON, ValueError and OSError from their tables.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        where = "a dataset in this folder" if saved else "no such folder, and a dataset of this name"
+def _instruction(row: Row, column: str, key: str, position: str, lang: str) -> str:
+    name = column.replace("{lang}", lang)
+    if name not in row:
         raise UserError(
-            f"prompts.path {path}: {where} cannot be read for {lang!r} ({reason(error)}); check the path, or save the "
-            f"dataset again with {lang!r} as a split"
-        ) from error
+            f"{position}: the row has no column {name!r}{_there(row)}; name the one with the instruction in "
+            "prompts.columns.instruction"
+        )
+    if not is_text(row[name]):
+        raise UserError(
+            f"{position}: the instruction {key!r} is empty: {name!r} must be a text with a visible character; fill it "
+            "in, or remove it from every language"
+        )
+    return require_no_nul(str(row[name]), position, name)
+
+
+def _there(row: Row) -> str:
+    names: Sequence[str] = list(row)
+    return f" (it has {', '.join(names[:20])})" if names else ""

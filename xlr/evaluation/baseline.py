@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from xlr.data.jsonfiles import Row, language_source, read_objects
+from xlr.data.jsonfiles import Row
+from xlr.data.tables import language_source, read_table
 from xlr.errors import UserError
 from xlr.records import ModelKey, Prompt, Response
 from xlr.run.context import Context
@@ -98,7 +99,7 @@ def _read_outputs(path: str, lang: str, prompts: Sequence[Prompt]) -> Iterator[_
         )
     by_id = {prompt.id: prompt for prompt in prompts}
     by_instruction = {prompt.instruction: prompt for prompt in prompts}
-    for position, row in read_objects(file, _EXPECTED):
+    for position, row in read_table(file, _EXPECTED):
         key, instruction, text = row.get("instruction_id", row.get("id")), row.get("instruction"), row.get("output")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{position}: the output is empty; fill it in, or remove the row and its instruction")

@@ -1,15 +1,21 @@
 """Texts and files from outside: how they are read, what is refused in them, and how they are shown."""
 
+import codecs
+import gzip
 import json
 import re
 import stat
 import unicodedata
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from xlr.errors import UserError
 
 MIB = 1 << 20
+LONGEST_LINE = 16 * MIB
 
 _NOT_LINES = "\x00-\x08\x0b-\x1f\x7f-\x9f"  # the control characters but for tab and line feed
 _DIRECTIONS = "\u202a-\u202e\u2066-\u2069"  # these change the order in which the characters of a line are shown
@@ -73,8 +79,31 @@ def is_blank(text: str) -> bool:
     return not any(map(_visible, text))
 
 
+class _Unzipped(gzip.GzipFile):
+    """A compressed file, whose damage is bad input."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._path = path
+
+    def read(self, size: int | None = -1) -> bytes:
+        with self._as_bad_input():
+            return super().read(size)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        with self._as_bad_input():
+            return super().readline(size)
+
+    @contextmanager
+    def _as_bad_input(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError, zlib.error) as error:
+            raise UserError(f"{self._path}: damaged gzip file ({reason(error)}); get or write it again") from error
+
+
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file.
+    """Open a regular file. One whose name ends in .gz is unpacked.
 
     Raises:
         UserError: it is missing, cannot be read, or is a folder, a pipe or a device.
@@ -82,7 +111,7 @@ def open_file(path: Path) -> BinaryIO:
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):
-            return path.open("rb")
+            return cast(BinaryIO, _Unzipped(path)) if path.suffix == ".gz" else path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: the path contains NUL
         what = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read ({what}); check the path and its permissions") from error
@@ -112,10 +141,24 @@ def decoded(content: bytes, path: Path, line: int = 1) -> str:
         UserError: they are not UTF-8; names the line.
     """
     try:
-        return content.decode("utf-8")
+        return content.removeprefix(codecs.BOM_UTF8 if line == 1 else b"").decode("utf-8")
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
         raise UserError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def decoded_lines(file: BinaryIO, path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends.
+
+    Raises:
+        UserError: a line is not UTF-8, or longer than 16 MiB.
+    """
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"{path}:{number}: is longer than {LONGEST_LINE // MIB} MiB; write shorter lines")
+        yield decoded(line, path, number)
 
 
 def _code(character: str) -> str:

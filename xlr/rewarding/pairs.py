@@ -35,7 +35,9 @@ def artifact(context: Context, iteration: int) -> Artifact:
         context.run.path,
         context.run.iteration(iteration) / "pairs",
         "pair",
-        settings(config.pair, "pair") | {"languages": list(config.languages)},
+        settings(config.pair, "pair")
+        | settings(config.prompts.columns, "prompts.columns")
+        | {"languages": list(config.languages)},
         {"scores": context.run.iteration(iteration) / "scores", **sources(config.prompts, config.languages)},
     )
 

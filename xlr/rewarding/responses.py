@@ -48,6 +48,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
             "seed": config.seed,
             "languages": list(config.languages),
             "prompts.limit": config.prompts.limit,
+            **settings(config.prompts.columns, "prompts.columns"),
             "model.dtype": config.model.dtype,
         },
         {"policy": context.model(iteration - 1), **sources(config.prompts, config.languages)},

@@ -1,0 +1,85 @@
+"""`xlr data`: what xlr reads of the data that a configuration names, before anything is computed."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from xlr import languages
+from xlr.data.preferences import load_preferences
+from xlr.foreign.texts import shown
+from xlr.languages import ENGLISH
+from xlr.records import Prompt
+from xlr.run.context import Context
+from xlr.terminal.console import console
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source has in one language."""
+
+    source: str
+    """The key of the configuration."""
+    language: str
+    rows: int
+    english: int
+    """Number of English rows."""
+    mean_tokens: float
+    most_tokens: int
+    duplicates: int
+    """Rows whose text an earlier row has."""
+    first: str
+    """The first row as the model reads it."""
+
+
+def check(context: Context) -> Iterator[Found]:
+    """The prompts, the held-out prompts and the preferences of a run.
+
+    Raises:
+        UserError: a source cannot be read, or a row is broken.
+    """
+    sections = {"prompts": context.prompts, "evaluate.prompts": context.held_out}
+    for name, prompts in sections.items():
+        for lang, own in prompts.items():
+            yield _found(context, name, lang, own, len(prompts[ENGLISH]))
+    config = context.config
+    files = {"align.preferences": config.align.preferences, "evaluate.preferences": config.evaluate.preferences}
+    for name, path in files.items():
+        if path:
+            ids = [context.encoder.prompt_of(one.prompt) for one in load_preferences(path)]
+            yield _of_tokens(context, name, ENGLISH, ids, len(ids))
+
+
+def _found(context: Context, source: str, lang: str, prompts: Sequence[Prompt], english: int) -> Found:
+    return _of_tokens(context, source, lang, [context.encoder.prompt(one.instruction) for one in prompts], english)
+
+
+def _of_tokens(context: Context, source: str, lang: str, ids: Sequence[tuple[int, ...]], english: int) -> Found:
+    lengths = [len(own) for own in ids]
+    return Found(
+        source,
+        languages.name(lang),
+        len(ids),
+        english,
+        statistics.fmean(lengths),
+        max(lengths),
+        len(ids) - len(set(ids)),
+        context.encoder.tokenizer.decode(ids[0]),
+    )
+
+
+def show(found: Sequence[Found]) -> None:
+    """Print a table, then the first row of each source and language."""
+    table = Table(title="what xlr reads", title_justify="left")
+    for name in ("source", "language", "rows", "of the English", "tokens, mean", "most", "duplicates"):
+        table.add_column(name, justify="left" if name in ("source", "language") else "right")
+    for own in found:
+        share = f"{100 * own.rows / own.english:.0f} %"
+        cells = (str(own.rows), share, f"{own.mean_tokens:.0f}", str(own.most_tokens), str(own.duplicates))
+        table.add_row(own.source, own.language, *cells)
+    console.print(table)
+    for own in found:
+        console.print(f"{own.source}, {own.language}, the first row as the model reads it:")
+        console.print(Text(shown(own.first)))
