@@ -177,6 +177,19 @@ def test_more_ranks_than_a_batch_can_feed_are_said(nodes: int, gpus: int, pairs:
     assert jobs.ranks_without_work(Job("annotate", 1, (Stage("score", 1),), ()), wanted, train) is None
 
 
+def test_jobs_without_gpus_are_said() -> None:
+    todo = [Job("train", 1, (Stage("train", 1),), ()), Job("annotate", 1, (Stage("score", 1),), ())]
+
+    def warning(**settings: Any) -> str | None:
+        return jobs.no_gpus(todo, layered(DEFAULTS, SlurmConfig.model_validate(settings)))
+
+    assert "no job asks for a GPU" in str(warning())
+    assert warning(gpus=8) is None
+    assert warning(jobs={"train": {"gpus": "a100:4"}}) is None
+    assert warning(options=["--gpus-per-node=4"]) is None
+    assert jobs.no_gpus([], DEFAULTS) is None
+
+
 def test_the_dry_run_of_the_llama3_8b_recipe_is_as_recorded(cli_here: Cli, tmp_path: Path) -> None:
     """A dry run needs no Slurm and writes no file. After an intended change, replace the recorded file."""
     command = ["submit", RECIPES / "llama3-8b.yaml", f"run_dir={tmp_path / 'run'}", "--site", RECIPES / "site.yaml"]
@@ -275,5 +288,11 @@ def test_the_output_of_scontrol_is_parsed() -> None:
     assert (found.state, found.reason, found.restarts, found.nodes) == ("RUNNING", "", 2, "n[1-2]")
     assert (found.elapsed, found.left) == ("1-00:00:30", "1-11:59:30")
     assert found.active
+    waiting = scheduler.parse(f"{line} StartTime=2026-11-30T08:00:00".replace("RUNNING", "PENDING"))
+    assert (waiting.start, scheduler.parse(f"{line} StartTime=2026-11-30T08:00:00").start) == (
+        "2026-11-30T08:00:00",
+        "",
+    )
+    assert scheduler.parse(f"{line} StartTime=Unknown".replace("RUNNING", "PENDING")).start == ""
     ended = scheduler.parse(line.replace("RUNNING Reason=None", "FAILED Reason=NonZeroExitCode"))
     assert (ended.active, ended.left, ended.reason) == (False, "", "NonZeroExitCode")

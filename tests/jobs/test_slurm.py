@@ -150,6 +150,7 @@ def test_a_chain_of_two_iterations_ends_complete(undisturbed: Run) -> None:
     assert 0 < read_json(undisturbed.path / "iter2" / "judgements" / "winrates.json")["win_rate"] < 100
     assert said.count("COMPLETED") == len(undisturbed.ids) == 7
     assert not undisturbed.pieces("slurm/secrets/*/token"), "a token is left"
+    assert (undisturbed.path / "report.html").is_file(), "the last job writes the report"
     assert "every stage is done" in undisturbed.command("submit").stdout
 
 

@@ -28,6 +28,8 @@ class JobState:
     nodes: str = ""
     restarts: int = 0
     exit_code: str = ""
+    start: str = ""
+    """When it is expected to start, if it waits and the scheduler has planned it."""
 
     @property
     def active(self) -> bool:
@@ -116,6 +118,7 @@ def parse(line: str) -> JobState:
         known.get("NodeList", ""),
         int(known.get("Restarts") or 0),
         known.get("ExitCode", ""),
+        known.get("StartTime", "") if known["JobState"] == "PENDING" else "",
     )
 
 

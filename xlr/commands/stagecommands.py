@@ -98,6 +98,7 @@ def run_stages(
     if found is None or not plan[0].kind.in_ranks:
         with pipeline.holding(context, plan, accepted(accept)):
             pipeline.run_all(context, plan)
+        _report_if_done(context)
         return
     from xlr.training import model
 
@@ -106,6 +107,15 @@ def run_stages(
     context.look_up()
     with pipeline.holding(context, plan, accepted(accept)) if takes_leases else contextlib.nullcontext():
         model.join(context, int(iteration), found)
+
+
+def _report_if_done(context: "Context") -> None:
+    """Write the report if nothing of the run is left to do: of several jobs, the last one does."""
+    from xlr import pipeline
+    from xlr.report import report
+
+    if all(pipeline.done(context, stage) for stage in pipeline.stages(context.config)):
+        report.make([context.config], context.run.path)
 
 
 def add_stage_command(app: typer.Typer, kind: StageKind) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xlr.data.jsonfiles import Row
-from xlr.data.tables import SUFFIXES, language_source, read_table
+from xlr.data.tables import language_source, read_table
 from xlr.errors import UserError
 from xlr.foreign.texts import reason
 from xlr.languages import ENGLISH
@@ -39,7 +39,9 @@ def own_rows(section: PromptsConfig, lang: str) -> Rows:
     if os.path.isdir(path) and not {"dataset_dict.json", "dataset_info.json"}.intersection(os.listdir(path)):
         there = ", ".join(sorted(file.name for file in path.iterdir())[:20]) or "nothing"
         needed = " (English is always required, because responses are scored under it)" if lang == ENGLISH else ""
-        raise UserError(f"{path}: has no {lang}.jsonl, or with {', '.join(SUFFIXES[1:])}{needed}; it contains {there}")
+        raise UserError(
+            f"{path}: has no {lang}.jsonl or {lang}.json, .csv, .tsv, .parquet{needed}; it contains {there}"
+        )
     if not os.path.isdir(path) and not _HUB_NAME.fullmatch(section.path):
         raise UserError(f"prompts.path {path}: no such file or folder, and no name of a hub dataset (owner/name)")
     return _dataset_rows(section, lang)

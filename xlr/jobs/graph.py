@@ -139,6 +139,14 @@ def ranks_without_work(job: Job, wanted: JobConfig, train: TrainConfig) -> str |
     )
 
 
+def no_gpus(todo: Sequence[Job], slurm: SlurmConfig) -> str | None:
+    """A warning if no job asks for a GPU; None if one does."""
+    asked = [wants(slurm, job.kind) for job in todo]
+    if not asked or any(_gpus(own) or any("gpu" in option for option in own.options or ()) for own in asked):
+        return None
+    return "no job asks for a GPU, so everything is computed on CPUs; set slurm.gpus, here or in the site profile"
+
+
 def tasks_per_node(job: Job, wanted: JobConfig) -> int:
     """Tasks on each node: one a GPU if the job trains, else one."""
     return (wanted.tasks or max(_gpus(wanted), 1)) if _training(job.stages) else 1

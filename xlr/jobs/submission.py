@@ -77,8 +77,9 @@ def plan(context: Context, slurm: SlurmConfig) -> list[Job]:
 
 
 def warnings(context: Context, slurm: SlurmConfig, todo: Sequence[Job]) -> list[str]:
-    """What is allowed but wastes processors, in words."""
-    found = [
+    """What is allowed but wastes processors or time, in words."""
+    found = [jobs.no_gpus(todo, slurm)]
+    found += [
         jobs.ranks_without_work(job, jobs.wants(slurm, job.kind), getattr(context.config, stage.name))
         for job in todo
         for stage in job.stages
@@ -204,6 +205,7 @@ def _row(job: Submitted, state: JobState | None) -> dict[str, Any]:
         "id": job.id,
         "state": state.state,
         "reason": f"{state.reason}: {remedy}" if remedy else state.reason,
+        "expected start": state.start.replace("T", " "),
         "elapsed": state.elapsed,
         "left": state.left,
         "nodes": state.nodes,
