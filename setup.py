@@ -68,6 +68,7 @@ setup(
             "pytest-xdist>=3.8,<4",
             "ruff>=0.14",
             "setuptools>=77",
+            "trl>=1.16,<2",
             "types-PyYAML",
             "types-jsonschema",
             "wandb>=0.23,<1",

@@ -265,7 +265,8 @@ def trl(work: Path, model: Path, steps: int, output: Path) -> None:
         processing_class=load_tokenizer(model),
         callbacks=[Clock()],
     )
-    for row, ours in zip(trainer.train_dataset, ordered, strict=True):
+    tokenised: Any = trainer.train_dataset
+    for row, ours in zip(tokenised, ordered, strict=True):
         assert [row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]] == ours["ids"], "the tokens differ"
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

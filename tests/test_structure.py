@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "xlr"
 # The import rule, from the top to the bottom: a package or top-level module imports only from layers below its own.
 LAYERS: list[set[str]] = [
     {"__main__"},
-    {"commands"},
+    {"commands", "api"},
     {"jobs", "report"},
     {"selftest"},
     {"pipeline"},

@@ -1,0 +1,1 @@
+"""Runs and rewards from Python: `xlr.open` and `xlr.Reward`."""
