@@ -1,5 +1,6 @@
 """Finds the files that ship with xlr: recipes, DeepSpeed configurations, job scripts."""
 
+from itertools import takewhile
 from pathlib import Path
 
 from xlr.errors import UserError
@@ -12,6 +13,13 @@ RECIPES = _PACKAGE / "recipes"
 def recipes() -> list[str]:
     """Names of the shipped recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def purpose(recipe: str) -> str:
+    """What a recipe is for: the first sentence of the comment at its top."""
+    lines = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    return comment.split(". ")[0].rstrip(".")
 
 
 def shipped(folder: str, name: str) -> Path:

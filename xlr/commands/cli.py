@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+import xlr
 from xlr.commands.changecommands import add_change_commands
 from xlr.commands.stagecommands import (
     AcceptOption,
@@ -23,19 +25,33 @@ from xlr.commands.stagecommands import (
     open_context,
     run_stages,
 )
+from xlr.commands.viewcommands import add_view_commands
 from xlr.errors import UserError
 from xlr.foreign.texts import shown
 from xlr.stages import STAGES
 
-_EXPORTED_ROWS = 1024  # in memory at a time
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"xlr {xlr.__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help takes half the time
-    help="Align a language model in languages without preference data (Implicit Cross-Lingual Rewarding).",
 )
+
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Align a language model in languages without preference data (Implicit Cross-Lingual Rewarding)."""
 
 
 @app.command()
@@ -67,6 +83,7 @@ def run(
 for _kind in STAGES:
     add_stage_command(app, _kind)
 add_change_commands(app)
+add_view_commands(app)
 
 
 @app.command()
@@ -190,81 +207,6 @@ def selftest(
     show_all(test.examine(folder.absolute(), chosen, processes))
 
 
-@app.command()
-def data(source: Source, overrides: Overrides = None) -> None:
-    """Show what xlr reads of prompts and preferences, and the first of each language as the model sees it."""
-    from xlr.commands import datacheck
-
-    datacheck.show(list(datacheck.check(open_context(source, overrides))))
-
-
-@app.command()
-def verify(source: Source) -> None:
-    """Read every file of a run again, compare it with its manifest, and say what each fault means."""
-    from xlr.commands import verify as verification
-    from xlr.terminal.console import console
-
-    context, found = open_context(source, None), 0
-    for place, fault in verification.faults(context):
-        console.print(f"{place}: {fault}")
-        found += 1
-    if found:
-        raise UserError(f"{context.run.path}: {found} faults; see above what each means")
-    console.print(f"{context.run.path}: no faults")
-
-
-@app.command()
-def status(source: Source) -> None:
-    """Show the state, rows and time of every stage, and the Slurm jobs if there are any."""
-    from xlr import pipeline
-    from xlr.jobs import submission
-    from xlr.report.status import show_jobs, show_status
-
-    context = open_context(source, None)
-    show_status(pipeline.status(context))
-    show_jobs(submission.table(context))
-
-
-@app.command("report")
-def report_command(
-    sources: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directories.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html and report.md; by default the first run.")
-    ] = None,
-    to: Annotated[str | None, typer.Option(help="Also send the numbers to trackers: tensorboard,wandb,mlflow.")] = None,
-) -> None:
-    """Show the results of runs so far, side by side, and write report.html, report.md and RUN/report.json."""
-    from xlr.report import publish as figures
-    from xlr.report import report
-
-    trackers = figures.known_trackers(to.split(",") if to else [])
-    contexts = [open_context(source, None) for source in sources]
-    report.make([context.config for context in contexts], out or contexts[0].run.path)
-    for context in contexts:
-        figures.publish(context.run.path, trackers)
-
-
-@app.command()
-def export(
-    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
-    artefact: Annotated[str, typer.Argument(help="responses, scores or pairs.")],
-    iteration: IterationOption = 1,
-) -> None:
-    """Print the rows of an artefact as JSON, one object a line."""
-    from xlr.run.manifests import verified
-
-    exported = ("responses", "scores", "pairs")
-    if artefact not in exported:
-        raise UserError(f"{artefact}: not an artefact with rows; choose one of {', '.join(exported)}")
-    import pyarrow.parquet as pq
-
-    for _, path in sorted(verified(open_context(source, None).run.iteration(iteration) / artefact).items()):
-        if path.suffix == ".parquet":
-            for batch in pq.ParquetFile(path).iter_batches(_EXPORTED_ROWS):
-                for row in batch.to_pylist():
-                    sys.stdout.buffer.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())  # in any locale
-
-
 @app.command("winrate")
 def winrate_command(
     annotations: Annotated[
@@ -341,6 +283,17 @@ def init(
     print(f"{target}: written. Edit it, then: {use}")
 
 
+def _require_no_dashes(arguments: list[str]) -> None:
+    """Check that no override is written like an option.
+
+    Raises:
+        UserError: one is.
+    """
+    for argument in arguments:
+        if re.match(r"--[a-z_]+\.[a-z_.]+(=|$)", argument):
+            raise UserError(f"{argument}: a setting is written without dashes: {argument[2:].partition('=')[0]}=VALUE")
+
+
 def main() -> None:
     """Run the command line.
 
@@ -358,6 +311,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # in a C locale, print ? instead of failing
     try:
+        _require_no_dashes(sys.argv[1:])
         app()
     except BaseException as error:
         if message := said(error):

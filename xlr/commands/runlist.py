@@ -1,0 +1,35 @@
+"""`xlr runs`: the runs in a folder, and what each is doing."""
+
+import json
+import time
+from pathlib import Path
+
+from xlr import pipeline
+from xlr.errors import UserError
+from xlr.run.context import Context
+from xlr.settings import configfile
+from xlr.terminal.console import Table, console, text_columns
+
+
+def show(folder: Path) -> None:
+    """Print a line for each run in a folder and in the folders inside it, the one that changed last first."""
+    found = {path.parent for pattern in ("*/config.yaml", "*/*/config.yaml") for path in folder.glob(pattern)}
+    times = {run: max((path.stat().st_mtime for path in (run, *run.glob("*/*"))), default=0.0) for run in found}
+    rows = [
+        (str(run.relative_to(folder)), *_state(run), time.strftime("%Y-%m-%d %H:%M", time.localtime(times[run])))
+        for run in sorted(found, key=lambda run: -times[run])
+    ]
+    console.print(Table("", text_columns("run", "stages", "now", "last change"), rows).on_terminal())
+
+
+def _state(run: Path) -> tuple[str, str]:
+    """How many stages of a run are done, and which are running."""
+    try:
+        stages = pipeline.status(Context(configfile.load(run, [f"run_dir={json.dumps(str(run.absolute()))}"])))
+    except UserError:
+        return "", "not valid; xlr status says why"
+    states = [stage["state"] for stage in stages]
+    unfinished = [
+        f"{stage['stage']} {stage['state']}" for stage in stages if stage["state"] in ("running", "interrupted")
+    ]
+    return f"{states.count('done')} of {len(states)} done", ", ".join(unfinished)
