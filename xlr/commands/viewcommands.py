@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from xlr.commands.stagecommands import IterationOption, Overrides, Source, open_context
+from xlr.commands.stagecommands import IterationOption, Overrides, Source, model_key, open_context
 from xlr.errors import UserError
 
 _EXPORTED_ROWS = 1024  # in memory at a time
@@ -21,6 +21,7 @@ def add_view_commands(app: typer.Typer) -> None:
     for command in (data, verify, status, runs, recipes, export):
         app.command()(command)
     app.command("report")(report_command)
+    app.command("try")(try_command)
 
 
 def data(source: Source, overrides: Overrides = None) -> None:
@@ -123,3 +124,34 @@ def export(
             for batch in pq.ParquetFile(path).iter_batches(_EXPORTED_ROWS):
                 for row in batch.to_pylist():
                     sys.stdout.buffer.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())  # in any locale
+
+
+def try_command(
+    source: Source,
+    instruction: Annotated[str, typer.Argument(help="What the models are asked, in any language.")],
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Models to ask: iterations (0 is pi^0) or names in evaluate.models; by default 0 and the last."
+        ),
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Also write the answers side by side to this file.")
+    ] = None,
+) -> None:
+    """Ask models of a run one thing. Colours say which tokens the reward likes, green, and which it does not, red."""
+    from xlr.commands import tryout
+
+    context = open_context(source, None)
+    trained = [
+        t for t in context.config.trained_iterations if (context.run.iteration(t) / "model.manifest.json").is_file()
+    ]
+    asked = [model_key(name) for name in models.split(",")] if models else [0, *trained[-1:]]
+    unknown = [str(model) for model in asked if model not in context.config.evaluated_models]
+    if unknown:
+        have = ", ".join(map(str, context.config.evaluated_models))
+        raise UserError(f"--models {unknown[0]}: not a model of this run, which has {have}")
+    answers = tryout.answer(context, instruction, asked, seed)
+    if page:
+        tryout.write_page(page, instruction, answers)

@@ -138,7 +138,7 @@ class Worker(Actor):
         cache.batch_select_indices(prompt_of_row.to(self.device))
         processors = LogitsProcessorList()
         if settings.temperature > 0:
-            processors.append(_SeededSampling(requests, settings, width, self.device))
+            processors.append(SeededSampling(requests, settings, width, self.device))
         output_BT = causal_lm.generate(
             input_ids_PT[prompt_of_row].to(self.device),
             attention_mask=attention_mask_PT[prompt_of_row].to(self.device),
@@ -199,7 +199,7 @@ def _example_halves(examples: Sequence[Example]) -> Halves[Example]:
     return first, second
 
 
-class _SeededSampling:
+class SeededSampling:
     """A logits processor that draws each row's token with the row's own seed and sets its logit to infinity."""
 
     def __init__(self, requests: Sequence[SampleRequest], settings: SampleSettings, width: int, device: torch.device):
@@ -223,6 +223,7 @@ class _SeededSampling:
         ).to(device)
 
     def __call__(self, input_ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """The logits, which it changes, with infinity for the token that each row draws."""
         logits_BV = logits_BV.div_(self._temperature)
         for warper in self._warpers:
             logits_BV = warper(input_ids_BT, logits_BV)
@@ -231,7 +232,7 @@ class _SeededSampling:
 
 
 def _plain_generation(settings: SampleSettings) -> GenerationConfig:
-    """Greedy generation: takes the token that `_SeededSampling` drew, or the most likely one without it."""
+    """Greedy generation: takes the token that `SeededSampling` drew, or the most likely one without it."""
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=settings.max_new_tokens,

@@ -1,0 +1,136 @@
+"""`xlr try`: answers of a run's models to one instruction, with colours that say what the reward likes in them."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from xlr.errors import UserError
+from xlr.foreign.texts import shown
+from xlr.records import INITIAL, ModelKey
+from xlr.rewarding.responses import row_seed, sample_settings
+from xlr.run.context import Context
+from xlr.run.files import write_text
+from xlr.settings.config import GenerateConfig
+from xlr.terminal.console import console
+
+_STRONG, _WEAK = 1.0, 0.2  # nats of a token, from which on it is coloured strongly or weakly
+_PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>body{{font:16px/1.6 system-ui;margin:2rem auto;max-width:75rem;padding:0 1rem}}
+main{{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:2rem}}p{{white-space:pre-wrap}}
+:root{{color-scheme:light dark}}span{{border-radius:3px}}</style><h1>{title}</h1><p>{note}</p><main>{answers}</main>
+"""
+_NOTE = (
+    "Green tokens are likelier under the model than under the initial model, red ones less likely. Their log-ratios "
+    "sum to the implicit reward."
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer, piece by piece."""
+
+    model: str
+    pieces: list[tuple[str, float]]
+    """Text of a token (or of several, where they make one character) and its log-ratio in nats."""
+    reward: float
+    """Sum of the log-ratios with that of the terminator."""
+    finished: bool
+    """Whether it ended by itself."""
+
+
+def answer(context: Context, instruction: str, models: Sequence[ModelKey], seed: int) -> list[Answer]:
+    """Sample an answer of each model, printing its tokens as they come.
+
+    Raises:
+        UserError: a model is not finished, or cannot be opened.
+    """
+    import torch
+
+    from xlr.model.weights import load_causal_lm, resolve_dtype
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_dtype(context.config.model.dtype, device)
+
+    def load(model: ModelKey) -> Any:
+        return load_causal_lm(context.require_model(model), dtype, "sdpa").to(device)
+
+    initial, found = load(INITIAL), []
+    for model in models:
+        console.print(f"\n{name_of(model)}")
+        found.append(_answer(context, instruction, model, load(model), initial, seed))
+        ending = "" if found[-1].finished else ", cut off at evaluate.max_new_tokens"
+        console.print(f"\n  reward {found[-1].reward:+.1f} nats{ending}")
+    return found
+
+
+def name_of(model: ModelKey) -> str:
+    """A model's name for people."""
+    return f"π{model}" if isinstance(model, int) else model
+
+
+def _answer(context: Context, instruction: str, model: ModelKey, policy: Any, initial: Any, seed: int) -> Answer:
+    from xlr.model.streaming import stream
+
+    section, encoder = context.config.evaluate, context.encoder
+    generate = GenerateConfig(
+        temperature=section.temperature, top_p=section.top_p, max_new_tokens=section.max_new_tokens
+    )
+    settings = sample_settings(generate, encoder, context.model(model))
+    tokens: list[int] = []
+    pieces: list[tuple[str, float]] = []
+    said, waiting, reward, finished = "", 0.0, 0.0, False
+    row = row_seed(seed, 0, "", instruction, 0)
+    for step in stream(policy, initial, encoder.prompt(instruction), settings, row):
+        reward += step.log_ratio
+        if step.token in settings.stop_ids:
+            finished = True
+            break
+        tokens.append(step.token)
+        waiting += step.log_ratio
+        text = encoder.decode(tokens)
+        if not text.endswith("\ufffd") and text.startswith(said):  # else a character is not complete yet
+            pieces.append((text[len(said) :], waiting))
+            console.print(Text(shown(pieces[-1][0]), style(waiting)), end="")
+            said, waiting = text, 0.0
+    return Answer(name_of(model), pieces, reward, finished)
+
+
+def style(log_ratio: float) -> str:
+    """The terminal style of a token."""
+    colour = "green" if log_ratio > 0 else "red"
+    if abs(log_ratio) < _WEAK:
+        return ""
+    return f"bold {colour}" if abs(log_ratio) >= _STRONG else colour
+
+
+def write_page(path: Path, instruction: str, answers: Sequence[Answer]) -> None:
+    """Write the answers side by side as one HTML page without scripts.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    parts = [
+        f"<section><h2>{html.escape(own.model)}</h2><p>{_spans(own)}</p><p>{own.reward:+.1f} nats</p></section>"
+        for own in answers
+    ]
+    page = _PAGE.format(title=html.escape(instruction), note=_NOTE, answers="".join(parts))
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+
+
+def _spans(own: Answer) -> str:
+    return "".join(
+        f'<span title="{ratio:+.2f} nats" style="background:{_colour(ratio)}">{html.escape(text)}</span>'
+        for text, ratio in own.pieces
+    )
+
+
+def _colour(log_ratio: float) -> str:
+    strength = min(abs(log_ratio) / 2, 1.0)
+    return f"rgba({'0,150,80' if log_ratio > 0 else '210,40,40'},{0.5 * strength:.2f})"
