@@ -13,7 +13,7 @@ import pytest
 
 from tests import inprocess
 from tests.conftest import Cli, assert_refused, tiny_tree
-from xlr.commands import changes
+from xlr.commands import changes, verify
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.pipeline import Stage, stages
@@ -148,7 +148,7 @@ def test_a_fork_that_was_interrupted_is_completed_by_the_next_call(
 import sys
 from pathlib import Path
 from tests import inprocess
-from xlr.commands import changes
+from xlr.commands import changes, verify
 from xlr.settings import configfile
 old = configfile.load({str(old.run.path)!r}, ["run_dir=" + {str(old.run.path)!r}])
 more = configfile.load({str(reference.run.path)!r})
@@ -190,6 +190,25 @@ def test_a_damaged_file_is_not_taken_over(old: Context, config: Config, tmp_path
         UserError, match=r"es-00000\.parquet: has changed since it was written .*; `xlr verify .*/copy`"
     ):
         changes.fork(copy, inprocess.opened(config, tmp_path / "new"))
+
+
+def test_damage_in_kept_languages_is_noticed(old: Context, config: Config, tmp_path: Path) -> None:
+    more = with_settings(config, languages=["en", "es", "fr"])
+    new = inprocess.opened(more, tmp_path / "new")
+    changes.fork(old, new)
+    assert list(verify.faults(new)) == []
+    file = tmp_path / "new" / "kept" / "iter1" / "responses" / "es-00000.parquet"
+    content = file.read_bytes()
+    file.unlink()  # it is a link to the file of the other run
+    file.write_bytes(content[:-1] + b"x")
+    found = [fault for place, fault in verify.faults(inprocess.opened(more, tmp_path / "new")) if place == "generate 1"]
+    assert len(found) == 1
+    with pytest.raises(
+        UserError, match=r"kept/iter1/responses/es-00000\.parquet: has changed .* to make these languages"
+    ):
+        ANNOTATION[0].module.make(inprocess.opened(more, tmp_path / "new"), 1)
+    remove(tmp_path / "new" / "kept" / "iter1" / "responses.manifest.json")
+    assert digests(made(more, tmp_path / "new")) == digests(made(more, tmp_path / "undisturbed"))
 
 
 def test_languages_of_a_run_by_an_earlier_xlr_are_not_known_apart(old: Context, config: Config, tmp_path: Path) -> None:

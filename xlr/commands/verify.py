@@ -13,6 +13,7 @@ from xlr.run import identity
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.manifests import differences, foreign, manifest_path, read_manifest
+from xlr.run.reuse import kept_faults
 from xlr.run.rows import damaged_pieces
 from xlr.run.trackers import whole_rows
 
@@ -57,6 +58,7 @@ def _of_finished(artifact: Artifact) -> Iterator[str]:
 
 
 def _of_unfinished(artifact: Artifact) -> Iterator[str]:
+    yield from kept_faults(artifact)
     for folder in artifact.pieces_folders():
         if identity.read_plan(folder) is None:
             yield f"{folder}: has no {identity.PLAN}, so nothing in it is used. Delete it"

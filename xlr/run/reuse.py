@@ -92,15 +92,22 @@ def link(source: Path, target: Path) -> None:
 
 
 class Kept:
-    """The languages of an unfinished artefact that its run took over from another."""
+    """The languages of an unfinished artefact that its run took over from another.
+
+    Raises:
+        UserError: a file of theirs is missing or has changed.
+    """
 
     def __init__(self, target: Artifact):
         folder = kept_folder(target.run, target.folder)
+        for fault in kept_faults(target):
+            raise UserError(fault)
         manifest = read_manifest(folder)
         self.languages = _same_parts(target, manifest) if manifest is not None else []
         self.facts: Any = manifest["facts"] if manifest is not None else {}
         """The facts of the artefact that they come from."""
-        self.files = [path for name, path in _checked(folder, manifest) if part_of(name) in self.languages]
+        names = _kept_names(manifest) if manifest is not None else []
+        self.files = [folder / name for name in names if part_of(name) in self.languages]
 
     def link_into(self, folder: Path) -> None:
         """Put their files into the artefact's new folder."""
@@ -108,15 +115,14 @@ class Kept:
             link(file, folder / file.name)
 
 
-def _checked(folder: Path, manifest: Manifest | None) -> Iterator[tuple[str, Path]]:
-    """Name and path of each file of kept languages.
+def kept_faults(target: Artifact) -> Iterator[str]:
+    """What is wrong with the files of the languages that an unfinished artefact was given, each with its remedy."""
+    folder = kept_folder(target.run, target.folder)
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        for path, difference in differences(folder, {name: manifest["files"][name] for name in _kept_names(manifest)}):
+            yield f"{path}: {difference}; delete {manifest_path(folder)} to make these languages again"
 
-    Raises:
-        UserError: one is missing or has changed.
-    """
-    if manifest is None:
-        return
-    files = {name: own for name, own in manifest["files"].items() if part_of(name) in manifest["parts"]}
-    for path, difference in differences(folder, files):
-        raise UserError(f"{path}: {difference}; delete {manifest_path(folder)} to make these languages again")
-    yield from ((name, folder / name) for name in files)
+
+def _kept_names(manifest: Manifest) -> list[str]:
+    return [name for name in manifest["files"] if part_of(name) in manifest["parts"]]
