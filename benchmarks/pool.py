@@ -42,6 +42,9 @@ SENTENCES = (
 TEXT = "".join(SENTENCES[number % 3] for number in range(20))  # about 2,000 characters
 
 
+_TOKENS = list(range(SCORED_TOKENS))
+
+
 class Answer:
     """What `Pool` reads of a worker's answer. The real one is in a module that imports torch, as 64 processes would."""
 
@@ -80,8 +83,8 @@ class Encoder:
         return tuple((len(text) + position) % VOCABULARY for position in range(PROMPT_TOKENS))
 
     def responses(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """`SCORED_TOKENS` tokens each."""
-        return [tuple(range(SCORED_TOKENS)) for _ in texts]
+        """`SCORED_TOKENS` tokens each. Equal tokens are one object, as with a real tokenizer."""
+        return [tuple(_TOKENS) for _ in texts]
 
     def response(self, text: str) -> tuple[int, ...]:
         """The tokens of one text."""
@@ -156,7 +159,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="responses per sampling task")
     arguments = parser.parse_args()
     run = {
-        "run_dir": str(arguments.work),
+        "run_dir": str(arguments.work / "run"),
         "languages": ["es"],
         "model": {"initial": "none", "aligned": "none"},
         "prompts": {"path": str(arguments.work / "prompts")},
@@ -174,7 +177,7 @@ def main() -> None:
         batches = arguments.rows / (EXAMPLES * SAMPLES) / seconds_of(scores.make, context)
     print(f"scoring: {batches:.1f} batches/s; driver {scoring[1]:.2f} GB before, {scoring[0]:.2f} GB at most")
     context.close()
-    remove(context.run.path / "iter1")
+    remove(context.run.path)
     remove(Path(context.config.prompts.path))
     figures = {
         "rows_per_second": round(rate, 1),

@@ -17,6 +17,7 @@ from itertools import chain, islice
 from typing import Any
 
 from xlr.cluster import rayaddress
+from xlr.cluster.drivermemory import return_freed_memory
 from xlr.cluster.environment import ALLOCATOR
 from xlr.cluster.raynodes import alive, in_safe_folder, kinds_of_gpus, wait_for_nodes
 from xlr.cluster.scratch import PrivateFolder
@@ -83,6 +84,7 @@ class Pool:
             RuntimeError: nodes of the allocation did not join.
         """
         address = rayaddress.cluster()
+        return_freed_memory()
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         for name, value in ALLOCATOR.items():

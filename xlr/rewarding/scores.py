@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from xlr import languages
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
@@ -34,6 +35,7 @@ from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, Work, whole
 
 PROBES = "_probes.json"  # pandas and datasets read a folder without files whose names begin so
+_SHARD_ROWS = 4096
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
 
 FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens and its terminator"
@@ -162,17 +164,26 @@ def _scored_languages(config: Config) -> list[str]:
 
 
 def _response_shards(context: Context, iteration: int, langs: Collection[str]) -> list[Shard[Sequence[Response]]]:
-    """The responses of an iteration in these languages: one shard for each of their files."""
+    """The responses of an iteration in these languages, in shards with all samples of each of their prompts."""
     folder = context.run.iteration(iteration) / "responses"
     manifest = read_manifest(folder)
     assert manifest is not None
+    samples = context.config.generate.num_samples
+    most = samples * max(_SHARD_ROWS // samples, 1)
     found: list[Shard[Sequence[Response]]] = []
+    numbers: Counter[str] = Counter()
     for name, path in verified(folder).items():
         lang = part_of(path.stem)
-        if lang in langs:
-            totals = Counter({lang: row_count(path)})
-            found.append(Shard(path.stem, manifest["files"][name][1], totals, partial(read_rows, path, Response)))
+        for start in range(0, row_count(path) if lang in langs else 0, most):
+            plan, digest = partial(_some_rows, path, start, most), f"{manifest['files'][name][1]} {start} {most}"
+            totals = Counter({lang: min(most, row_count(path) - start)})
+            found.append(Shard(f"{lang}-{numbers[lang]:05d}", digest, totals, plan))
+            numbers[lang] += 1
     return found
+
+
+def _some_rows(path: Path, start: int, count: int) -> list[Response]:
+    return read_rows(path, Response, rows=slice(start, start + count))
 
 
 @dataclass(frozen=True)

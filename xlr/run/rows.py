@@ -92,11 +92,14 @@ def _arrow_type(hint: Any) -> Any:
     return {str: pa.string(), int: pa.int64(), float: pa.float64()}[hint]
 
 
-def read_rows(path: Path, row_type: type[Row], known: dict[int, int] | None = None) -> list[Row]:
+def read_rows(
+    path: Path, row_type: type[Row], known: dict[int, int] | None = None, rows: slice = slice(None)
+) -> list[Row]:
     """Read the records of a Parquet file.
 
     Args:
         known: token ids of rows that were read before, if they are to be shared between several calls.
+        rows: which of the records; all by default.
 
     Raises:
         UserError: the file is damaged.
@@ -104,7 +107,7 @@ def read_rows(path: Path, row_type: type[Row], known: dict[int, int] | None = No
     import pyarrow as pa
 
     try:
-        return records(_table(path, row_type), row_type, known)
+        return records(_table(path, row_type)[rows], row_type, known)
     except (OSError, pa.ArrowException, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -131,12 +134,21 @@ def records(table: Any, row_type: type[Row], known: dict[int, int] | None = None
     """
     hints = typing.get_type_hints(row_type)
     names = [field.name for field in fields(row_type)]  # type: ignore[arg-type]
-    numbers = {} if known is None else known  # share one int object per token id: 8 bytes per token instead of 36
-    columns = table.to_pydict()
-    for name in names:
-        if hints[name] == list[int]:
-            columns[name] = [list(map(numbers.setdefault, value, value)) for value in columns[name]]
+    tokens = [name for name in names if hints[name] == list[int]]
+    columns = table.drop_columns(tokens).to_pydict()
+    numbers = {} if known is None else known
+    for name in tokens:
+        columns[name] = list(_shared_ints(table[name], numbers))
     return [row_type(*values) for values in zip(*(columns[name] for name in names), strict=True)]
+
+
+def _shared_ints(column: Any, known: dict[int, int]) -> Iterator[list[int]]:
+    """The lists of an Arrow column, with one object for equal numbers: 8 bytes a number instead of 36."""
+    for chunk in column.chunks:
+        values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()  # offsets of a slice begin anywhere
+        for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            numbers = values[start:end].tolist()
+            yield list(map(known.setdefault, numbers, numbers))
 
 
 def write_shards(folder: Path, prefix: str, row_type: type[Row], rows: Sequence[Row]) -> None:

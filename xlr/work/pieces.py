@@ -126,12 +126,12 @@ class _Open(Generic[Row]):
         import pyarrow as pa
 
         tables = [self._find(number) for number in range(len(self.work.batches))]
-        for number, table in enumerate(tables):
-            if table is None:
-                raise UserError(f"{self._piece(number)}: damaged since it was written; start again to compute it again")
+        if damaged := [self._piece(number) for number, table in enumerate(tables) if table is None]:
+            raise UserError(f"{damaged[0]}: damaged since it was written; start again to compute it again")
         places = self.work.place_of_row
         tables = tables or [schema(self._finished.row_type).empty_table()]
         in_order = pa.concat_tables(tables).take(sorted(range(len(places)), key=places.__getitem__))
+        del tables  # a shard takes some 100 MB
         write_stamped(self._file, in_order, self._finished.stamps[self.name][-1])
         remove(self._file.with_suffix(""))
 
