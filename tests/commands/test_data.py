@@ -9,7 +9,7 @@ from tests.conftest import Cli, assert_refused
 
 
 def test_every_source_is_shown_with_its_first_row(
-    cli_here: Cli, tiny_tree: dict[str, Any], write_config: Callable[[dict[str, Any]], Path], tmp_path: Path
+    cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[dict[str, Any]], Path], tmp_path: Path
 ) -> None:
     rows = [
         {"id": 1, "lang": "en", "instruction": "Why is [bold]the[/bold] sky blue?"},
@@ -19,7 +19,7 @@ def test_every_source_is_shown_with_its_first_row(
     ]
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     tiny_tree["prompts"] = {"path": str(tmp_path / "all.jsonl")}
-    found = cli_here("data", write_config(tiny_tree), COLUMNS="140", PYTHONIOENCODING="utf-8")
+    found = cli("data", write_config(tiny_tree), COLUMNS="140", PYTHONIOENCODING="utf-8")
     assert found.returncode == 0, found.stderr
     lines = [" ".join(line.replace("│", "").split()) for line in found.stdout.splitlines()]
     assert any(line.startswith("prompts English 3 100 %") and line.endswith(" 1") for line in lines), found.stdout
@@ -29,4 +29,4 @@ def test_every_source_is_shown_with_its_first_row(
     assert "Why is [bold]the[/bold] sky blue?" in found.stdout
     assert "¿Quién lo escribió?" in found.stdout
     tiny_tree["prompts"]["columns"] = {"instruction": "question"}
-    assert_refused(cli_here("data", write_config(tiny_tree)), "no column 'question' (it has id, lang, instruction)")
+    assert_refused(cli("data", write_config(tiny_tree)), "no column 'question' (it has id, lang, instruction)")

@@ -35,7 +35,7 @@ def test_an_override_with_dashes_is_explained(argument: str, cli_here: Cli) -> N
     assert_refused(refused, f"{argument}: a setting is written without dashes: {argument[2:].split('=')[0]}=VALUE")
 
 
-def test_runs_are_listed_with_their_state(tiny_tree: dict[str, Any], tmp_path: Path, cli_here: Cli) -> None:
+def test_runs_are_listed_with_their_state(tiny_tree: dict[str, Any], tmp_path: Path, cli: Cli) -> None:
     """Also those in folders inside, damaged ones with the reason."""
     folder = tmp_path / "runs"
     for name in ("one", "group/two"):
@@ -47,13 +47,13 @@ def test_runs_are_listed_with_their_state(tiny_tree: dict[str, Any], tmp_path: P
     (folder / "bad").mkdir()
     (folder / "bad" / "config.yaml").write_text("languages: 3\n", encoding="utf-8")
     os.utime(folder / "group" / "two", (time.time() + 60, time.time() + 60))
-    lines = [line for line in cli_here("runs", folder, COLUMNS="200").stdout.splitlines() if "│" in line]
+    lines = [line for line in cli("runs", folder, COLUMNS="200").stdout.splitlines() if "│" in line]
     state = {line.split("│")[1].strip(): line for line in lines}
     assert next(iter(state)) == "group/two"
     assert "1 of 6 done" in state["one"]
     assert "0 of 6 done" in state["group/two"]
     assert "not valid; xlr status says why" in state["bad"]
-    assert_refused(cli_here("runs", tmp_path / "none"), "no such folder")
+    assert_refused(cli("runs", tmp_path / "none"), "no such folder")
 
 
 def test_status_is_watched_until_it_is_interrupted(tiny_tree: dict[str, Any], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The commands that show what there is: data, runs, their state, reports, rows."""
 
+import io
 import json
 import sys
 import time
@@ -119,11 +120,13 @@ def export(
         raise UserError(f"{artefact}: not an artefact with rows; choose one of {', '.join(exported)}")
     import pyarrow.parquet as pq
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # in any locale
     for _, path in sorted(verified(open_context(source, None).run.iteration(iteration) / artefact).items()):
         if path.suffix == ".parquet":
             for batch in pq.ParquetFile(path).iter_batches(_EXPORTED_ROWS):
                 for row in batch.to_pylist():
-                    sys.stdout.buffer.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())  # in any locale
+                    print(json.dumps(row, ensure_ascii=False))
 
 
 def try_command(

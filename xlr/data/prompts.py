@@ -164,7 +164,7 @@ def _instruction(row: Row, column: str, key: str, position: str, lang: str) -> s
         )
     if not is_text(row[name]):
         raise UserError(
-            f"{position}: the instruction {key!r} is empty: {name!r} must be a text with a visible character; fill it "
+            f"{position}: the instruction {key!r} is empty: `{name}` must be a text with a visible character; fill it "
             "in, or remove it from every language"
         )
     return require_no_nul(str(row[name]), position, name)

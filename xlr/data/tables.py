@@ -10,11 +10,10 @@ from pathlib import Path
 
 from xlr.data.jsonfiles import Row, read_json_list, read_jsonl
 from xlr.errors import UserError
-from xlr.foreign.texts import MIB, brief, decoded_lines, open_file, reason
+from xlr.foreign.texts import brief, decoded_lines, open_file, reason
 
 _TEXTS = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*_TEXTS, *(f"{suffix}.gz" for suffix in _TEXTS), ".parquet")
-_LONGEST_CELL = 16 * MIB
 
 
 def language_source(path: str, lang: str) -> Path | str:
@@ -58,7 +57,6 @@ def read_table(path: Path, expected: str, columns: Collection[str] | None = None
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(_LONGEST_CELL)  # of this process; the default is 128 KiB
     with open_file(path) as file:
         reader = csv.reader(decoded_lines(file, path), delimiter=delimiter, strict=True)
         try:
