@@ -84,7 +84,8 @@ def show(old: Path, new: Path, taken: list[Taken]) -> None:
         left += 0.0 if own.whole else own.seconds or 0.0
     console.print(table)
     count = sum(not own.whole for own in taken)
-    console.print(f"{count} of {len(taken)} stages are left; {old.name} took {duration(left)} for them")
+    took = f"; {old.name} took {duration(left)} for them" if left else ""
+    console.print(f"{count} of {len(taken)} stages are left{took}")
 
 
 def followers(context: Context, stage: Stage) -> Iterator[Stage]:

@@ -1,6 +1,7 @@
 """`xlr try`: answers of a run's models to one instruction, with colours that say what the reward likes in them."""
 
 import html
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from xlr.run.files import write_text
 from xlr.settings.config import GenerateConfig
 from xlr.terminal.console import console
 
+_END = " ■"  # stands for the terminator
 _STRONG, _WEAK = 1.0, 0.2  # nats of a token, from which on it is coloured strongly or weakly
 _PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>body{{font:16px/1.6 system-ui;margin:2rem auto;max-width:75rem;padding:0 1rem}}
@@ -24,8 +26,8 @@ main{{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:
 :root{{color-scheme:light dark}}span{{border-radius:3px}}</style><h1>{title}</h1><p>{note}</p><main>{answers}</main>
 """
 _NOTE = (
-    "Green tokens are likelier under the model than under the initial model, red ones less likely. Their log-ratios "
-    "sum to the implicit reward."
+    "Green tokens are likelier under the model than under the initial model, red ones less likely; ■ is the end of the "
+    "answer. Their log-ratios sum to the implicit reward."
 )
 
 
@@ -49,9 +51,12 @@ def answer(context: Context, instruction: str, models: Sequence[ModelKey], seed:
         UserError: a model is not finished, or cannot be opened.
     """
     import torch
+    from transformers.utils import logging
 
     from xlr.model.weights import load_causal_lm, resolve_dtype
 
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # transformers renames an argument; both names work
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(context.config.model.dtype, device)
 
@@ -88,6 +93,8 @@ def _answer(context: Context, instruction: str, model: ModelKey, policy: Any, in
         reward += step.log_ratio
         if step.token in settings.stop_ids:
             finished = True
+            pieces.append((_END, step.log_ratio))
+            console.print(Text(_END, style(step.log_ratio)), end="")
             break
         tokens.append(step.token)
         waiting += step.log_ratio
@@ -132,5 +139,5 @@ def _spans(own: Answer) -> str:
 
 
 def _colour(log_ratio: float) -> str:
-    strength = min(abs(log_ratio) / 2, 1.0)
+    strength = min(abs(log_ratio), 1.0)
     return f"rgba({'0,150,80' if log_ratio > 0 else '210,40,40'},{0.5 * strength:.2f})"
