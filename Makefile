@@ -69,7 +69,7 @@ ifdef LOCK
 else ifneq ($(TORCH_INDEX),)
 	$(PIP) --index-url $(TORCH_INDEX) "$(TORCH)" numpy
 else
-	@echo "Downloads: torch 0.2 GB where there is no GPU, 3 GB where there is one; the other packages 0.6 GB."
+	@echo "Downloads: torch 0.2 GB where there is no GPU, 3 GB where there is one; the other packages about 0.6 GB."
 	$(PIP) uv numpy
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=auto "$(TORCH)" || \
 		{ echo "uv cannot reach the index of torch's builds; pip takes its default build."; $(PIP) "$(TORCH)"; }
