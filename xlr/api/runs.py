@@ -1,6 +1,5 @@
 """A run from Python: its tables, models and figures, read when they are asked for."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from xlr.errors import UserError
 from xlr.records import ModelKey
 from xlr.run.context import Context
-from xlr.run.manifests import read_manifest, verified
+from xlr.run.manifests import parquet_files, read_manifest
+from xlr.run.rows import row_count
 from xlr.settings import configfile
 from xlr.settings.config import Config
 
@@ -27,20 +27,17 @@ class Table:
     """
 
     folder: Path
-    within: str = ""
-    """The folder of the Parquet files inside the artefact; empty for the artefact itself."""
+    pattern: str = "*"
+    """The names of its Parquet files in the artefact."""
 
     def __len__(self) -> int:
         """Number of rows."""
-        import pyarrow.parquet as pq
-
-        return sum(pq.read_metadata(file).num_rows for file in self.files)
+        return sum(map(row_count, self.files))
 
     @property
     def files(self) -> list[Path]:
         """Its Parquet files, after comparing them with the manifest."""
-        found = sorted(verified(self.folder).items())
-        return [path for name, path in found if name.endswith(".parquet") and name.startswith(self.within)]
+        return parquet_files(self.folder, self.pattern)
 
     def to_arrow(self) -> "pyarrow.Table":
         """The rows as an Arrow table."""
@@ -81,7 +78,7 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The resolved configuration."""
-        return configfile.load(self.path, [f"run_dir={json.dumps(str(self.path))}"])
+        return configfile.load_here(self.path)
 
     @cached_property
     def _context(self) -> Context:
@@ -110,7 +107,7 @@ class Run:
         Args:
             model: an iteration's number (0 is pi^0), or a name in evaluate.models.
         """
-        return Table(self._context.run.iteration(model) / "eval", "responses/")
+        return Table(self._context.run.iteration(model) / "eval", "responses/*")
 
     def model(self, model: ModelKey) -> str:
         """The folder or hub name of a model, for `from_pretrained`. Its files are compared with the manifest.

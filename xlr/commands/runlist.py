@@ -1,6 +1,5 @@
 """`xlr runs`: the runs in a folder, and what each is doing."""
 
-import json
 import time
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def show(folder: Path) -> None:
 def _state(run: Path) -> tuple[str, str]:
     """How many stages of a run are done, and which are running."""
     try:
-        stages = pipeline.status(Context(configfile.load(run, [f"run_dir={json.dumps(str(run.absolute()))}"])))
+        stages = pipeline.status(Context(configfile.load_here(run)))
     except UserError:
         return "", "not valid; xlr status says why"
     states = [stage["state"] for stage in stages]

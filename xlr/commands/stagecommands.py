@@ -1,10 +1,8 @@
 """The commands that run one stage, and what other commands share with them: arguments and the opened run."""
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,9 +41,7 @@ def open_context(source: str, overrides: list[str] | None) -> "Context":
     from xlr.run.context import Context
     from xlr.settings import configfile
 
-    # The configuration in a run directory that was copied or moved still names the original.
-    here = [f"run_dir={json.dumps(str(Path(source).absolute()))}"] if Path(source).is_dir() else []
-    return Context(configfile.load(source, [*here, *(overrides or [])]))
+    return Context(configfile.load_here(source, overrides))
 
 
 def accepted(text: str) -> list[str]:

@@ -113,7 +113,7 @@ def export(
     iteration: IterationOption = 1,
 ) -> None:
     """Print the rows of an artefact as JSON, one object a line."""
-    from xlr.run.manifests import verified
+    from xlr.run.manifests import parquet_files
 
     exported = ("responses", "scores", "pairs")
     if artefact not in exported:
@@ -122,11 +122,10 @@ def export(
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # in any locale
-    for _, path in sorted(verified(open_context(source, None).run.iteration(iteration) / artefact).items()):
-        if path.suffix == ".parquet":
-            for batch in pq.ParquetFile(path).iter_batches(_EXPORTED_ROWS):
-                for row in batch.to_pylist():
-                    print(json.dumps(row, ensure_ascii=False))
+    for path in parquet_files(open_context(source, None).run.iteration(iteration) / artefact):
+        for batch in pq.ParquetFile(path).iter_batches(_EXPORTED_ROWS):
+            for row in batch.to_pylist():
+                print(json.dumps(row, ensure_ascii=False))
 
 
 def try_command(
@@ -145,11 +144,11 @@ def try_command(
 ) -> None:
     """Ask models of a run one thing. Colours say which tokens the reward likes, green, and which it does not, red."""
     from xlr.commands import tryout
+    from xlr.run.manifests import manifest_path
 
     context = open_context(source, None)
-    trained = [
-        t for t in context.config.trained_iterations if (context.run.iteration(t) / "model.manifest.json").is_file()
-    ]
+    iterations = context.config.trained_iterations
+    trained = [t for t in iterations if manifest_path(context.run.iteration(t) / "model").is_file()]
     asked = [model_key(name) for name in models.split(",")] if models else [0, *trained[-1:]]
     unknown = [str(model) for model in asked if model not in context.config.evaluated_models]
     if unknown:

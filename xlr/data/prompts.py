@@ -106,23 +106,21 @@ def load_held_out(section: PromptsConfig, languages: Iterable[str]) -> dict[str,
 class PromptRows:
     """The rows of a language in a source that holds several, which are read only when their digest is needed."""
 
-    section: str
-    """The `PromptsConfig` as JSON."""
+    section: PromptsConfig
     lang: str
 
     def digest(self) -> str:
         """SHA-256 of ids and instructions."""
-        section = PromptsConfig.model_validate_json(self.section)
-        file = Path(section.path)
+        file = Path(self.section.path)
         return _rows_digest(self.section, self.lang, file.stat().st_mtime_ns if file.is_file() else 0)
 
     def __str__(self) -> str:
-        return f"{json.loads(self.section)['path']} {self.lang}"
+        return f"{self.section.path} {self.lang}"
 
 
 @cache
-def _rows_digest(section: str, lang: str, _modified_ns: int) -> str:
-    rows = _read_language(PromptsConfig.model_validate_json(section), lang).by_id
+def _rows_digest(section: PromptsConfig, lang: str, _modified_ns: int) -> str:
+    rows = _read_language(section, lang).by_id
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -131,7 +129,7 @@ def sources(section: PromptsConfig, languages: Iterable[str]) -> dict[str, Path 
     found: dict[str, Path | PromptRows] = {}
     for lang in dict.fromkeys([ENGLISH, *languages]):
         file = language_source(section.path, lang)
-        found[f"prompts {lang}"] = file if isinstance(file, Path) else PromptRows(section.model_dump_json(), lang)
+        found[f"prompts {lang}"] = file if isinstance(file, Path) else PromptRows(section, lang)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from xlr import languages
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
@@ -60,7 +61,7 @@ def score_candidates(
     shards = whole(candidates, [[candidate.row.key] for candidate in candidates])
     scores = score_shards(context, target, policy, reference, shards, label).rows()
     scored = {score.key for score in scores}
-    dropped.add(too_long(context), (one.row.key for one in candidates if one.row.key not in scored))
+    dropped.add(limit(context)[1], (one.row.key for one in candidates if one.row.key not in scored))
     return scores
 
 
@@ -86,27 +87,21 @@ def score_shards(
     for name in {policy, reference} - {encoder.name}:
         require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name)
     models, dtype = (policy, reference), context.config.scoring_dtype
-    plans = [shard.replanned(lambda candidates: _plan(context, candidates)) for shard in shards]
+    plans = [shard.replanned(partial(_plan, context, limit(context)[0])) for shard in shards]
     return resumable_logps(context, target, "parts", models, dtype, Score, plans, label, "responses")
 
 
-def too_long(context: Context) -> str:
-    """Why a candidate is left out, in words: its prompt and response are longer than this."""
+def limit(context: Context) -> tuple[int, str]:
+    """The most tokens of a prompt with a response, and why a longer candidate is left out, in words."""
     length, positions = context.config.score.max_length, room.positions_of_run(context)
     if positions is not None and positions < length:
-        return f"longer than the models' {positions} positions"
-    return f"longer than score.max_length={length}"
+        return positions, f"longer than the models' {positions} positions"
+    return length, f"longer than score.max_length={length}"
 
 
-def _longest(context: Context) -> int:
-    """The most tokens of a prompt with a response."""
-    length, positions = context.config.score.max_length, room.positions_of_run(context)
-    return length if positions is None else min(length, positions)
-
-
-def _plan(context: Context, candidates: Sequence[Candidate]) -> Scoring[Score]:
-    """The examples of candidates, without those that are too long."""
-    encoder, longest = context.encoder, _longest(context)
+def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Scoring[Score]:
+    """The examples of candidates, without those that have more than `longest` tokens with their prompt."""
+    encoder = context.encoder
     prompt_ids = {text: encoder.prompt(text) for text in {candidate.instruction for candidate in candidates}}
     response_ids = encoder.responses([candidate.text for candidate in candidates])
     members: dict[str, list[int]] = {}

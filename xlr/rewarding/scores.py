@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from xlr import languages
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
@@ -17,9 +18,9 @@ from xlr.foreign.modelfiles import load_config
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
-from xlr.records import INITIAL, Prompt, Response, RowKey, Score
+from xlr.records import INITIAL, Prompt, Response, RowKey, Score, row_key
 from xlr.rewarding import responses, room
-from xlr.rewarding.candidates import Candidate, score_shards, scoring_instruction, too_long
+from xlr.rewarding.candidates import Candidate, limit, score_shards, scoring_instruction
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
 from xlr.rewarding.scoretotals import ScoreTotals
 from xlr.run.artifact import Artifact, Part
@@ -28,7 +29,7 @@ from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import part_of, read_manifest, verified
 from xlr.run.reuse import Kept
-from xlr.run.rows import read_rows, row_count, write_shard
+from xlr.run.rows import read_rows, records, row_count, write_shard
 from xlr.settings.config import Config, Reward, settings
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished
@@ -129,17 +130,18 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     scored = score_in_mode(context, target, mode, shards, iteration, f"score iteration {iteration}")
     dropped, of_all = Dropped(), ScoreTotals()
     of_language = {lang: ScoreTotals() for lang in langs}
-    middle = [score for file in kept.files for score in _middle(read_rows(file, Score))]
+    middle = {file.stem: _middle(read_rows(file, Score)) for file in kept.files}
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         kept.link_into(folder)
-        for name, rows, scores in scored.by_shard(dropped):
-            keys = [row.key for row in rows if row.key not in dropped.keys]
-            write_shard(folder / f"{name}.parquet", scored.scores.table(name), keys)
+        for name, rows, table in scored.by_shard(dropped):
+            write_shard(folder / f"{name}.parquet", table, [row.key for row in rows if row.key not in dropped.keys])
+            scores = records(table, Score)
             for totals in (of_all, of_language[part_of(name)]):
                 totals.add(scores)
-            middle += _middle(scores)
-        write_json(folder / PROBES, _probes(context, mode, middle))
+            middle[name] = _middle(scores)
+        probed = [score for name in sorted(middle) for score in middle[name]]
+        write_json(folder / PROBES, _probes(context, mode, probed))
     warning = of_all.noise_warning()
     if warning and context.pool.precision(context.config.scoring_dtype) == "bfloat16":
         console.print(f"  warning: {warning}")
@@ -197,20 +199,21 @@ class InMode:
     too_long: str
     """Why the other responses without a score have none."""
 
-    def by_shard(self, dropped: Dropped) -> Iterator[tuple[str, Sequence[Response], list[Score]]]:
-        """Each shard's name, responses and scores, in the same order.
+    def by_shard(self, dropped: Dropped) -> Iterator[tuple[str, Sequence[Response], Any]]:
+        """Each shard's name, responses and Arrow table of scores, in the same order.
 
         Args:
             dropped: receives the responses that were not scored.
         """
         for shard in self.shards:
-            rows, scores = shard.plan(), self.scores.rows(shard.name)
-            scored = {score.key for score in scores}
+            rows, table = shard.plan(), self.scores.table(shard.name)
+            columns = (table[name].to_pylist() for name in ("lang", "id", "sample"))
+            scored = {row_key(*key) for key in zip(*columns, strict=True)}
             texts = _texts(self.translations, shard.name, rows)
             for row in rows:
                 if row.key not in scored:
                     dropped.add(self._why(row, texts), [row.key])
-            yield shard.name, rows, scores
+            yield shard.name, rows, table
 
     def _why(self, row: Response, texts: Mapping[RowKey, str]) -> str:
         if not row.response.strip():
@@ -242,7 +245,7 @@ def score_in_mode(
 
     asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]
     scores = score_shards(context, target, policy, reference, asked, label)
-    return InMode(shards, scores, translations, too_long(context))
+    return InMode(shards, scores, translations, limit(context)[1])
 
 
 def _instructions(context: Context, mode: Reward) -> Callable[[Response | Score], str]:
@@ -273,7 +276,7 @@ def score_rows(
         Scores in the order of `rows`.
     """
     found = score_in_mode(context, target, mode, whole(rows, [[row.key] for row in rows]), iteration, label)
-    return [score for _, _, scores in found.by_shard(dropped) for score in scores]
+    return [score for _, _, table in found.by_shard(dropped) for score in records(table, Score)]
 
 
 def _texts(translations: Finished[Response] | None, shard: str, rows: Sequence[Response]) -> dict[RowKey, str]:

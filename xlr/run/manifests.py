@@ -152,6 +152,16 @@ def foreign(folder: Path, manifest: Manifest) -> list[Path]:
     return [file for file in present if str(file.relative_to(folder)) not in manifest["files"]]
 
 
+def parquet_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The Parquet files of a finished artefact whose names in it match, in the order of their names.
+
+    Raises:
+        UserError: see `verified`.
+    """
+    files = sorted(verified(folder).items())
+    return [path for name, path in files if path.suffix == ".parquet" and fnmatch.fnmatch(name, pattern)]
+
+
 def rows_of(folder: Path, row_type: type[Row], pattern: str = "*") -> list[Row]:
     """Read the records of a finished artefact, in the order of its files' names.
 
@@ -162,8 +172,7 @@ def rows_of(folder: Path, row_type: type[Row], pattern: str = "*") -> list[Row]:
         UserError: see `verified`.
     """
     known: dict[int, int] = {}
-    files = [path for name, path in sorted(verified(folder).items()) if fnmatch.fnmatch(name, pattern)]
-    return [row for path in files if path.suffix == ".parquet" for row in read_rows(path, row_type, known)]
+    return [row for path in parquet_files(folder, pattern) for row in read_rows(path, row_type, known)]
 
 
 def json_of(folder: Path, name: str, kind: Any) -> Any:

@@ -5,6 +5,7 @@ that ship with xlr, `~` the home folder, and `$NAME` or `${NAME}` an environment
 """
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -71,6 +72,16 @@ def load(source: str | Path, overrides: list[str] | None = None) -> Config:
     config = _validated(Config, {"run_dir": f"runs/{path.stem}"} | tree, files)
     absolute: Config = _absolute(config, config, str(path))
     return absolute
+
+
+def load_here(source: str | Path, overrides: list[str] | None = None) -> Config:
+    """Like `load`, but the path of a run directory decides: the file in a copied or moved one names the original.
+
+    Raises:
+        UserError: as `load`.
+    """
+    here = [f"run_dir={json.dumps(str(Path(source).absolute()))}"] if os.path.isdir(source) else []
+    return load(source, [*here, *(overrides or [])])
 
 
 def load_site(path: Path) -> SlurmConfig:
