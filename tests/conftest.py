@@ -126,10 +126,19 @@ def tiny_tree(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
         },
         "evaluate": {
             "prompts": {"path": str(RECIPES / "quickstart" / "heldout"), "limit": 2},
-            "preferences": str(RECIPES / "quickstart" / "preferences_heldout.jsonl"),
+            "preferences": str(_few_preferences(tmp_path / "preferences")),
             "max_new_tokens": 12,
         },
     }
+
+
+def _few_preferences(folder: Path) -> Path:
+    """The first preferences of the quickstart in English and Spanish."""
+    folder.mkdir()
+    for lang in ("en", "es"):
+        rows = (RECIPES / "quickstart" / "preferences_heldout" / f"{lang}.jsonl").read_text(encoding="utf-8")
+        (folder / f"{lang}.jsonl").write_text("".join(rows.splitlines(True)[:4]), encoding="utf-8")
+    return folder
 
 
 def assert_refused(result: Any, message: str) -> None:

@@ -38,8 +38,6 @@ def base(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     shutil.copytree(tree["prompts"]["path"], folder / "prompts")
     shutil.copytree(tree["evaluate"]["prompts"]["path"], folder / "heldout")
     tree["prompts"]["path"], tree["evaluate"]["prompts"]["path"] = str(folder / "prompts"), str(folder / "heldout")
-    # Tests change these files, and other tests read the originals at the same time.
-    tree["evaluate"]["preferences"] = shutil.copy(tree["evaluate"]["preferences"], folder)
     tree["train"]["reference_mode"] = "cached"
     tree["generate"]["batch_size"] = 6
     tree["score"]["batch_tokens"] = 200

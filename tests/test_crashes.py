@@ -25,7 +25,7 @@ from tests.judgeserver import Judge, longer, serving
 from xlr import pipeline
 from xlr.commands import verify
 from xlr.errors import UserError
-from xlr.report.collect import collect
+from xlr.findings.collect import collect
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.settings import configfile

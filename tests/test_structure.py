@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"commands", "api"},
     {"jobs", "report"},
+    {"findings"},
     {"selftest"},
     {"pipeline"},
     {"evaluation", "inspection", "training"},

@@ -1,6 +1,6 @@
 """Languages: ISO 639-1 codes, English names, and detection of a text's language."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -15,14 +15,23 @@ _COMMON = ("en", "es", "ru", "de", "fr", "zh", "ja", "ko", "ar", "hi", "pt", "it
 _SEEN = 500  # characters at each end of a longer text that detection looks at
 
 
-def _language(code: str) -> Any:
+@cache
+def _known() -> Mapping[str, Any]:
+    """Every language that can be detected, by its code."""
     from lingua import Language
 
-    for language in Language.all():
-        if language.iso_code_639_1.name.lower() == code:
-            return language
-    known = ", ".join(sorted(language.iso_code_639_1.name.lower() for language in Language.all()))
-    raise UserError(f"{code!r} is not a known ISO 639-1 language code; known codes: {known}")
+    return {language.iso_code_639_1.name.lower(): language for language in Language.all()}
+
+
+def is_known(code: str) -> bool:
+    """Whether a text is the ISO 639-1 code of a language that can be detected."""
+    return code in _known()
+
+
+def _language(code: str) -> Any:
+    if not is_known(code):
+        raise UserError(f"{code!r} is not a known ISO 639-1 language code; known codes: {', '.join(sorted(_known()))}")
+    return _known()[code]
 
 
 def name(code: str) -> str:

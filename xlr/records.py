@@ -102,9 +102,14 @@ class Logps:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceReward:
-    """The implicit rewards of a held-out preference's two responses, in nats."""
+    """The implicit rewards of a held-out preference's two responses, in nats.
 
+    `mode` is the kind of instruction that they are scored under, as in `score.reward`.
+    """
+
+    lang: str
     id: str
+    mode: str
     chosen: float
     rejected: float
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.junk import SMALL, TEXTS, VALUES, junk_json, no_files, refused
-from xlr.data.preferences import Preference, load_preferences
+from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
 from xlr.errors import UserError
 from xlr.shipped import RECIPES
 
@@ -191,3 +191,50 @@ def test_a_missing_empty_or_unreadable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_text("{}")
     with pytest.raises(UserError, match=r"p\.parquet: not a Parquet file"):
         load_preferences(str(tmp_path / "p.parquet"))
+
+
+def parallel(folder: Path, **languages: list[dict[str, str]]) -> str:
+    """A folder with a file for each language, whose rows get an answer each."""
+    for lang, rows in languages.items():
+        lines = [json.dumps({"chosen": "good", "rejected": "bad", **row}) for row in rows]
+        (folder / f"{lang}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return str(folder)
+
+
+def test_an_english_prompt_comes_from_the_row_or_from_the_same_id(tmp_path: Path) -> None:
+    path = parallel(
+        tmp_path,
+        en=[{"id": "a", "prompt": "Why?"}],
+        es=[{"id": "a", "prompt": "¿Por qué?"}, {"id": "b", "prompt": "¿Quién?", "english": "Who?"}],
+    )
+    (tmp_path / "README.md").write_text("no rows")
+    found = load_parallel_preferences(path)
+    assert [one.english[-1]["content"] for one in found["es"]] == ["Why?", "Who?"]
+    assert [one.own.prompt[-1]["content"] for one in found["es"]] == ["¿Por qué?", "¿Quién?"]
+    assert [one.english for one in found["en"]] == [one.own.prompt for one in found["en"]]
+
+
+def test_the_shipped_held_out_preferences_are_parallel_and_neutral_in_length() -> None:
+    """The longer answer is the better one in about half of the pairs, so that length alone gives about 50 %."""
+    found = load_parallel_preferences(str(RECIPES / "quickstart" / "preferences_heldout"))
+    assert {lang: len(own) for lang, own in found.items()} == dict.fromkeys(("de", "en", "es", "fr"), 40)
+    for own in found.values():
+        longer = sum(len(one.own.chosen) > len(one.own.rejected) for one in own)
+        assert 16 <= longer <= 24
+
+
+@pytest.mark.parametrize(
+    ("languages", "message"),
+    [
+        ({}, "has no file of preferences such as en.jsonl"),
+        ({"xx": [{"prompt": "q"}]}, "'xx' is no ISO 639-1 language code"),
+        ({"es": [{"id": "a", "prompt": "q"}]}, r"es\.jsonl: the preference 'a' has no English prompt"),
+        ({"es": [{"id": "a", "prompt": "q", "english": " "}]}, r"es\.jsonl:1: english: a message has no content"),
+        ({"en": [{"prompt": "q"}], "es": []}, r"es\.jsonl: contains no preferences"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(
+    tmp_path: Path, languages: dict[str, list[dict[str, str]]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_parallel_preferences(parallel(tmp_path, **languages))

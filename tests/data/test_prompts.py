@@ -58,7 +58,7 @@ def test_a_datasets_folder_with_a_split_a_language_is_read(tmp_path: Path) -> No
 
 
 def test_the_shipped_prompts_are_parallel() -> None:
-    for name, count in (("prompts", 24), ("heldout", 16)):
+    for name, count in (("prompts", 24), ("heldout", 40)):
         found = load_prompts(PromptsConfig(path=str(RECIPES / "quickstart" / name)), ["es", "de", "fr"])
         assert {lang: len(prompts) for lang, prompts in found.items()} == dict.fromkeys(("en", "es", "de", "fr"), count)
 

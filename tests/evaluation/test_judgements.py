@@ -18,10 +18,10 @@ from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
 from xlr.evaluation import annotations, judgements, winrates
 from xlr.evaluation import answers as evaluation
+from xlr.findings.collect import collect
+from xlr.findings.summary import summary
 from xlr.records import Response
 from xlr.report import tables
-from xlr.report.collect import collect
-from xlr.report.summary import summary
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.rows import write_rows

@@ -13,9 +13,9 @@ import yaml
 from tests.conftest import tiny_tree
 from tests.rows import read_rows, reseal
 from xlr.evaluation import annotations, winrates
+from xlr.findings.collect import collect
+from xlr.findings.found import Found
 from xlr.records import Pair, Response
-from xlr.report.collect import collect
-from xlr.report.found import Found
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, write_json
 from xlr.run.manifests import manifest_path

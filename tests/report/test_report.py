@@ -15,12 +15,12 @@ from tests.conftest import Cli, assert_refused, missing
 from tests.report.conftest import HOSTILE, INSTRUCTIONS, collected, load
 from tests.rows import read_rows, reseal
 from xlr.evaluation import annotations, winrates
+from xlr.findings.collect import collect
+from xlr.findings.comparison import compare
+from xlr.findings.conclusion import Conclusion, Finding, conclude, together
+from xlr.findings.found import Run
 from xlr.records import Pair
-from xlr.report import examples, numbers, report, tables
-from xlr.report.collect import collect
-from xlr.report.comparison import compare
-from xlr.report.conclusion import Conclusion, conclude
-from xlr.report.found import Run
+from xlr.report import examples, report, tables
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, write_json
 from xlr.run.manifests import manifest_path
@@ -29,7 +29,7 @@ from xlr.run.rows import write_rows
 
 def make(run: Path) -> str:
     report.make([load(run)], run)
-    return (run / "report.html").read_text(encoding="utf-8")
+    return (run / "report.html").read_bytes().decode()  # an answer may hold a carriage return
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +92,13 @@ def test_the_page_has_an_answer_with_an_interval_for_every_language(run: Path, p
             f"{change['win_rate']['low']:+.1f} … {change['win_rate']['high']:+.1f}",
         ]
     evaluation = read_json(run / "iter1" / "eval" / "eval.json")
-    assert ["π1", "16", f"{100 * evaluation['preferences']['accuracy']:.1f}"] in [row[:3] for row in rows]
+    for lang, mode in (("en", "multilingual"), ("es", "crosslingual"), ("es", "multilingual")):
+        accuracy = f"{100 * evaluation['preferences'][lang][mode]['accuracy']:.1f}"
+        assert [lang, mode, "π1", "4", accuracy] in [row[:5] for row in rows]
     pairs = read_json(manifest_path(run / "iter1" / "pairs"))["facts"]
     assert ["1", "ar", str(pairs["ar"]["pairs"]), f"{pairs['ar']['alpha']:.3f}"] in [row[:4] for row in rows]
     assert ["π1", "11", "52.5", "90.9"] in rows
-    assert "Judge: a &lt;judge&gt;, which compared the answers with those of reference." in page
+    assert "Judge: a &lt;judge&gt;, which compared the answers with those of reference; its verdicts in both" in page
     for words in (
         "log πᵗ⁻¹(y | G(x))",
         "length_controlled_minimal",
@@ -159,7 +161,7 @@ def test_the_same_run_gives_the_same_bytes_from_anywhere_in_any_locale(
 ) -> None:
     own = copied(run, tmp_path / "elsewhere" / "run")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "MPLBACKEND": "tkagg"}
-    result = cli_here("report", "run", cwd=own.parent, COLUMNS="120", **plain)
+    result = cli_here("report", "run", "--tables", cwd=own.parent, COLUMNS="120", **plain)
     assert result.returncode == 0, result.stderr
     assert "Judged answers" in result.stdout
     assert (own / "report.html").read_bytes() == page.encode()
@@ -177,10 +179,10 @@ def test_two_runs_are_shown_side_by_side(run: Path, cli_here: Cli, tmp_path: Pat
     rows = Reader(page).rows
     assert ["setting", "value in run", "value in <b>other & co"] in rows
     assert ["train.learning_rate", "0.001", "0.002"] in rows
-    assert [row[2] for row in rows if row[:2] == ["en", "π1"] and row[3] == "4"] == ["run", "<b>other & co"]
+    assert [row[2] for row in rows if row[:2] == ["en", "π1"] and row[3:4] == ["4"]] == ["run", "<b>other & co"]
     assert "<b>other" not in page
-    assert "By the implicit reward, as no judge has run yet: " in page
-    assert "By the implicit reward" in (tmp_path / "both" / "report.md").read_text(encoding="utf-8")
+    assert "By the model&#39;s own reward: " in page
+    assert "By the model's own reward" in (tmp_path / "both" / "report.md").read_text(encoding="utf-8")
     assert "is not compared with run answer by answer: &lt;b&gt;other &amp; co has no judgements yet." in page
     assert (other / "report.json").is_file()
     assert not (other / "report.html").exists()
@@ -242,7 +244,7 @@ def test_the_report_says_why_two_runs_cannot_be_compared(run: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("left_out", "shown", "absent"),
     [
-        (("judgements*",), "By the implicit reward", "Judged answers"),
+        (("judgements*",), "By the model&#39;s own reward", "Judged answers"),
         (("judgements*", "eval*"), "Nothing to compare yet. Finished so far: generate 1", "Held-out"),
         (("judgements*", "eval*", "pairs*", "model*", "metrics*"), "Rewards of the sampled", "Preference pairs"),
         (("iter*",), "Nothing to compare yet. No stage is finished.", "<table"),
@@ -284,7 +286,7 @@ def test_a_sample_is_evenly_spaced() -> None:
     assert examples.evenly(range(3), 5) == [0, 1, 2]
 
 
-def test_a_verdict_follows_from_its_interval(run: Path) -> None:
+def test_a_verdict_follows_from_its_distance_to_even(run: Path) -> None:
     found = collected(run)
     for iteration, low, high in (("0", 20.0, 40.0), ("1", 45.0, 55.0)):
         own = found["iterations"][iteration]["judgements"]["languages"]["ar"]
@@ -303,7 +305,29 @@ def test_a_verdict_follows_from_its_interval(run: Path) -> None:
     assert plain.heading == "Win rate of π1 against π0, in %"
     assert "too few judgements" in plain.evidence
     assert {one.lang: one.value for one in plain.findings}["ar"] == shrunk["win_rate"]
-    assert numbers.share_interval(0.5, 16) == pytest.approx((0.2800, 0.7200), abs=1e-4)
+
+
+def test_a_judge_that_tosses_coins_is_not_believed(run: Path) -> None:
+    """Its verdicts in both orders agree in half of the cases: the answer comes from the next best measure."""
+    found = collected(run)
+    bias = found["iterations"]["1"]["judgements"]["position_bias"]
+    bias |= {"instructions": 64, "agreement": 55.0}
+    conclusion = conclude(found)
+    assert conclusion.caution.startswith("The judge a <judge> cannot be used: its verdicts on the same two answers")
+    assert "55 % of 64 cases, which is not clearly more than chance" in conclusion.caution
+    assert conclusion.sentence.startswith("By the model's own reward: ")
+    bias |= {"agreement": 75.0}
+    assert not conclude(found).caution
+
+
+def test_several_languages_are_tested_together() -> None:
+    """A language that is just clear by itself is not among four; the average is tested by itself."""
+    one = Finding("es", 1.0, 0.05, 1.95, 0.0, 0.04)
+    others = [Finding(lang, 0.1, -1.0, 1.2, 0.0, 0.9) for lang in ("de", "fr", "ru")]
+    average = Finding("average", 1.0, 0.05, 1.95, 0.0, 0.04)
+    assert [finding.verdict for finding in together([one])] == ["better"]
+    verdicts = {finding.lang: finding.verdict for finding in together([one, *others, average])}
+    assert verdicts == dict.fromkeys(("es", "de", "fr", "ru"), "not clear") | {"average": "better"}
 
 
 def test_differences_are_computed_once(run: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +401,7 @@ def test_several_runs_with_long_names_fit_a_narrow_screen(run: Path, browser: An
 
 
 def use_the_examples(page: Any) -> None:
-    cards, count = page.locator(".example"), page.locator("#count")
+    cards, count = page.locator("#list .example"), page.locator("#count")
     everything = count.inner_text()
     page.select_option("[name=lang]", "ar")
     assert cards.count()

@@ -5,14 +5,15 @@ from pathlib import Path
 import jsonschema
 
 from tests.report.conftest import load
-from xlr.report import report, schema
+from xlr.findings import schema
+from xlr.report import report
 from xlr.run.files import as_json, read_json
 
 FILE = Path(__file__).parents[2] / "docs" / "report.schema.json"
 
 
 def test_the_schema_in_docs_is_up_to_date() -> None:
-    """`python -m xlr.report.schema > docs/report.schema.json` writes it."""
+    """`python -m xlr.findings.schema > docs/report.schema.json` writes it."""
     assert FILE.read_text(encoding="utf-8") == as_json(schema.schema())
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xlr import languages
-from xlr.data.preferences import load_preferences
+from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
 from xlr.foreign.texts import shown
 from xlr.languages import ENGLISH
 from xlr.records import Prompt
@@ -45,15 +45,20 @@ def check(context: Context) -> Iterator[Found]:
         for lang, own in prompts.items():
             yield _found(context, name, lang, own, len(prompts[ENGLISH]))
     config = context.config
-    files = {"align.preferences": config.align.preferences, "evaluate.preferences": config.evaluate.preferences}
-    for name, path in files.items():
-        if path:
-            ids = [context.encoder.prompt_of(one.prompt) for one in load_preferences(path)]
-            yield _of_tokens(context, name, ENGLISH, ids, len(ids))
+    if path := config.align.preferences:
+        yield _of_preferences(context, "align.preferences", ENGLISH, load_preferences(path))
+    if path := config.evaluate.preferences:
+        for lang, parallel in load_parallel_preferences(path).items():
+            yield _of_preferences(context, "evaluate.preferences", lang, [one.own for one in parallel])
 
 
 def _found(context: Context, source: str, lang: str, prompts: Sequence[Prompt], english: int) -> Found:
     return _of_tokens(context, source, lang, [context.encoder.prompt(one.instruction) for one in prompts], english)
+
+
+def _of_preferences(context: Context, source: str, lang: str, preferences: Sequence[Preference]) -> Found:
+    ids = [context.encoder.prompt_of(one.prompt) for one in preferences]
+    return _of_tokens(context, source, lang, ids, len(ids))
 
 
 def _of_tokens(context: Context, source: str, lang: str, ids: Sequence[tuple[int, ...]], english: int) -> Found:

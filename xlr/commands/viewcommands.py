@@ -52,8 +52,8 @@ def status(
 ) -> None:
     """Show the state, rows and time of every stage, and the Slurm jobs if there are any."""
     from xlr import pipeline
+    from xlr.findings.status import show_jobs, show_status
     from xlr.jobs import submission
-    from xlr.report.status import show_jobs, show_status
     from xlr.terminal.console import console
 
     context = open_context(source, None)
@@ -92,15 +92,16 @@ def report_command(
         Path | None, typer.Option(help="Folder for report.html and report.md; by default the first run.")
     ] = None,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    tables: Annotated[bool, typer.Option("--tables", help="Also print the tables of report.md.")] = False,
     to: Annotated[str | None, typer.Option(help="Also send the numbers to trackers: tensorboard,wandb,mlflow.")] = None,
 ) -> None:
     """Show the results of runs so far, side by side, and write report.html, report.md and RUN/report.json."""
-    from xlr.report import publish as figures
+    from xlr.findings import publish as figures
     from xlr.report import report
 
     trackers = figures.known_trackers(to.split(",") if to else [])
     contexts = [open_context(source, None) for source in sources]
-    report.make([context.config for context in contexts], out or contexts[0].run.path)
+    report.make([context.config for context in contexts], out or contexts[0].run.path, tables)
     for context in contexts:
         figures.publish(context.run.path, trackers)
     if browser:

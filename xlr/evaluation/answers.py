@@ -7,12 +7,11 @@ Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-ou
 
 from collections.abc import Sequence
 
-from xlr.data.preferences import load_preferences
 from xlr.data.prompts import sources
-from xlr.evaluation.facts import AnswerFacts, EvaluationFacts, PreferenceFacts
+from xlr.evaluation import preferences
+from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
 from xlr.languages import ENGLISH
-from xlr.maths.rewards import implicit_reward
-from xlr.records import INITIAL, START, Example, ModelKey, PreferenceReward, Response, Score, Scored
+from xlr.records import INITIAL, START, ModelKey, PreferenceReward, Prompt, Response, Score
 from xlr.rewarding import room
 from xlr.rewarding.candidates import Candidate, score_candidates, scoring_instruction
 from xlr.rewarding.responses import Sampling
@@ -23,10 +22,8 @@ from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import rows_of
-from xlr.run.rows import require_each_once, write_shards
+from xlr.run.rows import require_each_once, write_rows, write_shards
 from xlr.settings.config import Config, GenerateConfig, settings
-from xlr.work.logps import Scoring, resumable_logps
-from xlr.work.shards import whole
 
 # All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
@@ -49,7 +46,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         if model != START:
             inputs["start"] = context.run.iteration(START) / "eval"
     if isinstance(model, int) and section.preferences:
-        inputs["preferences"] = section.preferences
+        inputs |= preferences.sources(section.preferences)
     own = {
         "seed": context.config.seed,
         "languages": list(context.config.evaluated_languages),
@@ -82,8 +79,7 @@ def check(context: Context) -> None:
         english, new_tokens = context.held_out[ENGLISH], section.max_new_tokens
         require_scorable(context, "crosslingual", context.questions, english, new_tokens)
     if section.preferences:
-        preferences, limit = load_preferences(section.preferences), room.positions_of_run(context)
-        room.require_preferences(context.encoder, section.preferences, preferences, limit, "evaluate.preferences")
+        preferences.check(context, section.preferences)
 
 
 def _require_room(context: Context, model: ModelKey) -> None:
@@ -107,6 +103,7 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
     facts: EvaluationFacts = {"iteration": model, "languages": {}, "dropped": {}}
     answers: list[Response] = []
     scored: list[Score] = []
+    preferred: list[PreferenceReward] = []
     if section.prompts:
         if model != START:
             require(artifact(context, START), f"xlr evaluate {context.run.path} --iteration 0")
@@ -123,7 +120,7 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
             for lang in langs
         }
     if isinstance(model, int) and section.preferences:
-        facts["preferences"] = _preference_facts(context, target, section.preferences, model)
+        preferred, facts["preferences"] = preferences.measure(context, target, section.preferences, model)
     with atomic_path(target.folder) as folder:
         for name, row_type, rows in (("responses", Response, answers), ("scores", Score, scored)):
             (folder / name).mkdir(parents=True)
@@ -133,6 +130,10 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         require_each_once(folder / "responses", asked)
         filled = {row.key for row in answers if row.response.strip()}
         require_each_once(folder / "scores", filled - dropped.keys)
+        if context.questions:
+            write_rows(folder / "prompts.parquet", Prompt, context.questions)
+        if preferred:
+            write_rows(folder / "preferences.parquet", PreferenceReward, preferred)
         write_json(folder / "eval.json", facts)
     target.finish(len(answers), facts, context.clock, {"scored": sum(row.num_tokens for row in scored)})
     target.remove_pieces()
@@ -199,36 +200,4 @@ def _language_facts(
         "empty": sum(not row.response.strip() for row in answers) / count,
         "reward_gain": sum(gains) / compared,
         "reward_wins": sum((gain > 0) + 0.5 * (gain == 0) for gain in gains) / compared,
-    }
-
-
-def _preference_facts(context: Context, target: Artifact, path: str, iteration: int) -> PreferenceFacts:
-    """Accuracy and mean margin of the implicit reward log pi^t - log pi_I on a preference set."""
-    encoder, preferences = context.encoder, load_preferences(path)
-    examples = [
-        Example(encoder.prompt_of(one.prompt), (encoder.response(one.chosen), encoder.response(one.rejected)))
-        for one in preferences
-    ]
-
-    def to_rows(item: int, scored: Scored) -> list[PreferenceReward]:
-        chosen, rejected = (implicit_reward(policy, reference) for policy, reference in scored.logps)
-        return [PreferenceReward(preferences[item].id, chosen, rejected)]
-
-    keys = [[(ENGLISH, one.id)] for one in preferences]
-    rewards = resumable_logps(
-        context,
-        target,
-        "preferences",
-        (context.model(iteration), context.model(INITIAL)),
-        context.config.scoring_dtype,
-        PreferenceReward,
-        whole(Scoring(examples, keys, to_rows), keys),
-        f"evaluate {iteration}: preferences",
-        "preferences",
-    ).rows()
-    margins = [reward.chosen - reward.rejected for reward in rewards]
-    return {
-        "pairs": len(margins),
-        "accuracy": sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins),
-        "margin": sum(margins) / len(margins),
     }

@@ -10,6 +10,7 @@ from typing_extensions import NotRequired, TypedDict
 from xlr.records import ModelKey
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
+from xlr.settings.config import Reward
 
 
 class AnswerFacts(RewardFacts):
@@ -28,7 +29,7 @@ class AnswerFacts(RewardFacts):
 
 
 class PreferenceFacts(TypedDict):
-    """The implicit reward log pi^t - log pi_I on held-out preferences."""
+    """The implicit reward log pi^t - log pi_I on one language's preferences, under one kind of instruction."""
 
     pairs: int
     """Number of pairs."""
@@ -36,6 +37,12 @@ class PreferenceFacts(TypedDict):
     """Share of pairs whose chosen response has the higher reward, from 0 to 1; a tie counts one half."""
     margin: float
     """Mean reward of chosen less that of rejected, in nats."""
+    alpha: float
+    """Length penalty in nats a character that makes preferred and other responses equally long, as in the pairs."""
+    length_controlled_accuracy: float
+    """Accuracy of the reward less alpha times the length."""
+    longer_accuracy: float
+    """Accuracy of preferring the longer response."""
 
 
 class EvaluationFacts(TypedDict):
@@ -47,8 +54,9 @@ class EvaluationFacts(TypedDict):
     """Language -> its answers; empty without evaluate.prompts."""
     dropped: DroppedCounts
     """Answers that were not scored."""
-    preferences: NotRequired[PreferenceFacts]
-    """Held-out preferences; only for iterations, and only with evaluate.preferences."""
+    preferences: NotRequired[dict[str, dict[Reward, PreferenceFacts]]]
+    """Language -> kind of instruction, as in score.reward -> held-out preferences. English has only `multilingual`,
+    since all kinds ask the same there. Only for iterations, and only with evaluate.preferences."""
 
 
 class AnnotationRow(TypedDict):

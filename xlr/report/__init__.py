@@ -1,4 +1,1 @@
-"""Everything a run left -> one page.
-
-Reads the configuration of a run, its manifests and its artefacts; writes report.json, report.html and report.md.
-"""
+"""How findings are shown: a page, Markdown, tables on the terminal."""

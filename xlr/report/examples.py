@@ -6,9 +6,9 @@ from typing import Literal, TypeVar
 from typing_extensions import TypedDict
 
 from xlr.evaluation.facts import AnnotationRow
+from xlr.findings.found import Run, label, models
+from xlr.findings.numbers import number
 from xlr.records import ModelKey, Pair
-from xlr.report.found import Run, label, models
-from xlr.report.numbers import number
 from xlr.run.manifests import json_of, rows_of
 
 SHOWN = 800  # examples of all runs together
@@ -100,7 +100,7 @@ def _pair(run: str, model: ModelKey, pair: Pair) -> Example:
         "id": pair.id,
         "title": f"pair {pair.id}",
         "note": f"margin {pair.chosen_score - pair.rejected_score:.2f}",
-        "instruction": _cut(pair.prompt[-1]["content"]),
+        "instruction": shortened(pair.prompt[-1]["content"]),
         "answers": [
             _answer("chosen", f"score {pair.chosen_score:.2f}", pair.chosen[-1]["content"], True),
             _answer("rejected", f"score {pair.rejected_score:.2f}", pair.rejected[-1]["content"], False),
@@ -120,7 +120,7 @@ def _judged(run: str, model: ModelKey, row: AnnotationRow) -> Example:
         "id": row["id"],
         "title": f"answer {row['id']}",
         "note": _verdict(row),
-        "instruction": _cut(row["instruction"]),
+        "instruction": shortened(row["instruction"]),
         "answers": [
             _answer(label(model), "preferred" if wins else "", row["output_2"], wins),
             _answer(row["generator_1"], "preferred" if loses else "", row["output_1"], loses),
@@ -143,8 +143,9 @@ def _option(model: ModelKey) -> str:
 
 def _answer(name: str, note: str, text: str, better: bool) -> Answer:
     notes = [note] * bool(note) + [f"{len(text):,} characters"]
-    return {"name": name, "note": " · ".join(notes), "text": _cut(text), "better": better}
+    return {"name": name, "note": " · ".join(notes), "text": shortened(text), "better": better}
 
 
-def _cut(text: str) -> tuple[str, int]:
+def shortened(text: str) -> tuple[str, int]:
+    """The beginning of a text, and how many characters are left out at its end."""
     return text[:TEXT_CHARS], max(len(text) - TEXT_CHARS, 0)

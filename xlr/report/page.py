@@ -5,18 +5,20 @@ Everything that comes from models or files is escaped. The page runs its own sho
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
+from xlr.findings.conclusion import Conclusion, conclude
+from xlr.findings.found import Run
+from xlr.findings.summary import summary
 from xlr.report import examples, panels, tables
-from xlr.report.conclusion import Conclusion, conclude
-from xlr.report.found import Run
-from xlr.report.summary import summary
+from xlr.report.overview import overview
 
+_AXIS_ROOM = 12  # percent of the width between two marks of an axis
 _TEMPLATES = Path(__file__).parent / "templates"
 
 # Section -> its heading.
@@ -52,6 +54,7 @@ def render(runs: Sequence[Run], comparisons: Sequence[tuple[str, Conclusion]]) -
             several=len(runs) > 1,
             runs=found,
             contents=[(name, heading) for name, heading in _HEADINGS.items() if sections[name]],
+            overviews=[overview(run) for run in runs],
             conclusions=[*comparisons, *((run.name, conclude(run.found)) for run in runs)],
             languages={lang: name for own in found for lang, name in own["names"].items()},
             win_rate_panels=panels.win_rates(runs),
@@ -79,6 +82,7 @@ def environment() -> jinja2.Environment:
         "labelled": _labelled,
         "embedded": _embedded,
         "positions": _positions,
+        "axis": _axis,
     }
     environment.globals["summary"] = summary
     return environment
@@ -102,6 +106,31 @@ def _embedded(rows: Any) -> Markup:
 
 def _positions(conclusion: Conclusion) -> list[dict[str, float]]:
     """Where each finding's interval is drawn, on one scale from 0 to 100 for all findings."""
+    position = _scale(conclusion)
+    return [
+        {
+            "low": position(one.low),
+            "width": round(position(one.high) - position(one.low), 2),
+            "value": position(one.value),
+            "even": position(one.even),
+        }
+        for one in conclusion.findings
+    ]
+
+
+def _axis(conclusion: Conclusion) -> list[tuple[float, str]]:
+    """Position and text of three marks below the intervals: the lowest and the highest end, and what is even."""
+    findings, position = conclusion.findings, _scale(conclusion)
+    even, low, high = findings[0].even, min(one.low for one in findings), max(one.high for one in findings)
+    marks = {position(even): f"{even:.0f}"}
+    for end in (low, high):
+        if abs(position(end) - position(even)) > _AXIS_ROOM:
+            marks[position(end)] = f"{end:+.0f}" if even == 0 else f"{end:.0f}"
+    return sorted(marks.items())
+
+
+def _scale(conclusion: Conclusion) -> Callable[[float], float]:
+    """From a value to its position, from 0 to 100."""
     findings = conclusion.findings
     low = min(min(one.low, one.even) for one in findings)
     high = max(max(one.high, one.even) for one in findings)
@@ -110,12 +139,4 @@ def _positions(conclusion: Conclusion) -> list[dict[str, float]]:
     def position(value: float) -> float:
         return round(100 * (value - low + room) / (high - low + 2 * room), 2)
 
-    return [
-        {
-            "low": position(one.low),
-            "width": round(position(one.high) - position(one.low), 2),
-            "value": position(one.value),
-            "even": position(one.even),
-        }
-        for one in findings
-    ]
+    return position

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xlr.evaluation.facts import Rates
+from xlr.findings.found import Run, by_language, label, models
+from xlr.findings.summary import reward_formula
 from xlr.maths import lengthcontrol
 from xlr.records import Score
 from xlr.report import plots
-from xlr.report.found import Run, by_language, label, models
 from xlr.report.plots import Plot
-from xlr.report.summary import reward_formula
 from xlr.rewarding.pairs import candidates_by_prompt
 from xlr.run.manifests import manifest_path, rows_of
 from xlr.run.trackers import whole_rows

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any
 
 from cycler import cycler
@@ -182,3 +182,68 @@ def win_rates(title: str, run: str, models: Sequence[str], series: Mapping[str, 
         )
         numbers.append(f"{name}: {', '.join(shown)}")
     return Plot(title, numbers, _drawn(draw, "", "%", f"win rates {title} {run}"))
+
+
+def slopes(title: str, run: str, series: Mapping[str, Mapping[str, float]]) -> Plot:
+    """A share in percent from model to model, one line per language, named where it ends.
+
+    Args:
+        series: language -> model -> share, from 0 to 100.
+    """
+    models = list(dict.fromkeys(model for own in series.values() for model in own))
+    ends = _apart([list(own.values())[-1] for own in series.values()])
+
+    def draw(axes: Axes) -> None:
+        for (name, own), dash, end in zip(series.items(), cycle(_DASHES), ends, strict=False):
+            positions = [models.index(model) for model in own]
+            (line,) = axes.plot(positions, list(own.values()), marker="o", markersize=4, linestyle=dash)
+            axes.annotate(name, (positions[-1], end), (8, 0), textcoords="offset points", va="center", fontsize=8)
+            line.set_clip_on(False)
+        axes.set_xticks(range(len(models)), models)
+        axes.set_ylim(0, 105)
+        axes.set_xlim(-0.2, len(models) - 1 + 0.45 * max(len(models) - 1, 1))
+
+    numbers = [
+        f"{name}: " + ", ".join(f"{model} {value:.0f} %" for model, value in own.items())
+        for name, own in series.items()
+    ]
+    return Plot(title, numbers, _drawn(draw, "", "%", f"slopes {title} {run}"))
+
+
+def _apart(values: Sequence[float], room: float = 7) -> list[float]:
+    """The heights of labels beside these values, moved apart so that they do not cover each other."""
+    heights = list(values)
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    for lower, upper in pairwise(order):
+        heights[upper] = max(heights[upper], heights[lower] + room)
+    return heights
+
+
+def accuracies(title: str, run: str, series: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Plot:
+    """Accuracies with intervals, one row per language and one mark per kind of instruction; chance is dotted.
+
+    Args:
+        series: kind of instruction -> language -> accuracy, low and high, from 0 to 100.
+    """
+    names = list(dict.fromkeys(name for own in series.values() for name in own))
+
+    def draw(axes: Axes) -> None:
+        for number, ((kind, own), marker) in enumerate(zip(series.items(), ("o", "s", "^"), strict=False)):
+            rows = [len(names) - 1 - names.index(name) - 0.25 * number for name in own]
+            values = [value for value, _, _ in own.values()]
+            errors = [
+                [value - low for value, low, _ in own.values()],
+                [high - value for value, _, high in own.values()],
+            ]
+            axes.errorbar(values, rows, xerr=errors, fmt=marker, markersize=5, capsize=3, label=kind)
+        axes.axvline(50, color=_INK, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(names)), reversed(names))
+        axes.set_xlim(0, 102)
+        axes.set_ylim(-0.8, len(names) - 0.3)
+
+    numbers = [
+        f"{kind}: "
+        + ", ".join(f"{name} {value:.0f} ({low:.0f} … {high:.0f})" for name, (value, low, high) in own.items())
+        for kind, own in series.items()
+    ]
+    return Plot(title, numbers, _drawn(draw, "% of pairs", "", f"accuracies {title} {run}"))

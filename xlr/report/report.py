@@ -7,22 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xlr.errors import UserError
+from xlr.findings import overview
+from xlr.findings.collect import collect
+from xlr.findings.comparison import compare
+from xlr.findings.conclusion import Conclusion, conclude
+from xlr.findings.found import Run
+from xlr.findings.summary import summary
 from xlr.report import tables
-from xlr.report.collect import collect
-from xlr.report.comparison import compare
-from xlr.report.conclusion import Conclusion, conclude
-from xlr.report.found import Run
-from xlr.report.summary import summary
 from xlr.run.directory import RunDir
 from xlr.run.files import as_json, write_text
 from xlr.settings.config import Config
 from xlr.terminal.console import console, plain
 
 
-def make(configs: Sequence[Config], folder: Path) -> None:
+def make(configs: Sequence[Config], folder: Path, show_tables: bool = False) -> None:
     """Report on runs, one for each configuration.
 
-    Writes report.html and report.md into `folder` and report.json into each run directory, and prints the tables.
+    Writes report.html and report.md into `folder` and report.json into each run directory, and prints a few sentences.
+
+    Args:
+        show_tables: also print the tables.
 
     Raises:
         UserError: a run directory is missing or named twice, or a file cannot be written.
@@ -42,10 +46,12 @@ def make(configs: Sequence[Config], folder: Path) -> None:
         _write(run.directory.path / "report.json", as_json(run.found))
     _write(folder / "report.md", _markdown(runs, comparisons))
     _write(folder / "report.html", page.render(runs, comparisons))
-    for table in (*tables.data(found), *tables.quality(found), *tables.costs(found)):
-        console.print(table.on_terminal())
+    if show_tables:
+        for table in (*tables.data(found), *tables.quality(found), *tables.costs(found)):
+            console.print(table.on_terminal())
     for run in runs:
-        console.print(f"{run.name}: {conclude(run.found).sentence}")
+        for number, line in enumerate(overview.lines(run.found)):
+            console.print(f"{run.name}: {line}" if number == 0 else line)
     for _, conclusion in comparisons:
         console.print(conclusion.sentence)
     console.print(f"report: {folder / 'report.html'}")
@@ -85,6 +91,8 @@ def _markdown(runs: Sequence[Run], comparisons: Sequence[tuple[str, Conclusion]]
 
 def _answer(heading: str, conclusion: Conclusion) -> list[str]:
     answer = [f"## {plain(heading)}\n\n**{plain(conclusion.sentence)}**\n"]
+    if conclusion.caution:
+        answer.insert(1, plain(conclusion.caution) + ".\n")
     if conclusion.findings:
         answer.append(plain(f"{conclusion.heading}. {conclusion.evidence}.") + "\n")
     return answer

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple, TypeAlias, get_args
 
-from xlr.report.found import AVERAGE, Found, Processors, by_language, label, model_key, models, stages
-from xlr.report.numbers import interval, number, share_interval
+from xlr.evaluation.facts import Rates
+from xlr.findings.found import AVERAGE, Found, Processors, by_language, label, model_key, models, stages
+from xlr.findings.numbers import interval, number
+from xlr.maths.shares import share_interval
 from xlr.run.dropped import DroppedCounts
 from xlr.settings.config import Flaw
 from xlr.terminal.console import Column, Table, duration, number_columns, text_columns
@@ -57,7 +59,11 @@ def quality(runs: Sequence[Found]) -> list[Table]:
         ),
         _Design(
             "Held-out preferences: implicit reward log π − log π_I",
-            (*text_columns("model"), *number_columns("pairs", "accuracy %", "margin")),
+            (
+                *text_columns("language", "instruction", "model"),
+                *number_columns("pairs", "accuracy %", "95 % interval", "margin", "alpha"),
+                *number_columns("length-controlled %", "longer is better %"),
+            ),
             _preferences,
         ),
     )
@@ -156,19 +162,28 @@ def _judged(found: Found) -> Iterator[Row]:
                     name,
                     number(own["win_rate"]),
                     interval(own["win_rate_interval"]),
-                    number(own["length_controlled_win_rate"]),
-                    interval(own["length_controlled_interval"]),
+                    *_length_controlled(own),
                     *(str(own.get(count, "")) for count in ("wins", "ties", "losses", "failed")),
                 )
+
+
+def _length_controlled(own: Rates) -> tuple[str, str]:
+    """Empty where there are too few judgements: the regression then returns 50 % and no error."""
+    if not own["length_controlled_standard_error"]:
+        return "", ""
+    return number(own["length_controlled_win_rate"]), interval(own["length_controlled_interval"])
 
 
 def _changes(found: Found) -> Iterator[Row]:
     for lang in (*found["evaluated"], AVERAGE):
         for change in found["changes"]:
             if own := dict(by_language(found, change["difference"])).get(lang):
+                plain, controlled = own["win_rate"], own["length_controlled_win_rate"]
                 cells = [
                     (number(rate["value"], "+.1f"), interval([rate["low"], rate["high"]], "+.1f"))
-                    for rate in (own["win_rate"], own["length_controlled_win_rate"])
+                    if rate is plain or rate["standard_error"]
+                    else ("", "")
+                    for rate in (plain, controlled)
                 ]
                 first, last = (label(model_key(change[end])) for end in ("from", "to"))
                 yield (lang, f"{first} → {last}", *cells[0], *cells[1])
@@ -202,13 +217,22 @@ def _held_out(found: Found) -> Iterator[Row]:
 
 def _preferences(found: Found) -> Iterator[Row]:
     for key, model in models(found):
-        if (evaluation := model["evaluation"]) and (own := evaluation.get("preferences")):
-            yield (
-                label(key),
-                number(own["pairs"], ","),
-                number(own["accuracy"], scale=100),
-                number(own["margin"], ".2f"),
-            )
+        evaluation = model["evaluation"]
+        for lang, modes in (evaluation.get("preferences", {}) if evaluation else {}).items():
+            for mode, own in modes.items():
+                low, high = share_interval(own["accuracy"], own["pairs"])
+                yield (
+                    lang,
+                    mode,
+                    label(key),
+                    number(own["pairs"], ","),
+                    number(own["accuracy"], scale=100),
+                    interval([100 * low, 100 * high]),
+                    number(own["margin"], ".2f"),
+                    number(own["alpha"], ".3f"),
+                    number(own["length_controlled_accuracy"], scale=100),
+                    number(own["longer_accuracy"], scale=100),
+                )
 
 
 def _responses(found: Found) -> Iterator[Row]:

@@ -225,7 +225,8 @@ class EvaluateConfig(Section):
     """ISO 639-1 codes of the languages that models answer in; they may include languages without training. null uses
     the languages of the run."""
     preferences: Annotated[str | None, Location.PATH] = None
-    """File with held-out English preferences, in the format of align.preferences."""
+    """Held-out preferences in the format of align.preferences: a file in English, or a folder with a file for each
+    language, such as en.jsonl. A row's English prompt is that of the same id in English, or its field `english`."""
     temperature: Temperature = 0.6
     """Sampling temperature."""
     top_p: TopP = 0.9

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import assert_refused, required
-from xlr.report import publish as figures
+from xlr.findings import publish as figures
 from xlr.run.context import Context
 from xlr.run.files import write_json
 from xlr.settings.configfile import load
@@ -29,7 +29,7 @@ def model(reward: float, win_rate: float | None = None) -> Found:
         "languages": {lang: {"win_rate": win_rate, "win_rate_interval": [win_rate - 5, 90]} for lang in ("en", "es")},
         "average": {"win_rate": win_rate},
     }
-    preferences = {"pairs": 16, "accuracy": 0.75, "margin": 1.5}
+    preferences = {"en": {"multilingual": {"pairs": 16, "accuracy": 0.75, "margin": 1.5}}}
     evaluation = {"iteration": 0, "languages": {"en": own, "es": own | {"reward_mean": 3.0}}, "dropped": {}}
     return {"evaluation": evaluation | {"preferences": preferences}, "judgements": judgements}
 
@@ -57,7 +57,7 @@ def test_every_number_has_a_flat_name() -> None:
             "eval/average/reward_mean": 2.0,
             "eval/es/in_language": 0.5,
             "eval/es/flaws/truncated": 1.0,
-            "eval/preferences/accuracy": 0.75,
+            "eval/preferences/en/multilingual/accuracy": 0.75,
             "eval/es/win_rate": 60.0,
             "eval/es/win_rate_interval/low": 55.0,
             "eval/es/win_rate_interval/high": 90.0,

@@ -1,10 +1,13 @@
-"""The JSON schema of report.json, from its types. `python -m xlr.report.schema > docs/report.schema.json` writes it."""
+"""The JSON schema of report.json, from its types.
+
+`python -m xlr.findings.schema > docs/report.schema.json` writes it.
+"""
 
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from xlr.report.found import Found
+from xlr.findings.found import Found
 from xlr.run.files import as_json
 
 

@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any, get_args
 
 from xlr.errors import UserError
-from xlr.report.found import Found, ModelFound, models
+from xlr.findings.found import Found, ModelFound, models
 from xlr.run import trackers
 from xlr.run.files import read_json
 from xlr.settings.config import Tracker

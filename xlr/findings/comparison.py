@@ -11,8 +11,8 @@ from typing import Any
 
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.annotations import Annotations
-from xlr.report.conclusion import Conclusion, changed, preferred_rate, sentence
-from xlr.report.found import JudgedWinRates, Run, by_language, label, models
+from xlr.findings.conclusion import Conclusion, changed, judged_counts, preferred_rate, sentence, together
+from xlr.findings.found import JudgedWinRates, Run, by_language, label, models
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def _answer_by_answer(first: _Side, other: _Side) -> Conclusion:
     differences: list[Any] = winrates.changes([first.file, other.file], [(0, 1)], table)
     rate = preferred_rate(*((side.run.found, side.figures) for side in (first, other)))
     found = first.run.found
-    findings = [changed(lang, own[rate.value]) for lang, own in by_language(found, differences[0])]
+    counts = judged_counts(other.run.found, other.figures)
+    rows = by_language(found, differences[0])
+    findings = together([changed(lang, own[rate.value], counts.get(lang)) for lang, own in rows])
     return Conclusion(
         sentence(found["names"], other.title, first.title, findings),
         f"Judge: {first.figures['judge']}, which compared the answers of both with the same answers of "

@@ -1,6 +1,6 @@
 """Types of report.json: what was collected from a run.
 
-`docs/report.schema.json` is made of them and of the facts that each package describes; see `xlr.report.schema`.
+`docs/report.schema.json` is made of them and of the facts that each package describes; see `xlr.findings.schema`.
 """
 
 from collections.abc import Iterator, Mapping

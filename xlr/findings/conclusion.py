@@ -1,14 +1,17 @@
 """The first answer of the report: did the models get better, in each language, and how certain is that?"""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from xlr.evaluation.facts import AnswerFacts, RateDifference, RateDifferences, Rates
-from xlr.report.found import AVERAGE, Found, JudgedWinRates, by_language, label, model_key, models
-from xlr.report.numbers import interval, number, share_interval
+from xlr.findings.found import AVERAGE, Found, JudgedWinRates, by_language, label, model_key, models
+from xlr.findings.numbers import interval, number
+from xlr.maths.shares import Z, holm, share_interval, two_sided_p
 
 _EQUAL_WIN_RATE = 50.0  # percent
+_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ _PLAIN = Rate(
 class Finding:
     """A figure of one language with its 95 % interval, in percent or percentage points.
 
-    `even` is the value that means equally good.
+    `even` is the value that means equally good. `p` is the probability of a value at least as far from it by chance,
+    corrected for the number of languages. `count` is the number of answers, where it is known.
     """
 
     lang: str
@@ -42,6 +46,8 @@ class Finding:
     low: float
     high: float
     even: float
+    p: float
+    count: int | None = None
 
     @property
     def shown(self) -> str:
@@ -59,27 +65,32 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` if the interval excludes `even`."""
-        if self.low > self.even:
-            return "better"
-        return "worse" if self.high < self.even else "not clear"
+        """`better` or `worse` if chance alone rarely goes that far, and the interval excludes `even`."""
+        if self.p > _SIGNIFICANT or self.low <= self.even <= self.high:
+            return "not clear"
+        return "better" if self.value > self.even else "worse"
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """An answer: one sentence, its evidence, and the findings that it summarises, under their heading."""
+    """An answer: one sentence, its evidence, and the findings that it summarises, under their heading.
+
+    `caution` says what stands against the evidence; it comes first.
+    """
 
     sentence: str
     evidence: str = ""
     heading: str = ""
     findings: Sequence[Finding] = ()
+    caution: str = ""
 
 
 def conclude(found: Found) -> Conclusion:
-    """The answer of one run, by the judge if there are judgements, else by the implicit reward of held-out answers."""
+    """The answer of one run, by a judge that can be used, else by the implicit reward of held-out answers."""
     iterations = {key: model for key, model in models(found) if isinstance(key, int)}
     judged = {key: figures for key, model in iterations.items() if (figures := model["judgements"])}
-    if judged:
+    caution = judge_caution(judged[max(judged)]) if judged else ""
+    if judged and not caution:
         return _by_judge(found, judged)
     answered = {
         key: model["evaluation"]["languages"]
@@ -87,7 +98,9 @@ def conclude(found: Found) -> Conclusion:
         if key > 0 and model["evaluation"] and model["evaluation"]["languages"]
     }
     if answered:
-        return _by_reward(found, max(answered), answered[max(answered)])
+        return replace(_by_reward(found, max(answered), answered[max(answered)]), caution=caution)
+    if caution:
+        return Conclusion("There is no measure to compare the models by.", caution=caution)
     finished = [f"{stage} {key}" for key, model in iterations.items() for stage in model["stages"]]
     state = f"Finished so far: {', '.join(finished)}." if finished else "No stage is finished."
     return Conclusion(f"Nothing to compare yet. {state}")
@@ -101,19 +114,21 @@ def _by_judge(found: Found, judged: Mapping[int, JudgedWinRates]) -> Conclusion:
     first, last = min(judged), max(judged)
     figures, rate = judged[last], preferred_rate((found, judged[last]))
     evidence = (
-        f"Judge: {figures['judge']}, which compared the answers with those of {figures['baseline']}. "
+        f"Judge: {figures['judge']}, which compared the answers with those of {figures['baseline']}"
+        f"{_agreement(figures)}. "
         f"Length control: {figures['length_control']}{rate.note}"
     )
-    change = _change(found, first, last)
+    change, counts = _change(found, first, last), judged_counts(found, figures)
     against_start = found["settings"].get("judge.baseline") == 0
     if change and not against_start:
         other = label(first)
         heading = f"{rate.name}, {other} → {label(last)}, in percentage points"
-        findings = [changed(lang, own[rate.value]) for lang, own in change]
+        findings = together([changed(lang, own[rate.value], counts.get(lang)) for lang, own in change])
     else:
         other = label(0) if against_start else figures["baseline"]
         heading = f"{rate.name} of {label(last)} against {other}, in %"
-        findings = [_against_baseline(lang, own, rate) for lang, own in by_language(found, figures)]
+        rates = by_language(found, figures)
+        findings = together([_against_baseline(lang, own, rate, counts.get(lang)) for lang, own in rates])
     return Conclusion(sentence(found["names"], label(last), other, findings), evidence, heading, findings)
 
 
@@ -125,18 +140,25 @@ def _change(found: Found, first: int, last: int) -> list[tuple[str, RateDifferen
     return []
 
 
-def _against_baseline(lang: str, own: Rates, rate: Rate) -> Finding:
+def judged_counts(found: Found, figures: JudgedWinRates) -> dict[str, int]:
+    """Number of judged answers of each language; the average has none."""
+    rows: list[tuple[str, Mapping[str, Any]]] = [(lang, own) for lang, own in by_language(found, figures)]
+    return {lang: own["total"] for lang, own in rows if "total" in own}
+
+
+def _against_baseline(lang: str, own: Rates, rate: Rate, count: int | None) -> Finding:
     low, high = own[rate.interval]
-    return Finding(lang, own[rate.value], low, high, _EQUAL_WIN_RATE)
+    p = two_sided_p(own[rate.value] - _EQUAL_WIN_RATE, (high - low) / (2 * Z))
+    return Finding(lang, own[rate.value], low, high, _EQUAL_WIN_RATE, p, count)
 
 
 def _by_reward(found: Found, last: int, answers: Mapping[str, AnswerFacts]) -> Conclusion:
     """Held-out answers of the last model against those of π0, by their implicit reward."""
-    findings = list(_rewarded(found, answers))
+    findings = together(list(_rewarded(found, answers)))
     return Conclusion(
-        "By the implicit reward, as no judge has run yet: " + sentence(found["names"], label(last), label(0), findings),
-        "The implicit reward is log π0 − log π_I of held-out answers. Training optimises this kind of reward, so it is "
-        "weaker evidence than a judge",
+        "By the model's own reward: " + sentence(found["names"], label(last), label(0), findings),
+        "The reward is log π0 − log π_I of held-out answers. Training optimises this kind of reward, so it is weaker "
+        "evidence than a judge",
         f"Held-out answers of {label(last)} with a higher reward than those of {label(0)}, in %",
         findings,
     )
@@ -145,8 +167,10 @@ def _by_reward(found: Found, last: int, answers: Mapping[str, AnswerFacts]) -> C
 def _rewarded(found: Found, answers: Mapping[str, AnswerFacts]) -> Iterator[Finding]:
     for lang in found["evaluated"]:
         if own := answers.get(lang):
-            low, high = share_interval(own["reward_wins"], max(own["rows"], 1))
-            yield Finding(lang, 100 * own["reward_wins"], 100 * low, 100 * high, _EQUAL_WIN_RATE)
+            share, count = own["reward_wins"], max(own["rows"], 1)
+            low, high = share_interval(share, count)
+            p = two_sided_p(share - 0.5, 0.5 / math.sqrt(count))
+            yield Finding(lang, 100 * share, 100 * low, 100 * high, _EQUAL_WIN_RATE, p, own["rows"])
 
 
 def preferred_rate(*judged: tuple[Found, JudgedWinRates]) -> Rate:
@@ -161,9 +185,40 @@ def preferred_rate(*judged: tuple[Found, JudgedWinRates]) -> Rate:
     return _LENGTH_CONTROLLED if all(own["length_controlled_standard_error"] for own in rows) else _PLAIN
 
 
-def changed(lang: str, rate: RateDifference) -> Finding:
-    """The finding for a difference of two win rates."""
-    return Finding(lang, rate["value"], rate["low"], rate["high"], 0.0)
+def changed(lang: str, rate: RateDifference, count: int | None) -> Finding:
+    """The finding for a difference of two win rates, each of `count` answers."""
+    p = two_sided_p(rate["value"], rate["standard_error"])
+    return Finding(lang, rate["value"], rate["low"], rate["high"], 0.0, p, count)
+
+
+def together(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings with their p-values corrected for being several: one a language. The average is one by itself."""
+    own = [one for one in findings if one.lang != AVERAGE]
+    corrected = dict(zip((one.lang for one in own), holm([one.p for one in own]), strict=True))
+    return [replace(one, p=corrected.get(one.lang, one.p)) for one in findings]
+
+
+def judge_caution(figures: JudgedWinRates) -> str:
+    """Why a judge cannot be used: swapping the two answers changes its verdict as often as tossing a coin would.
+
+    Empty if it can be used, or if it judged each pair in one order only, so that this cannot be told.
+    """
+    bias = figures["position_bias"]
+    if bias is None:
+        return ""
+    low, _ = share_interval(bias["agreement"] / 100, bias["instructions"])
+    if low > 0.5:
+        return ""
+    return (
+        f"The judge {figures['judge']} cannot be used: its verdicts on the same two answers in both orders agree in "
+        f"{bias['agreement']:.0f} % of {bias['instructions']:,} cases, which is not clearly more than chance, 50 %"
+    )
+
+
+def _agreement(figures: JudgedWinRates) -> str:
+    if bias := figures["position_bias"]:
+        return f"; its verdicts in both orders agree in {bias['agreement']:.0f} % of {bias['instructions']:,} cases"
+    return "; it judged each pair of answers in one order only"
 
 
 def sentence(languages: Mapping[str, str], model: str, other: str, findings: Sequence[Finding]) -> str:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from xlr.report.found import Found, models
+from xlr.findings.found import Found, models
 
 _REWARD_TEXTS = {
     "crosslingual": ("y | G(x)", "G(x): the instruction in English, with the request to answer in x's language"),

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from xlr.report import status
+from xlr.findings import status
 from xlr.terminal.console import Console
 from xlr.terminal.progress import Step
 

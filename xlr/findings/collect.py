@@ -1,6 +1,6 @@
 """report.json from a run: the manifests of its finished stages, their evaluations and win rates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +9,7 @@ from xlr import languages
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
-from xlr.report.found import Change, Found, JudgedWinRates, ModelFound
+from xlr.findings.found import Change, Found, JudgedWinRates, ModelFound
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
 from xlr.run.manifests import json_of, read_manifest
@@ -33,13 +33,21 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
         "name": name,
         "languages": list(config.languages),
         "evaluated": list(config.evaluated_languages),
-        "names": {lang: languages.name(lang) for lang in (*config.languages, *config.evaluated_languages)},
+        "names": {lang: languages.name(lang) for lang in _mentioned(config, iterations)},
         "settings": settings(config),
         "versions": _versions(finished),
         "finished": max((manifest["finished"] for manifest in finished), default=""),
         "iterations": iterations,
         "changes": _changes(config, directory, iterations),
     }
+
+
+def _mentioned(config: Config, iterations: Mapping[str, ModelFound]) -> Iterator[str]:
+    """Every language of the run, of its answers, and of its held-out preferences."""
+    yield from (*config.languages, *config.evaluated_languages)
+    for model in iterations.values():
+        if evaluation := model["evaluation"]:
+            yield from evaluation.get("preferences", {})
 
 
 def _manifests(folder: Path) -> list[Mapping[str, Any]]:

@@ -1,0 +1,95 @@
+"""Held-out preferences by language: rewards and their figures equal a plain computation, one sequence at a time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests import inprocess
+from tests.conftest import Cli, assert_refused
+from xlr.evaluation import answers
+from xlr.records import PreferenceReward
+from xlr.run.manifests import read_manifest, rows_of
+from xlr.settings.config import Config
+
+PREFIX = (
+    "Please answer the following instruction using only Spanish, unless explicitly instructed to respond in a "
+    "different language.\n\n"
+)
+
+
+def plain_logp(folder: str, prompt: str, answer: str) -> float:
+    """log p(answer and its terminator | prompt) of a model, in float64."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    turn = [{"role": "user", "content": prompt}]
+    before = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    after = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    logps_TV = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+    return sum(logps_TV[len(before) - 1 + index, token].item() for index, token in enumerate(after))
+
+
+def test_rewards_equal_a_plain_computation_under_each_instruction(tiny_tree: dict[str, Any], tmp_path: Path) -> None:
+    tiny_tree["evaluate"]["prompts"] = None
+    context = inprocess.opened(Config.model_validate(tiny_tree), tmp_path / "run")
+    facts = answers.make(context, 0)["preferences"]
+    assert {lang: list(modes) for lang, modes in facts.items()} == {
+        "en": ["multilingual"],
+        "es": ["crosslingual", "multilingual"],
+    }
+    folder = Path(tiny_tree["evaluate"]["preferences"])
+    given = {
+        lang: [json.loads(line) for line in (folder / f"{lang}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for lang in ("en", "es")
+    }
+    english = {row["id"]: row["prompt"] for row in given["en"]}
+    rewards = {
+        (row.lang, row.mode, row.id): (row.chosen, row.rejected)
+        for row in rows_of(tmp_path / "run" / "iter0" / "eval", PreferenceReward, "preferences*")
+    }
+    assert len(rewards) == 12
+    for (lang, mode, key), found in rewards.items():
+        row = next(row for row in given[lang] if row["id"] == key)
+        prompt = PREFIX + english[key] if mode == "crosslingual" else row["prompt"]
+        models = tiny_tree["model"]["aligned"], tiny_tree["model"]["initial"]
+        for side, reward in zip(("chosen", "rejected"), found, strict=True):
+            policy, reference = (plain_logp(model, prompt, row[side]) for model in models)
+            assert reward == pytest.approx(policy - reference, abs=2e-4)
+    for lang, modes in facts.items():
+        for mode, own in modes.items():
+            pairs = [(*found, key) for (one, kind, key), found in rewards.items() if (one, kind) == (lang, mode)]
+            rows = {row["id"]: row for row in given[lang]}
+            assert own["pairs"] == len(pairs) == 4
+            assert own["accuracy"] == sum(a > b for a, b, _ in pairs) / 4
+            assert own["margin"] == pytest.approx(sum(a - b for a, b, _ in pairs) / 4)
+            assert own["longer_accuracy"] == sum(len(row["chosen"]) > len(row["rejected"]) for row in rows.values()) / 4
+            penalised = [
+                a - own["alpha"] * len(rows[key]["chosen"]) > b - own["alpha"] * len(rows[key]["rejected"])
+                for a, b, key in pairs
+            ]
+            assert own["length_controlled_accuracy"] == sum(penalised) / 4
+    assert "preferences es" in (read_manifest(tmp_path / "run" / "iter0" / "eval") or {})["inputs"]
+
+
+def test_a_single_file_is_english(tiny_tree: dict[str, Any], tmp_path: Path) -> None:
+    tiny_tree["evaluate"] |= {
+        "prompts": None,
+        "preferences": str(Path(tiny_tree["evaluate"]["preferences"]) / "en.jsonl"),
+    }
+    facts = answers.make(inprocess.opened(Config.model_validate(tiny_tree), tmp_path / "run"), 0)
+    assert list(facts["preferences"]) == ["en"]
+
+
+def test_a_missing_english_prompt_is_refused_before_anything_runs(
+    cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[dict[str, Any]], Path]
+) -> None:
+    folder = Path(tiny_tree["evaluate"]["preferences"])
+    lines = (folder / "en.jsonl").read_text(encoding="utf-8").splitlines(True)
+    (folder / "en.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
+    result = cli("run", write_config(tiny_tree))
+    assert_refused(result, "es.jsonl: the preference 'q25' has no English prompt")
+    assert not Path(tiny_tree["run_dir"]).joinpath("iter1").exists()

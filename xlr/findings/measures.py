@@ -1,0 +1,111 @@
+"""What can be measured without a judge, by language and model: complete answers, right language, reward accuracy."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from xlr.evaluation.facts import AnswerFacts
+from xlr.findings.found import Found, label, models
+from xlr.languages import ENGLISH
+from xlr.maths.shares import difference_interval, share_interval
+from xlr.settings.config import Reward
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share that was observed in `count` cases, from 0 to 1."""
+
+    value: float
+    count: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval."""
+        return share_interval(self.value, max(self.count, 1))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A share of each language, from model to model."""
+
+    title: str
+    note: str
+    by_language: Mapping[str, Mapping[str, Share]]
+    """Language -> model -> share."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measure of one language from the first to the last model, with the 95 % interval of the difference."""
+
+    lang: str
+    before: Share
+    after: Share
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """That of `after` less `before`."""
+        return difference_interval(
+            self.before.value, max(self.before.count, 1), self.after.value, max(self.after.count, 1)
+        )
+
+
+def of_answers(found: Found) -> list[Measure]:
+    """The measures of held-out answers, and what the models still know of English preferences."""
+    tokens = found["settings"].get("evaluate.max_new_tokens")
+    measures = [
+        Measure(
+            "Complete answers",
+            f"Share of held-out answers that end by themselves within {tokens:,} tokens" if tokens else "",
+            _answers(found, lambda own: own["complete"]),
+        ),
+        Measure(
+            "Right language",
+            "Share of held-out answers in the language that was asked for",
+            _answers(found, lambda own: own["in_language"]),
+        ),
+        Measure(
+            "English preferences",
+            "Share of held-out English pairs in which the model's reward log π − log π_I prefers the better answer. A "
+            "fall means that alignment in English is being forgotten",
+            {ENGLISH: own} if (own := dict(_accuracies(found, ENGLISH, "multilingual"))) else {},
+        ),
+    ]
+    return [measure for measure in measures if measure.by_language]
+
+
+def reward_accuracy(found: Found) -> dict[str, Mapping[str, Share]]:
+    """How often the reward of π0 prefers the better answer: language -> kind of instruction -> share."""
+    start = found["iterations"].get("0")
+    evaluation = start["evaluation"] if start else None
+    preferences = evaluation.get("preferences", {}) if evaluation else {}
+    return {
+        lang: {mode: Share(own["accuracy"], own["pairs"]) for mode, own in modes.items()}
+        for lang, modes in preferences.items()
+    }
+
+
+def changes(measure: Measure) -> list[Change]:
+    """The change of each language from its first to its last model; none with a single model."""
+    found = []
+    for lang, by_model in measure.by_language.items():
+        first, *others = by_model.values()
+        if others:
+            found.append(Change(lang, first, others[-1]))
+    return found
+
+
+def _answers(found: Found, share: Callable[[AnswerFacts], float]) -> dict[str, dict[str, Share]]:
+    by_language: dict[str, dict[str, Share]] = {}
+    for key, model in models(found):
+        if isinstance(key, int) and (evaluation := model["evaluation"]):
+            for lang, own in evaluation["languages"].items():
+                by_language.setdefault(lang, {})[label(key)] = Share(share(own), own["rows"])
+    return by_language
+
+
+def _accuracies(found: Found, lang: str, mode: Reward) -> Iterator[tuple[str, Share]]:
+    for key, model in models(found):
+        evaluation = model["evaluation"]
+        preferences = evaluation.get("preferences", {}) if evaluation else {}
+        if own := preferences.get(lang, {}).get(mode):
+            yield label(key), Share(own["accuracy"], own["pairs"])

@@ -1,0 +1,134 @@
+"""The first screen of the page: is the reward right, what changed in each language, answers before and after."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xlr.findings import measures
+from xlr.findings.found import Found, Run, label, models
+from xlr.findings.measures import Change, Measure
+from xlr.findings.overview import reward_sentence
+from xlr.records import START, Prompt, Response
+from xlr.report import plots
+from xlr.report.examples import shortened
+from xlr.report.plots import Plot
+from xlr.run.manifests import rows_of
+
+# Kind of instruction -> how the page calls it.
+_KINDS = {"crosslingual": "asked in English", "multilingual": "asked in its own language"}
+
+
+@dataclass(frozen=True)
+class MeasureRow:
+    """One language of a measure."""
+
+    name: str
+    shares: Sequence[int | None]
+    """Percent for each model."""
+    change: str
+    clear: bool
+    """Whether the interval of the change excludes 0."""
+
+
+@dataclass(frozen=True)
+class ShownMeasure:
+    """A measure as a plot, and as a table with a row for each language."""
+
+    measure: Measure
+    models: Sequence[str]
+    rows: Sequence[MeasureRow]
+    plot: Plot
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """Answers of the first and the last model to the same instruction. A text comes with its omitted characters."""
+
+    lang: str
+    name: str
+    instruction: tuple[str, int]
+    answers: Sequence[tuple[str, tuple[str, int], bool]]
+    """Model, text, and whether it ends by itself."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The first screen of one run, below the answer."""
+
+    run: str
+    accuracy: Plot | None
+    accuracy_sentence: str
+    measures: Sequence[ShownMeasure]
+    examples: Sequence[BeforeAfter]
+
+
+def overview(run: Run) -> Overview:
+    """What the first screen shows of a run; parts without numbers are empty."""
+    found = run.found
+    accuracy = measures.reward_accuracy(found)
+    return Overview(
+        run.name,
+        _accuracy(found) if accuracy else None,
+        reward_sentence(found, accuracy) if accuracy else "",
+        [_shown(found, measure) for measure in measures.of_answers(found)],
+        _before_and_after(run),
+    )
+
+
+def _accuracy(found: Found) -> Plot:
+    series: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for lang, modes in measures.reward_accuracy(found).items():
+        for mode, share in modes.items():
+            low, high = share.interval
+            own = (100 * share.value, 100 * low, 100 * high)
+            series.setdefault(_KINDS.get(mode, mode), {})[found["names"][lang]] = own
+    return plots.accuracies("Reward accuracy by language", found["name"], series)
+
+
+def _shown(found: Found, measure: Measure) -> ShownMeasure:
+    names = list(dict.fromkeys(model for own in measure.by_language.values() for model in own))
+    changes = {one.lang: one for one in measures.changes(measure)}
+    rows = [
+        MeasureRow(
+            found["names"][lang],
+            [round(100 * own[model].value) if model in own else None for model in names],
+            _points(changes[lang]) if lang in changes else "",
+            lang in changes and not changes[lang].interval[0] <= 0 <= changes[lang].interval[1],
+        )
+        for lang, own in measure.by_language.items()
+    ]
+    series = {
+        found["names"][lang]: {model: 100 * share.value for model, share in own.items()}
+        for lang, own in measure.by_language.items()
+    }
+    return ShownMeasure(measure, names, rows, plots.slopes(measure.title, found["name"], series))
+
+
+def _points(change: Change) -> str:
+    """The change in percentage points with its interval."""
+    low, high = (100 * end for end in change.interval)
+    return f"{100 * (change.after.value - change.before.value):+.0f} ({low:+.0f} … {high:+.0f})"
+
+
+def _before_and_after(run: Run) -> list[BeforeAfter]:
+    """In each language the first held-out instruction that the first and the last model answer differently."""
+    evaluated = [key for key, model in models(run.found) if isinstance(key, int) and model["evaluation"]]
+    if START not in evaluated or len(evaluated) < 2:
+        return []
+    last = evaluated[-1]
+    folders = [run.directory.iteration(key) / "eval" for key in (START, last)]
+    prompts = rows_of(folders[0], Prompt, "prompts*")
+    before, after = ({row.key: row for row in rows_of(folder, Response, "responses/*")} for folder in folders)
+    shown: dict[str, BeforeAfter] = {}
+    for prompt in prompts:
+        key = (prompt.lang, prompt.id, "0")
+        if prompt.lang in shown or key not in before or key not in after:
+            continue
+        if before[key].response.strip() != after[key].response.strip():
+            answers = [
+                (label(model), shortened(row.response), row.finish_reason == "stop")
+                for model, row in ((START, before[key]), (last, after[key]))
+            ]
+            shown[prompt.lang] = BeforeAfter(
+                prompt.lang, run.found["names"][prompt.lang], shortened(prompt.instruction), answers
+            )
+    return list(shown.values())
