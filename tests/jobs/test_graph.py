@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.conftest import Cli, missing
 from xlr.cluster import slurm as scheduler
@@ -155,6 +156,20 @@ def test_a_training_job_is_told_early_enough_to_save(time: str, seconds: int | N
     assert signals(jobs.command(train, slurm, Path("run"), [])) == own, "the user's own comes last and counts"
     assert signals(jobs.command(annotate, slurm, Path("run"), [])) == own[1:]
     assert signals(options(train, wants(slurm, "train"))) == own[1:], "the doctor's job has its own, shorter limit"
+
+
+def test_slurm_mails_failures_and_the_ends_that_no_job_waits_for() -> None:
+    slurm = layered(DEFAULTS, SlurmConfig(mail="me@lab.org"))
+    found = {job.name: jobs.command(job, slurm, Path("run"), []) for job in plan(chain(2), slurm)}
+    ends = {name for name, command in found.items() if "--mail-type=FAIL,END" in command}
+    failures = {name for name, command in found.items() if "--mail-type=FAIL" in command}
+    assert ends | failures == set(found)
+    assert ends == {"evaluate-1", "evaluate-2"}  # they need the answers of evaluate-0
+    assert all("--mail-user=me@lab.org" in command for command in found.values())
+    assert not any("mail" in part for part in jobs.command(plan(chain(1), DEFAULTS)[0], DEFAULTS, Path("run"), []))
+    for bad in ("", "me@lab.org,you@lab.org", "--wrap=id", "me you"):
+        with pytest.raises(ValidationError):
+            SlurmConfig(mail=bad)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ def _print_version(wanted: bool) -> None:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help takes half the time
 )
@@ -78,6 +77,7 @@ def run(
             pipeline.check(context)
         pipeline.run_all(context, plan)
         report.make([context.config], context.run.path)
+    print(f'ask the models yourself: xlr try {shlex.quote(str(context.run.path))} "..."')
 
 
 for _kind in STAGES:

@@ -5,7 +5,7 @@ Pure functions of the configuration; `submission` calls Slurm.
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Job:
     iteration: ModelKey
     stages: tuple[Stage, ...]
     after: tuple[str, ...]
+    awaited: bool = True
+    """Whether another job waits for it."""
 
     @property
     def name(self) -> str:
@@ -98,7 +100,8 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
         after = tuple(name for other, name in ordered.items() if other in waits_for[key])
         jobs.append(Job(kind, iteration, tuple(members[key]), after))
         ordered[key] = jobs[-1].name
-    return jobs
+    awaited = {name for job in jobs for name in job.after}
+    return [replace(job, awaited=job.name in awaited) for job in jobs]
 
 
 def _kinds_of_stages(slurm: SlurmConfig) -> dict[str, str]:
@@ -204,10 +207,17 @@ def command(job: Job, slurm: SlurmConfig, run: Path, after: Sequence[str]) -> li
         f"--job-name={run.name}-{job.name}",
         f"--output={run / 'slurm' / 'logs' / job.name}-%j.out",
         *_signal(job, wanted),
+        *_mail(job, slurm),
         *options(job, wanted),  # the user's own --signal comes later and counts
         *dependency,
         *_script(job, run),
     ]
+
+
+def _mail(job: Job, slurm: SlurmConfig) -> list[str]:
+    if slurm.mail is None:
+        return []
+    return [f"--mail-user={slurm.mail}", f"--mail-type={'FAIL' if job.awaited else 'FAIL,END'}"]
 
 
 def _script(job: Job, run: Path) -> list[str]:

@@ -73,5 +73,7 @@ class SlurmConfig(JobConfig):
     the interpreter inside it."""
     srun: tuple[str, ...] | None = None
     """Further srun options, for example --container-image=image.sqsh where pyxis is installed."""
+    mail: Annotated[str, Field(pattern=r"^[^\s,@-][^\s,@]*(@[^\s,@]+)?$")] | None = None
+    """Address or user that Slurm mails when a job fails, and when a job ends that no other job waits for."""
     max_restarts: int | None = Field(None, ge=0, le=1_000_000)
     """How often a job may restart after its time limit, a preemption or a node failure. null allows 20 restarts."""
