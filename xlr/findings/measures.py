@@ -79,8 +79,9 @@ def reward_accuracy(found: Found) -> dict[str, Mapping[str, Share]]:
     evaluation = start["evaluation"] if start else None
     preferences = evaluation.get("preferences", {}) if evaluation else {}
     return {
-        lang: {mode: Share(own["accuracy"], own["pairs"]) for mode, own in modes.items()}
-        for lang, modes in preferences.items()
+        lang: {mode: Share(own["accuracy"], own["pairs"]) for mode, own in preferences[lang].items()}
+        for lang in found["names"]  # in the order of the run's languages
+        if lang in preferences
     }
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
-from typing import Any
+from typing import Any, Literal
 
 from cycler import cycler
 from matplotlib import style
@@ -68,11 +68,14 @@ class Plot:
     svg: str
 
 
-def _drawn(draw: Callable[[Axes], None], x: str, y: str, salt: str) -> str:
+def _drawn(
+    draw: Callable[[Axes], None], x: str, y: str, salt: str, legend: Literal["best", "upper left"] = "best"
+) -> str:
     """The SVG of a plot.
 
     Args:
         salt: makes the ids of its parts; must differ between the plots of a page.
+        legend: where the legend is, if there is one.
     """
     with style.context(["default", _STYLE | {"svg.hashsalt": salt}]), warnings.catch_warnings():
         # matplotlib's font may lack letters of a name; the browser draws them with the page's font.
@@ -82,7 +85,7 @@ def _drawn(draw: Callable[[Axes], None], x: str, y: str, salt: str) -> str:
         axes.set(xlabel=x, ylabel=y)
         draw(axes)
         if len(axes.get_legend_handles_labels()[0]) > 1:
-            axes.legend()
+            axes.legend(loc=legend)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _inline(file.getvalue())
@@ -210,12 +213,15 @@ def slopes(title: str, run: str, series: Mapping[str, Mapping[str, float]]) -> P
     return Plot(title, numbers, _drawn(draw, "", "%", f"slopes {title} {run}"))
 
 
-def _apart(values: Sequence[float], room: float = 7) -> list[float]:
-    """The heights of labels beside these values, moved apart so that they do not cover each other."""
+def _apart(values: Sequence[float], room: float = 7, highest: float = 103) -> list[float]:
+    """The heights of labels beside these values, moved apart so that they do not cover each other or leave the plot."""
     heights = list(values)
     order = sorted(range(len(heights)), key=heights.__getitem__)
     for lower, upper in pairwise(order):
         heights[upper] = max(heights[upper], heights[lower] + room)
+    for number in reversed(order):
+        heights[number] = highest = min(heights[number], highest)
+        highest -= room
     return heights
 
 
@@ -239,11 +245,11 @@ def accuracies(title: str, run: str, series: Mapping[str, Mapping[str, tuple[flo
         axes.axvline(50, color=_INK, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(names)), reversed(names))
         axes.set_xlim(0, 102)
-        axes.set_ylim(-0.8, len(names) - 0.3)
+        axes.set_ylim(-0.7, len(names) + 0.4)  # room for the legend
 
     numbers = [
         f"{kind}: "
         + ", ".join(f"{name} {value:.0f} ({low:.0f} … {high:.0f})" for name, (value, low, high) in own.items())
         for kind, own in series.items()
     ]
-    return Plot(title, numbers, _drawn(draw, "% of pairs", "", f"accuracies {title} {run}"))
+    return Plot(title, numbers, _drawn(draw, "% of pairs", "", f"accuracies {title} {run}", "upper left"))
