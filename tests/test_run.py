@@ -113,7 +113,11 @@ def test_report_and_status_show_the_run(finished: tuple[Path, dict[str, Any]], c
     for iteration in ("0", "1"):
         evaluation = report["iterations"][iteration]["evaluation"]
         assert set(evaluation["languages"]) == {"en", "es"}
-        assert evaluation["preferences"]["pairs"] == 16
+        assert {lang: list(modes) for lang, modes in evaluation["preferences"].items()} == {
+            "en": ["multilingual"],
+            "es": ["crosslingual", "multilingual"],
+        }
+        assert evaluation["preferences"]["es"]["crosslingual"]["pairs"] == 4
     assert report["iterations"]["0"]["evaluation"]["languages"]["en"]["reward_wins"] == 0.5
     result = cli_here("status", run, COLUMNS="120")
     assert result.returncode == 0
@@ -151,7 +155,7 @@ def test_the_same_seed_gives_the_same_run_from_another_folder_and_locale(
     for iteration in (0, 1):
         assert cli_here("evaluate", run, "--iteration", iteration).returncode == 0
     assert digests(run) == digests(finished[0] / "run")
-    report = cli_here("report", run, cwd=tmp_path, COLUMNS="120", **plain)
+    report = cli_here("report", run, "--tables", cwd=tmp_path, COLUMNS="120", **plain)
     assert report.returncode == 0, report.stderr
     assert "Held-out prompts" in report.stdout
 
@@ -203,7 +207,7 @@ def test_filters_keep_flawed_responses_out_of_the_pairs(
     assert facts["en"]["pairs"] == 0
     assert facts["en"]["filtered"]["truncated"] == english
     assert facts["en"]["dropped"] == {"no candidate left": 4}
-    report = cli_here("report", run, COLUMNS="120")
+    report = cli_here("report", run, "--tables", COLUMNS="120")
     assert report.returncode == 0, report.stderr
     assert "Sampled responses" in report.stdout
 
