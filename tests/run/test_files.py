@@ -32,7 +32,7 @@ from xlr.errors import UserError
 from xlr.records import PreferenceReward
 from xlr.run.rows import write_rows
 try:
-    rows = [PreferenceReward(str(number), float(number), 0.0) for number in range(100_000)]
+    rows = [PreferenceReward("en", str(number), "multilingual", float(number), 0.0) for number in range(100_000)]
     write_rows(Path(sys.argv[1]) / "rows.parquet", PreferenceReward, rows)
 except UserError as error:
     print(error, sorted(Path(sys.argv[1]).iterdir()))
