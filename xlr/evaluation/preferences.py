@@ -41,8 +41,8 @@ def measure(
     context: Context, target: Artifact, path: str, iteration: int
 ) -> tuple[list[PreferenceReward], dict[str, dict[Reward, PreferenceFacts]]]:
     """The implicit rewards log pi^t - log pi_I of all pairs in every language and mode, and what they amount to."""
-    encoder = context.encoder
-    asked = [(lang, mode, one) for (lang, mode), own in _asked(path).items() for one in own]
+    encoder, of_mode = context.encoder, _asked(path)
+    asked = [(lang, mode, one) for (lang, mode), own in of_mode.items() for one in own]
     examples = [
         Example(encoder.prompt_of(one.prompt), (encoder.response(one.chosen), encoder.response(one.rejected)))
         for _, _, one in asked
@@ -66,7 +66,7 @@ def measure(
         "preferences",
     ).rows()
     facts: dict[str, dict[Reward, PreferenceFacts]] = {}
-    for (lang, mode), own in _asked(path).items():
+    for (lang, mode), own in of_mode.items():
         rows = [row for row in rewards if (row.lang, row.mode) == (lang, mode)]
         facts.setdefault(lang, {})[mode] = _facts(rows, own)
     return rewards, facts

@@ -9,7 +9,7 @@ from xlr import languages
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
-from xlr.findings.found import Change, Found, JudgedWinRates, ModelFound
+from xlr.findings.found import Change, Found, JudgedWinRates, ModelFound, preferences_of
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
 from xlr.run.manifests import json_of, read_manifest
@@ -46,8 +46,7 @@ def _mentioned(config: Config, iterations: Mapping[str, ModelFound]) -> Iterator
     """Every language of the run, of its answers, and of its held-out preferences."""
     yield from (*config.languages, *config.evaluated_languages)
     for model in iterations.values():
-        if evaluation := model["evaluation"]:
-            yield from evaluation.get("preferences", {})
+        yield from preferences_of(model)
 
 
 def _manifests(folder: Path) -> list[Mapping[str, Any]]:

@@ -89,7 +89,7 @@ def conclude(found: Found) -> Conclusion:
     """The answer of one run, by a judge that can be used, else by the implicit reward of held-out answers."""
     iterations = {key: model for key, model in models(found) if isinstance(key, int)}
     judged = {key: figures for key, model in iterations.items() if (figures := model["judgements"])}
-    caution = judge_caution(judged[max(judged)]) if judged else ""
+    caution = _judge_caution(judged[max(judged)]) if judged else ""
     if judged and not caution:
         return _by_judge(found, judged)
     answered = {
@@ -198,7 +198,7 @@ def together(findings: Sequence[Finding]) -> list[Finding]:
     return [replace(one, p=corrected.get(one.lang, one.p)) for one in findings]
 
 
-def judge_caution(figures: JudgedWinRates) -> str:
+def _judge_caution(figures: JudgedWinRates) -> str:
     """Why a judge cannot be used: swapping the two answers changes its verdict as often as tossing a coin would.
 
     Empty if it can be used, or if it judged each pair in one order only, so that this cannot be told.

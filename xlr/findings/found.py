@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from xlr.evaluation.facts import (
     EvaluationFacts,
     JudgeFacts,
+    PreferenceFacts,
     RateDifferences,
     Rates,
     WinRateDifference,
@@ -21,7 +22,7 @@ from xlr.evaluation.facts import (
 from xlr.records import ModelKey
 from xlr.rewarding.facts import GenerateFacts, PairStageFacts, ScoreFacts
 from xlr.run.directory import RunDir
-from xlr.settings.config import Config
+from xlr.settings.config import Config, Reward
 from xlr.training.facts import ReferenceFacts, TrainingFacts
 
 Facts = TypeVar("Facts")
@@ -135,6 +136,12 @@ def models(found: Found) -> Iterator[tuple[ModelKey, ModelFound]]:
 def model_key(text: str) -> ModelKey:
     """A model's key from its text in report.json. The names of models begin with a letter."""
     return int(text) if text.isdecimal() else text
+
+
+def preferences_of(model: ModelFound) -> Mapping[str, Mapping[Reward, PreferenceFacts]]:
+    """What was found of held-out preferences, by language and kind of instruction; empty if there is nothing."""
+    evaluation = model["evaluation"]
+    return evaluation.get("preferences", {}) if evaluation else {}
 
 
 def label(model: ModelKey) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from xlr.evaluation.facts import AnswerFacts
-from xlr.findings.found import Found, label, models
+from xlr.findings.found import Found, label, models, preferences_of
 from xlr.languages import ENGLISH
 from xlr.maths.shares import difference_interval, share_interval
+from xlr.records import START
 from xlr.settings.config import Reward
 
 
@@ -48,14 +49,20 @@ class Change:
             self.before.value, max(self.before.count, 1), self.after.value, max(self.after.count, 1)
         )
 
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes 0, no change."""
+        low, high = self.interval
+        return not low <= 0 <= high
+
 
 def of_answers(found: Found) -> list[Measure]:
     """The measures of held-out answers, and what the models still know of English preferences."""
-    tokens = found["settings"].get("evaluate.max_new_tokens")
+    tokens = found["settings"]["evaluate.max_new_tokens"]
     measures = [
         Measure(
             "Complete answers",
-            f"Share of held-out answers that end by themselves within {tokens:,} tokens" if tokens else "",
+            f"Share of held-out answers that end by themselves within {tokens:,} tokens",
             _answers(found, lambda own: own["complete"]),
         ),
         Measure(
@@ -75,9 +82,8 @@ def of_answers(found: Found) -> list[Measure]:
 
 def reward_accuracy(found: Found) -> dict[str, Mapping[str, Share]]:
     """How often the reward of π0 prefers the better answer: language -> kind of instruction -> share."""
-    start = found["iterations"].get("0")
-    evaluation = start["evaluation"] if start else None
-    preferences = evaluation.get("preferences", {}) if evaluation else {}
+    start = found["iterations"].get(str(START))
+    preferences = preferences_of(start) if start else {}
     return {
         lang: {mode: Share(own["accuracy"], own["pairs"]) for mode, own in preferences[lang].items()}
         for lang in found["names"]  # in the order of the run's languages
@@ -106,7 +112,5 @@ def _answers(found: Found, share: Callable[[AnswerFacts], float]) -> dict[str, d
 
 def _accuracies(found: Found, lang: str, mode: Reward) -> Iterator[tuple[str, Share]]:
     for key, model in models(found):
-        evaluation = model["evaluation"]
-        preferences = evaluation.get("preferences", {}) if evaluation else {}
-        if own := preferences.get(lang, {}).get(mode):
+        if own := preferences_of(model).get(lang, {}).get(mode):
             yield label(key), Share(own["accuracy"], own["pairs"])

@@ -6,7 +6,6 @@ from xlr.findings import measures
 from xlr.findings.conclusion import conclude
 from xlr.findings.found import Found
 from xlr.findings.measures import Measure, Share
-from xlr.languages import ENGLISH
 
 
 def lines(found: Found) -> list[str]:
@@ -22,10 +21,8 @@ def lines(found: Found) -> list[str]:
 def reward_sentence(found: Found, accuracy: Mapping[str, Mapping[str, Share]]) -> str:
     """How often the reward of π0 is right in each language, under the instruction that the run scores under."""
     mode = found["settings"]["score.reward"]
-    own = {
-        lang: by_mode.get("multilingual" if lang == ENGLISH else mode) or by_mode["multilingual"]
-        for lang, by_mode in accuracy.items()
-    }
+    # Not every mode is measured in every language, because some ask the same or need a translation.
+    own = {lang: by_mode.get(mode, by_mode["multilingual"]) for lang, by_mode in accuracy.items()}
     above = [share for share in own.values() if share.interval[0] > 0.5]
     values = ", ".join(f"{found['names'][lang]} {100 * share.value:.0f} %" for lang, share in own.items())
     return (
@@ -42,5 +39,4 @@ def _changed(found: Found, measure: Measure) -> Iterator[str]:
             f"{found['names'][one.lang]} " * named + f"{100 * one.before.value:.0f} → {100 * one.after.value:.0f} %"
             for one in changes
         )
-        clear = sum(not one.interval[0] <= 0 <= one.interval[1] for one in changes)
-        yield f"{measure.title}: {values}; {clear} of {len(changes)} changed clearly."
+        yield f"{measure.title}: {values}; {sum(one.clear for one in changes)} of {len(changes)} changed clearly."

@@ -1,11 +1,11 @@
 """The first screen of the page: is the reward right, what changed in each language, answers before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xlr.findings import measures
 from xlr.findings.found import Found, Run, label, models
-from xlr.findings.measures import Change, Measure
+from xlr.findings.measures import Change, Measure, Share
 from xlr.findings.overview import reward_sentence
 from xlr.records import START, Prompt, Response
 from xlr.report import plots
@@ -67,20 +67,20 @@ def overview(run: Run) -> Overview:
     accuracy = measures.reward_accuracy(found)
     return Overview(
         run.name,
-        _accuracy(found) if accuracy else None,
+        _accuracy(found, accuracy) if accuracy else None,
         reward_sentence(found, accuracy) if accuracy else "",
         [_shown(found, measure) for measure in measures.of_answers(found)],
         _before_and_after(run),
     )
 
 
-def _accuracy(found: Found) -> Plot:
+def _accuracy(found: Found, accuracy: Mapping[str, Mapping[str, Share]]) -> Plot:
     series: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for lang, modes in measures.reward_accuracy(found).items():
+    for lang, modes in accuracy.items():
         for mode, share in modes.items():
             low, high = share.interval
             own = (100 * share.value, 100 * low, 100 * high)
-            series.setdefault(_KINDS.get(mode, mode), {})[found["names"][lang]] = own
+            series.setdefault(_KINDS[mode], {})[found["names"][lang]] = own
     return plots.accuracies("Reward accuracy by language", found["name"], series)
 
 
@@ -92,7 +92,7 @@ def _shown(found: Found, measure: Measure) -> ShownMeasure:
             found["names"][lang],
             [round(100 * own[model].value) if model in own else None for model in names],
             _points(changes[lang]) if lang in changes else "",
-            lang in changes and not changes[lang].interval[0] <= 0 <= changes[lang].interval[1],
+            lang in changes and changes[lang].clear,
         )
         for lang, own in measure.by_language.items()
     ]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple, TypeAlias, get_args
 
-from xlr.evaluation.facts import Rates
-from xlr.findings.found import AVERAGE, Found, Processors, by_language, label, model_key, models, stages
+from xlr.evaluation.facts import RateDifference, Rates
+from xlr.findings.found import AVERAGE, Found, Processors, by_language, label, model_key, models, preferences_of, stages
 from xlr.findings.numbers import interval, number
 from xlr.maths.shares import share_interval
 from xlr.run.dropped import DroppedCounts
@@ -179,14 +179,13 @@ def _changes(found: Found) -> Iterator[Row]:
         for change in found["changes"]:
             if own := dict(by_language(found, change["difference"])).get(lang):
                 plain, controlled = own["win_rate"], own["length_controlled_win_rate"]
-                cells = [
-                    (number(rate["value"], "+.1f"), interval([rate["low"], rate["high"]], "+.1f"))
-                    if rate is plain or rate["standard_error"]
-                    else ("", "")
-                    for rate in (plain, controlled)
-                ]
                 first, last = (label(model_key(change[end])) for end in ("from", "to"))
-                yield (lang, f"{first} → {last}", *cells[0], *cells[1])
+                shown = _difference(controlled) if controlled["standard_error"] else ("", "")
+                yield (lang, f"{first} → {last}", *_difference(plain), *shown)
+
+
+def _difference(rate: RateDifference) -> tuple[str, str]:
+    return number(rate["value"], "+.1f"), interval([rate["low"], rate["high"]], "+.1f")
 
 
 def _position_bias(found: Found) -> Iterator[Row]:
@@ -217,8 +216,7 @@ def _held_out(found: Found) -> Iterator[Row]:
 
 def _preferences(found: Found) -> Iterator[Row]:
     for key, model in models(found):
-        evaluation = model["evaluation"]
-        for lang, modes in (evaluation.get("preferences", {}) if evaluation else {}).items():
+        for lang, modes in preferences_of(model).items():
             for mode, own in modes.items():
                 low, high = share_interval(own["accuracy"], own["pairs"])
                 yield (
