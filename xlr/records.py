@@ -101,8 +101,8 @@ class Logps:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceReward:
-    """The implicit rewards of a held-out preference's two responses, in nats.
+class PreferenceLogps:
+    """The log-probabilities of a held-out preference's two responses under the policy and the reference, in nats.
 
     `mode` is the kind of instruction that they are scored under, as in `score.reward`.
     """
@@ -110,8 +110,15 @@ class PreferenceReward:
     lang: str
     id: str
     mode: str
-    chosen: float
-    rejected: float
+    chosen_policy: float
+    chosen_reference: float
+    rejected_policy: float
+    rejected_reference: float
+
+    @property
+    def key(self) -> RowKey:
+        """What identifies it within its evaluation."""
+        return self.lang, self.id, self.mode
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Held-out preferences by language: rewards and their figures equal a plain computation, one sequence at a time."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import inprocess
 from tests.conftest import Cli, assert_refused
-from xlr.evaluation import answers
-from xlr.records import PreferenceReward
+from xlr.evaluation import answers, preferences
+from xlr.records import PreferenceLogps
 from xlr.run.manifests import read_manifest, rows_of
 from xlr.settings.config import Config
 
@@ -48,8 +49,11 @@ def test_rewards_equal_a_plain_computation_under_each_instruction(tiny_tree: dic
     }
     english = {row["id"]: row["prompt"] for row in given["en"]}
     rewards = {
-        (row.lang, row.mode, row.id): (row.chosen, row.rejected)
-        for row in rows_of(tmp_path / "run" / "iter0" / "eval", PreferenceReward, "preferences*")
+        (row.lang, row.mode, row.id): (
+            row.chosen_policy - row.chosen_reference,
+            row.rejected_policy - row.rejected_reference,
+        )
+        for row in rows_of(tmp_path / "run" / "iter0" / "eval", PreferenceLogps, "preferences*")
     }
     assert len(rewards) == 12
     for (lang, mode, key), found in rewards.items():
@@ -73,6 +77,24 @@ def test_rewards_equal_a_plain_computation_under_each_instruction(tiny_tree: dic
             ]
             assert own["length_controlled_accuracy"] == sum(penalised) / 4
     assert "preferences es" in (read_manifest(tmp_path / "run" / "iter0" / "eval") or {})["inputs"]
+
+
+def test_log_probabilities_under_the_reference_are_those_of_the_first_evaluation(
+    tiny_tree: dict[str, Any], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """pi_I scores the pairs once a run. pi^1 is a copy of pi_I here, so that its rewards must be 0."""
+    tiny_tree["evaluate"]["prompts"] = None
+    context = inprocess.opened(Config.model_validate(tiny_tree), tmp_path / "run")
+    shutil.copytree(tiny_models["initial"], context.run.iteration(1) / "model")
+    first, second = list[PreferenceLogps](), list[PreferenceLogps]()
+    for iteration, rows in enumerate((first, second)):
+        target, path = answers.artifact(context, iteration), context.config.evaluate.preferences or ""
+        rows.extend(preferences.measure(context, target, path, iteration, first)[0])
+    assert [row.key for row in first] == [row.key for row in second]
+    assert [row.chosen_reference for row in first] == [row.chosen_reference for row in second]
+    assert [(row.chosen_policy, row.rejected_policy) for row in second] == [
+        (row.chosen_reference, row.rejected_reference) for row in first
+    ]
 
 
 def test_a_single_file_is_english(tiny_tree: dict[str, Any], tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TopPLogitsWarper
 
-from xlr.maths.sampling import draw
+from xlr.maths.sampling import draw, nucleus
 from xlr.rewarding.responses import row_seed
 
 BELOW_ONE = 0.9999999999999999  # the largest float64 below 1
@@ -103,6 +104,31 @@ def test_a_row_is_drawn_independently_of_its_batch(rows, uniform):
     uniforms = [uniform] * len(rows)
     together = draw(torch.tensor(padded), torch.tensor(uniforms, dtype=torch.float64)).tolist()
     assert together == [draw_row(row, [uniform])[0] for row in padded]
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROW, st.floats(0.01, 1))
+def test_the_nucleus_equals_a_loop_over_the_likeliest_tokens(row, top_p):
+    kept = nucleus(torch.tensor([row]), top_p)[0].tolist()
+    before, probs = 0.0, probabilities(row)
+    for token in sorted(range(len(row)), key=lambda token: -row[token]):
+        near = abs(before - top_p) < 1e-6  # float32 may round the other way at the boundary
+        same = row.count(row[token]) > 1  # which of equal tokens stays is left open
+        if probs[token] > 1e-30 and not near and not same:
+            assert kept[token] == (row[token] if before < top_p else -math.inf)
+        before += probs[token]
+    assert max(kept) == max(row)
+    assert sum(prob for prob, logit in zip(probs, kept, strict=True) if logit > -math.inf) >= top_p - 1e-6
+
+
+@pytest.mark.parametrize("spread", [0.01, 1, 3, 8])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_transformers(spread, top_p):
+    """From flat rows, whose nucleus is nearly everything, to steep ones."""
+    logits_BV = spread * torch.randn(4, 30_000, generator=torch.Generator().manual_seed(1))
+    theirs_BV = TopPLogitsWarper(top_p)(None, logits_BV.double())
+    differing = (nucleus(logits_BV, top_p) != theirs_BV.float()).sum(-1)
+    assert differing.max() <= (2 if spread > 0.1 else 30)  # flat: many probabilities that float32 cannot tell apart
 
 
 EXAMPLE = {"seed": 42, "iteration": 1, "lang": "es", "prompt_id": "q01", "sample": 0}

@@ -29,11 +29,11 @@ FILL = """
 import sys
 from pathlib import Path
 from xlr.errors import UserError
-from xlr.records import PreferenceReward
+from xlr.records import PreferenceLogps
 from xlr.run.rows import write_rows
 try:
-    rows = [PreferenceReward("en", str(number), "multilingual", float(number), 0.0) for number in range(100_000)]
-    write_rows(Path(sys.argv[1]) / "rows.parquet", PreferenceReward, rows)
+    rows = [PreferenceLogps("en", str(number), "multilingual", number / 2, 0.0, 0.0, 0.0) for number in range(100_000)]
+    write_rows(Path(sys.argv[1]) / "rows.parquet", PreferenceLogps, rows)
 except UserError as error:
     print(error, sorted(Path(sys.argv[1]).iterdir()))
 """

@@ -6,12 +6,13 @@ Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-ou
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from xlr.data.prompts import sources
 from xlr.evaluation import preferences
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
 from xlr.languages import ENGLISH
-from xlr.records import INITIAL, START, ModelKey, PreferenceReward, Prompt, Response, Score
+from xlr.records import INITIAL, START, ModelKey, PreferenceLogps, Prompt, Response, Score
 from xlr.rewarding import room
 from xlr.rewarding.candidates import Candidate, score_candidates, scoring_instruction
 from xlr.rewarding.responses import Sampling
@@ -43,10 +44,10 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
     if section.prompts:
         inputs |= sources(section.prompts, context.config.evaluated_languages)
         inputs["reward policy"] = context.model(START)
-        if model != START:
-            inputs["start"] = context.run.iteration(START) / "eval"
     if isinstance(model, int) and section.preferences:
         inputs |= preferences.sources(section.preferences)
+    if model != START:
+        inputs["start"] = _of_start(context)
     own = {
         "seed": context.config.seed,
         "languages": list(context.config.evaluated_languages),
@@ -103,13 +104,12 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
     facts: EvaluationFacts = {"iteration": model, "languages": {}, "dropped": {}}
     answers: list[Response] = []
     scored: list[Score] = []
-    preferred: list[PreferenceReward] = []
+    preferred: list[PreferenceLogps] = []
+    if model != START:
+        require(artifact(context, START), f"xlr evaluate {context.run.path} --iteration 0")
     if section.prompts:
-        if model != START:
-            require(artifact(context, START), f"xlr evaluate {context.run.path} --iteration 0")
         answers, scored = _answer(context, target, model, dropped)
-        start_folder = context.run.iteration(START) / "eval"
-        start = scored if model == START else rows_of(start_folder, Score, "scores/*")
+        start = scored if model == START else rows_of(_of_start(context), Score, "scores/*")
         facts["dropped"] = dropped.counts()
         facts["languages"] = {
             lang: _language_facts(
@@ -120,7 +120,8 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
             for lang in langs
         }
     if isinstance(model, int) and section.preferences:
-        preferred, facts["preferences"] = preferences.measure(context, target, section.preferences, model)
+        before = [] if model == START else rows_of(_of_start(context), PreferenceLogps, "preferences*")
+        preferred, facts["preferences"] = preferences.measure(context, target, section.preferences, model, before)
     with atomic_path(target.folder) as folder:
         for name, row_type, rows in (("responses", Response, answers), ("scores", Score, scored)):
             (folder / name).mkdir(parents=True)
@@ -133,11 +134,16 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         if context.questions:
             write_rows(folder / "prompts.parquet", Prompt, context.questions)
         if preferred:
-            write_rows(folder / "preferences.parquet", PreferenceReward, preferred)
+            write_rows(folder / "preferences.parquet", PreferenceLogps, preferred)
         write_json(folder / "eval.json", facts)
     target.finish(len(answers), facts, context.clock, {"scored": sum(row.num_tokens for row in scored)})
     target.remove_pieces()
     return facts
+
+
+def _of_start(context: Context) -> Path:
+    """The folder of pi^0's evaluation, which the others are compared with."""
+    return context.run.iteration(START) / "eval"
 
 
 def _answer(

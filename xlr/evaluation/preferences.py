@@ -10,7 +10,7 @@ from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.accuracy import accuracy, length_penalty
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
-from xlr.records import INITIAL, Example, PreferenceReward, Scored
+from xlr.records import INITIAL, Example, PreferenceLogps, Scored
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -38,48 +38,56 @@ def check(context: Context, path: str) -> None:
 
 
 def measure(
-    context: Context, target: Artifact, path: str, iteration: int
-) -> tuple[list[PreferenceReward], dict[str, dict[Reward, PreferenceFacts]]]:
-    """The implicit rewards log pi^t - log pi_I of all pairs in every language and mode, and what they amount to."""
+    context: Context, target: Artifact, path: str, iteration: int, of_start: Sequence[PreferenceLogps]
+) -> tuple[list[PreferenceLogps], dict[str, dict[Reward, PreferenceFacts]]]:
+    """The implicit rewards log pi^t - log pi_I of all pairs in every language and mode, and what they amount to.
+
+    Args:
+        of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
+    """
     encoder, of_mode = context.encoder, _asked(path)
     asked = [(lang, mode, one) for (lang, mode), own in of_mode.items() for one in own]
+    keys = [(lang, one.id, mode) for lang, mode, one in asked]
     examples = [
         Example(encoder.prompt_of(one.prompt), (encoder.response(one.chosen), encoder.response(one.rejected)))
         for _, _, one in asked
     ]
+    reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
+    policy = context.model(iteration)
 
-    def to_rows(item: int, scored: Scored) -> list[PreferenceReward]:
-        lang, mode, one = asked[item]
-        chosen, rejected = (implicit_reward(policy, reference) for policy, reference in scored.logps)
-        return [PreferenceReward(lang, one.id, mode, chosen, rejected)]
+    def to_rows(item: int, scored: Scored) -> list[PreferenceLogps]:
+        key = keys[item]
+        (chosen, rejected), *of_reference = zip(*scored.logps, strict=True)
+        chosen_reference, rejected_reference = of_reference[0] if of_reference else reference[key]
+        return [PreferenceLogps(*key, chosen, chosen_reference, rejected, rejected_reference)]
 
-    keys = [[(lang, one.id, mode)] for lang, mode, one in asked]
-    rewards = resumable_logps(
+    rows = resumable_logps(
         context,
         target,
         "preferences",
-        (context.model(iteration), context.model(INITIAL)),
+        (policy,) if of_start else (policy, context.model(INITIAL)),
         context.config.scoring_dtype,
-        PreferenceReward,
-        whole(Scoring(examples, keys, to_rows), keys),
+        PreferenceLogps,
+        whole(Scoring(examples, [[key] for key in keys], to_rows), [[key] for key in keys]),
         f"evaluate {iteration}: preferences",
         "preferences",
     ).rows()
     facts: dict[str, dict[Reward, PreferenceFacts]] = {}
     for (lang, mode), own in of_mode.items():
-        rows = [row for row in rewards if (row.lang, row.mode) == (lang, mode)]
-        facts.setdefault(lang, {})[mode] = _facts(rows, own)
-    return rewards, facts
+        of_own = [row for row in rows if (row.lang, row.mode) == (lang, mode)]
+        facts.setdefault(lang, {})[mode] = _facts(of_own, own)
+    return rows, facts
 
 
-def _facts(rewards: Sequence[PreferenceReward], preferences: Sequence[Preference]) -> PreferenceFacts:
-    chosen, rejected = [row.chosen for row in rewards], [row.rejected for row in rewards]
+def _facts(rows: Sequence[PreferenceLogps], preferences: Sequence[Preference]) -> PreferenceFacts:
+    chosen = [implicit_reward(row.chosen_policy, row.chosen_reference) for row in rows]
+    rejected = [implicit_reward(row.rejected_policy, row.rejected_reference) for row in rows]
     lengths = [(len(one.chosen), len(one.rejected)) for one in preferences]
     alpha = length_penalty(list(zip(chosen, rejected, strict=True)), lengths)
     return {
-        "pairs": len(rewards),
+        "pairs": len(rows),
         "accuracy": accuracy(chosen, rejected),
-        "margin": (sum(chosen) - sum(rejected)) / len(rewards),
+        "margin": (sum(chosen) - sum(rejected)) / len(rows),
         "alpha": alpha,
         "length_controlled_accuracy": accuracy(
             [reward - alpha * length for reward, (length, _) in zip(chosen, lengths, strict=True)],

@@ -13,12 +13,11 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from xlr import languages
 from xlr.errors import UserError
-from xlr.maths.sampling import draw
+from xlr.maths.sampling import draw, nucleus
 from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
 from xlr.model.fused import fuse
@@ -205,11 +204,8 @@ class SeededSampling:
     def __init__(self, requests: Sequence[SampleRequest], settings: SampleSettings, width: int, device: torch.device):
         self._width = width
         self._temperature = settings.temperature
-        self._warpers: list[Any] = []
-        if settings.top_k:
-            self._warpers.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(settings.top_p))
+        self._top_k = TopKLogitsWarper(settings.top_k) if settings.top_k else None
+        self._top_p = settings.top_p
         # Drawn on the CPU, so that a row's numbers do not depend on the device.
         self._uniforms_BT = torch.stack(
             [
@@ -225,8 +221,10 @@ class SeededSampling:
     def __call__(self, input_ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
         """The logits, which it changes, with infinity for the token that each row draws."""
         logits_BV = logits_BV.div_(self._temperature)
-        for warper in self._warpers:
-            logits_BV = warper(input_ids_BT, logits_BV)
+        if self._top_k:
+            logits_BV = self._top_k(input_ids_BT, logits_BV)
+        if self._top_p < 1:
+            logits_BV = nucleus(logits_BV, self._top_p)
         tokens_B = draw(logits_BV, self._uniforms_BT[:, input_ids_BT.shape[1] - self._width])
         return logits_BV.scatter_(-1, tokens_B[:, None], float("inf"))
 
