@@ -106,6 +106,55 @@ def test_another_language_is_made_alone_and_equals_a_run_that_always_had_it(
     assert not list((tmp_path / "forked").glob("kept/**/*.parquet"))
 
 
+@pytest.fixture(scope="module")
+def evaluated(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """A run with the evaluation of pi^0, on prompts and preferences."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    config = Config.model_validate(tiny_tree.__wrapped__(tiny_models, folder))  # type: ignore[attr-defined]
+    return with_evaluation(config, folder / "run")
+
+
+def with_evaluation(config: Config, run: Path) -> Context:
+    context = inprocess.opened(config, run)
+    context.run.create()
+    write_text(run / "config.yaml", configfile.dump(context.config))
+    evaluation = Stage("evaluate", 0)
+    if evaluation.artifact(context).manifest() is None:
+        evaluation.module.make(context, 0)
+    return inprocess.opened(config, run)
+
+
+@pytest.mark.parametrize("languages", [["en", "fr", "es"], ["es"]])
+def test_an_added_language_is_evaluated_alone_and_equals_a_run_that_always_had_it(
+    languages: list[str], evaluated: Context, tmp_path: Path
+) -> None:
+    changed = with_settings(evaluated.config, languages=languages)
+    forked = inprocess.opened(changed, tmp_path / "forked")
+    assert state(changes.fork(evaluated, forked))["evaluate 0"] == [lang for lang in ("en", "es") if lang in languages]
+    context = with_evaluation(changed, tmp_path / "forked")
+    undisturbed = with_evaluation(changed, tmp_path / "undisturbed")
+    own, expected = (read_json(manifest_path(one.run.path / "iter0" / "eval")) for one in (context, undisturbed))
+    for key in ("facts", "rows", "parts", "files", "digest"):
+        assert own[key] == expected[key]
+    assert {"responses", "scores", "preferences"} == {name.split("/")[0] for name in own["files"] if "/es-" in name}
+    assert inodes(context.run.path, "iter0/eval/*/es-*.parquet") == inodes(
+        evaluated.run.path, "iter0/eval/*/es-*.parquet"
+    ), "not by reference"
+    assert not list((tmp_path / "forked").glob("kept/**/*.parquet"))
+
+
+def test_the_same_data_in_another_folder_decide_nothing(evaluated: Context, tmp_path: Path) -> None:
+    section = evaluated.config.evaluate
+    assert section.prompts
+    assert section.preferences
+    shutil.copytree(section.prompts.path, tmp_path / "prompts")
+    shutil.copytree(section.preferences, tmp_path / "preferences")
+    prompts = section.prompts.model_dump(mode="json") | {"path": str(tmp_path / "prompts")}
+    own = {"prompts": prompts, "preferences": str(tmp_path / "preferences")}
+    moved = inprocess.opened(with_settings(evaluated.config, evaluate=own), tmp_path / "moved")
+    assert state(changes.fork(evaluated, moved))["evaluate 0"] is True
+
+
 def test_only_the_language_whose_prompts_changed_is_made_again(old: Context, config: Config, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts"
     shutil.copytree(config.prompts.path, prompts)

@@ -7,7 +7,9 @@ Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-ou
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from xlr.data.preferences import preference_files
 from xlr.data.prompts import sources
 from xlr.evaluation import preferences
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
@@ -18,13 +20,16 @@ from xlr.rewarding.candidates import Candidate, score_candidates, scoring_instru
 from xlr.rewarding.responses import Sampling
 from xlr.rewarding.scores import require_scorable
 from xlr.rewarding.scoretotals import reward_facts
-from xlr.run.artifact import Artifact, Source
+from xlr.run.artifact import Artifact, Part, Source
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import rows_of
+from xlr.run.reuse import Kept
 from xlr.run.rows import require_each_once, write_rows, write_shards
-from xlr.settings.config import Config, GenerateConfig, settings
+from xlr.settings.config import Config, GenerateConfig, deciding
+
+_Row = TypeVar("_Row", Response, Score, PreferenceLogps)
 
 # All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
@@ -39,28 +44,41 @@ def iterations(config: Config) -> list[ModelKey]:
 
 def artifact(context: Context, model: ModelKey) -> Artifact:
     """The evaluation of a model and what decides it."""
-    section = context.config.evaluate
-    inputs: dict[str, Source] = {"model": context.model(model), "reference": context.model(INITIAL)}
-    if section.prompts:
-        inputs |= sources(section.prompts, context.config.evaluated_languages)
-        inputs["reward policy"] = context.model(START)
-    if isinstance(model, int) and section.preferences:
-        inputs |= preferences.sources(section.preferences)
-    if model != START:
-        inputs["start"] = _of_start(context)
-    own = {
-        "seed": context.config.seed,
-        "languages": list(context.config.evaluated_languages),
-        "model.dtype": context.config.model.dtype,
-        "generate.backend": context.config.generate.backend,
-        "generate.tensor_parallel_size": context.config.generate.tensor_parallel_size,
-        "generate.batch_size": context.config.generate.batch_size,
-        "score.batch_tokens": context.config.score.batch_tokens,
-        "score.dtype": context.config.score.dtype,
-        "score.max_length": context.config.score.max_length,
-    }
-    folder = context.run.iteration(model) / "eval"
-    return Artifact(context.run.path, folder, "evaluate", settings(section, "evaluate") | own, inputs)
+    config, section = context.config, context.config.evaluate
+    langs = dict.fromkeys(config.evaluated_languages if section.prompts else ())
+    if measured := section.preferences if isinstance(model, int) else None:
+        langs |= dict.fromkeys(preference_files(measured))
+
+    def inputs(lang: str | None = None) -> dict[str, Source]:
+        found: dict[str, Source] = {"model": context.model(model), "reference": context.model(INITIAL)}
+        if section.prompts and (lang is None or lang in config.evaluated_languages):
+            found |= sources(section.prompts, config.evaluated_languages if lang is None else [lang])
+            found["reward policy"] = context.model(START)
+        if measured:
+            found |= preferences.sources(measured, lang)
+        if model != START:
+            found["start"] = Part(context.run.path, _of_start(context), lang) if lang else _of_start(context)
+        return found
+
+    return Artifact(
+        context.run.path,
+        context.run.iteration(model) / "eval",
+        "evaluate",
+        {name: value for name, value in deciding(section, "evaluate").items() if name != "evaluate.languages"}
+        | {
+            "seed": config.seed,
+            "languages": list(config.evaluated_languages),
+            "model.dtype": config.model.dtype,
+            "generate.backend": config.generate.backend,
+            "generate.tensor_parallel_size": config.generate.tensor_parallel_size,
+            "generate.batch_size": config.generate.batch_size,
+            "score.batch_tokens": config.score.batch_tokens,
+            "score.dtype": config.score.dtype,
+            "score.max_length": config.score.max_length,
+        },
+        inputs(),
+        {lang: inputs(lang) for lang in langs},
+    )
 
 
 def check(context: Context) -> None:
@@ -98,17 +116,20 @@ def _require_room(context: Context, model: ModelKey) -> None:
 
 def make(context: Context, model: ModelKey) -> EvaluationFacts:
     """Evaluate one model."""
-    section, langs = context.config.evaluate, context.config.evaluated_languages
+    section = context.config.evaluate
     context.require_model(model)
-    target, dropped = artifact(context, model), Dropped()
+    target = artifact(context, model)
+    kept, dropped = Kept(target), Dropped()
+    langs = [lang for lang in context.config.evaluated_languages if lang not in kept.languages]
     facts: EvaluationFacts = {"iteration": model, "languages": {}, "dropped": {}}
     answers: list[Response] = []
     scored: list[Score] = []
     preferred: list[PreferenceLogps] = []
     if model != START:
         require(artifact(context, START), f"xlr evaluate {context.run.path} --iteration 0")
+    asked = [prompt for prompt in context.questions if prompt.lang in langs]
     if section.prompts:
-        answers, scored = _answer(context, target, model, dropped)
+        answers, scored = _answer(context, target, model, asked, dropped)
         start = scored if model == START else rows_of(_of_start(context), Score, "scores/*")
         facts["dropped"] = dropped.counts()
         facts["languages"] = {
@@ -120,25 +141,45 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
             for lang in langs
         }
     if isinstance(model, int) and section.preferences:
-        before = [] if model == START else rows_of(_of_start(context), PreferenceLogps, "preferences*")
-        preferred, facts["preferences"] = preferences.measure(context, target, section.preferences, model, before)
+        before = [] if model == START else rows_of(_of_start(context), PreferenceLogps, "preferences/*")
+        measured = preferences.measure(context, target, section.preferences, model, before, kept.languages)
+        preferred, facts["preferences"] = measured
+    _add_kept(facts, kept, context.config.evaluated_languages)
     with atomic_path(target.folder) as folder:
-        for name, row_type, rows in (("responses", Response, answers), ("scores", Score, scored)):
-            (folder / name).mkdir(parents=True)
-            for lang in langs:
-                write_shards(folder / name, lang, row_type, [row for row in rows if row.lang == lang])
-        asked = [(prompt.lang, prompt.id, "0") for prompt in context.questions]
-        require_each_once(folder / "responses", asked)
+        folder.mkdir()
+        _write(folder / "responses", Response, answers)
+        _write(folder / "scores", Score, scored)
+        _write(folder / "preferences", PreferenceLogps, preferred)
+        require_each_once(folder / "responses", [(prompt.lang, prompt.id, "0") for prompt in asked])
         filled = {row.key for row in answers if row.response.strip()}
         require_each_once(folder / "scores", filled - dropped.keys)
+        kept.link_into(folder)
         if context.questions:
             write_rows(folder / "prompts.parquet", Prompt, context.questions)
-        if preferred:
-            write_rows(folder / "preferences.parquet", PreferenceLogps, preferred)
         write_json(folder / "eval.json", facts)
-    target.finish(len(answers), facts, context.clock, {"scored": sum(row.num_tokens for row in scored)})
+    target.finish(len(context.questions), facts, context.clock, {"scored": sum(row.num_tokens for row in scored)})
     target.remove_pieces()
     return facts
+
+
+def _write(folder: Path, row_type: type[_Row], rows: Sequence[_Row]) -> None:
+    """Write rows as files of their languages; no folder if there are none."""
+    for lang in dict.fromkeys(row.lang for row in rows):
+        folder.mkdir(exist_ok=True)
+        write_shards(folder, lang, row_type, [row for row in rows if row.lang == lang])
+
+
+def _add_kept(facts: EvaluationFacts, kept: Kept, langs: Sequence[str]) -> None:
+    """Add the facts of languages that were taken over from another run, in the order that one run gives them."""
+    taken = {
+        name: {lang: own for lang, own in kept.facts.get(name, {}).items() if lang in kept.languages}
+        for name in ("languages", "dropped", "preferences")
+    }
+    answered = facts["languages"] | taken["languages"]
+    facts["languages"] = {lang: answered[lang] for lang in langs if lang in answered}
+    facts["dropped"] = dict(sorted((facts["dropped"] | taken["dropped"]).items()))
+    if "preferences" in facts:
+        facts["preferences"] = dict(sorted((facts["preferences"] | taken["preferences"]).items()))
 
 
 def _of_start(context: Context) -> Path:
@@ -147,9 +188,9 @@ def _of_start(context: Context) -> Path:
 
 
 def _answer(
-    context: Context, target: Artifact, model: ModelKey, dropped: Dropped
+    context: Context, target: Artifact, model: ModelKey, asked: Sequence[Prompt], dropped: Dropped
 ) -> tuple[list[Response], list[Score]]:
-    """One answer to each held-out prompt, and its reward log pi^0 - log pi_I, which is the same measure for all models.
+    """One answer to each prompt, and its reward log pi^0 - log pi_I, which is the same measure for all models.
 
     Args:
         dropped: gets the answers that cannot be scored, but for empty ones.
@@ -162,7 +203,7 @@ def _answer(
         max_new_tokens=section.max_new_tokens,
         batch_size=context.config.generate.batch_size,
     )
-    wanted = [(prompt, 0) for prompt in context.questions]
+    wanted = [(prompt, 0) for prompt in asked]
     sampling = Sampling(context, context.model(model), generate, _SEED_ITERATION, context.encoder_of(model))
     shards = sampling.shards(wanted, {})
     answers = sampling.compute(target, "responses", shards, f"evaluate {model}: answer").rows()

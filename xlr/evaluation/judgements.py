@@ -23,7 +23,7 @@ from xlr.rewarding.responses import row_seed
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_json
-from xlr.settings.config import Config, JudgeConfig, settings
+from xlr.settings.config import Config, JudgeConfig, deciding
 
 # Takes the place of an iteration in the seed, so that the order of the answers is the same for every model.
 _ALL_MODELS = -1
@@ -117,7 +117,7 @@ def artifact(context: Context, iteration: ModelKey) -> Artifact:
     if not judge.both_orders:
         own["seed"] = config.seed
     folder = context.run.iteration(iteration) / "judgements"
-    return Artifact(context.run.path, folder, "judge", settings(judge, "judge") | own, inputs)
+    return Artifact(context.run.path, folder, "judge", deciding(judge, "judge") | own, inputs)
 
 
 def make(context: Context, iteration: ModelKey) -> JudgeFacts:

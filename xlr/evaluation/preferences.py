@@ -1,7 +1,8 @@
 """Does the implicit reward of a model agree with held-out preferences, in each language and under each instruction?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from xlr import languages
@@ -10,20 +11,35 @@ from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.accuracy import accuracy, length_penalty
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
-from xlr.records import INITIAL, Example, PreferenceLogps, Scored
+from xlr.records import INITIAL, Example, PreferenceLogps, RowKey, Scored
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.settings.config import Reward
 from xlr.work.logps import Scoring, resumable_logps
-from xlr.work.shards import whole
+from xlr.work.shards import by_language
 
 _MODES: tuple[Reward, ...] = ("crosslingual", "multilingual")
 
 
-def sources(path: str) -> dict[str, Path]:
-    """The files of the preferences, as inputs of an artefact."""
-    return {f"preferences {lang}": file for lang, file in preference_files(path).items()}
+@dataclass(frozen=True)
+class _Asked:
+    """A preference in a language, with the prompt of the mode that it is scored in."""
+
+    lang: str
+    mode: Reward
+    pair: Preference
+
+    @property
+    def key(self) -> RowKey:
+        return self.lang, self.pair.id, self.mode
+
+
+def sources(path: str, lang: str | None = None) -> dict[str, Path]:
+    """The files of all languages, or those that decide the rewards of one, as inputs of an artefact."""
+    files = preference_files(path)
+    needed = files if lang is None else {lang, ENGLISH} if lang in files else ()
+    return {f"preferences {own}": file for own, file in files.items() if own in needed}
 
 
 def check(context: Context, path: str) -> None:
@@ -38,29 +54,23 @@ def check(context: Context, path: str) -> None:
 
 
 def measure(
-    context: Context, target: Artifact, path: str, iteration: int, of_start: Sequence[PreferenceLogps]
+    context: Context,
+    target: Artifact,
+    path: str,
+    iteration: int,
+    of_start: Sequence[PreferenceLogps],
+    without: Collection[str] = (),
 ) -> tuple[list[PreferenceLogps], dict[str, dict[Reward, PreferenceFacts]]]:
     """The implicit rewards log pi^t - log pi_I of all pairs in every language and mode, and what they amount to.
 
     Args:
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
+        without: languages that are left out.
     """
-    encoder, of_mode = context.encoder, _asked(path)
-    asked = [(lang, mode, one) for (lang, mode), own in of_mode.items() for one in own]
-    keys = [(lang, one.id, mode) for lang, mode, one in asked]
-    examples = [
-        Example(encoder.prompt_of(one.prompt), (encoder.response(one.chosen), encoder.response(one.rejected)))
-        for _, _, one in asked
-    ]
+    of_mode = {key: own for key, own in _asked(path).items() if key[0] not in without}
+    asked = [_Asked(lang, mode, one) for (lang, mode), own in of_mode.items() for one in own]
     reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
     policy = context.model(iteration)
-
-    def to_rows(item: int, scored: Scored) -> list[PreferenceLogps]:
-        key = keys[item]
-        (chosen, rejected), *of_reference = zip(*scored.logps, strict=True)
-        chosen_reference, rejected_reference = of_reference[0] if of_reference else reference[key]
-        return [PreferenceLogps(*key, chosen, chosen_reference, rejected, rejected_reference)]
-
     rows = resumable_logps(
         context,
         target,
@@ -68,7 +78,7 @@ def measure(
         (policy,) if of_start else (policy, context.model(INITIAL)),
         context.config.scoring_dtype,
         PreferenceLogps,
-        whole(Scoring(examples, [[key] for key in keys], to_rows), [[key] for key in keys]),
+        [shard.replanned(partial(_plan, context, reference)) for shard in by_language(asked, lambda one: one.key)],
         f"evaluate {iteration}: preferences",
         "preferences",
     ).rows()
@@ -77,6 +87,30 @@ def measure(
         of_own = [row for row in rows if (row.lang, row.mode) == (lang, mode)]
         facts.setdefault(lang, {})[mode] = _facts(of_own, own)
     return rows, facts
+
+
+def _plan(
+    context: Context, reference: Mapping[RowKey, tuple[float, float]], asked: Sequence[_Asked]
+) -> Scoring[PreferenceLogps]:
+    """The examples of preferences. Those under the policy alone become rows with the reference's log-probabilities."""
+    encoder = context.encoder
+
+    def to_rows(item: int, scored: Scored) -> list[PreferenceLogps]:
+        one = asked[item]
+        (chosen, rejected), *of_reference = zip(*scored.logps, strict=True)
+        chosen_reference, rejected_reference = of_reference[0] if of_reference else reference[one.key]
+        return [
+            PreferenceLogps(one.lang, one.pair.id, one.mode, chosen, chosen_reference, rejected, rejected_reference)
+        ]
+
+    examples = [
+        Example(
+            encoder.prompt_of(one.pair.prompt),
+            (encoder.response(one.pair.chosen), encoder.response(one.pair.rejected)),
+        )
+        for one in asked
+    ]
+    return Scoring(examples, [[one.key] for one in asked], to_rows)
 
 
 def _facts(rows: Sequence[PreferenceLogps], preferences: Sequence[Preference]) -> PreferenceFacts:

@@ -17,7 +17,7 @@ from xlr.run.dropped import Dropped
 from xlr.settings.config import Reward
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.pieces import Finished
-from xlr.work.shards import Shard, whole
+from xlr.work.shards import Shard, by_language
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def score_candidates(
     Args:
         dropped: receives the rows that are too long.
     """
-    shards = whole(candidates, [[candidate.row.key] for candidate in candidates])
+    shards = by_language(candidates, lambda candidate: candidate.row.key)
     scores = score_shards(context, target, policy, reference, shards, label).rows()
     scored = {score.key for score in scores}
     dropped.add(limit(context)[1], (one.row.key for one in candidates if one.row.key not in scored))

@@ -20,7 +20,7 @@ from xlr.run.context import Context, require
 from xlr.run.files import atomic_path
 from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
-from xlr.settings.config import Config, Flaw, PairConfig, settings
+from xlr.settings.config import Config, Flaw, PairConfig, deciding
 
 
 def iterations(config: Config) -> list[int]:
@@ -35,8 +35,8 @@ def artifact(context: Context, iteration: int) -> Artifact:
         context.run.path,
         context.run.iteration(iteration) / "pairs",
         "pair",
-        settings(config.pair, "pair")
-        | settings(config.prompts.columns, "prompts.columns")
+        deciding(config.pair, "pair")
+        | deciding(config.prompts.columns, "prompts.columns")
         | {"languages": list(config.languages)},
         {"scores": context.run.iteration(iteration) / "scores", **sources(config.prompts, config.languages)},
     )

@@ -23,7 +23,7 @@ from xlr.run.context import Context
 from xlr.run.files import atomic_path
 from xlr.run.reuse import Kept
 from xlr.run.rows import write_shard
-from xlr.settings.config import Config, GenerateConfig, settings
+from xlr.settings.config import Config, GenerateConfig, deciding
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished, resumable
 from xlr.work.shards import Shard, Work, keys_digest
@@ -43,12 +43,12 @@ def artifact(context: Context, iteration: int) -> Artifact:
         context.run.path,
         context.run.iteration(iteration) / "responses",
         "generate",
-        settings(config.generate, "generate")
+        deciding(config.generate, "generate")
         | {
             "seed": config.seed,
             "languages": list(config.languages),
             "prompts.limit": config.prompts.limit,
-            **settings(config.prompts.columns, "prompts.columns"),
+            **deciding(config.prompts.columns, "prompts.columns"),
             "model.dtype": config.model.dtype,
         },
         {"policy": context.model(iteration - 1), **sources(config.prompts, config.languages)},

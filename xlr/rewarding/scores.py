@@ -30,7 +30,7 @@ from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import part_of, read_manifest, verified
 from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, records, row_count, write_shard
-from xlr.settings.config import Config, Reward, settings
+from xlr.settings.config import Config, Reward, deciding
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, Work, whole
@@ -55,7 +55,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
         run,
         context.run.iteration(iteration) / "scores",
         "score",
-        settings(config.score, "score") | {"model.dtype": config.model.dtype},
+        deciding(config.score, "score") | {"model.dtype": config.model.dtype},
         {"responses": sampled, **models},
         {lang: {"responses": Part(run, sampled, lang), **models} for lang in _scored_languages(config)},
     )

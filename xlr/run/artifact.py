@@ -85,7 +85,7 @@ class Artifact:
     inputs: Mapping[str, Source]
     parts: Mapping[str, Mapping[str, Source]] = field(default_factory=dict)
     """Language -> the inputs that decide its rows, where languages stand on their own. Its files are named
-    `{lang}-{number}.parquet`, and of the settings all but `languages` decide it."""
+    `{lang}-{number}.parquet`, in any folder of the artefact, and of the settings all but `languages` decide it."""
 
     @cached_property
     def title(self) -> str:

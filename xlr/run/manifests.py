@@ -71,8 +71,8 @@ def settings_of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def part_of(file: str) -> str:
-    """The language of a file `{lang}-{number}.parquet` of an artefact, from its name."""
-    return file.rsplit("-", 1)[0]
+    """The language of a file `{lang}-{number}.parquet` of an artefact or of a folder in it, from its name."""
+    return Path(file).name.rsplit("-", 1)[0]
 
 
 def files_digest(files: Mapping[str, tuple[int, str]]) -> str:

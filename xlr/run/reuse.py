@@ -107,12 +107,13 @@ class Kept:
         self.facts: Any = manifest["facts"] if manifest is not None else {}
         """The facts of the artefact that they come from."""
         names = _kept_names(manifest) if manifest is not None else []
+        self._folder = folder
         self.files = [folder / name for name in names if part_of(name) in self.languages]
 
     def link_into(self, folder: Path) -> None:
         """Put their files into the artefact's new folder."""
         for file in self.files:
-            link(file, folder / file.name)
+            link(file, folder / file.relative_to(self._folder))
 
 
 def kept_faults(target: Artifact) -> Iterator[str]:

@@ -9,7 +9,7 @@ from xlr import languages
 from xlr.errors import UserError
 from xlr.records import START, DType, FusedOperations, ModelKey
 from xlr.settings.judgeconfig import JudgeConfig
-from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section, refuse_ignored, walk
+from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section, marks, refuse_ignored, walk
 from xlr.settings.slurmconfig import SlurmConfig
 
 SHARED_PROMPT = "xlr_shared_prompt"
@@ -362,5 +362,15 @@ def _check_translated_languages(config: Config) -> None:
 
 
 def settings(section: Section, prefix: str = "") -> dict[str, Any]:
-    """The settings of a section, or of a whole configuration, that decide a result: `{"train.beta": 0.1, ...}`."""
+    """The settings of a section, or of a whole configuration, that may change a result: `{"train.beta": 0.1, ...}`."""
     return {setting.dotted: setting.value for setting in walk(section, prefix) if not setting.operational}
+
+
+def deciding(section: Section, prefix: str) -> dict[str, Any]:
+    """The settings of a section that decide an artefact: all but paths, whose content is an input of the artefact."""
+    paths = {Location.PATH, Location.HUB}
+    return {
+        setting.dotted: setting.value
+        for setting in walk(section, prefix)
+        if not setting.operational and not paths.intersection(marks(setting.field, Location))
+    }

@@ -17,7 +17,7 @@ from xlr.rewarding import pairs
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.manifests import rows_of
-from xlr.settings.config import TrainConfig, settings
+from xlr.settings.config import TrainConfig, deciding
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Training:
     @property
     def settings(self) -> dict[str, Any]:
         """Those of its settings that affect the result, flat."""
-        return settings(self.config, self.stage)
+        return deciding(self.config, self.stage)
 
     @property
     def start(self) -> str:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from xlr.maths.batching import Batch
@@ -13,6 +14,7 @@ from xlr.run.rows import Row
 
 Plan = TypeVar("Plan", covariant=True)
 Other = TypeVar("Other")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,21 @@ def whole(plan: Other, keys: Sequence[Sequence[RowKey]]) -> list[Shard[Other]]:
     if not keys:
         return []
     return [Shard("all", keys_digest(keys), Counter(key[0] for own in keys for key in own), lambda: plan)]
+
+
+def by_language(items: Sequence[Item], key: Callable[[Item], RowKey]) -> list[Shard[list[Item]]]:
+    """The items of each language as one shard, in the order in which the languages appear.
+
+    Args:
+        key: the key of the row that an item becomes.
+    """
+    own: dict[str, list[Item]] = {}
+    for item in items:
+        own.setdefault(key(item)[0], []).append(item)
+    return [
+        Shard(lang, keys_digest([key(item)] for item in of_lang), Counter({lang: len(of_lang)}), partial(list, of_lang))
+        for lang, of_lang in own.items()
+    ]
 
 
 @dataclass(frozen=True, eq=False)
