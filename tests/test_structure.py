@@ -128,11 +128,13 @@ def test_a_heavy_dependency_has_one_home(library: str) -> None:
     assert users == HOMES[library]
 
 
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys; import xlr, xlr.commands.cli; "
-        "print(sorted({'torch', 'ray', 'deepspeed', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    "modules", ["", "from xlr import pipeline, stages; list(map(pipeline._module, stages.STAGES)); "]
+)
+def test_looking_at_a_run_loads_nothing_heavy(modules: str) -> None:
+    """Help needs the commands alone; what shows or plans a run needs the modules of its stages as well."""
+    heavy = {"torch", "ray", "deepspeed", "transformers", "datasets", "matplotlib"}
+    code = f"import sys; import xlr, xlr.commands.cli; {modules}print(sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
 

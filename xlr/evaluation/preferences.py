@@ -9,7 +9,6 @@ from xlr import languages
 from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences, preference_files
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
-from xlr.maths.accuracy import accuracy, length_penalty
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
 from xlr.records import INITIAL, Example, PreferenceLogps, RowKey, Scored
 from xlr.rewarding import room
@@ -114,6 +113,8 @@ def _plan(
 
 
 def _facts(rows: Sequence[PreferenceLogps], preferences: Sequence[Preference]) -> PreferenceFacts:
+    from xlr.maths.accuracy import accuracy, length_penalty  # imports torch
+
     chosen = [implicit_reward(row.chosen_policy, row.chosen_reference) for row in rows]
     rejected = [implicit_reward(row.rejected_policy, row.rejected_reference) for row in rows]
     lengths = [(len(one.chosen), len(one.rejected)) for one in preferences]
