@@ -34,6 +34,7 @@ from xlr.training import reference
 from xlr.training.export import export
 from xlr.training.facts import MetricsRow, TrainingFacts
 from xlr.training.gates import require_ln2, require_same_model, require_scorers_logps, scored_probes
+from xlr.training.heartbeat import heartbeats
 from xlr.training.inputs import Training
 from xlr.training.metrics import peak_memory_gb
 from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps
@@ -96,7 +97,9 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     watch = Watch()
     for row in log.rows if log else ():
         watch.see(row["step"], row, training.config.beta)
-    last_metrics = _loop(rank, trainer, log, watch, checkpoint.step if checkpoint else 0, request, checkpoints, clock)
+    first = checkpoint.step if checkpoint else 0
+    with heartbeats(ranks):
+        last_metrics = _loop(rank, trainer, log, watch, first, request, checkpoints, clock)
     train_pairs, held_out = training.split
     facts: TrainingFacts = {
         "steps": len(rank.steps),
