@@ -154,12 +154,13 @@ def logs(
     iteration: ModelOption = "1",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new output.")] = False,
 ) -> None:
-    """Show the output of a stage."""
+    """Show the output of a stage, with control characters written out."""
+    from xlr.commands import outputs
     from xlr.jobs import submission
     from xlr.pipeline import Stage
 
     log = submission.log(open_context(source, None), Stage(stage, model_key(iteration)))
-    os.execvp("tail", ["tail", "--lines=+1", *(["--follow"] if follow else []), "--", str(log)])
+    outputs.show(log, follow)
 
 
 @app.command()
