@@ -20,6 +20,8 @@ from xlr.run.files import write_text
 from xlr.settings import configfile
 from xlr.settings.config import Config
 
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "reward.ipynb"
+
 
 @pytest.fixture(scope="module")
 def run(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -60,6 +62,39 @@ def test_what_is_not_finished_or_damaged_is_refused(run: Path, tmp_path: Path) -
         opened.answers(1).to_pandas()
     with pytest.raises(UserError, match="not finished"):
         opened.facts(2, "scores")
+
+
+# Runs the cells of a notebook in order.
+EXECUTE = """
+import json, pathlib, sys
+names = {}
+for number, cell in enumerate(json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))["cells"]):
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+print(json.dumps([len(names["scores"]), names["spanish"]["lang"].unique().tolist(), names["rewards"], names["called"]]))
+"""
+
+
+def test_the_notebook_runs(run: Path, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(run)
+    command = [sys.executable, "-c", EXECUTE, str(NOTEBOOK)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows, langs, rewards, called = json.loads(result.stdout.splitlines()[-1])
+    assert (rows, langs) == (len(read_rows(run / "iter1" / "scores", Score)), ["es"])
+    reward = xlr.Reward(str(tiny_models["aligned"]), str(tiny_models["initial"]), "es", device="cpu")
+    answers = ["Por la dispersión de la luz en el aire.", "No lo sé."]
+    assert called == rewards == pytest.approx(reward.score(["Why is the sky blue?"] * 2, answers), abs=1e-5)
+
+
+def test_the_notebook_is_saved_without_output() -> None:
+    """Outputs would show one machine's paths and numbers, and change with every version."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [(cell["outputs"], cell["execution_count"]) for cell in cells] == [([], None)] * len(cells)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 16384])

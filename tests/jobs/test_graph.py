@@ -1,6 +1,7 @@
 """The Slurm jobs of a run: their stages, their dependencies and their sbatch commands."""
 
 import difflib
+import re
 import shlex
 import shutil
 import subprocess
@@ -311,3 +312,54 @@ def test_the_output_of_scontrol_is_parsed() -> None:
     assert scheduler.parse(f"{line} StartTime=Unknown".replace("RUNNING", "PENDING")).start == ""
     ended = scheduler.parse(line.replace("RUNNING Reason=None", "FAILED Reason=NonZeroExitCode"))
     assert (ended.active, ended.left, ended.reason) == (False, "", "NonZeroExitCode")
+
+
+def test_the_time_limits_of_a_chain_are_added_up() -> None:
+    """Along its longest path; nodes and GPUs for all jobs, also those beside it."""
+
+    def total(**settings: Any) -> str:
+        slurm = layered(DEFAULTS, SlurmConfig.model_validate(settings))
+        return jobs.graph(plan(chain(1), slurm), slurm).splitlines()[-1]
+
+    kinds = {"train": {"time": "1-0", "nodes": 2}, "evaluate": {"time": "30"}}
+    path = 24 + 1.5 + 24 + 0.5  # train-0, annotate-1, train-1, evaluate-1
+    nodes = 2 * 24 + 1.5 + 2 * 24 + 0.5 + 0.5
+    assert total(time="1:30:00", jobs=kinds).startswith(
+        f"time limits: {path:g} hours one after the other, {nodes:g} node-hours; "
+    )
+    assert f" {nodes:g} node-hours, {4 * nodes:g} GPU-hours; " in total(time="1:30:00", jobs=kinds, gpus="a100:4")
+    assert "1,000 hours" in total(time="250:00:00")
+    for none in ({}, {"time": "0"}, {"time": "UNLIMITED"}):
+        assert total(**none) == "time limits: no sum, because train, annotate, evaluate jobs have no slurm.time"
+    assert total(jobs=kinds) == "time limits: no sum, because annotate jobs have no slurm.time"
+    assert "GPUs" in jobs.graph([], DEFAULTS)
+
+
+SLURM = {
+    "sbatch": '[[ "$*" = *--test-only* ]] || { echo x >>"$0.ids"; wc -l <"$0.ids"; }',
+    "scontrol": """
+        case $1:${4-} in
+          ping:*) echo UP ;;
+          *:1) echo "JobId=1 JobState=PENDING Reason=Resources StartTime=2026-12-01T08:30:00" ;;
+          *) echo "JobId=$4 JobState=PENDING Reason=Dependency StartTime=Unknown" ;;
+        esac""",
+}
+
+
+def test_submit_prints_the_graph_and_when_slurm_expects_to_start(
+    cli_here: Cli, tiny_tree: dict[str, Any], write_config: Callable[[Any], Path], tmp_path: Path
+) -> None:
+    """With commands in place of Slurm's that accept every job and have planned the first."""
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o700)
+    config = write_config(tiny_tree | {"slurm": {"time": "01:00:00", "nodes": 2}})
+    result = cli_here("submit", config, PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert result.returncode == 0, result.stderr
+    context = Context(configfile.load(config))
+    settings = submission.settings(context, None)
+    assert result.stdout.startswith(jobs.graph(submission.plan(context, settings), settings))
+    assert "time limits: 3 hours one after the other, 8 node-hours; " in result.stdout
+    submitted = [line for line in result.stdout.splitlines() if re.match("[0-9]", line)]
+    assert submitted[0] == "1  annotate-1  expected to start at 2026-12-01 08:30:00"
+    assert submitted[1:] == ["2  train-1", "3  evaluate-0", "4  evaluate-1"]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,6 +132,10 @@ def test_zero3_training_equals_plain_torch(
     assert [row["loss"] for row in logged] == pytest.approx(losses, rel=1e-4)
     assert logged[0]["loss"] - logged[0]["nll_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert logged[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    if processes == 2:  # they write to a log
+        log = tmp_path / "run" / "logs" / "align-0.log"
+        assert re.fullmatch(r"\S+ \S+ INFO xlr: align finished: .*\n", log.read_text(encoding="utf-8"))
+        assert "is deprecated" in log.with_suffix(".debug.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print jobs and scripts; needs no Slurm.")] = False,
     accept: AcceptOption = "",
 ) -> None:
-    """Submit every stage that is not done yet as a chain of Slurm jobs."""
+    """Submit every stage that is not done yet as a chain of Slurm jobs, and show what they ask for."""
     from xlr.jobs import submission
 
     context = open_context(source, overrides)
@@ -131,9 +131,10 @@ def submit(
         print(shown(submission.describe(context, site)), end="")
         return
     found = submission.submit(context, site, accepted(accept))
+    starts = {row["id"]: row["expected start"] for row in submission.table(context)} if found else {}
     for job in found:
-        after = f"  after {', '.join(job.after)}" if job.after else ""
-        print(shown(f"{job.id}  {job.name}: {', '.join(job.stages)}{after}"))
+        start = f"  expected to start at {starts[job.id]}" if starts[job.id] else ""
+        print(shown(f"{job.id}  {job.name}{start}"))
     print(f"xlr status {shlex.quote(str(context.run.path))}" if found else f"{context.run.path}: every stage is done")
 
 
@@ -154,12 +155,13 @@ def logs(
     iteration: ModelOption = "1",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new output.")] = False,
 ) -> None:
-    """Show the output of a stage."""
+    """Show the output of a stage, with control characters written out."""
+    from xlr.commands import outputs
     from xlr.jobs import submission
     from xlr.pipeline import Stage
 
     log = submission.log(open_context(source, None), Stage(stage, model_key(iteration)))
-    os.execvp("tail", ["tail", "--lines=+1", *(["--follow"] if follow else []), "--", str(log)])
+    outputs.show(log, follow)
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """`xlr try`: answers of a run's models to one instruction, with colours that say what the reward likes in them."""
 
 import html
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from xlr.errors import UserError
 from xlr.foreign.texts import shown
+from xlr.model.quiet import quiet
 from xlr.records import INITIAL, ModelKey
 from xlr.rewarding.responses import row_seed, sample_settings
 from xlr.run.context import Context
@@ -44,6 +44,7 @@ class Answer:
     """Whether it ended by itself."""
 
 
+@quiet()
 def answer(context: Context, instruction: str, models: Sequence[ModelKey], seed: int) -> list[Answer]:
     """Sample an answer of each model, printing its tokens as they come.
 
@@ -51,12 +52,9 @@ def answer(context: Context, instruction: str, models: Sequence[ModelKey], seed:
         UserError: a model is not finished, or cannot be opened.
     """
     import torch
-    from transformers.utils import logging
 
     from xlr.model.weights import load_causal_lm, resolve_dtype
 
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore", FutureWarning)  # transformers renames an argument; both names work
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(context.config.model.dtype, device)
 

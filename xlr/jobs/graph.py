@@ -260,9 +260,45 @@ def environment(slurm: SlurmConfig, python: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def graph(jobs: Sequence[Job]) -> str:
-    """The jobs as a table: name, stages, and the jobs that each waits for."""
-    rows = [("job", "stages", "after")]
-    rows += [(job.name, ", ".join(map(str, job.stages)), ", ".join(job.after) or "-") for job in jobs]
+def graph(jobs: Sequence[Job], slurm: SlurmConfig) -> str:
+    """The jobs as a table, and what their time limits add up to.
+
+    A row has the name, the stages, the jobs that it waits for, nodes, GPUs on all of them, and the time limit.
+    `slurm.options` are not read.
+    """
+    rows = [("job", "stages", "after", "nodes", "GPUs", "limit")]
+    for job in jobs:
+        nodes, gpus = _size(job, slurm)
+        what = job.name, ", ".join(map(str, job.stages)), ", ".join(job.after) or "-"
+        rows.append((*what, str(nodes), str(gpus or "-"), wants(slurm, job.kind).time or "-"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+    table = "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+    return table + (f"{_sum(jobs, slurm)}\n" if jobs else "")
+
+
+def _size(job: Job, slurm: SlurmConfig) -> tuple[int, int]:
+    """How many nodes and GPUs a job has."""
+    wanted = wants(slurm, job.kind)
+    nodes = wanted.nodes or 1
+    return nodes, nodes * _gpus(wanted)
+
+
+def _sum(jobs: Sequence[Job], slurm: SlurmConfig) -> str:
+    """The sums of the time limits in words: along the graph's longest path, and over nodes and GPUs of all jobs."""
+    limits = {job.kind: scheduler.limit_seconds(wants(slurm, job.kind).time or "") for job in jobs}
+    if unlimited := [kind for kind, limit in limits.items() if not limit]:  # 0 is no limit, too
+        return f"time limits: no sum, because {', '.join(unlimited)} jobs have no slurm.time"
+    ends: dict[str, int] = {}
+    node_seconds = gpu_seconds = 0
+    for job in jobs:
+        seconds, (nodes, gpus) = limits[job.kind] or 0, _size(job, slurm)
+        ends[job.name] = seconds + max((ends[name] for name in job.after), default=0)
+        node_seconds += nodes * seconds
+        gpu_seconds += gpus * seconds
+    found = [f"{_hours(max(ends.values()))} hours one after the other", f"{_hours(node_seconds)} node-hours"]
+    found += [f"{_hours(gpu_seconds)} GPU-hours"] if gpu_seconds else []
+    return f"time limits: {', '.join(found)}; waiting and restarts come on top"
+
+
+def _hours(seconds: int) -> str:
+    return f"{seconds / 3600:,.1f}".removesuffix(".0")

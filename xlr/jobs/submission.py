@@ -94,7 +94,7 @@ def describe(context: Context, site: Path | None) -> str:
     todo = plan(context, slurm)
     commands = [jobs.command(job, slurm, run, [f"<{name}>" for name in job.after]) for job in todo]
     parts = [
-        jobs.graph(todo),
+        jobs.graph(todo, slurm),
         "".join(f"warning: {warning}\n" for warning in warnings(context, slurm, todo)),
         "".join(shlex.join(command) + "\n" for command in commands),
         f"--- {run}/slurm/environment.sh\n{jobs.environment(slurm, sys.executable)}",
@@ -124,6 +124,7 @@ def submit(context: Context, site: Path | None, accept: Collection[str] = ()) ->
         todo = plan(context, slurm)
         if not todo:
             return []
+        console.print(jobs.graph(todo, slurm))
         for warning in warnings(context, slurm, todo):
             console.print(f"warning: {warning}")
         write_scripts(run, slurm)

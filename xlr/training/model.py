@@ -13,6 +13,7 @@ from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.preferences import load_preferences
+from xlr.model.quiet import quiet
 from xlr.records import INITIAL, START
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
@@ -98,15 +99,19 @@ def make(context: Context, iteration: int) -> TrainingFacts:
 
 
 def join(context: Context, iteration: int, ranks: Ranks) -> None:
-    """Train as one of the ranks that a launcher or srun started."""
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints to standard output, which is reserved for xlr
-        from xlr.training import loop
+    """Train as one of the ranks that a launcher or srun started.
 
-    target = artifact(context, iteration)
-    if target.manifest() is None:
-        training = Training(context, iteration)
-        _require_reference(training)
-        loop.train(training, target, ranks)
+    The first rank writes the known messages of libraries to a debug log.
+    """
+    training, target = Training(context, iteration), artifact(context, iteration)
+    log = context.run.log(training.stage, iteration).with_suffix(".debug.log")
+    with quiet(log if ranks.rank == 0 else None):
+        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints to standard output, which is reserved for xlr
+            from xlr.training import loop
+
+        if target.manifest() is None:
+            _require_reference(training)
+            loop.train(training, target, ranks)
 
 
 def _require_reference(training: Training) -> None:
