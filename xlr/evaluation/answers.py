@@ -42,10 +42,10 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
     section = context.config.evaluate
     inputs: dict[str, Source] = {"model": context.model(model), "reference": context.model(INITIAL)}
     if section.prompts:
-        inputs |= sources(section.prompts, context.config.evaluated_languages)
+        inputs |= sources(context.pinned(section.prompts), context.config.evaluated_languages)
         inputs["reward policy"] = context.model(START)
     if isinstance(model, int) and section.preferences:
-        inputs |= preferences.sources(section.preferences)
+        inputs |= preferences.sources(context.pinned(section.preferences))
     if model != START:
         inputs["start"] = _of_start(context)
     own = {
@@ -80,7 +80,7 @@ def check(context: Context) -> None:
         english, new_tokens = context.held_out[ENGLISH], section.max_new_tokens
         require_scorable(context, "crosslingual", context.questions, english, new_tokens)
     if section.preferences:
-        preferences.check(context, section.preferences)
+        preferences.check(context, context.pinned(section.preferences))
 
 
 def _require_room(context: Context, model: ModelKey) -> None:
@@ -121,7 +121,8 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         }
     if isinstance(model, int) and section.preferences:
         before = [] if model == START else rows_of(_of_start(context), PreferenceLogps, "preferences*")
-        preferred, facts["preferences"] = preferences.measure(context, target, section.preferences, model, before)
+        given = context.pinned(section.preferences)
+        preferred, facts["preferences"] = preferences.measure(context, target, given, model, before)
     with atomic_path(target.folder) as folder:
         for name, row_type, rows in (("responses", Response, answers), ("scores", Score, scored)):
             (folder / name).mkdir(parents=True)

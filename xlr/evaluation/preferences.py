@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from xlr import languages
-from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences, preference_files
+from xlr.data.preferencerows import PreferenceRows, path_of, preference_sources
+from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.accuracy import accuracy, length_penalty
@@ -14,38 +15,42 @@ from xlr.records import INITIAL, Example, PreferenceLogps, Scored
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.settings.config import Reward
+from xlr.settings.config import PreferencesConfig, Reward
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.shards import whole
 
 _MODES: tuple[Reward, ...] = ("crosslingual", "multilingual")
 
 
-def sources(path: str) -> dict[str, Path]:
-    """The files of the preferences, as inputs of an artefact."""
-    return {f"preferences {lang}": file for lang, file in preference_files(path).items()}
+def sources(given: str | PreferencesConfig) -> dict[str, Path | PreferenceRows]:
+    """The preferences of each language, as inputs of an artefact."""
+    return {f"preferences {lang}": source for lang, source in preference_sources(given).items()}
 
 
-def check(context: Context, path: str) -> None:
+def check(context: Context, given: str | PreferencesConfig) -> None:
     """Check that the preferences can be read and fit the models' positions.
 
     Raises:
         UserError: one cannot, or does not; names it.
     """
     limit = room.positions_of_run(context)
-    for own in _asked(path).values():
-        room.require_preferences(context.encoder, path, own, limit, "evaluate.preferences")
+    for own in _asked(given).values():
+        room.require_preferences(context.encoder, path_of(given), own, limit, "evaluate.preferences")
 
 
 def measure(
-    context: Context, target: Artifact, path: str, iteration: int, of_start: Sequence[PreferenceLogps]
+    context: Context,
+    target: Artifact,
+    given: str | PreferencesConfig,
+    iteration: int,
+    of_start: Sequence[PreferenceLogps],
 ) -> tuple[list[PreferenceLogps], dict[str, dict[Reward, PreferenceFacts]]]:
     """The implicit rewards log pi^t - log pi_I of all pairs in every language and mode, and what they amount to.
 
     Args:
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
     """
-    encoder, of_mode = context.encoder, _asked(path)
+    encoder, of_mode = context.encoder, _asked(given)
     asked = [(lang, mode, one) for (lang, mode), own in of_mode.items() for one in own]
     keys = [(lang, one.id, mode) for lang, mode, one in asked]
     examples = [
@@ -97,11 +102,11 @@ def _facts(rows: Sequence[PreferenceLogps], preferences: Sequence[Preference]) -
     }
 
 
-def _asked(path: str) -> Mapping[tuple[str, Reward], list[Preference]]:
+def _asked(given: str | PreferencesConfig) -> Mapping[tuple[str, Reward], list[Preference]]:
     """The preferences under the instructions of each language and mode. In English all modes ask the same."""
     return {
         (lang, mode): [_under(mode, lang, one) for one in own]
-        for lang, own in load_parallel_preferences(path).items()
+        for lang, own in load_parallel_preferences(given).items()
         for mode in (("multilingual",) if lang == ENGLISH else _MODES)
     }
 

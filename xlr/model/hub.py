@@ -1,30 +1,101 @@
-"""Models of the Hugging Face hub, as folders in the local cache. A run uses one commit of each from start to end."""
+"""Models and datasets of the Hugging Face hub, as folders in the local cache.
 
+A run uses one commit of each from start to end.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import reason
 
-# What a model is opened from. Pickled weights and code are not downloaded.
-_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+Kind = Literal["model", "dataset"]
+
+# What a model or a dataset is opened from. Pickled weights and code are not downloaded.
+_FILES: dict[Kind, tuple[str, ...]] = {
+    "model": ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"),
+    "dataset": ("README.md", ".huggingface.yaml", "*.json*", "*.csv*", "*.tsv*", "*.parquet", "*.arrow"),
+}
+_REMEDIES: dict[Kind, str] = {
+    "model": "name a Hugging Face folder with config.json and safetensors weights, or a hub name that this machine can "
+    "reach",
+    "dataset": "name files of rows, a folder, or a hub name that this machine can reach",
+}
 
 
-def snapshot(name: str, commit: str | None) -> Path:
-    """The folder of a hub model, whose name is the commit. It is downloaded unless it is in the cache.
+@dataclass(frozen=True)
+class Repository:
+    """A model or dataset on the hub."""
+
+    name: str
+    kind: Kind = "model"
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "model" else f"datasets/{self.name}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What xlr needs of a repository at one commit."""
+
+    commit: str
+    num_bytes: int
+    missing_bytes: int
+    """Of these, the bytes of the files that are not in the cache."""
+
+
+def snapshot(repository: Repository, commit: str | None) -> Path:
+    """The folder of a model or dataset, whose name is the commit. It is downloaded unless it is in the cache.
 
     Args:
         commit: the commit; None takes the newest, or the one in the cache if the hub cannot be reached.
 
     Raises:
-        UserError: the hub has no such model, or cannot be reached and the model is not in the cache.
+        UserError: the hub has no such repository, or cannot be reached and the files are not in the cache.
     """
     from huggingface_hub import snapshot_download
 
+    patterns = list(_FILES[repository.kind])
     try:
-        return Path(snapshot_download(name, revision=commit, allow_patterns=list(_FILES)))
+        return Path(
+            snapshot_download(repository.name, repo_type=repository.kind, revision=commit, allow_patterns=patterns)
+        )
     except (OSError, ValueError) as error:
-        which = f"{name} at commit {commit}" if commit else name
-        raise UserError(
-            f"{which}: not a folder, and the hub does not give this model ({reason(error)}); name a Hugging Face "
-            "folder with config.json and safetensors weights, or a hub name that this machine can reach"
-        ) from error
+        raise _not_given(repository, commit, error) from error
+
+
+def contents(repository: Repository, commit: str | None) -> Contents:
+    """What `snapshot` would download, which only the hub knows.
+
+    Raises:
+        UserError: the hub has no such repository, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = list(_FILES[repository.kind])
+    try:
+        files = snapshot_download(
+            repository.name, repo_type=repository.kind, revision=commit, allow_patterns=patterns, dry_run=True
+        )
+    except (OSError, ValueError) as error:
+        raise _not_given(repository, commit, error.__cause__ or error) from error
+    if not files:
+        raise _not_given(repository, commit, ValueError(f"it has no files such as {', '.join(patterns)}"))
+    sizes = [(file.file_size or 0, file.will_download) for file in files]
+    return Contents(files[0].commit_hash, sum(size for size, _ in sizes), sum(size for size, own in sizes if own))
+
+
+def dataset_folder(name: str) -> Path:
+    """The folder of a dataset, `owner/name` or `owner/name@commit`; see `snapshot`."""
+    bare, _, commit = name.partition("@")
+    return snapshot(Repository(bare, "dataset"), commit or None)
+
+
+def _not_given(repository: Repository, commit: str | None, error: BaseException) -> UserError:
+    kind = repository.kind
+    which = f"{repository.name} at commit {commit}" if commit else repository.name
+    return UserError(
+        f"{which}: not a folder, and the hub does not give this {kind} ({reason(error)}); {_REMEDIES[kind]}, or run "
+        "`xlr fetch` where there is a network"
+    )
