@@ -16,7 +16,7 @@ from tests.junk import SMALL, TEXTS, VALUES, junk_json, no_files, refused
 from xlr.data.preferencerows import PreferenceRows, preference_sources
 from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
 from xlr.errors import UserError
-from xlr.model import hub
+from xlr.foreign import hub
 from xlr.settings.config import PreferencesConfig
 from xlr.shipped import RECIPES
 

@@ -20,7 +20,7 @@ from xlr.data.preferences import load_preferences
 from xlr.data.prompts import load_prompts, sources
 from xlr.data.tables import SUFFIXES, read_table
 from xlr.errors import UserError
-from xlr.model import hub
+from xlr.foreign import hub
 from xlr.records import Prompt
 from xlr.settings.config import PromptsConfig
 

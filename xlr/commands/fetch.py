@@ -5,8 +5,7 @@ interrupted one, use the same.
 """
 
 from xlr.evaluation.difficulty import load
-from xlr.foreign.hubnames import is_dataset_name
-from xlr.model import hub
+from xlr.foreign import hub
 from xlr.run.context import Context
 from xlr.terminal.console import console
 
@@ -18,7 +17,7 @@ def fetch(context: Context) -> None:
         UserError: the hub does not give one of them.
     """
     repositories, table = context.repositories, context.config.judge.difficulty
-    if table and is_dataset_name(table):
+    if table and hub.is_dataset_name(table):
         load(table)  # one small file
         console.print(f"datasets/{table}: its table of difficulties is in the cache")
     elif not repositories:

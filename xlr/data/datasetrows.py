@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from xlr.foreign.hubnames import is_dataset_name
+from xlr.foreign.hub import dataset_folder, is_dataset_name
 
 
 def is_saved(path: str) -> bool:
@@ -27,16 +27,12 @@ def load_hub(name: str, subset: str | None, split: str | None) -> Any:
     """The rows of a hub dataset, by default of the split `train`."""
     import datasets
 
-    from xlr.model.hub import dataset_folder
-
     return datasets.load_dataset(str(dataset_folder(name)), subset, split=split or "train")
 
 
 def subsets(name: str) -> list[str]:
     """The configurations of a hub dataset."""
     import datasets
-
-    from xlr.model.hub import dataset_folder
 
     found: list[str] = datasets.get_dataset_config_names(str(dataset_folder(name)))
     return found

@@ -42,8 +42,8 @@ class PreferenceRows:
                 found = saved[self.split or "train"] if isinstance(saved, dict) else saved
             else:
                 found = load_hub(self.path, self.subset, self.split)
-            found = found.select_columns([name for name in found.column_names if name in _COLUMNS])
-            for index, row in enumerate(found):
+            known = [name for name in _COLUMNS if name in found.column_names]
+            for index, row in enumerate(found.select_columns(known) if known else found):
                 yield f"{self} row {index}", row
         except _UNREADABLE as error:
             raise _unreadable(str(self), error) from error

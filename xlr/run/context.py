@@ -10,8 +10,7 @@ from typing_extensions import TypedDict
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
-from xlr.foreign.hubnames import is_dataset_name
-from xlr.model import hub
+from xlr.foreign import hub
 from xlr.records import INITIAL, START, ModelKey, Prompt
 from xlr.run.artifact import Artifact
 from xlr.run.directory import RunDir
@@ -101,7 +100,9 @@ class Context:
     def repositories(self) -> list[hub.Repository]:
         """The models and datasets of the configuration that are on the hub."""
         models = [hub.Repository(name) for name in self.config.opened_models if not Path(name).is_absolute()]
-        datasets = [hub.Repository(name, "dataset") for name in self.config.opened_datasets if is_dataset_name(name)]
+        datasets = [
+            hub.Repository(name, "dataset") for name in self.config.opened_datasets if hub.is_dataset_name(name)
+        ]
         return list(dict.fromkeys([*models, *datasets]))
 
     def look_up(self) -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from xlr.errors import UserError
 from xlr.foreign import yamlfiles
-from xlr.foreign.hubnames import is_dataset_name
+from xlr.foreign.hub import is_dataset_name
 from xlr.foreign.texts import brief, cut, reason
 from xlr.settings.config import Config
 from xlr.settings.schema import Location, Section, marks, section_type

@@ -3,6 +3,8 @@
 A run uses one commit of each from start to end.
 """
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,9 @@ from xlr.errors import UserError
 from xlr.foreign.modelfiles import reason
 
 Kind = Literal["model", "dataset"]
+
+_DATASET_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[0-9a-f]{40})?")
+_FILE_OF_ROWS = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$")
 
 # What a model or a dataset is opened from. Pickled weights and code are not downloaded.
 _FILES: dict[Kind, tuple[str, ...]] = {
@@ -43,6 +48,11 @@ class Contents:
     num_bytes: int
     missing_bytes: int
     """Of these, the bytes of the files that are not in the cache."""
+
+
+def is_dataset_name(text: str) -> bool:
+    """True for `owner/name`, also with `@commit`, unless it is a path here or ends like a file of rows."""
+    return bool(_DATASET_NAME.fullmatch(text)) and not _FILE_OF_ROWS.search(text) and not os.path.lexists(text)
 
 
 def snapshot(repository: Repository, commit: str | None) -> Path:
