@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import Cli, assert_refused
 from tests.hubserver import FIRST, SECOND, HubServer, serving
+from tests.waiting import wait_until
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 PAIRS = [
@@ -95,9 +96,12 @@ def test_a_run_on_a_node_without_network_uses_what_was_fetched(
 def test_an_interrupted_download_is_continued(hub: HubServer, config: Path, cli: Cli, tmp_path: Path) -> None:
     environment = hub.environment(tmp_path / "cache")
     hub.stalled = "model.safetensors"
+    complete = {file.name for file in (hub.root / "lab" / "tiny").iterdir() if file.suffix in (".json", ".jinja")}
     process = subprocess.Popen([sys.executable, "-m", "xlr", "fetch", str(config)], env=os.environ | environment)
     try:
         assert hub.stalls.wait(120)
+        snapshot = tmp_path / "cache" / "hub" / "models--lab--tiny" / "snapshots" / FIRST
+        wait_until(lambda: complete == {file.name for file in snapshot.glob("*")}, "the other files are complete")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
