@@ -95,9 +95,10 @@ def _section(name: str, section: type[Section], properties: dict[str, Any]) -> I
 
 
 def _type(dotted: str, field: FieldInfo, schema: dict[str, Any]) -> str:
-    if section_type(field.annotation) is not None:
-        return f"[section](#{dotted.replace('.', '')}{'name' if schema.get('type') == 'object' else ''})"
     locations = marks(field, Location)
+    if section_type(field.annotation) is not None:
+        link = f"[section](#{dotted.replace('.', '')}{'name' if schema.get('type') == 'object' else ''})"
+        return f"{locations[0].value}, or {link}, or null" if locations else link
     if not locations:
         return _readable(schema)
     text = f"mapping of names to: {locations[0].value}" if schema.get("type") == "object" else locations[0].value

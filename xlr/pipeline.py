@@ -15,8 +15,8 @@ from xlr.leases import lease
 from xlr.records import ModelKey
 from xlr.run import identity
 from xlr.run.artifact import Artifact
-from xlr.run.context import COMMITS, Context, read_commits
-from xlr.run.files import read_json, remove, sealed, tidy, write_json, write_text
+from xlr.run.context import Context
+from xlr.run.files import read_json, remove, tidy, write_text
 from xlr.run.manifests import manifest_path, read_manifest
 from xlr.settings.config import Config
 from xlr.settings.configfile import dump
@@ -117,9 +117,8 @@ def holding(context: Context, plan: Sequence[Stage], accept: Collection[str] = (
 
 
 def _record(context: Context, plan: Sequence[Stage]) -> None:
-    """Write the configuration and the commits of hub models, which later processes of this run read."""
-    if context.commits != read_commits(context.run.path):
-        write_json(context.run.path / COMMITS, sealed({"commits": context.commits}))
+    """Write the configuration and the commits of hub repositories, which later processes of this run read."""
+    context.record_commits()
     recorded, text = context.run.path / "config.yaml", dump(context.config)
     if recorded.is_file() and recorded.read_text(encoding="utf-8") == text:
         return

@@ -2,16 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data.conftest import COMMIT, HubCache
 from tests.junk import SMALL, TEXTS, VALUES, junk_json, no_files, refused
+from xlr.data.preferencerows import PreferenceRows, preference_sources
 from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
 from xlr.errors import UserError
+from xlr.foreign import hub
+from xlr.settings.config import PreferencesConfig
 from xlr.shipped import RECIPES
 
 
@@ -178,7 +184,7 @@ def test_a_damaged_parquet_file_is_refused_wherever_it_is_damaged(tmp_path: Path
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path, suffix: str) -> None:
     for words, path in no_files(tmp_path, suffix).items():
-        with pytest.raises(UserError, match=f"{words}|no such file"):
+        with pytest.raises(UserError, match=f"{words}|no such file|has no file of preferences"):
             load_preferences(str(path))
 
 
@@ -238,3 +244,101 @@ def test_a_folder_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_parallel_preferences(parallel(tmp_path, **languages))
+
+
+def conversation(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def binarized(key: str, question: str = "Why?") -> dict[str, Any]:
+    """A row in the form of UltraFeedback binarized: its answers repeat the prompt, which is a text."""
+    good, bad = conversation(question, f"Good {key}."), conversation(question, f"Bad {key}.")
+    return {"id": key, "prompt": question, "chosen": good, "rejected": bad, "messages": good, "score_chosen": 8.5}
+
+
+def answers(given: str | PreferencesConfig) -> list[str]:
+    return [one.chosen for one in load_preferences(given)]
+
+
+def test_preferences_may_be_a_dataset_of_the_hub(hub_cache: HubCache) -> None:
+    parts = {("default", split): [binarized(split)] for split in ("train", "train_prefs", "test_prefs")}
+    hub_cache("lab/pairs", parts)
+    assert answers("lab/pairs") == ["Good train."]
+    assert answers(PreferencesConfig(path="lab/pairs", split="train_prefs")) == ["Good train_prefs."]
+    (one,) = load_preferences("lab/pairs")
+    assert one == Preference("train", [{"role": "user", "content": "Why?"}], "Good train.", "Bad train.")
+    with pytest.raises(UserError, match=r"^lab/pairs valid: a dataset of .* cannot be read .*check the path, `split`"):
+        answers(PreferencesConfig(path="lab/pairs", split="valid"))
+    with pytest.raises(UserError, match=r"^lab/pairs no: a dataset of .* cannot be read"):
+        answers(PreferencesConfig(path="lab/pairs", subset="no"))
+    with pytest.raises(UserError, match=r"^lab/other: not a folder, and the hub does not give this dataset"):
+        answers("lab/other")
+
+
+def test_a_pinned_dataset_stays_at_its_commit(hub_cache: HubCache) -> None:
+    hub_cache("lab/pairs", {("default", "train"): [binarized("old")]})
+    hub_cache("lab/pairs", {("default", "train"): [binarized("new")]}, commit="2" * 40)
+    assert answers("lab/pairs") == ["Good new."]
+    assert answers(f"lab/pairs@{COMMIT}") == ["Good old."]
+
+
+def test_a_saved_dataset_may_hold_preferences(tmp_path: Path) -> None:
+    splits = {name: datasets.Dataset.from_list([binarized(name)]) for name in ("train", "test_prefs")}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "splits")
+    splits["train"].save_to_disk(tmp_path / "one")
+    assert answers(str(tmp_path / "one")) == answers(str(tmp_path / "splits")) == ["Good train."]
+    assert answers(PreferencesConfig(path=str(tmp_path / "splits"), split="test_prefs")) == ["Good test_prefs."]
+    with pytest.raises(UserError, match=r"splits no: a dataset of preferences that cannot be read \('no'\)"):
+        answers(PreferencesConfig(path=str(tmp_path / "splits"), split="no"))
+
+
+def test_a_dataset_may_have_a_part_for_each_language(hub_cache: HubCache, tmp_path: Path) -> None:
+    rows = {"en": [binarized("a", "Why?")], "es": [binarized("a", "¿Por qué?")]}
+    hub_cache("lab/pairs", {(lang, "test"): own for lang, own in rows.items()})
+    datasets.DatasetDict({lang: datasets.Dataset.from_list(own) for lang, own in rows.items()}).save_to_disk(
+        tmp_path / "saved"
+    )
+    for source in (PreferencesConfig(path="lab/pairs", split="test"), str(tmp_path / "saved")):
+        found = load_parallel_preferences(source)
+        assert list(found) == ["en", "es"]
+        assert [found["es"][0].own.prompt[0]["content"], found["es"][0].english[0]["content"]] == ["¿Por qué?", "Why?"]
+        assert [one.prompt[0]["content"] for one in load_preferences(source)] == ["Why?"]
+    only = load_parallel_preferences(PreferencesConfig(path="lab/pairs", split="test", subset="es"))
+    assert list(only) == ["en"]  # a subset that is named holds English
+
+
+def test_what_a_dataset_row_says_decides_its_digest(tmp_path: Path) -> None:
+    def digest(folder: str, row: dict[str, Any]) -> str:
+        datasets.Dataset.from_list([row]).save_to_disk(tmp_path / folder)
+        source = preference_sources(str(tmp_path / folder))["en"]
+        assert isinstance(source, PreferenceRows)
+        return source.digest()
+
+    row = binarized("a")
+    first = digest("1", row)
+    assert digest("2", row | {"score_chosen": 1.0}) == first
+    assert digest("3", row | {"rejected": "Other."}) != first
+
+
+def test_a_bad_row_of_a_dataset_is_refused_with_its_position(hub_cache: HubCache) -> None:
+    hub_cache("lab/pairs", {("default", "train"): [binarized("a"), binarized("a")]})
+    with pytest.raises(UserError, match=r"^lab/pairs row 1: duplicate id 'a'"):
+        load_preferences("lab/pairs")
+    # Prepared tables are kept by commit, so another dataset needs another one, as on the hub.
+    hub_cache("lab/text", {("default", "train"): [{"text": "x"}]}, commit="2" * 40)
+    with pytest.raises(UserError, match=r"^lab/text row 0: prompt: missing or empty"):
+        load_preferences("lab/text")
+
+
+@pytest.mark.parametrize("path", ["/no/such/file", "pairs", "data/my/pairs", "data/pairs.jsonl", "pairs.parquet"])
+def test_missing_preferences_never_ask_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "snapshot", lambda *_: pytest.fail("the hub was asked"))
+    for read in (load_preferences, load_parallel_preferences):
+        with pytest.raises(UserError, match=f"^{path}: no such file; preferences are a file of rows"):
+            read(path)
+
+
+def test_a_folder_without_english_gives_no_english_preferences(tmp_path: Path) -> None:
+    (tmp_path / "es.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"has no English preferences; add en\.jsonl"):
+        load_preferences(str(tmp_path))

@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data.conftest import HubCache
 from tests.junk import SMALL, refused
 from xlr.data.preferences import load_preferences
 from xlr.data.prompts import load_prompts, sources
 from xlr.data.tables import SUFFIXES, read_table
 from xlr.errors import UserError
+from xlr.foreign import hub
 from xlr.records import Prompt
 from xlr.settings.config import PromptsConfig
 
@@ -125,22 +127,20 @@ def test_a_saved_dataset_may_hold_all_languages(
     assert found(save_rows(rows, tmp_path / "saved"), **section) == EXPECTED
 
 
-def test_a_hub_dataset_is_asked_for_a_split_and_a_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load_dataset(path: str, name: str, split: str) -> Table:
-        asked.append((path, name, split))
-        return long_table() if name == "all" else [row for row in long_table() if row["lang"] == name]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+def test_a_hub_dataset_is_asked_for_a_split_and_a_subset(hub_cache: HubCache) -> None:
+    tables = {lang: [row for row in long_table() if row["lang"] == lang] for lang in ("en", "es")}
+    hub_cache("owner/name", {("all", "test"): long_table(), **{(lang, "train"): own for lang, own in tables.items()}})
     assert load_prompts(PromptsConfig(path="owner/name", subset="all", split="test"), ["es"]) == EXPECTED
     assert load_prompts(PromptsConfig(path="owner/name"), ["es"]) == EXPECTED
-    assert asked == [("owner/name", "all", "test")] * 2 + [("owner/name", "en", "train"), ("owner/name", "es", "train")]
+    with pytest.raises(UserError, match=r"prompts\.path owner/name: the dataset of .* cannot be read for 'en' .*valid"):
+        load_prompts(PromptsConfig(path="owner/name", subset="all", split="valid"), ["es"])
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "prompts", "data/my/prompts", "prompts.csv"])
+@pytest.mark.parametrize(
+    "path", ["/no/such/folder", "prompts", "data/my/prompts", "prompts.csv", "data/prompts.csv.gz"]
+)
 def test_a_missing_local_path_never_asks_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "snapshot", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match="no such file or folder, and no name of a hub dataset"):
         found(Path(path))
 

@@ -1,4 +1,4 @@
-"""A run uses one commit of a hub model from start to end. The hub is a local cache, as on a node without network."""
+"""A run uses one commit of a hub model or dataset. The hub is a local cache, as on a node without network."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from xlr.errors import UserError
 from xlr.pipeline import Stage, holding
 from xlr.run.context import Context
-from xlr.settings.config import Config
+from xlr.settings.config import Config, PreferencesConfig
 
 FIRST, SECOND = "1" * 40, "2" * 40
 
@@ -61,3 +61,23 @@ def test_damaged_commits_are_refused(cache: Path, tiny_tree: dict[str, Any]) -> 
     path.write_text(path.read_text().replace("1111", "2222"))
     with pytest.raises(UserError, match=r"hub\.json: damaged .*restore it from a copy"):
         opened(tiny_tree).model(-1)
+
+
+def test_a_run_uses_one_commit_of_a_dataset(cache: Path, tiny_tree: dict[str, Any]) -> None:
+    repository = cache.parent / "datasets--lab--pairs"
+    (repository / "snapshots" / FIRST).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(FIRST)
+    tree = tiny_tree | {"align": {"preferences": {"path": "lab/pairs", "split": "train_prefs"}}}
+    context = opened(tree)
+    assert context.pinned(context.config.align.preferences) == context.config.align.preferences
+    with holding(context, []):
+        assert context.pinned(context.config.prompts) == context.config.prompts  # a folder
+    (repository / "snapshots" / SECOND).mkdir()
+    (repository / "refs" / "main").write_text(SECOND)
+    again = opened(tree)
+    assert str(again.repositories[-1]) == "datasets/lab/pairs"
+    again.look_up()
+    pinned = again.pinned(again.config.align.preferences)
+    assert pinned == PreferencesConfig(path=f"lab/pairs@{FIRST}", split="train_prefs")
+    assert again.pinned("lab/pairs") == f"lab/pairs@{FIRST}"

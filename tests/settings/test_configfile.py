@@ -14,6 +14,7 @@ from tests.conftest import Cli, assert_refused
 from tests.settings.test_config import FIELDS
 from xlr.errors import UserError
 from xlr.settings import configfile
+from xlr.settings.config import PreferencesConfig
 from xlr.settings.schema import Location, marks
 from xlr.shipped import RECIPES, recipes
 
@@ -126,9 +127,9 @@ def test_overrides_reach_into_sections(path: Path) -> None:
 
 def test_an_override_of_a_section_that_is_null_in_a_run_directory_sets_it(path: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(configfile.dump(configfile.load(path)), encoding="utf-8")
-    held_out = configfile.load(tmp_path, ["evaluate.prompts.path=held"]).evaluate.prompts
+    held_out = configfile.load(tmp_path, ["evaluate.prompts.path=lab/held"]).evaluate.prompts
     assert held_out is not None
-    assert held_out.path == "held"
+    assert held_out.path == "lab/held"
 
 
 def test_an_override_reaches_one_of_two_sections_that_share_an_alias(path: Path) -> None:
@@ -231,3 +232,26 @@ def test_the_schema_knows_extends_and_requires_nothing(cli_here: Cli) -> None:
     assert list(schema["properties"])[:2] == ["extends", "run_dir"]
     assert schema == configfile.schema()
     assert not any("required" in section for section in (schema, *schema["$defs"].values()))
+
+
+def test_preferences_are_a_path_or_a_section(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def given(value: str) -> Any:
+        return configfile.load(path, [f"align.preferences={value}"]).align.preferences
+
+    assert given("lab/pairs") == "lab/pairs"
+    assert [given(own) for own in ("pairs", "data/p.jsonl", "{path: ./p}")] == [
+        str(tmp_path / "pairs"),
+        str(tmp_path / "data" / "p.jsonl"),
+        PreferencesConfig(path=str(tmp_path / "p")),
+    ]
+    assert given("{path: lab/pairs, split: train_prefs}") == PreferencesConfig(path="lab/pairs", split="train_prefs")
+    (tmp_path / "lab" / "pairs").mkdir(parents=True)
+    assert given("lab/pairs") == str(tmp_path / "lab" / "pairs")
+    with pytest.raises(UserError, match=r"run\.yaml: align\.preferences\.splt: unknown key; did you mean split\?"):
+        given("{path: lab/pairs, splt: x}")
+    with pytest.raises(UserError, match=r"run\.yaml: align\.preferences\.path: not set; add it$"):
+        given("{split: x}")
+    with pytest.raises(UserError, match=r"run\.yaml: align\.preferences: .*string.*, or .*section of keys"):
+        given("5")

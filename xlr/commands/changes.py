@@ -43,7 +43,7 @@ def fork(old: Context, new: Context) -> list[Taken]:
     recorded = new.run.path / "config.yaml"
     if recorded.is_file() and recorded.read_text(encoding="utf-8") != dump(new.config):
         raise UserError(f"{new.run.path}: holds a run with another configuration; name a new folder")
-    for name in new.config.opened_models:
+    for name in map(str, new.repositories):
         if name in old.commits:
             new.commits.setdefault(name, old.commits[name])
     plan = pipeline.stages(new.config)

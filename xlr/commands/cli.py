@@ -112,6 +112,14 @@ def inspect(
         inspectionview.show(found)
 
 
+@app.command()
+def fetch(source: Source, overrides: Overrides = None) -> None:
+    """Download the models and datasets that a run needs from the hub, for nodes without network, and say their size."""
+    from xlr.commands.fetch import fetch as download
+
+    download(open_context(source, overrides))
+
+
 Site = Annotated[Path | None, typer.Option(help="Site profile to use instead of ~/.config/xlr/site.yaml.")]
 
 

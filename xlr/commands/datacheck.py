@@ -45,10 +45,10 @@ def check(context: Context) -> Iterator[Found]:
         for lang, own in prompts.items():
             yield _found(context, name, lang, own, len(prompts[ENGLISH]))
     config = context.config
-    if path := config.align.preferences:
-        yield _of_preferences(context, "align.preferences", ENGLISH, load_preferences(path))
-    if path := config.evaluate.preferences:
-        for lang, parallel in load_parallel_preferences(path).items():
+    if given := context.pinned(config.align.preferences):
+        yield _of_preferences(context, "align.preferences", ENGLISH, load_preferences(given))
+    if given := context.pinned(config.evaluate.preferences):
+        for lang, parallel in load_parallel_preferences(given).items():
             yield _of_preferences(context, "evaluate.preferences", lang, [one.own for one in parallel])
 
 

@@ -1,6 +1,5 @@
-"""Preference sets: prompts with a chosen and a rejected answer, from a file of rows, or from a file a language."""
+"""Preference sets: prompts with a chosen and a rejected answer, in English or in several languages."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,13 @@ from typing import Any
 
 from xlr.data.fields import identifier, is_text, require_no_nul
 from xlr.data.jsonfiles import Row
-from xlr.data.tables import SUFFIXES, language_source, read_table
+from xlr.data.preferencerows import PreferenceRows, english_source, preference_sources, source_rows
 from xlr.errors import UserError
-from xlr.foreign.texts import brief, reason
-from xlr.languages import ENGLISH, is_known
+from xlr.foreign.texts import brief
+from xlr.languages import ENGLISH
 from xlr.records import Message
+from xlr.settings.config import PreferencesConfig
 
-_EXPECTED = "an object with prompt, chosen and rejected"
-_COLUMNS = ("id", "prompt", "chosen", "rejected", "english")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -37,86 +35,68 @@ class ParallelPreference:
     english: list[Message]
 
 
-def preference_files(path: str) -> dict[str, Path]:
-    """The file of each language: those of a folder, whose names are `{lang}.jsonl` or alike; a single file is English.
+def load_parallel_preferences(given: str | PreferencesConfig) -> dict[str, list[ParallelPreference]]:
+    """The preferences of each language; see `preference_sources`.
+
+    The English prompt of a row is its field `english`, or the prompt of the row with the same id in English.
 
     Raises:
-        UserError: the folder cannot be read, has no such files, or several of one language.
+        UserError: as `preference_sources` and `load_preferences`, or a prompt's English version is missing.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        return {ENGLISH: folder}
-    try:
-        names = sorted(file.name.split(".")[0] for file in folder.iterdir() if file.name.endswith(SUFFIXES))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); make it readable") from error
-    for name in names:
-        if not is_known(name):
-            raise UserError(
-                f"{folder / name}.*: {name!r} is no ISO 639-1 language code; name files {ENGLISH}.jsonl, ..."
-            )
-    found = {lang: language_source(path, lang) for lang in names}
-    if not found:
-        raise UserError(f"{path}: has no file of preferences such as {ENGLISH}.jsonl; add one for each language")
-    return {lang: file for lang, file in found.items() if isinstance(file, Path)}
-
-
-def load_parallel_preferences(path: str) -> dict[str, list[ParallelPreference]]:
-    """The preferences of each language of a folder, or of English alone if `path` is a file.
-
-    The English prompt of a row is its field `english`, or the prompt of the row with the same id in the English file.
-
-    Raises:
-        UserError: as `preference_files` and `load_preferences`, or a prompt's English version is missing.
-    """
-    files = preference_files(path)
-    own = {lang: _load(file) for lang, file in files.items()}
+    sources = preference_sources(given)
+    own = {lang: _load(source) for lang, source in sources.items()}
     by_id = {preference.id: preference.prompt for preference, _ in own.get(ENGLISH, [])}
     return {
-        lang: [ParallelPreference(one, _english(one, lang, given, by_id, files[lang])) for one, given in own[lang]]
-        for lang in files
+        lang: [
+            ParallelPreference(one, _english(one, lang, english, by_id, sources[lang])) for one, english in own[lang]
+        ]
+        for lang in sources
     }
 
 
 def _english(
-    one: Preference, lang: str, given: list[Message] | None, by_id: Mapping[str, list[Message]], file: Path
+    one: Preference,
+    lang: str,
+    given: list[Message] | None,
+    by_id: Mapping[str, list[Message]],
+    source: Path | PreferenceRows,
 ) -> list[Message]:
     if lang == ENGLISH:
         return one.prompt
     if given is None and one.id not in by_id:
         raise UserError(
-            f"{file}: the preference {one.id!r} has no English prompt, under which cross-lingual rewards are computed; "
-            f"add a field `english` to the row, or a row of the same id to {ENGLISH}.jsonl"
+            f"{source}: the preference {one.id!r} has no English prompt, under which cross-lingual rewards are "
+            "computed; add a field `english` to the row, or a row of the same id in English"
         )
     return given or by_id[one.id]
 
 
-def load_preferences(path: str) -> list[Preference]:
-    """Read a preference set with the columns prompt, chosen and rejected, and optionally id.
+def load_preferences(given: str | PreferencesConfig) -> list[Preference]:
+    """Read the English preferences of a set with the columns prompt, chosen and rejected, and optionally id.
 
     Each of the three is a string or a list of messages. Some published sets repeat the prompt in chosen and rejected;
     it must be the same prompt. A row without id gets its index as id.
 
     Raises:
-        UserError: the file cannot be read or has no rows, a field of a row is missing or empty, an id is there twice,
+        UserError: the set cannot be read or has no rows, a field of a row is missing or empty, an id is there twice,
             the roles of messages do not alternate, or chosen and rejected are the same.
     """
-    return [preference for preference, _ in _load(Path(path))]
+    return [preference for preference, _ in _load(english_source(given))]
 
 
-def _load(file: Path) -> list[tuple[Preference, list[Message] | None]]:
-    """The preferences of a file, each with the English prompt that its row gives, if it gives one."""
-    if not os.path.lexists(file):
-        raise UserError(f"{file}: no such file; preferences are a file of rows with prompt, chosen, rejected")
+def _load(source: Path | PreferenceRows) -> list[tuple[Preference, list[Message] | None]]:
+    """The preferences of a language, each with the English prompt that its row gives, if it gives one."""
     found: dict[str, tuple[Preference, list[Message] | None]] = {}
-    for index, (position, row) in enumerate(read_table(file, _EXPECTED, _COLUMNS)):
+    for index, (position, row) in enumerate(source_rows(source)):
         preference = _preference(row, index, position)
         if preference.id in found:
             raise UserError(f"{position}: duplicate id {preference.id!r}; change it, or leave out all ids")
         given = row.get("english")
         found[preference.id] = preference, None if given is None else _prompt(given, f"{position}: english")
     if not found:
-        raise UserError(f"{file}: contains no preferences; write one object per line, with prompt, chosen and rejected")
+        raise UserError(
+            f"{source}: contains no preferences; write one object per line, with prompt, chosen and rejected"
+        )
     return list(found.values())
 
 

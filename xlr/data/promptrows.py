@@ -1,12 +1,12 @@
 """Where the rows of a language are: in a file of its own, in a table of all languages, or in a dataset."""
 
 import os
-import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from xlr.data.datasetrows import is_dataset, is_saved, load_hub, load_saved
 from xlr.data.jsonfiles import Row
 from xlr.data.tables import language_source, read_table
 from xlr.errors import UserError
@@ -16,7 +16,6 @@ from xlr.settings.config import PromptsConfig
 
 _EXPECTED = "an object with instruction_id and instruction"
 _LANGS = ("lang", "language")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 Rows = Iterator[tuple[str, Row]]
 
@@ -36,13 +35,13 @@ def own_rows(section: PromptsConfig, lang: str) -> Rows:
         return read_table(file, _EXPECTED)
     if path.is_file():
         return _of_language(read_table(path, _EXPECTED), section, lang)
-    if os.path.isdir(path) and not {"dataset_dict.json", "dataset_info.json"}.intersection(os.listdir(path)):
+    if os.path.isdir(path) and not is_saved(section.path):
         there = ", ".join(sorted(file.name for file in path.iterdir())[:20]) or "nothing"
         needed = " (English is always required, because responses are scored under it)" if lang == ENGLISH else ""
         raise UserError(
             f"{path}: has no {lang}.jsonl or {lang}.json, .csv, .tsv, .parquet{needed}; it contains {there}"
         )
-    if not os.path.isdir(path) and not _HUB_NAME.fullmatch(section.path):
+    if not is_dataset(section.path):
         raise UserError(f"prompts.path {path}: no such file or folder, and no name of a hub dataset (owner/name)")
     return _dataset_rows(section, lang)
 
@@ -85,7 +84,7 @@ def _dataset_rows(section: PromptsConfig, lang: str) -> Rows:
         yield from _of_language(found, section, lang) if shared else found
     # Of damaged files: TypeError and AttributeError from their JSON, ValueError and OSError from their tables.
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        where = "a dataset in this folder" if os.path.isdir(path) else "no such folder, and a dataset of this name"
+        where = "a dataset in this folder" if os.path.isdir(path) else "the dataset of this name on the hub"
         raise UserError(
             f"prompts.path {path}: {where} cannot be read for {lang!r} ({reason(error)}); check the path, or save the "
             f"dataset again with {lang!r} as a split"
@@ -94,16 +93,12 @@ def _dataset_rows(section: PromptsConfig, lang: str) -> Rows:
 
 def _dataset(section: PromptsConfig, lang: str) -> tuple[Any, bool]:
     """The rows of a dataset, and whether they are of several languages."""
-    import datasets
-
-    split = section.split or "train"
-    if os.path.isdir(section.path):
-        saved = datasets.load_from_disk(section.path)
-        if isinstance(saved, datasets.Dataset):
-            return saved, True
-        if section.split is None and (lang in saved or split not in saved):
-            return saved[lang], False
-        return saved[split], True
-    if section.subset is not None:
-        return datasets.load_dataset(section.path, section.subset, split=split), True
-    return datasets.load_dataset(section.path, lang, split=split), False
+    path, split, subset = section.path, section.split, section.subset
+    if not os.path.isdir(path):
+        return load_hub(path, subset or lang, split), subset is not None
+    saved = load_saved(path)
+    if not isinstance(saved, dict):
+        return saved, True
+    if split is None and (lang in saved or "train" not in saved):
+        return saved[lang], False
+    return saved[split or "train"], True

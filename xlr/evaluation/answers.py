@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from xlr.data.preferences import preference_files
+from xlr.data.preferencerows import preference_sources
 from xlr.data.prompts import sources
 from xlr.evaluation import preferences
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
@@ -46,13 +46,14 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
     """The evaluation of a model and what decides it."""
     config, section = context.config, context.config.evaluate
     langs = dict.fromkeys(config.evaluated_languages if section.prompts else ())
-    if measured := section.preferences if isinstance(model, int) else None:
-        langs |= dict.fromkeys(preference_files(measured))
+    measured = context.pinned(section.preferences) if isinstance(model, int) and section.preferences else None
+    if measured:
+        langs |= dict.fromkeys(preference_sources(measured))
 
     def inputs(lang: str | None = None) -> dict[str, Source]:
         found: dict[str, Source] = {"model": context.model(model), "reference": context.model(INITIAL)}
         if section.prompts and (lang is None or lang in config.evaluated_languages):
-            found |= sources(section.prompts, config.evaluated_languages if lang is None else [lang])
+            found |= sources(context.pinned(section.prompts), config.evaluated_languages if lang is None else [lang])
             found["reward policy"] = context.model(START)
         if measured:
             found |= preferences.sources(measured, lang)
@@ -98,7 +99,7 @@ def check(context: Context) -> None:
         english, new_tokens = context.held_out[ENGLISH], section.max_new_tokens
         require_scorable(context, "crosslingual", context.questions, english, new_tokens)
     if section.preferences:
-        preferences.check(context, section.preferences)
+        preferences.check(context, context.pinned(section.preferences))
 
 
 def _require_room(context: Context, model: ModelKey) -> None:
@@ -142,8 +143,8 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         }
     if isinstance(model, int) and section.preferences:
         before = [] if model == START else rows_of(_of_start(context), PreferenceLogps, "preferences/*")
-        measured = preferences.measure(context, target, section.preferences, model, before, kept.languages)
-        preferred, facts["preferences"] = measured
+        given = context.pinned(section.preferences)
+        preferred, facts["preferences"] = preferences.measure(context, target, given, model, before, kept.languages)
     _add_kept(facts, kept, context.config.evaluated_languages)
     with atomic_path(target.folder) as folder:
         folder.mkdir()

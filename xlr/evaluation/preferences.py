@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from xlr import languages
-from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences, preference_files
+from xlr.data.preferencerows import PreferenceRows, path_of, preference_sources
+from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
@@ -14,7 +15,7 @@ from xlr.records import INITIAL, Example, PreferenceLogps, RowKey, Scored
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.settings.config import Reward
+from xlr.settings.config import PreferencesConfig, Reward
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.shards import by_language
 
@@ -34,28 +35,28 @@ class _Asked:
         return self.lang, self.pair.id, self.mode
 
 
-def sources(path: str, lang: str | None = None) -> dict[str, Path]:
-    """The files of all languages, or those that decide the rewards of one, as inputs of an artefact."""
-    files = preference_files(path)
-    needed = files if lang is None else {lang, ENGLISH} if lang in files else ()
-    return {f"preferences {own}": file for own, file in files.items() if own in needed}
+def sources(given: str | PreferencesConfig, lang: str | None = None) -> dict[str, Path | PreferenceRows]:
+    """The preferences of all languages, or those that decide the rewards of one, as inputs of an artefact."""
+    found = preference_sources(given)
+    needed = found if lang is None else {lang, ENGLISH} if lang in found else ()
+    return {f"preferences {own}": source for own, source in found.items() if own in needed}
 
 
-def check(context: Context, path: str) -> None:
+def check(context: Context, given: str | PreferencesConfig) -> None:
     """Check that the preferences can be read and fit the models' positions.
 
     Raises:
         UserError: one cannot, or does not; names it.
     """
     limit = room.positions_of_run(context)
-    for own in _asked(path).values():
-        room.require_preferences(context.encoder, path, own, limit, "evaluate.preferences")
+    for own in _asked(given).values():
+        room.require_preferences(context.encoder, path_of(given), own, limit, "evaluate.preferences")
 
 
 def measure(
     context: Context,
     target: Artifact,
-    path: str,
+    given: str | PreferencesConfig,
     iteration: int,
     of_start: Sequence[PreferenceLogps],
     without: Collection[str] = (),
@@ -66,7 +67,7 @@ def measure(
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
         without: languages that are left out.
     """
-    of_mode = {key: own for key, own in _asked(path).items() if key[0] not in without}
+    of_mode = {key: own for key, own in _asked(given).items() if key[0] not in without}
     asked = [_Asked(lang, mode, one) for (lang, mode), own in of_mode.items() for one in own]
     reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
     policy = context.model(iteration)
@@ -132,11 +133,11 @@ def _facts(rows: Sequence[PreferenceLogps], preferences: Sequence[Preference]) -
     }
 
 
-def _asked(path: str) -> Mapping[tuple[str, Reward], list[Preference]]:
+def _asked(given: str | PreferencesConfig) -> Mapping[tuple[str, Reward], list[Preference]]:
     """The preferences under the instructions of each language and mode. In English all modes ask the same."""
     return {
         (lang, mode): [_under(mode, lang, one) for one in own]
-        for lang, own in load_parallel_preferences(path).items()
+        for lang, own in load_parallel_preferences(given).items()
         for mode in (("multilingual",) if lang == ENGLISH else _MODES)
     }
 

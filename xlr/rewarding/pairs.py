@@ -38,7 +38,10 @@ def artifact(context: Context, iteration: int) -> Artifact:
         deciding(config.pair, "pair")
         | deciding(config.prompts.columns, "prompts.columns")
         | {"languages": list(config.languages)},
-        {"scores": context.run.iteration(iteration) / "scores", **sources(config.prompts, config.languages)},
+        {
+            "scores": context.run.iteration(iteration) / "scores",
+            **sources(context.pinned(config.prompts), config.languages),
+        },
     )
 
 

@@ -51,9 +51,9 @@ def artifact(context: Context, iteration: int) -> Artifact:
             **deciding(config.prompts.columns, "prompts.columns"),
             "model.dtype": config.model.dtype,
         },
-        {"policy": context.model(iteration - 1), **sources(config.prompts, config.languages)},
+        {"policy": context.model(iteration - 1), **sources(context.pinned(config.prompts), config.languages)},
         {
-            lang: {"policy": context.model(iteration - 1), **sources(config.prompts, [lang])}
+            lang: {"policy": context.model(iteration - 1), **sources(context.pinned(config.prompts), [lang])}
             for lang in config.languages
         },
     )

@@ -3,30 +3,31 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import TypedDict
 
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
-from xlr.model import hub
+from xlr.foreign import hub
 from xlr.records import INITIAL, START, ModelKey, Prompt
 from xlr.run.artifact import Artifact
 from xlr.run.directory import RunDir
-from xlr.run.files import read_json
+from xlr.run.files import read_json, sealed, write_json
 from xlr.run.manifests import manifest_path, verified
-from xlr.settings.config import Config
+from xlr.settings.config import Config, PreferencesConfig, PromptsConfig
 from xlr.terminal.progress import Clock
 
 COMMITS = "hub.json"
+Given = TypeVar("Given", PromptsConfig, PromptsConfig | None, str | PreferencesConfig, str | PreferencesConfig | None)
 
 
 class _Commits(TypedDict):
     """The file `hub.json` of a run directory."""
 
     commits: dict[str, str]
-    """Hub name -> commit."""
+    """Hub repository, `owner/model` or `datasets/owner/name` -> commit."""
     seal: str
 
 
@@ -52,12 +53,12 @@ class Context:
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
         """lang -> training instructions; English is always included."""
-        return load_prompts(self.config.prompts, self.config.languages)
+        return load_prompts(self.pinned(self.config.prompts), self.config.languages)
 
     @cached_property
     def held_out(self) -> dict[str, list[Prompt]]:
         """lang -> instructions of `evaluate.prompts`, the same in every language; English is always included."""
-        section = self.config.evaluate.prompts
+        section = self.pinned(self.config.evaluate.prompts)
         return load_held_out(section, self.config.evaluated_languages) if section else {}
 
     @property
@@ -92,22 +93,47 @@ class Context:
 
     @cached_property
     def commits(self) -> dict[str, str]:
-        """Hub name -> the commit that this run uses: those of earlier starts, and those that were looked up since."""
+        """Hub repository -> the commit that this run uses: of an earlier start, or looked up since."""
         return read_commits(self.run.path)
 
+    @property
+    def repositories(self) -> list[hub.Repository]:
+        """The models and datasets of the configuration that are on the hub."""
+        models = [hub.Repository(name) for name in self.config.opened_models if not Path(name).is_absolute()]
+        datasets = [
+            hub.Repository(name, "dataset") for name in self.config.opened_datasets if hub.is_dataset_name(name)
+        ]
+        return list(dict.fromkeys([*models, *datasets]))
+
     def look_up(self) -> None:
-        """Choose the commit of each hub model, unless the run has one, and download what is not in the cache.
+        """Choose the commit of each repository, unless the run has one, and download what is not in the cache.
 
         Raises:
-            UserError: the hub does not give a model.
+            UserError: the hub does not give a repository.
         """
-        for name in self.config.opened_models:
-            if not Path(name).is_absolute():
-                self.commits[name] = hub.snapshot(name, self.commits.get(name)).name
+        for repository in self.repositories:
+            key = str(repository)
+            self.commits[key] = hub.snapshot(repository, self.commits.get(key)).name
+
+    def record_commits(self) -> None:
+        """Write the commits to the run directory, where later processes of this run read them."""
+        if self.commits != read_commits(self.run.path):
+            write_json(self.run.path / COMMITS, sealed({"commits": self.commits}))
 
     def located(self, name: str) -> str:
         """A model of the configuration: a hub name whose commit is known as its folder in the cache, else `name`."""
-        return str(hub.snapshot(name, self.commits[name])) if name in self.commits else name
+        return str(hub.snapshot(hub.Repository(name), self.commits[name])) if name in self.commits else name
+
+    def pinned(self, given: Given) -> Given:
+        """Prompts or preferences of the configuration; a hub dataset whose commit is known as `owner/name@commit`."""
+        if given is None:
+            return given
+        path = given if isinstance(given, str) else given.path
+        commit = self.commits.get(str(hub.Repository(path, "dataset")))
+        if commit is None:
+            return given
+        named = f"{path}@{commit}"
+        return named if isinstance(given, str) else given.model_copy(update={"path": named})
 
     def require_model(self, model: ModelKey) -> str:
         """Like `model`, but checks that the stage that trains the model has finished, and that its files are intact.
@@ -137,7 +163,7 @@ class Context:
 
 
 def read_commits(run: Path) -> dict[str, str]:
-    """The commits of hub models that a run directory records.
+    """The commits of hub models and datasets that a run directory records.
 
     Raises:
         UserError: their file is damaged.

@@ -61,7 +61,7 @@ class ColumnsConfig(Section):
 class PromptsConfig(Section):
     """Parallel instructions: the same ids in every language."""
 
-    path: Annotated[str, Location.HUB]
+    path: Annotated[str, Location.DATA]
     """Folder with one file per language, {lang}.jsonl, .json, .csv, .tsv (these also with .gz) or .parquet; or one such
     file for all languages; or a dataset, saved or on the hub."""
     columns: ColumnsConfig = ColumnsConfig()
@@ -71,6 +71,18 @@ class PromptsConfig(Section):
     """The configuration of a hub dataset that holds all languages. null: one configuration per language."""
     limit: int | None = Field(None, ge=1, le=1_000_000_000)
     """Number of instructions per language, counted from the start of the English file. null uses all."""
+
+
+class PreferencesConfig(Section):
+    """Preferences in a dataset. A path alone needs no section: `preferences: PATH`."""
+
+    path: Annotated[str, Location.DATA]
+    """A dataset, saved or on the hub, with the columns prompt, chosen and rejected; or files of rows."""
+    split: str | None = None
+    """The split of a dataset. null: train, or one split per language in a saved dataset that has the split en."""
+    subset: str | None = None
+    """The configuration of a hub dataset. null: its default, or one configuration per language if it has one named
+    en."""
 
 
 class GenerateConfig(Section):
@@ -212,8 +224,9 @@ class AlignConfig(TrainConfig):
         Ignored("the align stage starts from model.initial, so both values name the same model"),
     ] = "start"
     """DPO reference: always model.initial, from which the align stage starts."""
-    preferences: Annotated[str | None, Location.PATH] = None
-    """JSONL or Parquet file with prompt, chosen and rejected, each a string or a list of messages."""
+    preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
+    """English preferences with prompt, chosen and rejected, each a string or a list of messages: a file, a folder with
+    such a file named en, or a dataset, saved or on the hub."""
 
 
 class EvaluateConfig(Section):
@@ -224,9 +237,10 @@ class EvaluateConfig(Section):
     languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """ISO 639-1 codes of the languages that models answer in; they may include languages without training. null uses
     the languages of the run."""
-    preferences: Annotated[str | None, Location.PATH] = None
-    """Held-out preferences in the format of align.preferences: a file in English, or a folder with a file for each
-    language, such as en.jsonl. A row's English prompt is that of the same id in English, or its field `english`."""
+    preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
+    """Held-out preferences in the format of align.preferences: a file in English, a folder with a file for each
+    language, such as en.jsonl, or a dataset in English or with a part for each language. A row's English prompt is that
+    of the same id in English, or its field `english`."""
     temperature: Temperature = 0.6
     """Sampling temperature."""
     top_p: TopP = 0.9
@@ -307,6 +321,12 @@ class Config(Section):
         ]
 
     @property
+    def opened_datasets(self) -> list[str]:
+        """Paths and hub names of all prompts and preferences."""
+        given = (self.prompts, self.evaluate.prompts, self.align.preferences, self.evaluate.preferences)
+        return [one if isinstance(one, str) else one.path for one in given if one is not None]
+
+    @property
     def baseline_model(self) -> ModelKey | None:
         """The model of this run that the judge compares with; None if the baseline is a folder of reference outputs."""
         baseline = self.judge.baseline
@@ -368,7 +388,7 @@ def settings(section: Section, prefix: str = "") -> dict[str, Any]:
 
 def deciding(section: Section, prefix: str) -> dict[str, Any]:
     """The settings of a section that decide an artefact: all but paths, whose content is an input of the artefact."""
-    paths = {Location.PATH, Location.HUB}
+    paths = {Location.PATH, Location.HUB, Location.DATA}
     return {
         setting.dotted: setting.value
         for setting in walk(section, prefix)

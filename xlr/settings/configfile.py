@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from xlr.errors import UserError
 from xlr.foreign import yamlfiles
+from xlr.foreign.hub import is_dataset_name
 from xlr.foreign.texts import brief, cut, reason
 from xlr.settings.config import Config
 from xlr.settings.schema import Location, Section, marks, section_type
@@ -213,7 +214,9 @@ def _explain(problems: list[Any], tree: dict[str, Any], root: type[Section]) -> 
     for problem in problems:
         if problem["type"] != "default_factory_not_called":  # follows from another problem
             found.setdefault(_keys(problem, tree), []).append(problem)
-    sentences = [_sentence(keys, own, root) for keys, own in found.items()]
+    # Of a section that could also be a text, what is wrong inside it is the problem.
+    sections = {keys[:length] for keys in found for length in range(len(keys))}
+    sentences = [_sentence(keys, own, root) for keys, own in found.items() if keys not in sections]
     more = f"; and {len(sentences) - _MOST_PROBLEMS} more" if len(sentences) > _MOST_PROBLEMS else ""
     return "; ".join(sentences[:_MOST_PROBLEMS]) + more
 
@@ -303,6 +306,8 @@ def _is_path(value: str, location: Location, config: Config) -> bool:
         return config.baseline_model is None
     if location is Location.JUDGE and config.judge.backend != "transformers":
         return False
+    if location is Location.DATA:
+        return not is_dataset_name(value)
     if location in (Location.HUB, Location.JUDGE):
         return value.startswith((".", "/", "~", "{", "$")) or os.path.lexists(value)
     return True

@@ -53,6 +53,7 @@ class Location(Enum):
 
     PATH = "path"
     HUB = "path, or name on the Hugging Face hub"
+    DATA = "path, or dataset owner/name on the Hugging Face hub"
     DS_CONFIG = "path of a JSON file, or name of a shipped one"
     JUDGE = "the endpoint's model name; with backend transformers a path, or name on the Hugging Face hub"
     BASELINE = "iteration, name in evaluate.models, or path"

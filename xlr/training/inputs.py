@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from random import Random
 from typing import Any
 
+from xlr.data.preferencerows import english_source
 from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
@@ -14,10 +14,11 @@ from xlr.maths.batching import Batch, micro_batches
 from xlr.packing.layout import batch_shape
 from xlr.records import INITIAL, START, Example, Message, Pair
 from xlr.rewarding import pairs
+from xlr.run.artifact import Source
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.manifests import rows_of
-from xlr.settings.config import TrainConfig, deciding
+from xlr.settings.config import PreferencesConfig, TrainConfig, deciding
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,17 @@ class Training:
         return self.context.model(INITIAL) if self.config.reference == "initial" else self.start
 
     @property
-    def sources(self) -> dict[str, str | Path]:
-        """The files that the pairs are read from, by name."""
+    def preferences(self) -> str | PreferencesConfig:
+        """The English preferences of the align stage."""
+        given = self.context.pinned(self.context.config.align.preferences)
+        assert given is not None  # else the run has no align stage
+        return given
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The files or rows that the pairs are read from, by name."""
         if self.iteration == START:
-            return {"preferences": str(self.context.config.align.preferences)}
+            return {"preferences": english_source(self.preferences)}
         return {"pairs": self.context.run.iteration(self.iteration) / "pairs"}
 
     @cached_property
@@ -97,8 +105,8 @@ class Training:
     def _rows(self) -> list[tuple[str, str, list[Message], str, str]]:
         """Id, language, prompt, chosen and rejected text of every pair."""
         if self.iteration == START:
-            preferences = load_preferences(str(self.context.config.align.preferences))
-            return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected) for one in preferences]
+            found = load_preferences(self.preferences)
+            return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected) for one in found]
         folder = self.context.run.iteration(self.iteration) / "pairs"
         command = f"xlr pair {self.context.run.path} --iteration {self.iteration}"
         require(pairs.artifact(self.context, self.iteration), command)

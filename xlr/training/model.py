@@ -7,16 +7,16 @@ training loop is in `loop`.
 
 import contextlib
 import sys
-from pathlib import Path
 
 from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
+from xlr.data.preferencerows import path_of
 from xlr.data.preferences import load_preferences
 from xlr.model.quiet import quiet
 from xlr.records import INITIAL, START
 from xlr.rewarding import room
-from xlr.run.artifact import Artifact
+from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
 from xlr.run.manifests import read_manifest
 from xlr.settings.config import Config
@@ -34,7 +34,7 @@ def iterations(config: Config) -> list[int]:
 def artifact(context: Context, iteration: int) -> Artifact:
     """The model of one iteration, with the settings and inputs that decide it."""
     training = Training(context, iteration)
-    inputs: dict[str, str | Path] = {
+    inputs: dict[str, Source] = {
         "start": training.start,
         "reference": training.reference,
         **training.sources,
@@ -62,9 +62,9 @@ def check(context: Context) -> None:
     for train in (config.align, config.train):
         policy_config(train, config.model.dtype == "bfloat16", hidden_size)
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)
-    if path := config.align.preferences:
-        known, length = load_preferences(path), config.align.max_length
-        room.require_preferences(context.encoder, path, known, fewest, "align.max_length", length)
+    if given := context.pinned(config.align.preferences):
+        known, length = load_preferences(given), config.align.max_length
+        room.require_preferences(context.encoder, path_of(given), known, fewest, "align.max_length", length)
     prompts = room.named(prompt for lang in config.languages for prompt in context.prompts[lang])
     new_tokens, length = config.generate.max_new_tokens, config.train.max_length
     room.require_max_length(context.encoder, prompts, fewest, new_tokens, "train.max_length", length)

@@ -1,0 +1,140 @@
+"""`xlr fetch` from a hub on loopback: what is downloaded, once, at which commit, and what it says without network."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cli, assert_refused
+from tests.hubserver import FIRST, SECOND, HubServer, serving
+from tests.waiting import wait_until
+
+WriteConfig = Callable[[dict[str, Any]], Path]
+PAIRS = [
+    {
+        "prompt": f"Question {number}?",
+        "chosen": [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": f"A good answer {number}."},
+        ],
+        "rejected": [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": f"A bad answer {number}."},
+        ],
+        "score_chosen": 7.5,
+    }
+    for number in range(3)
+]
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - {split: train_prefs, path: data/train_prefs.jsonl}
+  - {split: test_prefs, path: data/test_prefs.jsonl}
+---
+"""
+
+
+def write_pairs(path: Path, pairs: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+
+
+@pytest.fixture
+def hub(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[HubServer]:
+    """A hub with the model lab/tiny and the dataset lab/pairs, in the form of UltraFeedback binarized."""
+    root = tmp_path / "served"
+    shutil.copytree(tiny_models["initial"], root / "lab" / "tiny")
+    (root / "lab" / "tiny" / "pytorch_model.bin").write_bytes(b"pickled")
+    (root / "lab" / "tiny" / "modeling.py").write_text("raise SystemExit")
+    data = root / "datasets" / "lab" / "pairs"
+    write_pairs(data / "data" / "train_prefs.jsonl", PAIRS)
+    write_pairs(data / "data" / "test_prefs.jsonl", PAIRS[:1])
+    (data / "README.md").write_text(CARD)
+    (data / "pairs.py").write_text("raise SystemExit")
+    with serving(root) as server:
+        yield server
+
+
+@pytest.fixture
+def config(tiny_tree: dict[str, Any], write_config: WriteConfig) -> Path:
+    preferences = {"path": "lab/pairs", "split": "train_prefs"}
+    return write_config(tiny_tree | {"model": {"initial": "lab/tiny"}, "align": {"preferences": preferences}})
+
+
+def test_a_run_on_a_node_without_network_uses_what_was_fetched(
+    hub: HubServer, config: Path, cli: Cli, tmp_path: Path
+) -> None:
+    online = hub.environment(tmp_path / "cache")
+    first = cli("fetch", config, **online)
+    assert first.returncode == 0, first.stderr
+    assert f"lab/tiny at commit {FIRST[:8]}: " in first.stdout
+    assert f"datasets/lab/pairs at commit {FIRST[:8]}: " in first.stdout
+    assert first.stdout.count("not in the cache yet") == 2
+    sent = [Path(path).name for path in hub.downloaded]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "train_prefs.jsonl", "README.md"} <= set(sent)
+    assert not {"pytorch_model.bin", "modeling.py", "pairs.py"} & set(sent)
+    assert len(sent) == len(set(hub.downloaded))
+
+    hub.commit = SECOND  # a new commit does not change the run
+    offline = online | {"HF_HUB_OFFLINE": "1"}
+    shown = cli("data", config, **offline)
+    assert shown.returncode == 0, shown.stderr
+    assert "align.preferences, English, the first row as the model reads it:" in shown.stdout
+    assert "Question 0?" in shown.stdout
+    commits = json.loads((tmp_path / "run" / "hub.json").read_text())["commits"]
+    assert commits == {"lab/tiny": FIRST, "datasets/lab/pairs": FIRST}
+
+
+def test_an_interrupted_download_is_continued(hub: HubServer, config: Path, cli: Cli, tmp_path: Path) -> None:
+    environment = hub.environment(tmp_path / "cache")
+    hub.stalled = "model.safetensors"
+    complete = {file.name for file in (hub.root / "lab" / "tiny").iterdir() if file.suffix in (".json", ".jinja")}
+    process = subprocess.Popen([sys.executable, "-m", "xlr", "fetch", str(config)], env=os.environ | environment)
+    try:
+        assert hub.stalls.wait(120)
+        snapshot = tmp_path / "cache" / "hub" / "models--lab--tiny" / "snapshots" / FIRST
+        wait_until(lambda: complete == {file.name for file in snapshot.glob("*")}, "the other files are complete")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    hub.stalled = ""
+    before = list(hub.downloaded)
+    assert cli("fetch", config, **environment).returncode == 0
+    assert "lab/tiny/model.safetensors" in hub.downloaded[len(before) :]
+    assert not set(before) & set(hub.downloaded[len(before) :])
+    third = cli("fetch", config, **environment)
+    assert third.stdout.count("in the cache already") == 2
+    assert "to download: 0 MB" in third.stdout
+
+
+def test_without_network_the_remedy_is_named(hub: HubServer, config: Path, cli: Cli, tmp_path: Path) -> None:
+    environment = hub.environment(tmp_path / "cache")
+    nowhere = cli("fetch", config, **environment | {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert_refused(nowhere, "lab/tiny: not a folder, and the hub does not give this model (")
+    assert "run `xlr fetch` where there is a network" in nowhere.stderr
+    offline = cli("fetch", config, **environment | {"HF_HUB_OFFLINE": "1"})
+    assert_refused(offline, "lab/tiny: not a folder, and the hub does not give this model (")
+    unknown = cli("fetch", config, "align.preferences.path=lab/other", **environment)
+    assert_refused(unknown, "lab/other: not a folder, and the hub does not give this dataset (")
+
+
+def test_a_run_of_paths_needs_nothing(tiny_tree: dict[str, Any], write_config: WriteConfig, cli_here: Cli) -> None:
+    found = cli_here("fetch", write_config(tiny_tree))
+    assert (found.returncode, found.stdout.count("nothing of this run is on the hub")) == (0, 1)
+
+
+def test_the_table_of_difficulties_is_fetched(hub: HubServer, config: Path, cli: Cli, tmp_path: Path) -> None:
+    table = hub.root / "datasets" / "tatsu-lab" / "alpaca_eval" / "df_gamed.csv"
+    table.parent.mkdir(parents=True)
+    shutil.copy(Path(__file__).parents[1] / "golden" / "winrate" / "df_gamed.csv", table)
+    found = cli("fetch", config, "judge.difficulty=tatsu-lab/alpaca_eval", **hub.environment(tmp_path / "cache"))
+    assert found.returncode == 0, found.stderr
+    assert "datasets/tatsu-lab/alpaca_eval: its table of difficulties is in the cache" in found.stdout

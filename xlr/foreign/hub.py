@@ -1,0 +1,111 @@
+"""Models and datasets of the Hugging Face hub, as folders in the local cache.
+
+A run uses one commit of each from start to end.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from xlr.errors import UserError
+from xlr.foreign.modelfiles import reason
+
+Kind = Literal["model", "dataset"]
+
+_DATASET_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[0-9a-f]{40})?")
+_FILE_OF_ROWS = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$")
+
+# What a model or a dataset is opened from. Pickled weights and code are not downloaded.
+_FILES: dict[Kind, tuple[str, ...]] = {
+    "model": ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"),
+    "dataset": ("README.md", ".huggingface.yaml", "*.json*", "*.csv*", "*.tsv*", "*.parquet", "*.arrow"),
+}
+_REMEDIES: dict[Kind, str] = {
+    "model": "name a Hugging Face folder with config.json and safetensors weights, or a hub name that this machine can "
+    "reach",
+    "dataset": "name files of rows, a folder, or a hub name that this machine can reach",
+}
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model or dataset on the hub."""
+
+    name: str
+    kind: Kind = "model"
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "model" else f"datasets/{self.name}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What xlr needs of a repository at one commit."""
+
+    commit: str
+    num_bytes: int
+    missing_bytes: int
+    """Of these, the bytes of the files that are not in the cache."""
+
+
+def is_dataset_name(text: str) -> bool:
+    """True for `owner/name`, also with `@commit`, unless it is a path here or ends like a file of rows."""
+    return bool(_DATASET_NAME.fullmatch(text)) and not _FILE_OF_ROWS.search(text) and not os.path.lexists(text)
+
+
+def snapshot(repository: Repository, commit: str | None) -> Path:
+    """The folder of a model or dataset, whose name is the commit. It is downloaded unless it is in the cache.
+
+    Args:
+        commit: the commit; None takes the newest, or the one in the cache if the hub cannot be reached.
+
+    Raises:
+        UserError: the hub has no such repository, or cannot be reached and the files are not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = list(_FILES[repository.kind])
+    try:
+        return Path(
+            snapshot_download(repository.name, repo_type=repository.kind, revision=commit, allow_patterns=patterns)
+        )
+    except (OSError, ValueError) as error:
+        raise _not_given(repository, commit, error) from error
+
+
+def contents(repository: Repository, commit: str | None) -> Contents:
+    """What `snapshot` would download, which only the hub knows.
+
+    Raises:
+        UserError: the hub has no such repository, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = list(_FILES[repository.kind])
+    try:
+        files = snapshot_download(
+            repository.name, repo_type=repository.kind, revision=commit, allow_patterns=patterns, dry_run=True
+        )
+    except (OSError, ValueError) as error:
+        raise _not_given(repository, commit, error.__cause__ or error) from error
+    if not files:
+        raise _not_given(repository, commit, ValueError(f"it has no files such as {', '.join(patterns)}"))
+    sizes = [(file.file_size or 0, file.will_download) for file in files]
+    return Contents(files[0].commit_hash, sum(size for size, _ in sizes), sum(size for size, own in sizes if own))
+
+
+def dataset_folder(name: str) -> Path:
+    """The folder of a dataset, `owner/name` or `owner/name@commit`; see `snapshot`."""
+    bare, _, commit = name.partition("@")
+    return snapshot(Repository(bare, "dataset"), commit or None)
+
+
+def _not_given(repository: Repository, commit: str | None, error: BaseException) -> UserError:
+    kind = repository.kind
+    which = f"{repository.name} at commit {commit}" if commit else repository.name
+    return UserError(
+        f"{which}: not a folder, and the hub does not give this {kind} ({reason(error)}); {_REMEDIES[kind]}, or run "
+        "`xlr fetch` where there is a network"
+    )
