@@ -46,7 +46,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
     """The evaluation of a model and what decides it."""
     config, section = context.config, context.config.evaluate
     langs = dict.fromkeys(config.evaluated_languages if section.prompts else ())
-    measured = context.pinned(section.preferences) if isinstance(model, int) and section.preferences else None
+    measured = context.pinned(section.preferences) if isinstance(model, int) else None
     if measured:
         langs |= dict.fromkeys(preference_sources(measured))
 
