@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xlr.errors import UserError
 from xlr.judging.verdictcache import VerdictCache, content_key
 from xlr.records import Verdict
 
@@ -24,6 +25,18 @@ def test_added_verdicts_are_found_when_the_cache_is_opened_again(tmp_path: Path)
         assert math.isnan(cache.verdicts["b"].preference)
         assert (cache.prompt_tokens, cache.completion_tokens) == (150, 3)
     assert len(list(tmp_path.iterdir())) == 2  # a process without new verdicts leaves no file
+
+
+def test_a_process_that_is_killed_before_its_first_verdict_leaves_no_file(tmp_path: Path) -> None:
+    VerdictCache(tmp_path)  # as after kill -9, it is never closed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
+    with VerdictCache(tmp_path / "cache") as cache:
+        (tmp_path / "cache").rmdir()
+        with pytest.raises(UserError, match="cache: verdicts cannot be written there"):
+            cache.add("a", Verdict(1.0, "M", 1, 1))
 
 
 def test_an_incomplete_last_line_is_ignored(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 The cache is a folder of JSONL files, which runs may share. Each process appends to a file of its own.
 """
 
+import errno
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from xlr.errors import UserError
 from xlr.records import Verdict
@@ -40,14 +41,13 @@ class VerdictCache:
         for file in sorted(folder.glob("*.jsonl")):
             for key, verdict in _read(file):
                 self._note(key, verdict)
+        self._file: TextIO | None = None  # made with the first verdict, so that no process leaves an empty one
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / f"{secrets.token_hex(8)}.jsonl").open("a", encoding="utf-8")
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
-            raise UserError(
-                f"{folder}: verdicts cannot be written there ({error.strerror}); set judge.cache to a folder that you "
-                "can write to"
-            ) from error
+            raise self._unwritable(error) from error
 
     def __enter__(self) -> "VerdictCache":
         return self
@@ -55,17 +55,30 @@ class VerdictCache:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
-        path = Path(self._file.name)
-        if path.stat().st_size == 0:
-            path.unlink()
+        if self._file:
+            self._file.close()
 
     def add(self, key: str, verdict: Verdict) -> None:
-        """Add a verdict; it is on disk when this returns."""
+        """Add a verdict; it is on disk when this returns.
+
+        Raises:
+            UserError: the folder cannot be written any more.
+        """
+        if self._file is None:
+            try:
+                self._file = (self._folder / f"{secrets.token_hex(8)}.jsonl").open("a", encoding="utf-8")
+            except OSError as error:
+                raise self._unwritable(error) from error
         self._file.write(json.dumps({"key": key, **asdict(verdict)}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._note(key, verdict)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._folder}: verdicts cannot be written there ({error.strerror}); set judge.cache to a folder that "
+            "you can write to"
+        )
 
     def _note(self, key: str, verdict: Verdict) -> None:
         self.verdicts[key] = verdict

@@ -68,20 +68,21 @@ def _win_rates(run: Run, suffix: str) -> Panel:
         "Win rates against the baseline, with 95 % intervals. The dotted line is 50 %: as good as the baseline.",
         [
             plots.win_rates(
-                run.found["names"].get(lang, lang),
-                run.name,
-                list(by_model),
-                {
-                    "win rate": [(own["win_rate"], *own["win_rate_interval"]) for own in by_model.values()],
-                    "length-controlled": [
-                        (own["length_controlled_win_rate"], *own["length_controlled_interval"])
-                        for own in by_model.values()
-                    ],
-                },
+                run.found["names"].get(lang, lang), run.name, list(by_model), _kinds_of_rates(list(by_model.values()))
             )
             for lang, by_model in by_lang.items()
         ],
     )
+
+
+def _kinds_of_rates(rates: Sequence[Rates]) -> dict[str, list[tuple[float, ...]]]:
+    """Kind of rate -> value, low and high of each model; without length control if there are too few judgements."""
+    found = {"win rate": [(own["win_rate"], *own["win_rate_interval"]) for own in rates]}
+    if all(own["length_controlled_standard_error"] for own in rates):
+        found["length-controlled"] = [
+            (own["length_controlled_win_rate"], *own["length_controlled_interval"]) for own in rates
+        ]
+    return found
 
 
 def _data(run: Run, suffix: str) -> Iterator[Panel]:
