@@ -267,7 +267,7 @@ def test_a_batch_moves_to_a_device_as_a_whole():
 
 def test_attention_without_groups_is_refused():
     states = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(ValueError, match="groups"):
+    with pytest.raises(UserError, match=r"how a row is packed.*set model\.attn_implementation to sdpa"):
         shared_prompt_attention(torch.nn.Identity(), states, states, states, None)
 
 

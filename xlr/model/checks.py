@@ -1,11 +1,17 @@
 """Checks a model's files before anything is computed with it, and reads its limits from them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from xlr.errors import UserError
 from xlr.foreign import modelfiles
 from xlr.foreign.modelfiles import load_config
+from xlr.packing.layout import Layout, layout
+
+# Kinds of layers that look at other tokens through attention alone. Others carry a state along the row.
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+_STATE = ("mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "linear_conv_kernel_dim")
+_ALIBI = ("bloom", "mpt")
 
 # Kinds of RoPE scaling that max_position_embeddings does not contain.
 _SCALED = ("linear", "dynamic", "yarn")
@@ -28,6 +34,32 @@ def require_model(model: str | Path, tokenizer: Any) -> None:
             "(resize_token_embeddings) and train it"
         )
     generation_eos(model)
+
+
+def require_attention(model: str | Path, attn_implementation: str) -> None:
+    """Check that an attention implementation can compute what the architecture needs. Weights are not loaded.
+
+    In packed rows several sequences stand behind one another, so nothing but attention may look back.
+
+    Raises:
+        UserError: it cannot; names another one.
+    """
+    config = load_config(model).get_text_config()
+    if attn_implementation != "eager" and getattr(config, "attn_logit_softcapping", None):
+        _refuse(config, attn_implementation, "soft-capped attention", "eager")
+    if layout(attn_implementation) is not Layout.PADDED:
+        others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION)
+        if others or any(getattr(config, name, None) for name in _STATE):
+            _refuse(config, attn_implementation, "layers that carry a state along the row", "sdpa")
+        if config.model_type in _ALIBI or getattr(config, "alibi", False):
+            _refuse(config, attn_implementation, "positions that follow from the place in the row (ALiBi)", "eager")
+
+
+def _refuse(config: Any, attn_implementation: str, what: str, other: str) -> NoReturn:
+    raise UserError(
+        f"models of type {config.model_type} have {what}, which attn_implementation={attn_implementation} does not "
+        f"compute: set model.attn_implementation to {other}"
+    )
 
 
 def vocabulary_size(config: Any) -> int | None:

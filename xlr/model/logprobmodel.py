@@ -3,6 +3,7 @@
 Shapes: `T` tokens that enter the model, `R` rows, `N` predicted response tokens, `S` responses, `D` hidden size.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xlr.errors import UserError
-from xlr.maths.logprobs import sum_per_response, token_logps
+from xlr.maths.logprobs import PLAIN, LogitShape, sum_per_response, token_logps
 from xlr.maths.noise import allowed_difference
 from xlr.model.fused import own_operations
 from xlr.packing.attention import attention_arguments
@@ -25,9 +26,17 @@ class LogprobHead(nn.Linear):
     It is a separate module so that ZeRO-3 gathers its weight once per pass, not once per chunk of tokens.
     """
 
+    shape = PLAIN
+
     def forward(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:  # type: ignore[override]
         """Log-probability of each label in nats, float32 `(N,)`."""
-        return token_logps(hidden_ND, self.weight, labels_N)
+        return token_logps(hidden_ND, self.weight, labels_N, shape=self.shape)
+
+
+def decoder(causal_lm: Any) -> Any:
+    """The model without its head. Llama 4 gives itself as its own decoder."""
+    found = causal_lm.get_decoder()
+    return causal_lm.model if found is causal_lm else found
 
 
 class LogprobModel(nn.Module):
@@ -39,15 +48,15 @@ class LogprobModel(nn.Module):
     def __init__(self, causal_lm: Any):
         super().__init__()
         self.causal_lm = causal_lm
-        _require_plain_head(causal_lm)
         weight = causal_lm.get_output_embeddings().weight
         with torch.device("meta"):
             self.head = LogprobHead(1, 1, bias=False)
         self.head.weight = weight
+        self.head.shape = _logit_shape(causal_lm)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Log-probability of each response of the batch, float32 `(S,)`, in nats."""
-        hidden_RTD = self.causal_lm.get_decoder()(
+        hidden_RTD = decoder(self.causal_lm)(
             input_ids=batch.input_ids_RT,
             position_ids=batch.position_ids_RT,
             use_cache=False,
@@ -75,21 +84,26 @@ def _attention_arguments(batch: PackedBatch, dtype: torch.dtype) -> dict[str, An
     }
 
 
-def _require_plain_head(causal_lm: Any) -> None:
-    """Check that the model's logits are just hidden @ weight^T.
+# What architectures call the factor of their logits; Granite divides.
+_FACTORS = ("logit_scale", "lm_head_multiplier")
+_DIVISOR = "logits_scaling"
+
+
+def _logit_shape(causal_lm: Any) -> LogitShape:
+    """How the model scales and caps hidden @ weight^T.
 
     Raises:
-        UserError: the model scales, caps or shifts its logits; names the setting.
+        UserError: it adds a bias.
     """
-    added = [
-        name
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-        if getattr(causal_lm.config, name, None) not in (None, 1, 1.0)
-    ]
     if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        added.append("a bias in the output embedding")
-    if added:
-        raise UserError(f"models of type {causal_lm.config.model_type} with {', '.join(added)} are not supported")
+        raise UserError(
+            f"models of type {causal_lm.config.model_type} with a bias in the output embedding are not supported"
+        )
+    config = causal_lm.config.get_text_config()
+    scale = math.prod(getattr(config, name, None) or 1.0 for name in _FACTORS)
+    return LogitShape(
+        scale / (getattr(config, _DIVISOR, None) or 1.0), getattr(config, "final_logit_softcapping", None)
+    )
 
 
 def batch_logps(

@@ -55,6 +55,19 @@ def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: s
     return causal_lm.eval()
 
 
+def without_dropout(causal_lm: nn.Module) -> None:
+    """Switch dropout off, in training mode too. config.json keeps its values.
+
+    With it, the policy would differ from the reference before the first step, and rewards from those that were scored.
+    """
+    for module in causal_lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # such as attention_dropout, which attention functions are given
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def require_finite(causal_lm: nn.Module, model: str | Path) -> None:
     """Check that all weights are finite.
 

@@ -22,7 +22,7 @@ from xlr.model import weights
 from xlr.model.actor import Actor, Halves, list_halves
 from xlr.model.fused import fuse
 from xlr.model.gpus import set_up_gpus
-from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
+from xlr.model.logprobmodel import LogprobModel, batch_logps, decoder, require_sound_logps
 from xlr.model.products import compute_repeatably
 from xlr.packing.layout import default_attention
 from xlr.records import (
@@ -151,7 +151,7 @@ class Worker(Actor):
         """The key-value cache of left-padded prompts, without their last token."""
         cache = DynamicCache(config=causal_lm.config)
         if input_ids_PT.shape[1]:
-            causal_lm.get_decoder()(
+            decoder(causal_lm)(
                 input_ids=input_ids_PT.to(self.device),
                 attention_mask=attention_mask_PT.to(self.device),
                 position_ids=(attention_mask_PT.cumsum(-1) - 1).clamp_min(0).to(self.device),

@@ -37,17 +37,21 @@ def shared_prompt_attention(
 
     Args:
         query: `(1, heads, T, head_dim)`; key and value may have fewer heads.
-        groups: positions of the examples on the row. Rows without groups need one of transformers' implementations.
+        groups: positions of the examples on the row.
         masks, pieces: see `attention_arguments`.
 
     Returns:
         `(1, T, heads, head_dim)`, as transformers expects of attention functions.
 
     Raises:
-        UserError: the model needs soft-capped logits, or a sliding window shorter than a sequence.
+        UserError: the model needs soft-capped logits, or a sliding window shorter than a sequence, or does not pass
+            `groups` on.
     """
     if groups is None:
-        raise ValueError("xlr_shared_prompt attention needs the groups of a packed batch")
+        raise UserError(
+            "this architecture does not tell its attention layers how a row is packed, which xlr_shared_prompt needs: "
+            "set model.attn_implementation to sdpa"
+        )
     _require_supported(groups, sliding_window, softcap)
     if pieces is not None:
         return varlen.attend(query, key, value, pieces, scaling), None

@@ -67,12 +67,13 @@ def check(context: Context) -> None:
     Raises:
         UserError: pi^0 and pi_I do not share a tokenizer, pi_I is not usable, or sequences can exceed their positions.
     """
-    from xlr.model.checks import require_model  # imports torch
+    from xlr.model.checks import require_attention, require_model  # imports torch
 
     config, initial = context.config, context.model(INITIAL)
     tokenizer = load_tokenizer(initial)
     require_model(initial, tokenizer)
     require_usable(config.model.fused_operations, load_config(initial))
+    require_attention(initial, config.model.attn_implementation)
     if config.model.aligned:
         require_same_tokenizer(context.encoder.tokenizer, tokenizer, context.encoder.name, initial)
     prompts = [prompt for lang in config.languages for prompt in context.prompts[lang]]

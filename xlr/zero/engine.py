@@ -216,6 +216,7 @@ def _load_sharded(
     zero3 = HfDeepSpeedConfig(tree)  # transformers holds only a weak reference to it
     causal_lm = weights.load_causal_lm(model, dtype, attn_implementation)
     del zero3
+    weights.without_dropout(causal_lm)
     fuse(causal_lm, fused, torch.cuda.is_available())
     damaged = [name for name, parameter in causal_lm.named_parameters() if not _own_part(parameter).isfinite().all()]
     # Gather whole layers: fewer hooks and larger collectives than one per linear module.
