@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import assert_refused, required
+from tests.waiting import wait_until
 from xlr.findings import publish as figures
 from xlr.run.context import Context
 from xlr.run.files import write_json
@@ -128,8 +129,8 @@ def test_wandb_replaces_the_run_with_all_numbers_each_time(context: Context, mon
     own = context.run.path
     offline = list((own / "wandb").glob("offline-run-*/*.wandb"))
     assert {file.name for file in offline} == {f"run-{(own / 'wandb.id').read_text()}.wandb"}
-    for file in offline:
-        assert rows_of(file) == [(0, 1.0, None), (1, 2.0, 60.0)]
+    for file in offline:  # wandb's own process may still write it
+        wait_until(lambda file=file: rows_of(file) == [(0, 1.0, None), (1, 2.0, 60.0)], f"the rows of {file}", 60)  # type: ignore[misc]
 
 
 def rows_of(file: Path) -> list[tuple[int, float, float | None]]:
