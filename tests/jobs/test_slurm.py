@@ -53,7 +53,8 @@ def tree(tiny_models: dict[str, Path], shared: Path) -> dict[str, Any]:
     found["iterations"] = 2
     found["evaluate"].pop("preferences")
     del found["ray"]  # a worker on each node
-    found["generate"]["batch_size"] = 2  # twelve pieces, so that there is time to interrupt it
+    # 24 pieces of some tenths of a second, so that there is time to interrupt it.
+    found["generate"] |= {"batch_size": 2, "num_samples": 6, "max_new_tokens": 48}
     found["train"] |= {"num_train_epochs": 4, "save_steps": 1}
     found["slurm"] = {"nodes": 2, "cpus": 1, "jobs": {"evaluate": {"nodes": 1}}}
     return dict(found)
@@ -158,13 +159,12 @@ def test_a_chain_that_is_interrupted_in_every_job_gives_the_same_weights(
     cluster: SlurmCluster, undisturbed: Run, tree: dict[str, Any], shared: Path
 ) -> None:
     run = Run(shared, "disturbed", tree, "evaluate.prompts=null")
-    refused = run.command("submit", run.path, code=2).stderr
-    assert run.ids["annotate-1"] in refused
-    assert "queued or running" in refused
-
     run.wait("annotate-1", lambda: run.pieces("iter1/responses.parts/**/*.parquet"), "a piece")
     for pid in workers(cluster, NODES[0]) | workers(cluster, NODES[1]):
         os.kill(pid, signal.SIGSTOP)  # so that nothing finishes before the signal
+    refused = run.command("submit", run.path, code=2).stderr
+    assert run.ids["annotate-1"] in refused
+    assert "queued or running" in refused
     minutes = scheduler.seconds(run.job("annotate-1").elapsed) // 60 + 2
     limit(run.ids["annotate-1"], minutes)  # less than two minutes are left
     run.wait("annotate-1", lambda: run.job("annotate-1").restarts == 1, "the restart at the time limit")
