@@ -72,7 +72,6 @@ start_ray() {
   RAY_ADDRESS=$(address "${nodes[0]}"):$port
   export RAY_ADDRESS XLR_RAY_NODES="${nodes[*]}"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$secret/token RAY_USAGE_STATS_ENABLED=0
-  export RAY_worker_niceness=${RAY_worker_niceness:-0} # Ray would give its workers a low priority
   ray_steps=() ray_log=$run/slurm/logs/ray-$SLURM_JOB_ID.out
   trap stop_ray EXIT
   start_ray_on "${nodes[0]}" --head --port="$port" --ray-client-server-port=$((port + 1)) --include-dashboard=false

@@ -56,7 +56,7 @@ class Look:
     def look(self):
         import os, sys, yaml
         import xlr.model.actor
-        return {"path": sys.path, "folder": os.getcwd(), "umask": os.umask(0), "niceness": os.nice(0)}
+        return {"path": sys.path, "folder": os.getcwd(), "umask": os.umask(0)}
 
 
 look = Look.remote()
@@ -119,7 +119,3 @@ def test_files_are_private_and_removed(found: dict[str, Any]) -> None:
     assert found["mode"] == 0o700
     assert Path(found["session inside"]).is_relative_to(found["temporary"])
     assert not found["left"]
-
-
-def test_workers_run_at_the_priority_of_xlr(found: dict[str, Any]) -> None:
-    assert found["niceness"] == os.nice(0)

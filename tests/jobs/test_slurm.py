@@ -53,8 +53,7 @@ def tree(tiny_models: dict[str, Path], shared: Path) -> dict[str, Any]:
     found["iterations"] = 2
     found["evaluate"].pop("preferences")
     del found["ray"]  # a worker on each node
-    # 24 pieces of some tenths of a second, so that there is time to interrupt it.
-    found["generate"] |= {"batch_size": 2, "num_samples": 6, "max_new_tokens": 48}
+    found["generate"]["batch_size"] = 2  # twelve pieces, so that there is time to interrupt it
     found["train"] |= {"num_train_epochs": 4, "save_steps": 1}
     found["slurm"] = {"nodes": 2, "cpus": 1, "jobs": {"evaluate": {"nodes": 1}}}
     return dict(found)

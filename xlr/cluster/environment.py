@@ -10,8 +10,5 @@ ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
-# Ray would give its workers the lowest priority but four: on a machine with other work, xlr would hardly run.
-WORKER_NICENESS = {"RAY_worker_niceness": "0"}
-
 # Python then imports nothing from the current folder. Python 3.10 ignores it.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}

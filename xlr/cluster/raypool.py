@@ -18,7 +18,7 @@ from typing import Any
 
 from xlr.cluster import rayaddress
 from xlr.cluster.drivermemory import return_freed_memory
-from xlr.cluster.environment import ALLOCATOR, WORKER_NICENESS
+from xlr.cluster.environment import ALLOCATOR
 from xlr.cluster.raynodes import alive, in_safe_folder, kinds_of_gpus, wait_for_nodes
 from xlr.cluster.scratch import PrivateFolder
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
@@ -87,7 +87,7 @@ class Pool:
         return_freed_memory()
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        for name, value in (ALLOCATOR | WORKER_NICENESS).items():
+        for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)  # the workers inherit it
         local: dict[str, Any] = {}
         if not address and self._settings.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
