@@ -60,14 +60,16 @@ def tree(tiny_models: dict[str, Path], shared: Path) -> dict[str, Any]:
 
 
 class Run:
-    """A submitted run."""
+    """A submitted run. Its jobs start once `xlr submit` has ended, which a busy machine may take a minute to do."""
 
     def __init__(self, shared: Path, name: str, tree: dict[str, Any], *overrides: str):
         self.path = shared / name
         config = shared / f"{name}.yaml"
-        config.write_text(yaml.safe_dump(tree | {"run_dir": str(self.path)}), encoding="utf-8")
+        held = tree | {"run_dir": str(self.path), "slurm": tree["slurm"] | {"options": ["--hold"]}}
+        config.write_text(yaml.safe_dump(held), encoding="utf-8")
         self.command("submit", config, *overrides)
         self.ids = {job["name"]: job["id"] for job in read_json(self.path / "slurm" / "jobs.json")["jobs"]}
+        subprocess.run(["scontrol", "release", *self.ids.values()], check=True)
 
     def command(self, name: str, *arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
         """`xlr NAME` on this run."""
