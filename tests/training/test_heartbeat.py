@@ -27,7 +27,7 @@ own = ranks()
 kind, seconds = sys.argv[1], float(sys.argv[2])
 method = None if kind == "port" else "file://" + kind
 dist.init_process_group("gloo", init_method=method, rank=own.rank, world_size=2, timeout=timedelta(minutes=5))
-with heartbeats(own, beat=0.2, notice=1.0, end=seconds):
+with heartbeats(own, beat=0.2, notice=seconds / 4, end=seconds):
     print("begun", flush=True)
     enough = torch.zeros(1)
     while not enough.item():
@@ -45,7 +45,7 @@ def test_a_stopped_rank_is_named_and_the_other_ends(lost: int, port: bool, tmp_p
     os.kill(processes[lost].pid, signal.SIGSTOP)
     try:
         other = processes[1 - lost]
-        assert other.wait(60) == 1
+        assert other.wait(180) == 1
         said = (tmp_path / f"{1 - lost}").read_text(encoding="utf-8")
         assert f"rank {lost} on " in said
         assert "has not been heard from for 0:0" in said
@@ -56,35 +56,35 @@ def test_a_stopped_rank_is_named_and_the_other_ends(lost: int, port: bool, tmp_p
 
 
 def test_a_rank_that_comes_back_is_said_and_all_finish(tmp_path: Path) -> None:
-    processes = started(port=True, folder=tmp_path, end=60.0)
+    processes = started(port=True, folder=tmp_path, end=30.0)
     os.kill(processes[1].pid, signal.SIGSTOP)
     wait_until(lambda: "has not been heard from" in (tmp_path / "0").read_text(encoding="utf-8"), "the message")
     os.kill(processes[1].pid, signal.SIGCONT)
+    wait_until(lambda: " is back" in (tmp_path / "0").read_text(encoding="utf-8"), "its return")
     (tmp_path / "enough").touch()
-    assert [process.wait(60) for process in processes] == [0, 0]
-    assert " is back" in (tmp_path / "0").read_text(encoding="utf-8")
+    assert [process.wait(180) for process in processes] == [0, 0]
     assert all("finished" in (tmp_path / str(rank)).read_text(encoding="utf-8") for rank in range(2))
 
 
 def test_a_suspended_job_continues(tmp_path: Path) -> None:
     """Slurm may stop all ranks for as long as it likes."""
-    processes = started(port=True, folder=tmp_path, end=3.0)
+    processes = started(port=True, folder=tmp_path, end=15.0)
     time.sleep(1)  # some heartbeats
     for process in processes:
         os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(6)
+    time.sleep(20)
     os.kill(processes[0].pid, signal.SIGCONT)
     time.sleep(1)  # meanwhile the first rank sees that the second has been silent
     os.kill(processes[1].pid, signal.SIGCONT)
     (tmp_path / "enough").touch()
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(180) for process in processes] == [0, 0]
 
 
 def test_undisturbed_ranks_say_nothing(tmp_path: Path) -> None:
-    processes = started(port=False, folder=tmp_path, end=4.0)
+    processes = started(port=False, folder=tmp_path, end=120.0)
     time.sleep(5)
     (tmp_path / "enough").touch()
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(180) for process in processes] == [0, 0]
     assert not any("[xlr]" in (tmp_path / str(rank)).read_text(encoding="utf-8") for rank in range(2))
 
 
