@@ -139,9 +139,8 @@ def submit(
         print(shown(submission.describe(context, site)), end="")
         return
     found = submission.submit(context, site, accepted(accept))
-    starts = {row["id"]: row["expected start"] for row in submission.table(context)} if found else {}
-    for job in found:
-        start = f"  expected to start at {starts[job.id]}" if starts[job.id] else ""
+    for job, state in submission.states(context) if found else ():
+        start = f"  expected to start at {state.start.replace('T', ' ')}" if state and state.start else ""
         print(shown(f"{job.id}  {job.name}{start}"))
     print(f"xlr status {shlex.quote(str(context.run.path))}" if found else f"{context.run.path}: every stage is done")
 

@@ -1,6 +1,7 @@
 """Datasets of rows: saved with `save_to_disk`, or on the hub."""
 
 import os
+from functools import cache
 from typing import Any
 
 from xlr.foreign.hub import dataset_folder, is_dataset_name
@@ -32,7 +33,12 @@ def load_hub(name: str, subset: str | None, split: str | None) -> Any:
 
 def subsets(name: str) -> list[str]:
     """The configurations of a hub dataset."""
+    return _subsets(str(dataset_folder(name)))
+
+
+@cache  # the folder is that of a commit, so its content stays
+def _subsets(folder: str) -> list[str]:
     import datasets
 
-    found: list[str] = datasets.get_dataset_config_names(str(dataset_folder(name)))
+    found: list[str] = datasets.get_dataset_config_names(folder)
     return found

@@ -45,18 +45,16 @@ def iterations(config: Config) -> list[ModelKey]:
 def artifact(context: Context, model: ModelKey) -> Artifact:
     """The evaluation of a model and what decides it."""
     config, section = context.config, context.config.evaluate
-    langs = dict.fromkeys(config.evaluated_languages if section.prompts else ())
     measured = context.pinned(section.preferences) if isinstance(model, int) else None
-    if measured:
-        langs |= dict.fromkeys(preference_sources(measured))
+    preferred = preference_sources(measured) if measured else {}
+    langs = dict.fromkeys([*(config.evaluated_languages if section.prompts else ()), *preferred])
 
     def inputs(lang: str | None = None) -> dict[str, Source]:
         found: dict[str, Source] = {"model": context.model(model), "reference": context.model(INITIAL)}
         if section.prompts and (lang is None or lang in config.evaluated_languages):
             found |= sources(context.pinned(section.prompts), config.evaluated_languages if lang is None else [lang])
             found["reward policy"] = context.model(START)
-        if measured:
-            found |= preferences.sources(measured, lang)
+        found |= preferences.inputs(preferred, lang)
         if model != START:
             found["start"] = Part(context.run.path, _of_start(context), lang) if lang else _of_start(context)
         return found

@@ -3,10 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from xlr import languages
-from xlr.data.preferencerows import PreferenceRows, path_of, preference_sources
+from xlr.data.preferencerows import PreferenceRows, path_of
 from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
@@ -35,11 +36,14 @@ class _Asked:
         return self.lang, self.pair.id, self.mode
 
 
-def sources(given: str | PreferencesConfig, lang: str | None = None) -> dict[str, Path | PreferenceRows]:
-    """The preferences of all languages, or those that decide the rewards of one, as inputs of an artefact."""
-    found = preference_sources(given)
-    needed = found if lang is None else {lang, ENGLISH} if lang in found else ()
-    return {f"preferences {own}": source for own, source in found.items() if own in needed}
+def inputs(sources: Mapping[str, Path | PreferenceRows], lang: str | None = None) -> dict[str, Path | PreferenceRows]:
+    """The preferences of all languages, or those that decide the rewards of one, as inputs of an artefact.
+
+    Args:
+        sources: language -> its preferences; see `preference_sources`.
+    """
+    needed = sources if lang is None else {lang, ENGLISH} if lang in sources else ()
+    return {f"preferences {own}": source for own, source in sources.items() if own in needed}
 
 
 def check(context: Context, given: str | PreferencesConfig) -> None:
@@ -49,8 +53,8 @@ def check(context: Context, given: str | PreferencesConfig) -> None:
         UserError: one cannot, or does not; names it.
     """
     limit = room.positions_of_run(context)
-    for own in _asked(given).values():
-        room.require_preferences(context.encoder, path_of(given), own, limit, "evaluate.preferences")
+    pairs = [one.pair for one in _asked(given)]
+    room.require_preferences(context.encoder, path_of(given), pairs, limit, "evaluate.preferences")
 
 
 def measure(
@@ -67,8 +71,7 @@ def measure(
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
         without: languages that are left out.
     """
-    of_mode = {key: own for key, own in _asked(given).items() if key[0] not in without}
-    asked = [_Asked(lang, mode, one) for (lang, mode), own in of_mode.items() for one in own]
+    asked = [one for one in _asked(given) if one.lang not in without]
     reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
     policy = context.model(iteration)
     rows = resumable_logps(
@@ -83,9 +86,9 @@ def measure(
         "preferences",
     ).rows()
     facts: dict[str, dict[Reward, PreferenceFacts]] = {}
-    for (lang, mode), own in of_mode.items():
-        of_own = [row for row in rows if (row.lang, row.mode) == (lang, mode)]
-        facts.setdefault(lang, {})[mode] = _facts(of_own, own)
+    both = zip(asked, rows, strict=True)
+    for (lang, mode), own in groupby(both, lambda one: (one[0].lang, one[0].mode)):
+        facts.setdefault(lang, {})[mode] = _facts(list(own))
     return rows, facts
 
 
@@ -113,17 +116,17 @@ def _plan(
     return Scoring(examples, [[one.key] for one in asked], to_rows)
 
 
-def _facts(rows: Sequence[PreferenceLogps], preferences: Sequence[Preference]) -> PreferenceFacts:
+def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
     from xlr.maths.accuracy import accuracy, length_penalty  # imports torch
 
-    chosen = [implicit_reward(row.chosen_policy, row.chosen_reference) for row in rows]
-    rejected = [implicit_reward(row.rejected_policy, row.rejected_reference) for row in rows]
-    lengths = [(len(one.chosen), len(one.rejected)) for one in preferences]
+    chosen = [implicit_reward(row.chosen_policy, row.chosen_reference) for _, row in scored]
+    rejected = [implicit_reward(row.rejected_policy, row.rejected_reference) for _, row in scored]
+    lengths = [(len(one.pair.chosen), len(one.pair.rejected)) for one, _ in scored]
     alpha = length_penalty(list(zip(chosen, rejected, strict=True)), lengths)
     return {
-        "pairs": len(rows),
+        "pairs": len(scored),
         "accuracy": accuracy(chosen, rejected),
-        "margin": (sum(chosen) - sum(rejected)) / len(rows),
+        "margin": (sum(chosen) - sum(rejected)) / len(scored),
         "alpha": alpha,
         "length_controlled_accuracy": accuracy(
             [reward - alpha * length for reward, (length, _) in zip(chosen, lengths, strict=True)],
@@ -133,13 +136,14 @@ def _facts(rows: Sequence[PreferenceLogps], preferences: Sequence[Preference]) -
     }
 
 
-def _asked(given: str | PreferencesConfig) -> Mapping[tuple[str, Reward], list[Preference]]:
-    """The preferences under the instructions of each language and mode. In English all modes ask the same."""
-    return {
-        (lang, mode): [_under(mode, lang, one) for one in own]
+def _asked(given: str | PreferencesConfig) -> list[_Asked]:
+    """The preferences of each language in each mode, in that order. In English all modes ask the same."""
+    return [
+        _Asked(lang, mode, _under(mode, lang, one))
         for lang, own in load_parallel_preferences(given).items()
         for mode in (("multilingual",) if lang == ENGLISH else _MODES)
-    }
+        for one in own
+    ]
 
 
 def _under(mode: Reward, lang: str, one: ParallelPreference) -> Preference:

@@ -109,7 +109,7 @@ class _Heart:
         self._store.set(f"xlr/heartbeat/{self._rank}", str(number))
 
     def talk(self, ended: threading.Event, seconds: float) -> None:
-        """Send heartbeats, and fetch those of the others, until the event is set.
+        """Write this rank's heartbeats to the store, and read the others' from it, until the event is set.
 
         While the process that holds the store is stopped, or its node is lost, this waits for it without end.
         """
