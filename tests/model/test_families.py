@@ -100,7 +100,7 @@ FAMILIES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("SmolLM 3", "smollm3", SHARED_PROMPT, {}),
     ("EXAONE 4", "exaone4", SHARED_PROMPT, WINDOW),
     ("Apertus", "apertus", SHARED_PROMPT, {}),
-    ("GLM 4 (0414: `glm4`)", "glm", SHARED_PROMPT, HEADS),
+    ("GLM 4", "glm", SHARED_PROMPT, HEADS),
     ("GLM 4 0414", "glm4", SHARED_PROMPT, HEADS),
     ("DeepSeek V2", "deepseek_v2", SHARED_PROMPT, LATENT),
     ("DeepSeek V3", "deepseek_v3", SHARED_PROMPT, LATENT),

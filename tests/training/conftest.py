@@ -1,9 +1,11 @@
 """A process group of one rank: this process."""
 
 import functools
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from tests.conftest import Cli
 from xlr.cluster.ranks import RENDEZVOUS, Ranks
+from xlr.shipped import shipped
 from xlr.zero import engine
 
 
@@ -23,6 +26,16 @@ class OnlyRank:
 
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def gathering(name: str, folder: Path) -> str:
+    """A shipped DeepSpeed file that, under ZeRO-3, gathers every weight for each use, as on many GPUs."""
+    tree = json.loads(shipped("ds_configs", f"{name}.json").read_text(encoding="utf-8"))
+    if tree["zero_optimization"]["stage"] == 3:
+        tree["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    return str(file)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Engines: what recomputation repeats, and which checkpoints are opened."""
 
 import gc
-import json
 import os
 import shutil
 import weakref
@@ -18,14 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import tiny
 from tests.conftest import Cli, assert_refused
 from tests.kernels import require_kernels
-from tests.training.conftest import OnlyRank
+from tests.training.conftest import OnlyRank, gathering
 from xlr.errors import UserError
 from xlr.model.fused import is_fused
 from xlr.model.logprobmodel import LogprobModel
 from xlr.packing.batch import pack
 from xlr.records import Example
 from xlr.settings.config import SHARED_PROMPT, TrainConfig
-from xlr.shipped import RECIPES, shipped
+from xlr.shipped import RECIPES
 from xlr.zero import engine
 from xlr.zero.engine import recomputation
 
@@ -80,15 +79,10 @@ def test_training_with_fused_operations_gives_the_same_gradients(
 ) -> None:
     """Under ZeRO-3, every weight is gathered for each use, as on many GPUs, also for fused modules."""
     require_kernels()
-    files = {}
-    for name in (zero, "reference"):
-        tree = json.loads(shipped("ds_configs", f"{name}.json").read_text(encoding="utf-8"))
-        if tree["zero_optimization"]["stage"] == 3:
-            tree["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
-        files[name] = tmp_path / f"{name}.json"
-        files[name].write_text(json.dumps(tree), encoding="utf-8")
     train = TrainConfig(
-        ds_config=str(files[zero]), reference_ds_config=str(files["reference"]), gradient_checkpointing=recompute
+        ds_config=gathering(zero, tmp_path),
+        reference_ds_config=gathering("reference", tmp_path),
+        gradient_checkpointing=recompute,
     )
     folder, dtype, found = str(tiny_models["initial"]), torch.float32, []
     for operations in (False, True):

@@ -74,7 +74,7 @@ def test_a_suspended_job_continues(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGSTOP)
     time.sleep(20)
     os.kill(processes[0].pid, signal.SIGCONT)
-    time.sleep(1)  # meanwhile the first rank sees that the second has been silent
+    wait_until(lambda: "has not been heard from" in (tmp_path / "0").read_text(encoding="utf-8"), "the message")
     os.kill(processes[1].pid, signal.SIGCONT)
     (tmp_path / "enough").touch()
     assert [process.wait(180) for process in processes] == [0, 0]
