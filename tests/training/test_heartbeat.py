@@ -67,14 +67,14 @@ def test_a_rank_that_comes_back_is_said_and_all_finish(tmp_path: Path) -> None:
 
 
 def test_a_suspended_job_continues(tmp_path: Path) -> None:
-    """Slurm may stop all ranks for as long as it likes."""
+    """Slurm may stop all ranks for as long as it likes, also when one has been silent before."""
     processes = started(port=True, folder=tmp_path, end=15.0)
-    time.sleep(1)  # some heartbeats
-    for process in processes:
-        os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(20)
-    os.kill(processes[0].pid, signal.SIGCONT)
+    os.kill(processes[1].pid, signal.SIGSTOP)
     wait_until(lambda: "has not been heard from" in (tmp_path / "0").read_text(encoding="utf-8"), "the message")
+    os.kill(processes[0].pid, signal.SIGSTOP)
+    time.sleep(20)  # longer than the silence that ends a rank
+    os.kill(processes[0].pid, signal.SIGCONT)
+    time.sleep(1)  # in which it would end itself, if it had counted the time that it was stopped
     os.kill(processes[1].pid, signal.SIGCONT)
     (tmp_path / "enough").touch()
     assert [process.wait(180) for process in processes] == [0, 0]
