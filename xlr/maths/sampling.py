@@ -17,16 +17,17 @@ def nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
     Args:
         top_p: in (0, 1].
     """
-    probs_BV = torch.softmax(logits_BV, -1)
+    total_B1 = logits_BV.logsumexp(-1, keepdim=True)
     vocab = logits_BV.shape[-1]
     count = min(_FIRST, vocab)
     while True:
-        top_BK, tokens_BK = probs_BV.topk(count)
-        up_to_BK = top_BK.cumsum(-1)
+        top_BK, tokens_BK = logits_BV.topk(count)
+        probs_BK = (top_BK - total_B1).exp()
+        up_to_BK = probs_BK.cumsum(-1)
         if count == vocab or bool((up_to_BK[:, -1] >= top_p).all()):
             break
         count = min(8 * count, vocab)
-    kept_BK = logits_BV.gather(-1, tokens_BK).masked_fill(up_to_BK - top_BK >= top_p, -torch.inf)
+    kept_BK = top_BK.masked_fill(up_to_BK - probs_BK >= top_p, -torch.inf)
     return torch.full_like(logits_BV, -torch.inf).scatter(-1, tokens_BK, kept_BK)
 
 
