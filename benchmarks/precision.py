@@ -27,7 +27,8 @@ from xlr.maths.lengthcontrol import choose_pairs
 from xlr.maths.rewards import crosslingual_instruction
 from xlr.model.worker import Worker
 from xlr.records import Example, SampleRequest, SampleSettings
-from xlr.settings.config import SHARED_PROMPT, PromptsConfig
+from xlr.settings.dataconfig import PromptsConfig
+from xlr.settings.modelconfig import SHARED_PROMPT
 from xlr.shipped import RECIPES
 
 _ROWS = 100  # that are sampled at once

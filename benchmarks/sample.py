@@ -20,7 +20,8 @@ from typing import Any
 from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
 from xlr.records import SampleRequest, SampleSettings
-from xlr.settings import config
+from xlr.settings.dataconfig import PromptsConfig
+from xlr.settings.modelconfig import SHARED_PROMPT
 from xlr.shipped import RECIPES
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
@@ -64,7 +65,7 @@ def sample(arguments: argparse.Namespace) -> dict[str, Any]:
 
     encoder = ChatEncoder(load_tokenizer(arguments.model), arguments.model)
     source = SHARED_PROMPTS if SHARED_PROMPTS.is_dir() else RECIPES / "quickstart" / "prompts"
-    prompts = load_prompts(config.PromptsConfig(path=str(source)), LANGUAGES)
+    prompts = load_prompts(PromptsConfig(path=str(source)), LANGUAGES)
     ids = {lang: [encoder.prompt(prompt.instruction) for prompt in prompts[lang]] for lang in LANGUAGES}
     short = [
         prompt for lang in LANGUAGES for prompt in [p for p in ids[lang] if len(p) <= MAX_PROMPT][: arguments.prompts]
@@ -76,7 +77,7 @@ def sample(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.backend == "vllm":
         sampler: Any = VllmSampler(arguments.threads, "float32", 1, 0.9, max_num_seqs=256)
     else:
-        sampler = Worker(arguments.threads, "float32", config.SHARED_PROMPT)
+        sampler = Worker(arguments.threads, "float32", SHARED_PROMPT)
     begun = time.monotonic()
     sampler.sample(arguments.model, requests[:1], replace(settings, max_new_tokens=2))
     loaded = time.monotonic()

@@ -15,7 +15,7 @@ from xlr.model.fused import fuse
 from xlr.model.gpus import peak_flops
 from xlr.model.worker import Worker
 from xlr.records import Example, SampleRequest, SampleSettings
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 from .plan import (
     NO_GPU,

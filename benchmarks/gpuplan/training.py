@@ -32,7 +32,8 @@ from xlr.packing import varlen
 from xlr.packing.attention import response_masks
 from xlr.packing.batch import Group
 from xlr.selftest import material
-from xlr.settings.config import SHARED_PROMPT, TrainConfig
+from xlr.settings.modelconfig import SHARED_PROMPT
+from xlr.settings.trainconfig import TrainConfig
 from xlr.shipped import shipped
 from xlr.training.export import export
 from xlr.training.gates import require_same_model

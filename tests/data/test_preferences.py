@@ -17,7 +17,7 @@ from xlr.data.preferencerows import PreferenceRows, preference_sources
 from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
 from xlr.errors import UserError
 from xlr.foreign import hub
-from xlr.settings.config import PreferencesConfig
+from xlr.settings.dataconfig import PreferencesConfig
 from xlr.shipped import RECIPES
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.junk import SMALL, TEXTS, VALUES, junk_json, refused
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
-from xlr.settings.config import PromptsConfig
+from xlr.settings.dataconfig import PromptsConfig
 from xlr.shipped import RECIPES
 
 

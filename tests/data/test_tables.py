@@ -22,7 +22,7 @@ from xlr.data.tables import SUFFIXES, read_table
 from xlr.errors import UserError
 from xlr.foreign import hub
 from xlr.records import Prompt
-from xlr.settings.config import PromptsConfig
+from xlr.settings.dataconfig import PromptsConfig
 
 TEXTS = {"en": ["Why is the sky blue?", 'Say "a, b"\nthen c.'], "es": ["¿Por qué es azul el cielo?", "Di «a;\tb»."]}
 EXPECTED = {lang: [Prompt(f"q{n}", lang, text) for n, text in enumerate(texts)] for lang, texts in TEXTS.items()}

@@ -14,7 +14,7 @@ from xlr.model.logprobmodel import LogprobModel, batch_logps
 from xlr.model.weights import load_causal_lm
 from xlr.model.worker import Worker
 from xlr.selftest import material
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 pytestmark = pytest.mark.gpu
 

@@ -24,8 +24,8 @@ from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import sealed, write_json
 from xlr.settings import configfile
-from xlr.settings.config import TrainConfig
 from xlr.settings.slurmconfig import SlurmConfig
+from xlr.settings.trainconfig import TrainConfig
 from xlr.shipped import RECIPES, shipped
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit-llama3-8b.txt"

@@ -15,7 +15,7 @@ from xlr.model.checks import require_attention
 from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
 from xlr.model.weights import load_causal_lm
 from xlr.records import Example
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 TINY = {

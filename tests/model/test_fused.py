@@ -24,7 +24,7 @@ from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logp
 from xlr.model.worker import Worker
 from xlr.packing.batch import batch
 from xlr.records import Example, SampleRequest, SampleSettings
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 from xlr.zero.engine import recomputation
 
 EXAMPLES = [Example((5, 6, 7), ((1, 2, 3, 4, 5), (9, 8))), Example((4,), ((3, 3, 2), (1, 5, 6, 7)))]

@@ -9,7 +9,8 @@ import pytest
 from xlr.errors import UserError
 from xlr.pipeline import Stage, holding
 from xlr.run.context import Context
-from xlr.settings.config import Config, PreferencesConfig
+from xlr.settings.config import Config
+from xlr.settings.dataconfig import PreferencesConfig
 
 FIRST, SECOND = "1" * 40, "2" * 40
 

@@ -20,7 +20,8 @@ from xlr.model.worker import Worker
 from xlr.packing.batch import pack, pad
 from xlr.records import Example, Pair, Score
 from xlr.run.files import read_json
-from xlr.settings.config import SHARED_PROMPT, PromptsConfig
+from xlr.settings.dataconfig import PromptsConfig
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 MAX_PROMPT_CHARACTERS = 300
 

@@ -32,7 +32,7 @@ from xlr.records import Example, Response, SampleRequest, SampleSettings, Score,
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.settings import config, configfile
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 from xlr.shipped import RECIPES
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"

@@ -13,7 +13,7 @@ from xlr.model import weights
 from xlr.model.logprobmodel import require_sound_logps
 from xlr.model.worker import Worker
 from xlr.records import Example, SampleRequest, SampleSettings
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 PROMPTS = ["Hola", "Why do leaves fall in autumn, and where do they go?", "¿Qué?", "Nenne drei Vögel."]
 

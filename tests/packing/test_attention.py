@@ -17,7 +17,7 @@ from xlr.packing.attention import shared_prompt_attention
 from xlr.packing.batch import concatenate, pack, pad
 from xlr.packing.layout import Layout, batch_shape, layout
 from xlr.records import Example
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 VOCAB = 50
 LAYOUTS = {SHARED_PROMPT: pack, "sdpa": pad, "eager": pad}

@@ -16,7 +16,7 @@ from xlr.model.logprobmodel import LogprobModel
 from xlr.packing import attention, varlen
 from xlr.packing.batch import Group, pack
 from xlr.records import Example
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 CPU = torch.device("cpu")

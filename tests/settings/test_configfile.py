@@ -14,7 +14,7 @@ from tests.conftest import Cli, assert_refused
 from tests.settings.test_config import FIELDS
 from xlr.errors import UserError
 from xlr.settings import configfile
-from xlr.settings.config import PreferencesConfig
+from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.schema import Location, marks
 from xlr.shipped import RECIPES, recipes
 

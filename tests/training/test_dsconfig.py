@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from xlr.errors import UserError
-from xlr.settings.config import TrainConfig
+from xlr.settings.trainconfig import TrainConfig
 from xlr.shipped import shipped
 from xlr.zero.dsconfig import policy_config, reference_config
 

@@ -23,7 +23,8 @@ from xlr.model.fused import is_fused
 from xlr.model.logprobmodel import LogprobModel
 from xlr.packing.batch import pack
 from xlr.records import Example
-from xlr.settings.config import SHARED_PROMPT, TrainConfig
+from xlr.settings.modelconfig import SHARED_PROMPT
+from xlr.settings.trainconfig import TrainConfig
 from xlr.shipped import RECIPES
 from xlr.zero import engine
 from xlr.zero.engine import recomputation

@@ -11,7 +11,7 @@ from tests.training.conftest import OnlyRank, gathering
 from tests.training.test_engine import gradient
 from xlr.model.logprobmodel import LogprobModel
 from xlr.packing.batch import batch
-from xlr.settings.config import TrainConfig
+from xlr.settings.trainconfig import TrainConfig
 from xlr.zero import engine
 
 

@@ -33,8 +33,9 @@ from xlr.records import Example, ReferenceLogps
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.rows import write_rows
-from xlr.settings import config, configfile
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings import configfile
+from xlr.settings.modelconfig import SHARED_PROMPT
+from xlr.settings.trainconfig import TrainConfig
 from xlr.shipped import RECIPES, shipped
 from xlr.training import export, gates, reference
 from xlr.training.inputs import Training, TrainingPair, hold_out, plan_steps
@@ -467,7 +468,7 @@ def test_held_out_pairs_depend_only_on_the_seed() -> None:
 
 
 def test_the_pairs_of_a_step_depend_only_on_seed_and_epoch() -> None:
-    settings = config.TrainConfig(global_batch_size=4, num_train_epochs=2, micro_batch_tokens=50)
+    settings = TrainConfig(global_batch_size=4, num_train_epochs=2, micro_batch_tokens=50)
     lengths = [10 + i for i in range(10)]
 
     def steps(world_size: int) -> list[list[int]]:
@@ -483,7 +484,7 @@ def test_the_pairs_of_a_step_depend_only_on_seed_and_epoch() -> None:
 @pytest.fixture
 def in_process(only_rank: OnlyRank, tiny_models: dict[str, Path], preferences: Path) -> tuple[Trainer, Any]:
     """A trainer of one rank in this process, and its frozen reference, whose weights differ from the policy's."""
-    settings = config.TrainConfig(
+    settings = TrainConfig(
         learning_rate=1e-3, warmup_ratio=0, ds_config="zero3_cpu", reference_ds_config="reference_cpu"
     )
     encoder = ChatEncoder(load_tokenizer(tiny_models["initial"]), "initial")

@@ -28,7 +28,8 @@ from xlr.model import fused
 from xlr.model.precision import precision
 from xlr.packing.layout import default_attention
 from xlr.records import DType, SampleTask, Task
-from xlr.settings.config import GenerateConfig, ModelConfig, RayConfig
+from xlr.settings.config import GenerateConfig, RayConfig
+from xlr.settings.modelconfig import ModelConfig
 from xlr.terminal.console import console, duration
 from xlr.terminal.progress import Tally
 from xlr.versions import FUSED, LIBRARIES, VLLM, require_same, versions

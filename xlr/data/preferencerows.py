@@ -14,7 +14,7 @@ from xlr.data.tables import SUFFIXES, language_source, read_table
 from xlr.errors import UserError
 from xlr.foreign.texts import reason
 from xlr.languages import ENGLISH, is_known
-from xlr.settings.config import PreferencesConfig
+from xlr.settings.dataconfig import PreferencesConfig
 
 _EXPECTED = "an object with prompt, chosen and rejected"
 _COLUMNS = ("id", "prompt", "chosen", "rejected", "english")

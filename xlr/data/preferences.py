@@ -12,7 +12,7 @@ from xlr.errors import UserError
 from xlr.foreign.texts import brief
 from xlr.languages import ENGLISH
 from xlr.records import Message
-from xlr.settings.config import PreferencesConfig
+from xlr.settings.dataconfig import PreferencesConfig
 
 _ROLES = ("system", "user", "assistant")
 

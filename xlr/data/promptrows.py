@@ -12,7 +12,7 @@ from xlr.data.tables import language_source, read_table
 from xlr.errors import UserError
 from xlr.foreign.texts import reason
 from xlr.languages import ENGLISH
-from xlr.settings.config import PromptsConfig
+from xlr.settings.dataconfig import PromptsConfig
 
 _EXPECTED = "an object with instruction_id and instruction"
 _LANGS = ("lang", "language")

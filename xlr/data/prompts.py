@@ -14,7 +14,7 @@ from xlr.data.tables import language_source
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.records import Prompt
-from xlr.settings.config import PromptsConfig
+from xlr.settings.dataconfig import PromptsConfig
 
 _IDS = ("instruction_id", "id")
 

@@ -16,7 +16,8 @@ from xlr.records import INITIAL, Example, PreferenceLogps, RowKey, Scored
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.settings.config import PreferencesConfig, Reward
+from xlr.settings.config import Reward
+from xlr.settings.dataconfig import PreferencesConfig
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.shards import by_language
 

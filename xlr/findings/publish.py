@@ -9,7 +9,7 @@ from xlr.errors import UserError
 from xlr.findings.found import Found, ModelFound, models
 from xlr.run import trackers
 from xlr.run.files import read_json
-from xlr.settings.config import Tracker
+from xlr.settings.trainconfig import Tracker
 
 
 def known_trackers(names: Sequence[str]) -> Sequence[str]:

@@ -13,8 +13,8 @@ from xlr.cluster import slurm as scheduler
 from xlr.errors import UserError
 from xlr.pipeline import Stage
 from xlr.records import ModelKey
-from xlr.settings.config import TrainConfig
 from xlr.settings.slurmconfig import SAVING_SECONDS, JobConfig, SlurmConfig
+from xlr.settings.trainconfig import TrainConfig
 from xlr.stages import STAGES
 
 

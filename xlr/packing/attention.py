@@ -16,7 +16,7 @@ from xlr.errors import UserError
 from xlr.packing import varlen
 from xlr.packing.batch import Group
 from xlr.packing.varlen import Pieces
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 
 def shared_prompt_attention(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from xlr.records import Example
-from xlr.settings.config import SHARED_PROMPT
+from xlr.settings.modelconfig import SHARED_PROMPT
 
 
 def default_attention(attn_implementation: str) -> str:

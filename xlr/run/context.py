@@ -16,7 +16,8 @@ from xlr.run.artifact import Artifact
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, sealed, write_json
 from xlr.run.manifests import manifest_path, verified
-from xlr.settings.config import Config, PreferencesConfig, PromptsConfig
+from xlr.settings.config import Config
+from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
 from xlr.terminal.progress import Clock
 
 COMMITS = "hub.json"

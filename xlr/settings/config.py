@@ -7,12 +7,13 @@ from pydantic import Field, model_validator
 
 from xlr import languages
 from xlr.errors import UserError
-from xlr.records import START, DType, FusedOperations, ModelKey
+from xlr.records import START, DType, ModelKey
+from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
 from xlr.settings.judgeconfig import JudgeConfig
+from xlr.settings.modelconfig import ModelConfig
 from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section, marks, refuse_ignored, walk
 from xlr.settings.slurmconfig import SlurmConfig
-
-SHARED_PROMPT = "xlr_shared_prompt"
+from xlr.settings.trainconfig import AlignConfig, TrainConfig
 
 ModelName = Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]{0,63}$")]
 # vLLM raises lower temperatures to 0.01 in silence.
@@ -20,69 +21,8 @@ Temperature = Annotated[float, Field(ge=0.01, le=100)]
 TopP = Annotated[float, Field(ge=1e-6, le=1)]
 Reward = Literal["crosslingual", "multilingual", "translate"]
 Flaw = Literal["truncated", "repeated", "wrong_language", "duplicate"]
-Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 _ENGINE_ONLY = Ignored("transformers samples on one GPU and takes the memory it needs", unless=("backend", "vllm"))
-
-
-class ModelConfig(Section):
-    """The two models whose log-ratio is the implicit reward."""
-
-    initial: Annotated[str, Location.HUB]
-    """pi_I, the model before preference alignment: a Hugging Face folder or hub name."""
-    aligned: Annotated[str | None, Location.HUB] = None
-    """pi^0, the same model after alignment on English preferences. null: the align stage trains it."""
-    dtype: DType = "auto"
-    """Precision of weights and arithmetic. auto is bfloat16 on GPUs and float32 on CPUs."""
-    attn_implementation: str = SHARED_PROMPT
-    """Attention for scoring and training. xlr_shared_prompt packs sequences and computes a prompt once for all of its
-    responses. flash_attention_2 and the other flash kernels of transformers take packed sequences. sdpa and eager
-    take right-padded rows."""
-    fused_operations: FusedOperations = "auto"
-    """Compute norms, rotary embeddings and SwiGLU with the fused kernels of liger-kernel: faster on GPUs, and other
-    last bits. auto does so on GPUs where liger-kernel is installed, for architectures that xlr can fuse (llama,
-    mistral, qwen2, qwen3). true refuses to run without, also with a judge or other models that cannot be fused. false
-    never does so. vLLM has its own kernels."""
-
-
-class ColumnsConfig(Section):
-    """Names of the columns of prompts. The defaults fit most files."""
-
-    id: str | None = None
-    """The id of an instruction, the same in every language. null: instruction_id or id; if there is neither, the
-    number of the row."""
-    instruction: str | None = None
-    """The instruction. `{lang}` in the name stands for the language, where one table has a column for each. null:
-    instruction or, in such a table, the code of the language."""
-    lang: str | None = None
-    """The code of the language, where one table holds the rows of all. null: lang or language, if there is one."""
-
-
-class PromptsConfig(Section):
-    """Parallel instructions: the same ids in every language."""
-
-    path: Annotated[str, Location.DATA]
-    """Folder with one file per language, {lang}.jsonl, .json, .csv, .tsv (these also with .gz) or .parquet; or one such
-    file for all languages; or a dataset, saved or on the hub."""
-    columns: ColumnsConfig = ColumnsConfig()
-    split: str | None = None
-    """The split of a dataset. null: the split named by the language if there is one, else train."""
-    subset: str | None = None
-    """The configuration of a hub dataset that holds all languages. null: one configuration per language."""
-    limit: int | None = Field(None, ge=1, le=1_000_000_000)
-    """Number of instructions per language, counted from the start of the English file. null uses all."""
-
-
-class PreferencesConfig(Section):
-    """Preferences in a dataset. A path alone needs no section: `preferences: PATH`."""
-
-    path: Annotated[str, Location.DATA]
-    """A dataset, saved or on the hub, with the columns prompt, chosen and rejected; or files of rows."""
-    split: str | None = None
-    """The split of a dataset. null: train, or one split per language in a saved dataset that has the split en."""
-    subset: str | None = None
-    """The configuration of a hub dataset. null: its default, or one configuration per language if it has one named
-    en."""
 
 
 class GenerateConfig(Section):
@@ -147,86 +87,6 @@ class PairConfig(Section):
     long on average."""
     upper_bound: float | None = Field(None, ge=-1e9, le=1e9)
     """A response whose penalised reward reaches this is never chosen. null sets no bound."""
-
-
-class TrainConfig(Section):
-    """Stage 4: full fine-tuning with DPO and NLL."""
-
-    beta: float = Field(0.1, ge=1e-6, le=1000)
-    """Inverse temperature of the DPO loss."""
-    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
-    """Preference loss: DPO's sigmoid loss, or IPO."""
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=0.5), Ignored("the IPO loss has no label smoothing", unless=("loss_type", "sigmoid"))
-    ] = 0.0
-    """Assumed probability that a preference label is flipped (conservative DPO)."""
-    nll_weight: float = Field(1.0, ge=0, le=1000)
-    """Weight of the chosen response's mean negative log-likelihood per token, which is added to the preference loss."""
-    reference: Literal["start", "initial"] = "start"
-    """DPO reference: the model that the iteration starts from, or pi_I."""
-    reference_mode: Literal["frozen", "cached"] = "frozen"
-    """frozen keeps the reference in memory beside the policy. cached has the Ray workers compute its log-probabilities
-    of all pairs before training, which saves its memory and time in training."""
-    learning_rate: float = Field(5e-7, ge=1e-20, le=1)
-    """Peak learning rate."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    """Learning-rate schedule, by the names of transformers. constant has no warm-up."""
-    warmup_ratio: float = Field(0.1, ge=0, le=1)
-    """Share of the steps in which the learning rate rises to its peak."""
-    weight_decay: float = Field(0.0, ge=0, le=100)
-    """Decoupled weight decay of AdamW."""
-    adam_beta1: float = Field(0.9, ge=0, le=0.999999)
-    """Decay rate of AdamW's first moment."""
-    adam_beta2: float = Field(0.999, ge=0, le=0.999999)
-    """Decay rate of AdamW's second moment."""
-    adam_epsilon: float = Field(1e-8, ge=1e-20, le=1)
-    """AdamW's epsilon."""
-    max_grad_norm: float = Field(1.0, ge=0, le=1e9)
-    """Maximum gradient norm; larger gradients are clipped to it. 0 turns clipping off."""
-    num_train_epochs: int = Field(1, ge=1, le=10_000)
-    """Passes over the pairs."""
-    max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
-    """Maximum number of optimizer steps; the learning-rate schedule ends there too. null sets no limit."""
-    global_batch_size: int = Field(32, ge=1, le=1_000_000)
-    """Pairs per optimizer step, over all ranks."""
-    micro_batch_tokens: int = Field(8192, ge=1, le=100_000_000)
-    """Tokens that a rank computes at once. Lower it if a GPU runs out of memory: the loss changes only by rounding."""
-    max_length: int = Field(4096, ge=2, le=10_000_000)
-    """Maximum length of prompt plus response, in tokens. Pairs with a longer one are left out, counted and reported."""
-    gradient_checkpointing: bool | Literal["selective"] = False
-    """Recompute activations in the backward pass instead of keeping them. true recomputes whole layers. selective keeps
-    the results of matrix products and attention: it saves half as much memory and costs little time."""
-    ds_config: Annotated[str, Location.DS_CONFIG] = "zero3"
-    """DeepSpeed JSON of the policy: your own file, or the name of one in ds_configs/."""
-    reference_ds_config: Annotated[str, Location.DS_CONFIG] = "reference"
-    """DeepSpeed JSON of the reference; used with reference_mode frozen."""
-    processes: Annotated[int | None, Field(ge=1, le=1024), OPERATIONAL] = None
-    """Training processes that xlr starts on this machine. null starts one per GPU, or one on CPUs."""
-    save_steps: Annotated[int, Field(ge=0, le=1_000_000_000), OPERATIONAL] = 50
-    """Steps between checkpoints. 0 writes one only on SIGTERM or SIGUSR1, or after save_minutes."""
-    save_minutes: Annotated[float, Field(ge=0, le=1_000_000), OPERATIONAL] = 30
-    """Longest time between checkpoints, in minutes. 0 sets no such limit."""
-    save_total_limit: Annotated[int, Field(ge=1, le=1_000_000), OPERATIONAL] = 1
-    """Number of checkpoints to keep. The oldest is deleted once a new one is complete."""
-    eval_pairs: int = Field(0, ge=0, le=1_000_000_000)
-    """Pairs per language that are held out of training and evaluated instead."""
-    eval_steps: Annotated[int, Field(ge=1, le=1_000_000_000), OPERATIONAL] = 50
-    """Steps between evaluations of the held-out pairs."""
-    report_to: Annotated[tuple[Tracker, ...], OPERATIONAL] = ("tensorboard",)
-    """Experiment trackers that get the metrics, besides metrics.jsonl. Each reads its own environment variables."""
-
-
-class AlignConfig(TrainConfig):
-    """Stage 0: train pi^0 from pi_I on English preferences, with the same trainer."""
-
-    reference: Annotated[
-        Literal["start", "initial"],
-        Ignored("the align stage starts from model.initial, so both values name the same model"),
-    ] = "start"
-    """DPO reference: always model.initial, from which the align stage starts."""
-    preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
-    """English preferences with prompt, chosen and rejected, each a string or a list of messages: a file, a folder with
-    such a file named en, or a dataset, saved or on the hub."""
 
 
 class EvaluateConfig(Section):

@@ -13,7 +13,7 @@ from xlr.records import START, Example, FusedOperations
 from xlr.rewarding.facts import ScoredProbe
 from xlr.rewarding.scores import PROBES
 from xlr.run.manifests import json_of
-from xlr.settings.config import TrainConfig
+from xlr.settings.trainconfig import TrainConfig
 from xlr.training.inputs import Training
 from xlr.training.step import Trainer
 from xlr.zero import engine

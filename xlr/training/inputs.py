@@ -18,7 +18,9 @@ from xlr.run.artifact import Source
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.manifests import rows_of
-from xlr.settings.config import PreferencesConfig, TrainConfig, deciding
+from xlr.settings.config import deciding
+from xlr.settings.dataconfig import PreferencesConfig
+from xlr.settings.trainconfig import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from xlr.records import START
 from xlr.run.artifact import Artifact
 from xlr.run.files import remove, sha256, write_json
 from xlr.run.trackers import MetricsLog
-from xlr.settings.config import ModelConfig, settings
+from xlr.settings.config import settings
+from xlr.settings.modelconfig import ModelConfig
 from xlr.settings.slurmconfig import SAVING_SECONDS
 from xlr.terminal import progress
 from xlr.terminal.console import console, duration

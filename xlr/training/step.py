@@ -18,7 +18,7 @@ from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
 from xlr.model.gpus import peak_flops
 from xlr.model.logprobmodel import batch_logps
 from xlr.records import Example
-from xlr.settings.config import TrainConfig
+from xlr.settings.trainconfig import TrainConfig
 from xlr.training.facts import MetricsRow
 from xlr.training.inputs import TrainingPair, pair_costs
 from xlr.training.metrics import Metrics

@@ -6,7 +6,7 @@ from typing import Any
 from xlr.data.jsonfiles import parse
 from xlr.errors import UserError
 from xlr.foreign.texts import MIB, read
-from xlr.settings.config import TrainConfig
+from xlr.settings.trainconfig import TrainConfig
 from xlr.shipped import shipped
 
 # DeepSpeed's scheduler types -> values of lr_scheduler_type for the same schedule.

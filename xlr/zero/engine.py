@@ -41,7 +41,7 @@ from xlr.model.products import compute_repeatably
 from xlr.records import FusedOperations
 from xlr.run import pickles
 from xlr.run.files import atomic_path, remove
-from xlr.settings.config import TrainConfig
+from xlr.settings.trainconfig import TrainConfig
 from xlr.versions import FUSED, LIBRARIES, versions
 from xlr.zero import universal
 from xlr.zero.dsconfig import policy_config, reference_config

@@ -1,0 +1,47 @@
+"""Settings of prompts and preferences: where they are, and how their rows look."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from xlr.settings.schema import Location, Section
+
+
+class ColumnsConfig(Section):
+    """Names of the columns of prompts. The defaults fit most files."""
+
+    id: str | None = None
+    """The id of an instruction, the same in every language. null: instruction_id or id; if there is neither, the
+    number of the row."""
+    instruction: str | None = None
+    """The instruction. `{lang}` in the name stands for the language, where one table has a column for each. null:
+    instruction or, in such a table, the code of the language."""
+    lang: str | None = None
+    """The code of the language, where one table holds the rows of all. null: lang or language, if there is one."""
+
+
+class PromptsConfig(Section):
+    """Parallel instructions: the same ids in every language."""
+
+    path: Annotated[str, Location.DATA]
+    """Folder with one file per language, {lang}.jsonl, .json, .csv, .tsv (these also with .gz) or .parquet; or one such
+    file for all languages; or a dataset, saved or on the hub."""
+    columns: ColumnsConfig = ColumnsConfig()
+    split: str | None = None
+    """The split of a dataset. null: the split named by the language if there is one, else train."""
+    subset: str | None = None
+    """The configuration of a hub dataset that holds all languages. null: one configuration per language."""
+    limit: int | None = Field(None, ge=1, le=1_000_000_000)
+    """Number of instructions per language, counted from the start of the English file. null uses all."""
+
+
+class PreferencesConfig(Section):
+    """Preferences in a dataset. A path alone needs no section: `preferences: PATH`."""
+
+    path: Annotated[str, Location.DATA]
+    """A dataset, saved or on the hub, with the columns prompt, chosen and rejected; or files of rows."""
+    split: str | None = None
+    """The split of a dataset. null: train, or one split per language in a saved dataset that has the split en."""
+    subset: str | None = None
+    """The configuration of a hub dataset. null: its default, or one configuration per language if it has one named
+    en."""
