@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.data.preferences import load_preferences
 from xlr.maths.batching import Batch, micro_batches, token_budget_batches
 from xlr.shipped import RECIPES

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from xlr import languages
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
 from xlr.maths import logprobs
 from xlr.maths.lengthcontrol import choose_pairs

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
 from xlr.records import SampleRequest, SampleSettings
 from xlr.settings.dataconfig import PromptsConfig

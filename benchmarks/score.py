@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.cluster.environment import ALLOCATOR
-from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
 from xlr.model.products import compute_repeatably
-from xlr.records import Example, Response, ScoreTask
+from xlr.records import Conversation, Example, Response, ScoreTask, messages
 from xlr.rewarding import scores
-from xlr.rewarding.candidates import Candidate, score_candidates
+from xlr.rewarding.candidates import Candidate, score_candidates, scoring_conversation
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.files import remove, write_text
@@ -153,22 +153,21 @@ class Work:
         return [row for rows in found.values() for row in rows[:SAMPLES]]
 
     @cached_property
-    def instructions(self) -> list[str]:
+    def conversations(self) -> list[Conversation]:
         """The English instruction with the prefix, for every row."""
         prompts = self.context.prompts
-        english = {prompt.id: prompt.instruction for prompt in prompts["en"]}
+        english = {prompt.id: prompt for prompt in prompts["en"]}
         of_lang = {(prompt.lang, prompt.id): prompt for lang in LANGUAGES for prompt in prompts[lang]}
-        return [
-            scores.scoring_instruction("crosslingual", of_lang[row.lang, row.id], english[row.id]) for row in self.rows
-        ]
+        return [scoring_conversation("crosslingual", of_lang[row.lang, row.id], english[row.id]) for row in self.rows]
 
     @cached_property
     def examples(self) -> list[Example]:
         """Every prompt once, with its responses."""
-        responses: dict[str, list[tuple[int, ...]]] = defaultdict(list)
-        for row, instruction in zip(self.rows, self.instructions, strict=True):
-            responses[instruction].append(self.context.encoder.response(row.response))
-        return [Example(self.context.encoder.prompt(text), tuple(each)) for text, each in responses.items()]
+        encoder = self.context.encoder
+        responses: dict[Conversation, list[tuple[int, ...]]] = defaultdict(list)
+        for row, asked in zip(self.rows, self.conversations, strict=True):
+            responses[asked].append(encoder.response(row.response))
+        return [Example(encoder.prompt_of(messages(asked)), tuple(each)) for asked, each in responses.items()]
 
 
 class Contestant:
@@ -220,7 +219,7 @@ def plain(work: Work) -> Callable[[], list[list[float]]]:
         found: list[list[float]] = []
         for start in range(0, len(work.rows), PLAIN_ROWS):
             batch = slice(start, start + PLAIN_ROWS)
-            prompts = [encoder.prompt(text) for text in work.instructions[batch]]
+            prompts = [encoder.prompt_of(messages(asked)) for asked in work.conversations[batch]]
             responses = [encoder.response(row.response) for row in work.rows[batch]]
             width = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
             input_ids_RT = torch.full((len(prompts), width), encoder.terminator_id)
@@ -251,7 +250,7 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
     target = replace(scores.artifact(context, 1), folder=work.folder / work.name / "scores")
     models = (context.model(0), context.model(-1))
     texts = [row.response for row in work.rows]
-    candidates = list(map(Candidate, work.rows, texts, work.instructions))
+    candidates = list(map(Candidate, work.rows, texts, work.conversations, texts))
     dtype, langs = context.config.scoring_dtype, tuple(LANGUAGES)
     first = {
         number: ScoreTask(models, (Example(one.prompt, one.responses[:1]),), dtype, ((text,),), langs)

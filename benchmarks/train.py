@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.model.products import compute_repeatably
 from xlr.records import Response
 from xlr.run.files import read_json, write_text

@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"run"},
     {"leases"},
     {"cluster"},
-    {"model", "data"},
+    {"model", "data", "chat"},
     {"packing"},
     {"settings"},
     {"terminal", "languages", "shipped", "stages", "versions"},

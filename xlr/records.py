@@ -1,7 +1,8 @@
 """The row type on each arrow of the data flow (prompts -> responses -> scores -> pairs), and what workers are given."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -30,9 +31,53 @@ class Message(TypedDict):
     content: str
 
 
+class Turn(NamedTuple):
+    """A message that can be compared and be a key."""
+
+    role: str
+    content: str
+
+
+Conversation: TypeAlias = tuple[Turn, ...]
+
+
+def messages(conversation: Conversation) -> list[Message]:
+    """A conversation in the form chat templates read."""
+    return [{"role": turn.role, "content": turn.content} for turn in conversation]
+
+
+def turns(messages: Sequence[Message]) -> Conversation:
+    """Messages as a conversation that can be compared and be a key."""
+    return tuple(Turn(message["role"], message["content"]) for message in messages)
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """An instruction; the same `id` in every language."""
+
+    id: str
+    lang: str
+    instruction: str
+    history: Conversation = ()
+    """The turns before the instruction: a system message, and those of the conversation that it continues."""
+
+    @property
+    def conversation(self) -> Conversation:
+        """The turns that the response follows."""
+        return (*self.history, Turn("user", self.instruction))
+
+    @property
+    def transcript(self) -> str:
+        """The instruction for a reader: after the earlier turns of user and assistant, if there are some."""
+        turns = [turn for turn in self.conversation if turn.role != "system"]
+        if len(turns) == 1:
+            return self.instruction
+        return "\n\n".join(f"{turn.role.title()}: {turn.content}" for turn in turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The instruction of a held-out prompt, as it stands beside the answers."""
 
     id: str
     lang: str

@@ -74,7 +74,7 @@ def test_the_shipped_prompts_are_parallel() -> None:
         (rows(("a", "A")), [], r"es has no instructions; add some, or remove the language"),
         (rows(("a", "A")), rows(("a", "\u200b\u2060\x01")), r"es\.jsonl:1: the instruction 'a' is empty: .*visible"),
         (rows(("a", "A")), [{"id": "a", "prompt": "á"}], r"no column 'instruction' \(it has id, prompt\); name"),
-        (rows(("a", "A")), [{"id": "a", "instruction": ["á"]}], r"es\.jsonl:1: the instruction 'a' is empty"),
+        (rows(("a", "A")), [{"id": "a", "instruction": ["á"]}], r"es\.jsonl:1: instruction: a message has no content"),
         (rows(("a", "A")), rows(("a", "á\0")), r"es\.jsonl:1: instruction contains the control character .u0000"),
         (rows(("a", "A")), [{"id": True, "instruction": "x"}], r"es\.jsonl:1: id is true; an id is a text or a whole"),
         (rows(("a", "A")), [{"id": 1.0, "instruction": "x"}], r"es\.jsonl:1: id is 1\.0; an id is"),

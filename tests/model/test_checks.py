@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.foreign import modelfiles
 from xlr.model.checks import generation_eos, positions, require_model

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import Cli
 from tests.rows import read_rows
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
 from xlr.maths.noise import allowed_difference, allowed_loss_difference
 from xlr.model.logprobmodel import LogprobModel

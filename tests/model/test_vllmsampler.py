@@ -21,7 +21,7 @@ from tests import tiny
 from tests.conftest import Cli, missing
 from tests.rows import read_rows
 from tests.waiting import descendants, wait_until
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.evaluation import judgements
 from xlr.judging import endpoint, servedjudge

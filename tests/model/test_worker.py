@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.model import weights
 from xlr.model.logprobmodel import require_sound_logps

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from xlr.data.encoding import ChatEncoder
+from xlr.chat.encoding import ChatEncoder
 from xlr.errors import UserError
 from xlr.model import logprobmodel
 from xlr.model.logprobmodel import LogprobModel

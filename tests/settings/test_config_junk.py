@@ -146,7 +146,7 @@ def test_a_text_that_is_empty_or_has_control_characters_is_refused(dotted: str) 
 
 def test_lines_are_for_commands_and_requests_only() -> None:
     lined = {dotted for dotted, field in FIELDS.items() if marks(field, Lines)}
-    assert lined == {"slurm.setup", "judge.serve", "judge.extra_body"}
+    assert lined == {"model.system_prompt", "slurm.setup", "judge.serve", "judge.extra_body"}
     setup = Config.model_validate(nested("slurm.setup", ["module load x\nmodule load y\n", ""])).slurm.setup
     assert setup == ("module load x\nmodule load y\n", "")
 

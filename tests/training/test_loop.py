@@ -24,9 +24,9 @@ from tests.conftest import Cli, tiny_tree
 from tests.rows import read_rows, reseal
 from tests.training.conftest import OnlyRank
 from tests.waiting import ranks_of, wait_until
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.cluster.preemption import EXIT_CODE
 from xlr.cluster.ranks import Ranks
-from xlr.data.encoding import ChatEncoder, load_tokenizer
 from xlr.data.preferences import load_preferences
 from xlr.errors import UserError
 from xlr.records import Example, ReferenceLogps

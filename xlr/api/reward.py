@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlr import languages
-from xlr.data.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.maths.batching import token_budget_batches
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward

@@ -11,7 +11,7 @@ from xlr import languages
 from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
 from xlr.foreign.texts import shown
 from xlr.languages import ENGLISH
-from xlr.records import Prompt
+from xlr.records import Prompt, messages
 from xlr.run.context import Context
 from xlr.terminal.console import console
 
@@ -44,16 +44,17 @@ def check(context: Context) -> Iterator[Found]:
     for name, prompts in sections.items():
         for lang, own in prompts.items():
             yield _found(context, name, lang, own, len(prompts[ENGLISH]))
-    config = context.config
+    config, system = context.config, context.config.model.system_prompt
     if given := context.pinned(config.align.preferences):
-        yield _of_preferences(context, "align.preferences", ENGLISH, load_preferences(given))
+        yield _of_preferences(context, "align.preferences", ENGLISH, load_preferences(given, system))
     if given := context.pinned(config.evaluate.preferences):
-        for lang, parallel in load_parallel_preferences(given).items():
+        for lang, parallel in load_parallel_preferences(given, system).items():
             yield _of_preferences(context, "evaluate.preferences", lang, [one.own for one in parallel])
 
 
 def _found(context: Context, source: str, lang: str, prompts: Sequence[Prompt], english: int) -> Found:
-    return _of_tokens(context, source, lang, [context.encoder.prompt(one.instruction) for one in prompts], english)
+    ids = [context.encoder.prompt_of(messages(one.conversation)) for one in prompts]
+    return _of_tokens(context, source, lang, ids, english)
 
 
 def _of_preferences(context: Context, source: str, lang: str, preferences: Sequence[Preference]) -> Found:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from xlr.data.conversations import with_system
 from xlr.errors import UserError
 from xlr.foreign.texts import shown
 from xlr.model.quiet import quiet
@@ -45,8 +46,11 @@ class Answer:
 
 
 @quiet()
-def answer(context: Context, instruction: str, models: Sequence[ModelKey], seed: int) -> list[Answer]:
+def answer(context: Context, instruction: str, lang: str, models: Sequence[ModelKey], seed: int) -> list[Answer]:
     """Sample an answer of each model, printing its tokens as they come.
+
+    Args:
+        lang: the language whose system message the models get.
 
     Raises:
         UserError: a model is not finished, or cannot be opened.
@@ -64,7 +68,7 @@ def answer(context: Context, instruction: str, models: Sequence[ModelKey], seed:
     initial, found = load(INITIAL), []
     for model in models:
         console.print(f"\n{name_of(model)}")
-        found.append(_answer(context, instruction, model, load(model), initial, seed))
+        found.append(_answer(context, instruction, lang, model, load(model), initial, seed))
         ending = "" if found[-1].finished else ", cut off at evaluate.max_new_tokens"
         console.print(f"\n  reward {found[-1].reward:+.1f} nats{ending}")
     return found
@@ -75,7 +79,9 @@ def name_of(model: ModelKey) -> str:
     return f"π{model}" if isinstance(model, int) else model
 
 
-def _answer(context: Context, instruction: str, model: ModelKey, policy: Any, initial: Any, seed: int) -> Answer:
+def _answer(
+    context: Context, instruction: str, lang: str, model: ModelKey, policy: Any, initial: Any, seed: int
+) -> Answer:
     from xlr.model.streaming import stream
 
     section, encoder = context.config.evaluate, context.encoder
@@ -87,7 +93,8 @@ def _answer(context: Context, instruction: str, model: ModelKey, policy: Any, in
     pieces: list[tuple[str, float]] = []
     said, waiting, reward, finished = "", 0.0, 0.0, False
     row = row_seed(seed, 0, "", instruction, 0)
-    for step in stream(policy, initial, encoder.prompt(instruction), settings, row):
+    asked = with_system([{"role": "user", "content": instruction}], context.config.model.system_prompt, lang)
+    for step in stream(policy, initial, encoder.prompt_of(asked), settings, row):
         reward += step.log_ratio
         if step.token in settings.stop_ids:
             finished = True

@@ -12,6 +12,7 @@ import typer
 
 from xlr.commands.stagecommands import IterationOption, Overrides, Source, model_key, open_context
 from xlr.errors import UserError
+from xlr.languages import ENGLISH
 
 _EXPORTED_ROWS = 1024  # in memory at a time
 _WATCH_SECONDS = 5
@@ -138,6 +139,9 @@ def try_command(
             help="Models to ask: iterations (0 is pi^0) or names in evaluate.models; by default 0 and the last."
         ),
     ] = "",
+    lang: Annotated[
+        str, typer.Option(help="Language of the instruction, where model.system_prompt has a text for each.")
+    ] = ENGLISH,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     page: Annotated[
         Path | None, typer.Option("--html", help="Also write the answers side by side to this file.")
@@ -155,6 +159,6 @@ def try_command(
     if unknown:
         have = ", ".join(map(str, context.config.evaluated_models))
         raise UserError(f"--models {unknown[0]}: not a model of this run, which has {have}")
-    answers = tryout.answer(context, instruction, asked, seed)
+    answers = tryout.answer(context, instruction, lang, asked, seed)
     if page:
         tryout.write_page(page, instruction, answers)

@@ -1,1 +1,1 @@
-"""What a run is given: reads prompts, preferences, tokenizers and chat templates; writes nothing."""
+"""What a run is given: reads prompts and preferences; writes nothing."""

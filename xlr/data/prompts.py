@@ -7,30 +7,39 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from xlr.data.conversations import prompt_messages, with_system
 from xlr.data.fields import identifier, is_text, require_no_nul
 from xlr.data.jsonfiles import Row
 from xlr.data.promptrows import own_rows
 from xlr.data.tables import language_source
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
-from xlr.records import Prompt
+from xlr.records import Conversation, Prompt, Turn, messages, turns
 from xlr.settings.dataconfig import PromptsConfig
+from xlr.settings.modelconfig import SystemPrompt
 
 _IDS = ("instruction_id", "id")
+_INSTRUCTIONS = ("instruction", "messages")
+_INPUT = "input"
 
 
 @dataclass(frozen=True)
 class _Instructions:
     """The instructions of a language."""
 
-    by_id: dict[str, str]
+    by_id: dict[str, Conversation]
     """In the order of the source."""
     numbered: bool
     """Whether the rows have no ids, so that their numbers are the ids."""
 
 
-def load_prompts(section: PromptsConfig, languages: Iterable[str]) -> dict[str, list[Prompt]]:
+def load_prompts(
+    section: PromptsConfig, languages: Iterable[str], system: SystemPrompt = None
+) -> dict[str, list[Prompt]]:
     """The instructions of each language, and of English, in which every instruction must exist.
+
+    Args:
+        system: the system message of prompts that have none, or that of each language.
 
     Returns:
         lang -> prompts in the order of the English ids; a language may lack some of them.
@@ -53,12 +62,17 @@ def load_prompts(section: PromptsConfig, languages: Iterable[str]) -> dict[str, 
                 f"{section.path}: the id {unknown!r} is in {lang} but not in English; every instruction needs an "
                 f"English version: add it to English, or remove it from {lang}"
             )
-        kept[lang] = [Prompt(key, lang, table[lang][key]) for key in order if key in table[lang]]
+        kept[lang] = [_prompt(key, lang, table[lang][key], system) for key in order if key in table[lang]]
         if not kept[lang]:
             raise UserError(
                 f"{section.path}: {lang} has none of the first {len(order)} English ids; raise prompts.limit"
             )
     return kept
+
+
+def _prompt(key: str, lang: str, conversation: Conversation, system: SystemPrompt) -> Prompt:
+    *history, last = turns(with_system(messages(conversation), system, lang))
+    return Prompt(key, lang, last.content, tuple(history))
 
 
 def _require_parallel(section: PromptsConfig, found: Mapping[str, _Instructions]) -> None:
@@ -82,13 +96,15 @@ def _require_parallel(section: PromptsConfig, found: Mapping[str, _Instructions]
             )
 
 
-def load_held_out(section: PromptsConfig, languages: Iterable[str]) -> dict[str, list[Prompt]]:
+def load_held_out(
+    section: PromptsConfig, languages: Iterable[str], system: SystemPrompt = None
+) -> dict[str, list[Prompt]]:
     """Like `load_prompts`, but every language must have all ids, so that means over languages are comparable.
 
     Raises:
         UserError: as `load_prompts`, or a language lacks an id.
     """
-    prompts = load_prompts(section, languages)
+    prompts = load_prompts(section, languages, system)
     for lang, own in prompts.items():
         known = {prompt.id for prompt in own}
         lacking = next((prompt.id for prompt in prompts[ENGLISH] if prompt.id not in known), None)
@@ -120,7 +136,11 @@ class PromptRows:
 
 @cache
 def _rows_digest(section: PromptsConfig, lang: str, _modified_ns: int) -> str:
-    rows = _read_language(section, lang).by_id
+    # An instruction alone as its text, as in older versions, so that runs of these go on.
+    rows = {
+        key: found[0].content if len(found) == 1 else found
+        for key, found in _read_language(section, lang).by_id.items()
+    }
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -135,7 +155,7 @@ def sources(section: PromptsConfig, languages: Iterable[str]) -> dict[str, Path 
 
 def _read_language(section: PromptsConfig, lang: str) -> _Instructions:
     columns = section.columns
-    found: dict[str, str] = {}
+    found: dict[str, Conversation] = {}
     numbered = False
     for index, (position, row) in enumerate(own_rows(section, lang)):
         name = columns.id or next((name for name in _IDS if name in row), None)
@@ -147,25 +167,31 @@ def _read_language(section: PromptsConfig, lang: str) -> _Instructions:
         key = str(index + 1) if numbered or name is None else identifier(row[name], position, name)
         if key in found:
             raise UserError(f"{position}: duplicate id {key!r}; ids must be unique in a language")
-        found[key] = _instruction(row, columns.instruction or "instruction", key, position, lang)
+        found[key] = _conversation(row, columns.instruction, key, position, lang)
     if not found:
         raise UserError(f"{section.path}: {lang} has no instructions; add some, or remove the language")
     return _Instructions(found, numbered)
 
 
-def _instruction(row: Row, column: str, key: str, position: str, lang: str) -> str:
-    name = column.replace("{lang}", lang)
+def _conversation(row: Row, column: str | None, key: str, position: str, lang: str) -> Conversation:
+    """The instruction of a row, after its `input` if it has one; or the conversation that the row holds."""
+    given = column.replace("{lang}", lang) if column else None
+    name = given or next((name for name in _INSTRUCTIONS if name in row), _INSTRUCTIONS[0])
     if name not in row:
         raise UserError(
             f"{position}: the row has no column {name!r}{_there(row)}; name the one with the instruction in "
             "prompts.columns.instruction"
         )
-    if not is_text(row[name]):
+    value, further = row[name], row.get(_INPUT)
+    if isinstance(value, list):
+        return turns(prompt_messages(value, f"{position}: {name}"))
+    if not is_text(value):
         raise UserError(
-            f"{position}: the instruction {key!r} is empty: `{name}` must be a text with a visible character; fill it "
-            "in, or remove it from every language"
+            f"{position}: the instruction {key!r} is empty: `{name}` must be a text with a visible character, or a "
+            "list of messages; fill it in, or remove it from every language"
         )
-    return require_no_nul(str(row[name]), position, name)
+    text = f"{value}\n\n{further}" if is_text(further) else str(value)
+    return (Turn("user", require_no_nul(text, position, name)),)
 
 
 def _there(row: Row) -> str:

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from xlr.chat.format import chat_settings
 from xlr.data.preferencerows import preference_sources
 from xlr.data.prompts import sources
 from xlr.evaluation import preferences
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
 from xlr.languages import ENGLISH
-from xlr.records import INITIAL, START, ModelKey, PreferenceLogps, Prompt, Response, Score
+from xlr.records import INITIAL, START, ModelKey, PreferenceLogps, Prompt, Question, Response, Score
 from xlr.rewarding import room
-from xlr.rewarding.candidates import Candidate, score_candidates, scoring_instruction
+from xlr.rewarding.candidates import candidate, score_candidates, scoring_conversation
 from xlr.rewarding.responses import Sampling
 from xlr.rewarding.scores import require_scorable
 from xlr.rewarding.scoretotals import reward_facts
@@ -74,6 +75,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
             "score.batch_tokens": config.score.batch_tokens,
             "score.dtype": config.score.dtype,
             "score.max_length": config.score.max_length,
+            **chat_settings(config.model),
         },
         inputs(),
         {lang: inputs(lang) for lang in langs},
@@ -154,7 +156,8 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         require_each_once(folder / "scores", filled - dropped.keys)
         kept.link_into(folder)
         if context.questions:
-            write_rows(folder / "prompts.parquet", Prompt, context.questions)
+            asked_rows = [Question(one.id, one.lang, one.instruction) for one in context.questions]
+            write_rows(folder / "prompts.parquet", Question, asked_rows)
         write_json(folder / "eval.json", facts)
     target.finish(len(context.questions), facts, context.clock, {"scored": sum(row.num_tokens for row in scored)})
     target.remove_pieces()
@@ -203,15 +206,17 @@ def _answer(
         batch_size=context.config.generate.batch_size,
     )
     wanted = [(prompt, 0) for prompt in asked]
-    sampling = Sampling(context, context.model(model), generate, _SEED_ITERATION, context.encoder_of(model))
+    encoder = context.encoder_of(model)
+    sampling = Sampling(context, context.model(model), generate, _SEED_ITERATION, encoder)
     shards = sampling.shards(wanted, {})
     answers = sampling.compute(target, "responses", shards, f"evaluate {model}: answer").rows()
-    english = {prompt.id: prompt.instruction for prompt in context.held_out[ENGLISH]}
-    candidates = [
-        Candidate(row, row.response, scoring_instruction("crosslingual", prompt, english[prompt.id]))
+    english = {prompt.id: prompt for prompt in context.held_out[ENGLISH]}
+    thinking = context.config.model.thinking
+    given = [
+        candidate(row, scoring_conversation("crosslingual", prompt, english[prompt.id]), encoder, thinking)
         for row, (prompt, _) in zip(answers, wanted, strict=True)
-        if row.response.strip()
     ]
+    candidates = [one for one in given if one.text.strip()]
     scored = score_candidates(
         context,
         target,

@@ -58,10 +58,14 @@ def load(context: Context) -> Answers:
 
 
 def model_answers(context: Context, key: ModelKey) -> Answers:
-    """The answers of a model whose evaluation is finished."""
+    """The answers of a model whose evaluation is finished, without the blocks in which it thought."""
     folder = context.run.iteration(key)
     rows = rows_of(folder / "eval", Response, "responses/*")
-    return Answers(folder.name, {(row.lang, row.id): row.response for row in rows})
+    texts = {(row.lang, row.id): row.response for row in rows}
+    if context.config.model.thinking != "skipped":
+        encoder = context.encoder_of(key)
+        texts = {prompt: text[len(encoder.thought(text)) :] for prompt, text in texts.items()}
+    return Answers(folder.name, texts)
 
 
 def reference_outputs(path: str, prompts: Sequence[Prompt]) -> Answers:

@@ -94,7 +94,7 @@ def check(context: Context) -> None:
     judge = context.config.judge
     template = question.load(judge.template)
     shortest = {
-        f"{prompt.lang} {prompt.id!r}": question.fill(template, prompt.instruction, "", "", languages.name(prompt.lang))
+        f"{prompt.lang} {prompt.id!r}": question.fill(template, prompt.transcript, "", "", languages.name(prompt.lang))
         for prompt in context.questions
     }
     if judge.backend == "transformers":
@@ -194,7 +194,7 @@ def _ask(
 
 def _question(template: list[Message], one: _Comparison, swapped: bool) -> list[Message]:
     first, second = (one.model, one.baseline) if swapped else (one.baseline, one.model)
-    return question.fill(template, one.prompt.instruction, first, second, languages.name(one.prompt.lang))
+    return question.fill(template, one.prompt.transcript, first, second, languages.name(one.prompt.lang))
 
 
 def _judge_name(judge: JudgeConfig) -> str:

@@ -54,7 +54,7 @@ def check(context: Context, given: str | PreferencesConfig) -> None:
         UserError: one cannot, or does not; names it.
     """
     limit = room.positions_of_run(context)
-    pairs = [one.pair for one in _asked(given)]
+    pairs = [one.pair for one in _asked(context, given)]
     room.require_preferences(context.encoder, path_of(given), pairs, limit, "evaluate.preferences")
 
 
@@ -72,7 +72,7 @@ def measure(
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
         without: languages that are left out.
     """
-    asked = [one for one in _asked(given) if one.lang not in without]
+    asked = [one for one in _asked(context, given) if one.lang not in without]
     reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
     policy = context.model(iteration)
     rows = resumable_logps(
@@ -137,11 +137,11 @@ def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
     }
 
 
-def _asked(given: str | PreferencesConfig) -> list[_Asked]:
+def _asked(context: Context, given: str | PreferencesConfig) -> list[_Asked]:
     """The preferences of each language in each mode, in that order. In English all modes ask the same."""
     return [
         _Asked(lang, mode, _under(mode, lang, one))
-        for lang, own in load_parallel_preferences(given).items()
+        for lang, own in load_parallel_preferences(given, context.config.model.system_prompt).items()
         for mode in (("multilingual",) if lang == ENGLISH else _MODES)
         for one in own
     ]

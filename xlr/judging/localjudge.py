@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.judging import question
 from xlr.records import Example, Message, Scored, Verdict

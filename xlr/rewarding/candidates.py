@@ -1,23 +1,28 @@
 """Scores candidates: texts under instructions, by the log-ratio of two models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 from xlr import languages
-from xlr.data.encoding import load_tokenizer, require_same_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
 from xlr.data.quality import repetition
 from xlr.maths.batching import even_batches
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
-from xlr.records import Example, Prompt, Response, Score, Scored
+from xlr.records import Conversation, Example, Prompt, Response, Score, Scored, messages
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.settings.config import Reward
+from xlr.settings.modelconfig import Thinking
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, by_language
+
+_Before: TypeAlias = tuple[Conversation, str]
+"""What a scored text follows: a conversation, and the block in which the model thought."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +32,44 @@ class Candidate:
     row: Response
     text: str
     """The scored text: the response or its translation."""
-    instruction: str
-    """The instruction that the text is scored under."""
+    asked: Conversation
+    """The conversation that the text is scored in."""
+    answer: str
+    """The response without the block in which the model thought."""
+    thought: str = ""
+    """What stands before the text in the response and is not scored."""
+
+    @property
+    def before(self) -> _Before:
+        """What the scored text follows."""
+        return self.asked, self.thought
 
 
-def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
-    """The instruction that a response is scored under in each reward mode.
+def candidate(row: Response, asked: Conversation, encoder: ChatEncoder, thinking: Thinking) -> Candidate:
+    """A response that is to be scored in a conversation.
 
     Args:
-        english: the same instruction in English.
+        encoder: that of the model that gave it.
+    """
+    thought = encoder.thought(row.response)
+    answer = row.response[len(thought) :]
+    if thinking == "unscored":
+        return Candidate(row, answer, asked, answer, thought)
+    return Candidate(row, row.response, asked, answer)
+
+
+def scoring_conversation(mode: Reward, prompt: Prompt, english: Prompt) -> Conversation:
+    """The conversation that a response is scored in, in each reward mode.
+
+    Args:
+        english: the same prompt in English.
     """
     if mode == "multilingual":
-        return prompt.instruction
+        return prompt.conversation
     if mode == "translate":
-        return english
-    return crosslingual_instruction(english, prompt.lang, languages.name(prompt.lang))
+        return english.conversation
+    instruction = crosslingual_instruction(english.instruction, prompt.lang, languages.name(prompt.lang))
+    return replace(english, instruction=instruction).conversation
 
 
 def score_candidates(
@@ -75,7 +103,7 @@ def score_shards(
 ) -> Finished[Score]:
     """The log-ratio of every candidate that is not longer than `score.max_length` and the models' positions.
 
-    Candidates with the same instruction share a batch, so that the instruction is computed once.
+    Candidates with the same prompt share a batch, so that the prompt is computed once.
 
     Returns:
         Scores of each shard, in the order of its candidates.
@@ -85,7 +113,8 @@ def score_shards(
     """
     encoder = context.encoder
     for name in {policy, reference} - {encoder.name}:
-        require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name)
+        templates = context.config.model.chat_template is None
+        require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name, templates)
     models, dtype = (policy, reference), context.config.scoring_dtype
     plans = [shard.replanned(partial(_plan, context, limit(context)[0])) for shard in shards]
     return resumable_logps(context, target, "parts", models, dtype, Score, plans, label, "responses")
@@ -102,14 +131,16 @@ def limit(context: Context) -> tuple[int, str]:
 def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Scoring[Score]:
     """The examples of candidates, without those that have more than `longest` tokens with their prompt."""
     encoder = context.encoder
-    prompt_ids = {text: encoder.prompt(text) for text in {candidate.instruction for candidate in candidates}}
-    response_ids = encoder.responses([candidate.text for candidate in candidates])
-    members: dict[str, list[int]] = {}
-    for index, candidate in enumerate(candidates):
-        if len(prompt_ids[candidate.instruction]) + len(response_ids[index]) <= longest:
-            members.setdefault(candidate.instruction, []).append(index)
+    conversations = {one.asked for one in candidates}
+    asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in conversations}
+    prompt_ids = {one.before: asked_ids[one.asked] + encoder.beginning(one.thought) for one in candidates}
+    response_ids = encoder.responses([one.text for one in candidates])
+    members: dict[_Before, list[int]] = {}
+    for index, one in enumerate(candidates):
+        if len(prompt_ids[one.before]) + len(response_ids[index]) <= longest:
+            members.setdefault(one.before, []).append(index)
     groups = _groups(prompt_ids, response_ids, members, context.config.score.batch_tokens)
-    examples = [Example(prompt_ids[text], tuple(response_ids[i] for i in group)) for text, group in groups]
+    examples = [Example(prompt_ids[before], tuple(response_ids[i] for i in group)) for before, group in groups]
 
     def to_rows(number: int, scored: Scored) -> list[Score]:
         found = zip(groups[number][1], examples[number].responses, scored.logps, scored.languages, strict=True)
@@ -122,7 +153,7 @@ def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Sc
         examples,
         [[candidates[index].row.key for index in group] for _, group in groups],
         to_rows,
-        [[candidates[index].row.response for index in group] for _, group in groups],
+        [[candidates[index].answer for index in group] for _, group in groups],
         sorted({candidate.row.lang for candidate in candidates}),
         [group for _, group in groups],
     )
@@ -141,23 +172,23 @@ def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_refer
         logp_reference,
         implicit_reward(logp_policy, logp_reference),
         num_tokens,
-        len(row.response),
+        len(row.response) - len(candidate.thought),
         language,
         repetition(row.token_ids),
     )
 
 
 def _groups(
-    prompt_ids: Mapping[str, tuple[int, ...]],
+    prompt_ids: Mapping[_Before, tuple[int, ...]],
     response_ids: Sequence[tuple[int, ...]],
-    members: Mapping[str, list[int]],
+    members: Mapping[_Before, list[int]],
     budget: int,
-) -> list[tuple[str, list[int]]]:
-    """Each instruction with indices of its responses, in several groups if all would exceed the budget of tokens."""
-    groups: list[tuple[str, list[int]]] = []
-    for instruction, indices in members.items():
-        left = budget - len(prompt_ids[instruction])
+) -> list[tuple[_Before, list[int]]]:
+    """What responses follow, with indices of the responses, in several groups if all would exceed the token budget."""
+    groups: list[tuple[_Before, list[int]]] = []
+    for before, indices in members.items():
+        left = budget - len(prompt_ids[before])
         lengths = [len(response_ids[i]) for i in indices]
         for batch in even_batches(lengths, max(left, 1)):
-            groups.append((instruction, sorted(indices[i] for i in batch)))
+            groups.append((before, sorted(indices[i] for i in batch)))
     return groups

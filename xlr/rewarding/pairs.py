@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from xlr.chat.format import chat_settings
 from xlr.data.prompts import sources
 from xlr.data.quality import without
 from xlr.errors import UserError
-from xlr.records import Pair, Prompt, Score
+from xlr.records import Pair, Prompt, Score, messages
 from xlr.rewarding import scores
 from xlr.rewarding.facts import PairFacts, PairStageFacts
 from xlr.run.artifact import Artifact
@@ -37,7 +38,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
         "pair",
         deciding(config.pair, "pair")
         | deciding(config.prompts.columns, "prompts.columns")
-        | {"languages": list(config.languages)},
+        | {"languages": list(config.languages), **chat_settings(config.model)},
         {
             "scores": context.run.iteration(iteration) / "scores",
             **sources(context.pinned(config.prompts), config.languages),
@@ -177,7 +178,7 @@ def _pair(prompt: Prompt, chosen: Score, rejected: Score, alpha: float) -> Pair:
     return Pair(
         prompt.id,
         prompt.lang,
-        [{"role": "user", "content": prompt.instruction}],
+        messages(prompt.conversation),
         [{"role": "assistant", "content": chosen.response}],
         [{"role": "assistant", "content": rejected.response}],
         chosen.reward - alpha * chosen.num_chars,

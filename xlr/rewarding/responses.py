@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from xlr.data.encoding import ChatEncoder
+from xlr.chat.encoding import ChatEncoder
+from xlr.chat.format import chat_settings
 from xlr.data.prompts import sources
 from xlr.maths.batching import Batch
-from xlr.records import Prompt, Response, RowKey, SampleRequest, SampleSettings, SampleTask, row_key
+from xlr.records import Prompt, Response, RowKey, SampleRequest, SampleSettings, SampleTask, messages, row_key
 from xlr.rewarding import room, samplingplan
 from xlr.rewarding.facts import GenerateFacts, ResponseFacts
 from xlr.run.artifact import Artifact
@@ -50,6 +51,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
             "prompts.limit": config.prompts.limit,
             **deciding(config.prompts.columns, "prompts.columns"),
             "model.dtype": config.model.dtype,
+            **chat_settings(config.model),
         },
         {"policy": context.model(iteration - 1), **sources(context.pinned(config.prompts), config.languages)},
         {
@@ -198,7 +200,7 @@ class Sampling:
     def _prompt_ids(self, wanted: samplingplan.Wanted) -> dict[Prompt, "array[int]"]:
         # As arrays, which take 4 bytes a token: a list of Python's integers takes up to 36.
         prompts = {prompt for prompt, _ in wanted}
-        return {prompt: array("I", self.encoder.prompt(prompt.instruction)) for prompt in prompts}
+        return {prompt: array("I", self.encoder.prompt_of(messages(prompt.conversation))) for prompt in prompts}
 
     def _work(
         self, wanted: samplingplan.Wanted, ids: Mapping[Prompt, "array[int]"], batches: Sequence[Batch]

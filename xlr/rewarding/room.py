@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from xlr.data.encoding import ChatEncoder
+from xlr.chat.encoding import ChatEncoder
 from xlr.data.preferences import Preference
 from xlr.errors import UserError
-from xlr.records import INITIAL, Prompt
+from xlr.records import INITIAL, Conversation, Prompt, messages
 from xlr.run.context import Context
 
-Named = tuple[str, str]
-"""How messages name a prompt, and its instruction."""
+Named = tuple[str, Conversation]
+"""How messages name a prompt, and its turns."""
 
 
 def positions_of_run(context: Context) -> int | None:
@@ -22,7 +22,7 @@ def positions_of_run(context: Context) -> int | None:
 
 def named(prompts: Iterable[Prompt]) -> list[Named]:
     """Prompts by language and id."""
-    return [(f"{prompt.lang} {prompt.id!r}", prompt.instruction) for prompt in prompts]
+    return [(f"{prompt.lang} {prompt.id!r}", prompt.conversation) for prompt in prompts]
 
 
 def require_room(
@@ -138,5 +138,5 @@ def _leave_out(setting: str, positions: int) -> str:
 
 def _beyond(encoder: ChatEncoder, prompts: Sequence[Named], limit: int) -> list[tuple[str, int]]:
     """The prompts that are longer than a limit, and their tokens."""
-    found = ((where, encoder.tokens_beyond([{"role": "user", "content": text}], limit)) for where, text in prompts)
+    found = ((where, encoder.tokens_beyond(messages(asked), limit)) for where, asked in prompts)
     return [(where, tokens) for where, tokens in found if tokens is not None]

@@ -5,22 +5,23 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from xlr import languages
-from xlr.data.encoding import load_tokenizer, require_same_tokenizer
+from xlr.chat.encoding import load_tokenizer, require_same_tokenizer
+from xlr.chat.format import chat_settings
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import load_config
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
-from xlr.records import INITIAL, Prompt, Response, RowKey, Score, row_key
+from xlr.records import INITIAL, Conversation, Prompt, Response, Score, messages, row_key
 from xlr.rewarding import responses, room
-from xlr.rewarding.candidates import Candidate, limit, score_shards, scoring_instruction
+from xlr.rewarding.candidates import Candidate, candidate, limit, score_shards, scoring_conversation
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
 from xlr.rewarding.scoretotals import ScoreTotals
 from xlr.run.artifact import Artifact, Part
@@ -55,7 +56,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
         run,
         context.run.iteration(iteration) / "scores",
         "score",
-        deciding(config.score, "score") | {"model.dtype": config.model.dtype},
+        deciding(config.score, "score") | {"model.dtype": config.model.dtype, **chat_settings(config.model)},
         {"responses": sampled, **models},
         {lang: {"responses": Part(run, sampled, lang), **models} for lang in _scored_languages(config)},
     )
@@ -75,7 +76,8 @@ def check(context: Context) -> None:
     require_usable(config.model.fused_operations, load_config(initial))
     require_attention(initial, config.model.attn_implementation)
     if config.model.aligned:
-        require_same_tokenizer(context.encoder.tokenizer, tokenizer, context.encoder.name, initial)
+        templates = config.model.chat_template is None
+        require_same_tokenizer(context.encoder.tokenizer, tokenizer, context.encoder.name, initial, templates)
     prompts = [prompt for lang in config.languages for prompt in context.prompts[lang]]
     require_scorable(context, config.score.reward, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
     if config.score.reward == "translate":
@@ -112,9 +114,10 @@ def require_scorable(
     Raises:
         UserError: a longer sequence would be scored; names its prompt.
     """
-    of_english = {prompt.id: prompt.instruction for prompt in english}
+    of_english = {prompt.id: prompt for prompt in english}
     asked = [
-        (f"{prompt.lang} {prompt.id!r}", scoring_instruction(mode, prompt, of_english[prompt.id])) for prompt in prompts
+        (f"{prompt.lang} {prompt.id!r}", scoring_conversation(mode, prompt, of_english[prompt.id]))
+        for prompt in prompts
     ]
     positions, length = room.positions_of_run(context), context.config.score.max_length
     room.require_max_length(context.encoder, asked, positions, new_tokens, "score.max_length", length)
@@ -195,10 +198,12 @@ class InMode:
 
     shards: Sequence[Shard[Sequence[Response]]]
     scores: Finished[Score]
-    translations: Finished[Response] | None
-    """In mode translate, of the responses that are not empty."""
+    candidates: Callable[[str, Sequence[Response]], list[Candidate]]
+    """What of a shard's responses was to be scored."""
+    no_text: str
+    """Why a response that is not empty gave nothing to score."""
     too_long: str
-    """Why the other responses without a score have none."""
+    """Why what was to be scored has no score."""
 
     def by_shard(self, dropped: Dropped) -> Iterator[tuple[str, Sequence[Response], Any]]:
         """Each shard's name, responses and Arrow table of scores, in the same order.
@@ -210,16 +215,16 @@ class InMode:
             rows, table = shard.plan(), self.scores.table(shard.name)
             columns = (table[name].to_pylist() for name in ("lang", "id", "sample"))
             scored = {row_key(*key) for key in zip(*columns, strict=True)}
-            texts = _texts(self.translations, shard.name, rows)
-            for row in rows:
-                if row.key not in scored:
-                    dropped.add(self._why(row, texts), [row.key])
+            lacking = [row for row in rows if row.key not in scored]
+            asked = {one.row.key for one in self.candidates(shard.name, rows)} if lacking else set()
+            for row in lacking:
+                dropped.add(self._why(row, row.key in asked), [row.key])
             yield shard.name, rows, table
 
-    def _why(self, row: Response, texts: Mapping[RowKey, str]) -> str:
+    def _why(self, row: Response, asked: bool) -> str:
         if not row.response.strip():
             return "empty"
-        return self.too_long if texts[row.key].strip() else "empty translation"
+        return self.too_long if asked else self.no_text
 
 
 def score_in_mode(
@@ -238,25 +243,29 @@ def score_in_mode(
     policy = context.require_model(iteration - 1)
     reference = context.require_model(context.reward_reference(iteration))
     translations = _translated(context, target, policy, shards, iteration) if mode == "translate" else None
-    instruction = _instructions(context, mode)
+    conversation, thinking = _conversations(context, mode), context.config.model.thinking
 
     def candidates(name: str, rows: Sequence[Response]) -> list[Candidate]:
-        texts = _texts(translations, name, rows)
-        return [Candidate(row, texts[row.key], instruction(row)) for row in rows if texts[row.key].strip()]
+        found = [candidate(row, conversation(row), context.encoder, thinking) for row in rows if row.response.strip()]
+        if translations is not None:
+            translated = translations.rows(name)
+            found = [replace(one, text=row.response) for one, row in zip(found, translated, strict=True)]
+        return [one for one in found if one.text.strip()]
 
     asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]
     scores = score_shards(context, target, policy, reference, asked, label)
-    return InMode(shards, scores, translations, limit(context)[1])
+    no_text = "no answer after thinking" if translations is None else "empty translation"
+    return InMode(shards, scores, candidates, no_text, limit(context)[1])
 
 
-def _instructions(context: Context, mode: Reward) -> Callable[[Response | Score], str]:
-    """Gives the instruction that a row is scored under."""
+def _conversations(context: Context, mode: Reward) -> Callable[[Response | Score], Conversation]:
+    """Gives the conversation that a row is scored in."""
     by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
 
-    def instruction(row: Response | Score) -> str:
-        return scoring_instruction(mode, by_prompt[row.lang, row.id], by_prompt[ENGLISH, row.id].instruction)
+    def conversation(row: Response | Score) -> Conversation:
+        return scoring_conversation(mode, by_prompt[row.lang, row.id], by_prompt[ENGLISH, row.id])
 
-    return instruction
+    return conversation
 
 
 def score_rows(
@@ -278,14 +287,6 @@ def score_rows(
     """
     found = score_in_mode(context, target, mode, whole(rows, [[row.key] for row in rows]), iteration, label)
     return [score for _, _, table in found.by_shard(dropped) for score in records(table, Score)]
-
-
-def _texts(translations: Finished[Response] | None, shard: str, rows: Sequence[Response]) -> dict[RowKey, str]:
-    """Response -> the text that is scored: itself, or its translation. Blank if it is not to be scored."""
-    if translations is None:
-        return {row.key: row.response for row in rows}
-    found = iter(translations.rows(shard))
-    return {row.key: next(found).response if row.response.strip() else "" for row in rows}
 
 
 def _translated(
@@ -324,10 +325,10 @@ def _middle(scores: Sequence[Score]) -> list[Score]:
 def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[ScoredProbe]:
     """A few of these scores, evenly spaced, as token ids: training compares its own log-probabilities with them."""
     chosen = [scores[len(scores) * number // _PROBES] for number in range(_PROBES)] if scores else []
-    instruction = _instructions(context, mode)
+    conversation = _conversations(context, mode)
     return [
         {
-            "prompt": list(context.encoder.prompt(instruction(score))),
+            "prompt": list(context.encoder.prompt_of(messages(conversation(score)))),
             "response": list(context.encoder.response(score.scored_text)),
             "logp_policy": score.logp_policy,
         }

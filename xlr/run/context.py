@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from typing_extensions import TypedDict
 
-from xlr.data.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.format import chat_format
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
 from xlr.foreign import hub
@@ -54,13 +55,15 @@ class Context:
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
         """lang -> training instructions; English is always included."""
-        return load_prompts(self.pinned(self.config.prompts), self.config.languages)
+        return load_prompts(self.pinned(self.config.prompts), self.config.languages, self.config.model.system_prompt)
 
     @cached_property
     def held_out(self) -> dict[str, list[Prompt]]:
         """lang -> instructions of `evaluate.prompts`, the same in every language; English is always included."""
         section = self.pinned(self.config.evaluate.prompts)
-        return load_held_out(section, self.config.evaluated_languages) if section else {}
+        return (
+            load_held_out(section, self.config.evaluated_languages, self.config.model.system_prompt) if section else {}
+        )
 
     @property
     def questions(self) -> list[Prompt]:
@@ -71,7 +74,7 @@ class Context:
     def encoder(self) -> ChatEncoder:
         """The tokenizer and chat template that all models of the run share."""
         name = self.model(START if self.config.model.aligned else INITIAL)
-        return ChatEncoder(load_tokenizer(name), name)
+        return ChatEncoder(load_tokenizer(name), name, chat_format(self.config.model))
 
     def encoder_of(self, model: ModelKey) -> ChatEncoder:
         """The tokenizer and chat template of a model. Models of `evaluate.models` have their own."""

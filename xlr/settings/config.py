@@ -195,6 +195,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         _check_languages("languages", self.languages)
+        _check_system_prompt(self)
+        _check_thinking(self)
         _check_languages("evaluate.languages", self.evaluated_languages)
         _check_aligned_model(self)
         _check_judged_answers(self)
@@ -238,6 +240,26 @@ def _check_translated_languages(config: Config) -> None:
         raise UserError(
             "score.reward: translate leaves English out, and languages contains nothing else; add a language, or "
             "choose another reward"
+        )
+
+
+def _check_system_prompt(config: Config) -> None:
+    given, used = config.model.system_prompt, {languages.ENGLISH, *config.languages, *config.evaluated_languages}
+    if isinstance(given, dict) and (odd := used.symmetric_difference(given)):
+        lang = min(odd)
+        problem = (
+            f"has no text for {lang}; add one (English is needed because responses are scored under it)"
+            if lang in used
+            else f"{lang!r} is not a language of the run; remove it"
+        )
+        raise UserError(f"model.system_prompt: {problem}")
+
+
+def _check_thinking(config: Config) -> None:
+    if config.model.thinking != "skipped" and config.score.reward == "translate":
+        raise UserError(
+            f"model.thinking={config.model.thinking}: does not go with score.reward=translate, because translations "
+            "would be thought about, too; choose another score.reward, or model.thinking=skipped"
         )
 
 

@@ -19,12 +19,13 @@ SHARD_BYTES = 4_500_000_000
 _VISIBLE_SECONDS = 120
 
 
-def export(engine: Any, source: str, target: Path, card: str) -> None:
+def export(engine: Any, source: str, target: Path, card: str, chat_template: str | None = None) -> None:
     """Write a Hugging Face folder: sharded safetensors, configuration, tokenizer. Rank 0 holds at most one shard.
 
     Args:
         source: the model that training started from. Its tokenizer is copied.
         card: text of the folder's README.md.
+        chat_template: the template that the model was trained with; None if it is that of the tokenizer.
     """
     sizes = {
         name: getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
@@ -32,7 +33,7 @@ def export(engine: Any, source: str, target: Path, card: str) -> None:
     }
     shard_of = _shards(sizes)
     if dist.get_rank() == 0:
-        _write_model(engine, source, target, card, sizes, shard_of)
+        _write_model(engine, source, target, card, chat_template, sizes, shard_of)
     else:
         for _ in gathered(engine):
             pass
@@ -57,7 +58,13 @@ def _wait_until_visible(file: Path) -> None:
 
 
 def _write_model(
-    engine: Any, source: str, target: Path, card: str, sizes: dict[str, int], shard_of: dict[str, str]
+    engine: Any,
+    source: str,
+    target: Path,
+    card: str,
+    chat_template: str | None,
+    sizes: dict[str, int],
+    shard_of: dict[str, str],
 ) -> None:
     with atomic_path(target) as folder:
         folder.mkdir(parents=True)
@@ -74,7 +81,7 @@ def _write_model(
         if len(set(shard_of.values())) > 1:
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": shard_of}
             write_json(folder / "model.safetensors.index.json", index)
-        _copy_configuration(engine.module.causal_lm, source, folder)
+        _copy_configuration(engine.module.causal_lm, source, folder, chat_template)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _require_whole(folder, shard_of, digests)
 
@@ -120,9 +127,12 @@ def _shards(sizes: dict[str, int]) -> dict[str, str]:
     return {name: f"model-{n + 1:05d}-of-{number + 1:05d}.safetensors" for name, n in numbers.items()}
 
 
-def _copy_configuration(causal_lm: Any, source: str, folder: Path) -> None:
+def _copy_configuration(causal_lm: Any, source: str, folder: Path, chat_template: str | None) -> None:
     from transformers import AutoTokenizer
 
     causal_lm.config.save_pretrained(folder)
     causal_lm.generation_config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)

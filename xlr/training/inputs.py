@@ -107,7 +107,7 @@ class Training:
     def _rows(self) -> list[tuple[str, str, list[Message], str, str]]:
         """Id, language, prompt, chosen and rejected text of every pair."""
         if self.iteration == START:
-            found = load_preferences(self.preferences)
+            found = load_preferences(self.preferences, self.context.config.model.system_prompt)
             return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected) for one in found]
         folder = self.context.run.iteration(self.iteration) / "pairs"
         command = f"xlr pair {self.context.run.path} --iteration {self.iteration}"

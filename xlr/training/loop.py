@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from xlr.chat.format import chat_format
 from xlr.cluster.preemption import Preempted, Request
 from xlr.cluster.ranks import Ranks
 from xlr.maths.batching import Batch
@@ -265,7 +266,8 @@ def _export(rank: _Rank, trainer: Trainer, facts: TrainingFacts, last_metrics: M
         {"steps": facts["steps"], "pairs": facts["pairs"], "held_out": facts["held_out"]},
         last_metrics,
     )
-    export(trainer.policy, training.start, rank.target.folder, card)
+    template = chat_format(training.context.config.model).template
+    export(trainer.policy, training.start, rank.target.folder, card, template)
     del trainer.reference_logps  # frees a frozen reference, an engine with circular references
     gc.collect()  # the exported model needs its memory
     require_same_model(trainer, rank.target.folder, rank.dtype, models.fused_operations)

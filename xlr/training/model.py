@@ -8,9 +8,10 @@ training loop is in `loop`.
 import contextlib
 import sys
 
+from xlr.chat.encoding import load_tokenizer, require_same_tokenizer
+from xlr.chat.format import chat_settings
 from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
-from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.preferencerows import path_of
 from xlr.data.preferences import load_preferences
 from xlr.model.quiet import quiet
@@ -44,7 +45,8 @@ def artifact(context: Context, iteration: int) -> Artifact:
     for key in ("ds_config", "reference_ds_config"):
         if getattr(training.config, key).endswith(".json"):
             inputs[key] = getattr(training.config, key)
-    own = {"seed": context.config.seed, "model.dtype": context.config.model.dtype}
+    model = context.config.model
+    own = {"seed": context.config.seed, "model.dtype": model.dtype, **chat_settings(model)}
     run = context.run
     return Artifact(run.path, run.iteration(iteration) / "model", training.stage, training.settings | own, inputs)
 
@@ -63,7 +65,7 @@ def check(context: Context) -> None:
         policy_config(train, config.model.dtype == "bfloat16", hidden_size)
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)
     if given := context.pinned(config.align.preferences):
-        known, length = load_preferences(given), config.align.max_length
+        known, length = load_preferences(given, config.model.system_prompt), config.align.max_length
         room.require_preferences(context.encoder, path_of(given), known, fewest, "align.max_length", length)
     prompts = room.named(prompt for lang in config.languages for prompt in context.prompts[lang])
     new_tokens, length = config.generate.max_new_tokens, config.train.max_length
@@ -82,7 +84,8 @@ def make(context: Context, iteration: int) -> TrainingFacts:
     context.require_model(iteration - 1)
     # Find bad input here, before processes start.
     start, dpo_reference = training.start, training.reference
-    require_same_tokenizer(load_tokenizer(start), load_tokenizer(dpo_reference), start, dpo_reference)
+    both = load_tokenizer(start), load_tokenizer(dpo_reference)
+    require_same_tokenizer(*both, start, dpo_reference, context.config.model.chat_template is None)
     _ = training.split
     lengths = ((f"pair {pair.lang} {pair.id!r}", pair.length) for pair in training.pairs)
     room.require_sequences(context, lengths, f"{training.stage}.max_length")

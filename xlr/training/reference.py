@@ -8,7 +8,8 @@ weights, token ids and precision. The trainer looks rows up by this key, so it n
 import json
 from collections.abc import Sequence
 
-from xlr.data.encoding import load_tokenizer, require_same_tokenizer
+from xlr.chat.encoding import load_tokenizer, require_same_tokenizer
+from xlr.chat.format import chat_settings
 from xlr.errors import UserError
 from xlr.records import START, ReferenceLogps, Scored
 from xlr.run.artifact import Artifact, fingerprint
@@ -37,6 +38,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
         "model.dtype": context.config.model.dtype,
         "score.batch_tokens": context.config.score.batch_tokens,
         "max_length": training.config.max_length,
+        **chat_settings(context.config.model),
     }
     inputs = {"reference": training.reference, **training.sources}
     run = context.run
@@ -57,7 +59,8 @@ def make(context: Context, iteration: int) -> ReferenceFacts:
     pairs, model = training.pairs, training.reference
     context.require_model(iteration - 1)
     if model != context.encoder.name:
-        require_same_tokenizer(context.encoder.tokenizer, load_tokenizer(model), context.encoder.name, model)
+        templates = context.config.model.chat_template is None
+        require_same_tokenizer(context.encoder.tokenizer, load_tokenizer(model), context.encoder.name, model, templates)
     dtype = context.config.model.dtype
     weights, precision = fingerprint(model), context.pool.precision(dtype)
 

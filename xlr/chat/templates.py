@@ -14,6 +14,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,17 +52,32 @@ Render: TypeAlias = Callable[[list[Message], bool], str]
 _Answer: TypeAlias = dict[str, Any]
 
 
-def probe(render: Render, name: str) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Turn:
+    """How a template writes `PROBE` as a prompt, and as an answer to it."""
+
+    prompt: str
+    """The prompt with the generation prompt."""
+    full: str
+    """The prompt and the answer."""
+    between: str | None
+    """What stands between the generation prompt and the answer; None if the answer does not follow it."""
+
+    @property
+    def rest(self) -> str:
+        """What stands after the answer."""
+        return self.full[self.full.rindex(PROBE) + len(PROBE) :]
+
+
+def probe(render: Render, name: str) -> Turn:
     """Render conversations apart from this process and check what came out.
 
     Args:
         name: the model, for messages.
 
-    Returns:
-        `PROBE` as a prompt with the generation prompt, and as a prompt and its answer.
-
     Raises:
-        UserError: the template fails, takes too long or too much memory, or does not write every message as it is.
+        UserError: the template fails, takes too long or too much memory, does not write every message as it is, or
+            writes something else before each answer.
     """
     user, assistant = _content(1), _content(2)
     asked: list[Message] = [{"role": "user", "content": PROBE}]
@@ -86,7 +102,20 @@ def probe(render: Render, name: str) -> tuple[str, str]:
             require_whole(messages, found["text"], name)
     if answers[3]["text"].count(user.strip()) + answers[3]["text"].count(assistant.strip()) != 2:
         _refuse(name, "writes a message more than once")
-    return answers[0]["text"], answers[1]["text"]
+    between = _between(answers[0]["text"], answers[1]["text"], PROBE)
+    of_long = _between(answers[2]["text"], answers[3]["text"], assistant)
+    if of_long != between:
+        _refuse(name, "writes something else before each answer")
+    return Turn(answers[0]["text"], answers[1]["text"], between)
+
+
+def _between(prompt: str, full: str, answer: str) -> str | None:
+    """What stands between a prompt and its answer, which may have lost the white space around it; None as in `Turn`."""
+    if not full.startswith(prompt):
+        return None
+    after = full[len(prompt) :]
+    positions = [after.find(text) for text in (answer.rstrip(), answer.strip()) if text in after]
+    return after[: min(positions)] if positions else None
 
 
 def require_whole(messages: Sequence[Message], text: str, name: str) -> None:

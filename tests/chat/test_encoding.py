@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from xlr.data import encoding
-from xlr.data.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
+from xlr.chat import encoding
+from xlr.chat.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.records import Example
 

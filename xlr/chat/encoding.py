@@ -1,7 +1,8 @@
 """Encodes instructions and responses as token ids, with the chat template, one BOS and one terminator.
 
 Prompt and response are tokenised separately and then joined, because in sampling the model continues the tokens of the
-prompt. A response always ends with the terminator: the token that the chat template puts after an assistant's turn.
+prompt. A prompt contains all that the chat template writes before an answer. A response always ends with the
+terminator: the token that the template puts after an assistant's turn.
 """
 
 import re
@@ -10,14 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xlr.data import templates
+from xlr.chat import templates
+from xlr.chat.format import ChatFormat
 from xlr.errors import UserError
 from xlr.foreign import modelfiles
 from xlr.records import Message
 
 _TEXTS_AT_ONCE = 1024  # the tokenizer's encoding objects take many times the memory of the token ids
-# Llama's templates write this date, or else today's, with which prompts would change from day to day.
-_DATE = "26 Jul 2024"
+_DEFAULT = ChatFormat()
+_OPENING, _CLOSING = re.compile(r"<(\w+)>\s*$"), re.compile(r"(</\w+>)\s*$")  # of a think block
 _MOST_TOKENS = 4  # of a character: its bytes in UTF-8
 
 
@@ -29,27 +31,51 @@ class ChatEncoder:
             not write messages as they are, or a rendered conversation does not begin with the rendered prompt.
     """
 
-    def __init__(self, tokenizer: Any, name: str):
+    def __init__(self, tokenizer: Any, name: str, format: ChatFormat = _DEFAULT):
         self.tokenizer = tokenizer
         self.name = name
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError(
-                f"{name}: the tokenizer has no chat template; add a chat_template.jinja to the model's folder "
-                "(the template with which the model was aligned)"
-            )
+        self._arguments = format.all_arguments
+        self._template = format.dated(self._own_template(format.template))
         self._known_ids: dict[int, int] = {}
-        self.terminator_id = self._find_terminator(*templates.probe(self._apply_template, name))
+        turn = templates.probe(self._apply_template, name)
+        self.terminator_id = self._find_terminator(turn.rest)
+        self._between = self._anchor = ""
+        self._closing: str | None = None
+        if format.thinking:
+            self._closing = self._find_closing(turn)
+        else:
+            self._between, self._anchor = self._find_place(turn)
         self._check_bos()
+
+    def _own_template(self, given: str | None) -> str:
+        """The template to use: the given one, or the tokenizer's.
+
+        Raises:
+            UserError: there is none.
+        """
+        if given is not None:
+            return given
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError(
+                f"{self.name}: the tokenizer has no chat template; add a chat_template.jinja to the model's folder, or "
+                "set model.chat_template (the template with which the model was aligned)"
+            )
+        template: str = self.tokenizer.get_chat_template()
+        return template
 
     def _apply_template(self, messages: list[Message], generation_prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt, date_string=_DATE
+            messages,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            **self._arguments,
         )
         assert isinstance(text, str)
         return text
 
     def _render(self, messages: list[Message]) -> str:
-        """A conversation and the generation prompt.
+        """A conversation, the generation prompt, and what the template writes between it and an answer.
 
         Raises:
             UserError: the template fails, or does not write every message whole and in order.
@@ -59,26 +85,74 @@ class ChatEncoder:
         except Exception as error:  # a template is foreign code: it can raise anything
             templates.refuse_render(self.name, messages, error)
         templates.require_whole(messages, text, self.name)
-        return text
+        return text + self._between
 
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _find_terminator(self, prompt: str, full: str) -> int:
+    def _find_terminator(self, rest: str) -> int:
         """The special token that the template puts right after an assistant's content, else the tokenizer's EOS."""
-        if not full.startswith(prompt + templates.PROBE):
-            raise UserError(
-                f"{self.name}: the chat template renders an assistant turn that does not begin with the template's own "
-                "generation prompt; use a template that puts the answer directly after the generation prompt"
-            )
-        rest = self._tokenize(full[len(prompt + templates.PROBE) :])
-        terminator = rest[0] if rest and rest[0] in self._special_ids else self.tokenizer.eos_token_id
+        ids = self._tokenize(rest)
+        terminator = ids[0] if ids and ids[0] in self._special_ids else self.tokenizer.eos_token_id
         if terminator is None:
             raise UserError(
                 f"{self.name}: neither the chat template nor the tokenizer has an end-of-turn token; "
                 "set eos_token in tokenizer_config.json"
             )
         return int(terminator)
+
+    def _find_place(self, turn: templates.Turn) -> tuple[str, str]:
+        """What a prompt ends with beyond the generation prompt, and the text after which an answer is tokenised.
+
+        Tokenizers of the SentencePiece kind put a space before a text, which not every template has there: then an
+        answer is tokenised after the last character before it, whose tokens are cut off. If the template has it, it is
+        a part of the answer's first token.
+
+        Raises:
+            UserError: an answer does not follow the generation prompt.
+        """
+        if turn.between is None:
+            switch = "enable_thinking" in self._template
+            remedy = "set model.chat_template_kwargs to {enable_thinking: false}, or use" if switch else "use"
+            raise UserError(
+                f"{self.name}: the chat template renders an assistant turn that does not begin with the template's own "
+                f"generation prompt; {remedy} a template that puts the answer after the generation prompt"
+            )
+        whole = self._tokenize(turn.full)
+        ends = ["", turn.between] if turn.between.isspace() else [turn.between]
+        for end in ends:
+            before = turn.prompt + end
+            for anchor in ("", before[-1:]):
+                ids = self._tokenize(before) + self._after(anchor, [templates.PROBE])[0]
+                if whole[: len(ids)] == ids:
+                    return end, anchor
+        if turn.between.isspace():
+            raise UserError(
+                f"{self.name}: the chat template writes white space before an answer, which the tokenizer joins with "
+                "the answer's first word; use a template without it"
+            )
+        return turn.between, ""
+
+    def _find_closing(self, turn: templates.Turn) -> str:
+        """The tag that ends a think block, from what the template writes before an answer.
+
+        Raises:
+            UserError: the template has no think block, or its tag is a special token, which is not in a decoded text.
+        """
+        opened, closed = _OPENING.search(turn.prompt), _CLOSING.search(turn.between or "")
+        tag = f"</{opened[1]}>" if opened else closed[1] if closed else None
+        if tag is None:
+            raise UserError(
+                f"{self.name}: model.thinking is set, but the chat template writes no think block, such as "
+                "<think></think>, before an answer; remove model.thinking, or set model.chat_template_kwargs so that "
+                "it does"
+            )
+        if tag in self._special_texts:
+            raise UserError(
+                f"{self.name}: {tag} is a special token, so a sampled text does not show where its think block ends; "
+                "remove model.thinking"
+            )
+        return tag
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -147,11 +221,7 @@ class ChatEncoder:
         ]
         ids: list[int] = []
         for piece in re.split("(\ue000[0-9]+\ue001)", self._render(marked)):
-            ids += self._tokenize_content(marks[piece]) if piece in marks else self._tokenize(piece)
-        return ids
-
-    def _tokenize_content(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids += self._contents([marks[piece]])[0] if piece in marks else self._tokenize(piece)
         return ids
 
     def response(self, text: str) -> tuple[int, ...]:
@@ -162,15 +232,40 @@ class ChatEncoder:
         """Like `response`, for many answers; the tokenizer uses all CPUs."""
         found = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            some = list(texts[start : start + _TEXTS_AT_ONCE])
-            encoded = self.tokenizer(
-                some, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
-            )
-            for own in encoded["input_ids"]:
+            for own in self._after(self._anchor, texts[start : start + _TEXTS_AT_ONCE]):
                 ids = (*own, self.terminator_id)
                 # All answers share one int object per id, because scoring keeps the ids of a whole iteration in memory.
                 found.append(tuple(map(self._known_ids.setdefault, ids, ids)))
         return found
+
+    def beginning(self, text: str) -> tuple[int, ...]:
+        """Token ids of an answer that is not at its end."""
+        return self.response(text)[:-1] if text else ()
+
+    def _after(self, anchor: str, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they are after another text, where tokens do not join them."""
+        first = self._contents([anchor])[0] if anchor else []
+        found = self._contents([anchor + text for text in texts])
+        alone = [index for index, ids in enumerate(found) if ids[: len(first)] != first]
+        for index, ids in zip(alone, self._contents([texts[index] for index in alone]), strict=True):
+            found[index] = first + ids
+        return [ids[len(first) :] for ids in found]
+
+    def _contents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, in which special tokens spelled out stay text."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+        )["input_ids"]
+        return ids
+
+    def thought(self, text: str) -> str:
+        """The block in which a model thinks, up to where its answer begins; all of the text if it does not end."""
+        if self._closing is None:
+            return ""
+        answer = text.partition(self._closing)[2].lstrip()
+        return text[: len(text) - len(answer)]
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of a sampled response, without the terminator and other special tokens."""
@@ -199,8 +294,13 @@ def load_tokenizer(model: str | Path) -> Any:
         ) from error
 
 
-def require_same_tokenizer(policy: Any, reference: Any, policy_name: str, reference_name: str) -> None:
+def require_same_tokenizer(
+    policy: Any, reference: Any, policy_name: str, reference_name: str, templates: bool = True
+) -> None:
     """Check that two tokenizers are equal: a log-ratio of models with different tokens has no meaning.
+
+    Args:
+        templates: whether their chat templates are used, and must be equal as well.
 
     Raises:
         UserError: the vocabularies, the tokens of a probe text or the chat templates differ.
@@ -212,8 +312,8 @@ def require_same_tokenizer(policy: Any, reference: Any, policy_name: str, refere
         why = f"their vocabularies differ, for example at the token {odd!r}"
     elif policy(probe)["input_ids"] != reference(probe)["input_ids"]:
         why = "they split the same text into different tokens"
-    elif policy.chat_template != reference.chat_template:
-        why = "their chat templates differ"
+    elif templates and policy.chat_template != reference.chat_template:
+        why = "their chat templates differ: set model.chat_template to use one for both"
     else:
         return
     raise UserError(
