@@ -60,6 +60,7 @@ setup(
             "hypothesis>=6.140,<7",
             "jsonschema>=4.23,<5",
             "liger-kernel>=0.8,<0.9",
+            "llama-models>=0.3,<0.4",  # Meta's own encoder of Llama 3 conversations
             "mlflow-skinny>=3,<4",
             "mypy>=1.18",
             "openai>=2,<3",
