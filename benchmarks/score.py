@@ -158,8 +158,10 @@ class Work:
         prompts = self.context.prompts
         english = {prompt.id: prompt.instruction for prompt in prompts["en"]}
         of_lang = {(prompt.lang, prompt.id): prompt for lang in LANGUAGES for prompt in prompts[lang]}
+        name = self.context.config.language_name
         return [
-            scores.scoring_instruction("crosslingual", of_lang[row.lang, row.id], english[row.id]) for row in self.rows
+            scores.scoring_instruction("crosslingual", of_lang[row.lang, row.id], english[row.id], name(row.lang))
+            for row in self.rows
         ]
 
     @cached_property
@@ -254,8 +256,10 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
     candidates = list(map(Candidate, work.rows, texts, work.instructions))
     dtype, langs = context.config.scoring_dtype, tuple(LANGUAGES)
     first = {
-        number: ScoreTask(models, (Example(one.prompt, one.responses[:1]),), dtype, ((text,),), langs)
-        for number, (one, text) in enumerate(zip(work.examples, texts, strict=False))
+        number: ScoreTask(
+            models, (Example(one.prompt, one.responses[:1]),), dtype, (((row.lang, row.response),),), langs
+        )
+        for number, (one, row) in enumerate(zip(work.examples, work.rows, strict=False))
     }
     for _ in context.pool.map(first.items()):
         pass  # so that every worker has loaded its models and its detector of languages

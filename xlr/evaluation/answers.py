@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from xlr.data.preferencerows import preference_sources
 from xlr.data.prompts import sources
+from xlr.detection import detector, is_in
 from xlr.evaluation import preferences
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
 from xlr.languages import ENGLISH
@@ -25,6 +26,7 @@ from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import rows_of
+from xlr.run.names import language_names
 from xlr.run.reuse import Kept
 from xlr.run.rows import require_each_once, write_rows, write_shards
 from xlr.settings.config import Config, GenerateConfig, deciding
@@ -54,7 +56,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         if section.prompts and (lang is None or lang in config.evaluated_languages):
             found |= sources(context.pinned(section.prompts), config.evaluated_languages if lang is None else [lang])
             found["reward policy"] = context.model(START)
-        found |= preferences.inputs(preferred, lang)
+        found |= preferences.inputs(preferred, lang) | language_names(config, langs if lang is None else [lang])
         if model != START:
             found["start"] = Part(context.run.path, _of_start(context), lang) if lang else _of_start(context)
         return found
@@ -133,6 +135,7 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         facts["dropped"] = dropped.counts()
         facts["languages"] = {
             lang: _language_facts(
+                lang,
                 [row for row in answers if row.lang == lang],
                 [row for row in scored if row.lang == lang],
                 {row.id: row.reward for row in start if row.lang == lang},
@@ -207,8 +210,9 @@ def _answer(
     shards = sampling.shards(wanted, {})
     answers = sampling.compute(target, "responses", shards, f"evaluate {model}: answer").rows()
     english = {prompt.id: prompt.instruction for prompt in context.held_out[ENGLISH]}
+    name = context.config.language_name
     candidates = [
-        Candidate(row, row.response, scoring_instruction("crosslingual", prompt, english[prompt.id]))
+        Candidate(row, row.response, scoring_instruction("crosslingual", prompt, english[prompt.id], name(prompt.lang)))
         for row, (prompt, _) in zip(answers, wanted, strict=True)
         if row.response.strip()
     ]
@@ -225,7 +229,7 @@ def _answer(
 
 
 def _language_facts(
-    answers: Sequence[Response], scored: Sequence[Score], start_rewards: dict[str, float]
+    lang: str, answers: Sequence[Response], scored: Sequence[Score], start_rewards: dict[str, float]
 ) -> AnswerFacts:
     """Figures of one language's answers.
 
@@ -238,7 +242,7 @@ def _language_facts(
     return {
         **reward_facts(scored),
         "rows": len(answers),
-        "in_language": sum(row.detected_lang == row.lang for row in scored) / count,
+        "in_language": sum(is_in(row.detected_lang, lang) for row in scored) / count if detector(lang) else None,
         "complete": sum(row.finish_reason == "stop" for row in answers) / count,
         "finish_reasons": {
             reason: sum(row.finish_reason == reason for row in answers) for reason in ("stop", "length")

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from xlr import languages
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.data.quality import repetition
 from xlr.maths.batching import even_batches
@@ -31,17 +30,18 @@ class Candidate:
     """The instruction that the text is scored under."""
 
 
-def scoring_instruction(mode: Reward, prompt: Prompt, english: str) -> str:
+def scoring_instruction(mode: Reward, prompt: Prompt, english: str, language: str) -> str:
     """The instruction that a response is scored under in each reward mode.
 
     Args:
         english: the same instruction in English.
+        language: the English name of the prompt's language.
     """
     if mode == "multilingual":
         return prompt.instruction
     if mode == "translate":
         return english
-    return crosslingual_instruction(english, prompt.lang, languages.name(prompt.lang))
+    return crosslingual_instruction(english, prompt.lang, language)
 
 
 def score_candidates(
@@ -122,7 +122,7 @@ def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Sc
         examples,
         [[candidates[index].row.key for index in group] for _, group in groups],
         to_rows,
-        [[candidates[index].row.response for index in group] for _, group in groups],
+        [[(candidates[index].row.lang, candidates[index].row.response) for index in group] for _, group in groups],
         sorted({candidate.row.lang for candidate in candidates}),
         [group for _, group in groups],
     )

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xlr import languages
 from xlr.data.encoding import load_tokenizer, require_same_tokenizer
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import load_config
@@ -28,6 +27,7 @@ from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import part_of, read_manifest, verified
+from xlr.run.names import language_names
 from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, records, row_count, write_shard
 from xlr.settings.config import Config, Reward, deciding
@@ -51,13 +51,14 @@ def artifact(context: Context, iteration: int) -> Artifact:
     """The scores of one iteration, with the settings and inputs that decide them."""
     config, run, sampled = context.config, context.run.path, context.run.iteration(iteration) / "responses"
     models = {"policy": context.model(iteration - 1), "reference": context.model(context.reward_reference(iteration))}
+    langs = _scored_languages(config)
     return Artifact(
         run,
         context.run.iteration(iteration) / "scores",
         "score",
         deciding(config.score, "score") | {"model.dtype": config.model.dtype},
-        {"responses": sampled, **models},
-        {lang: {"responses": Part(run, sampled, lang), **models} for lang in _scored_languages(config)},
+        {"responses": sampled, **models, **language_names(config, langs)},
+        {lang: {"responses": Part(run, sampled, lang), **models, **language_names(config, [lang])} for lang in langs},
     )
 
 
@@ -76,7 +77,7 @@ def check(context: Context) -> None:
     require_attention(initial, config.model.attn_implementation)
     if config.model.aligned:
         require_same_tokenizer(context.encoder.tokenizer, tokenizer, context.encoder.name, initial)
-    prompts = [prompt for lang in config.languages for prompt in context.prompts[lang]]
+    prompts = [prompt for lang in config.trained_languages for prompt in context.prompts[lang]]
     require_scorable(context, config.score.reward, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
     if config.score.reward == "translate":
         _require_translatable(context)
@@ -89,8 +90,8 @@ def _require_translatable(context: Context) -> None:
         UserError: they may not.
     """
     positions, longest = room.positions_of_run(context), context.config.generate.max_new_tokens
-    for lang in context.config.languages:
-        asked = TRANSLATE_INSTRUCTION.format(language=languages.name(lang), text="")
+    for lang in context.config.trained_languages:
+        asked = TRANSLATE_INSTRUCTION.format(language=context.config.language_name(lang), text="")
         tokens = len(context.encoder.prompt(asked))
         if positions is not None and tokens + 2 * longest > positions:
             raise UserError(
@@ -112,9 +113,13 @@ def require_scorable(
     Raises:
         UserError: a longer sequence would be scored; names its prompt.
     """
-    of_english = {prompt.id: prompt.instruction for prompt in english}
+    of_english, name = {prompt.id: prompt.instruction for prompt in english}, context.config.language_name
     asked = [
-        (f"{prompt.lang} {prompt.id!r}", scoring_instruction(mode, prompt, of_english[prompt.id])) for prompt in prompts
+        (
+            f"{prompt.lang} {prompt.id!r}",
+            scoring_instruction(mode, prompt, of_english[prompt.id], name(prompt.lang)),
+        )
+        for prompt in prompts
     ]
     positions, length = room.positions_of_run(context), context.config.score.max_length
     room.require_max_length(context.encoder, asked, positions, new_tokens, "score.max_length", length)
@@ -163,7 +168,7 @@ def make(context: Context, iteration: int) -> ScoreFacts:
 
 
 def _scored_languages(config: Config) -> list[str]:
-    return [lang for lang in config.languages if config.score.reward != "translate" or lang != ENGLISH]
+    return [lang for lang in config.trained_languages if config.score.reward != "translate" or lang != ENGLISH]
 
 
 def _response_shards(context: Context, iteration: int, langs: Collection[str]) -> list[Shard[Sequence[Response]]]:
@@ -252,9 +257,11 @@ def score_in_mode(
 def _instructions(context: Context, mode: Reward) -> Callable[[Response | Score], str]:
     """Gives the instruction that a row is scored under."""
     by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
+    name = context.config.language_name
 
     def instruction(row: Response | Score) -> str:
-        return scoring_instruction(mode, by_prompt[row.lang, row.id], by_prompt[ENGLISH, row.id].instruction)
+        english = by_prompt[ENGLISH, row.id].instruction
+        return scoring_instruction(mode, by_prompt[row.lang, row.id], english, name(row.lang))
 
     return instruction
 
@@ -294,6 +301,7 @@ def _translated(
     """English translations of the responses by the policy itself, at temperature 0, without those of empty ones."""
     greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
     sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder)
+    name = context.config.language_name
 
     def plan(rows: Sequence[Response]) -> Work[Response]:
         return sampling.work(
@@ -302,7 +310,7 @@ def _translated(
                     Prompt(
                         f"{row.id} {row.sample}",
                         row.lang,
-                        TRANSLATE_INSTRUCTION.format(language=languages.name(row.lang), text=row.response),
+                        TRANSLATE_INSTRUCTION.format(language=name(row.lang), text=row.response),
                     ),
                     0,
                 )

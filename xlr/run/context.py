@@ -54,7 +54,7 @@ class Context:
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
         """lang -> training instructions; English is always included."""
-        return load_prompts(self.pinned(self.config.prompts), self.config.languages)
+        return load_prompts(self.pinned(self.config.prompts), self.config.trained_languages)
 
     @cached_property
     def held_out(self) -> dict[str, list[Prompt]]:

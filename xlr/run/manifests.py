@@ -6,7 +6,7 @@ manifest, after comparing their digests.
 
 import fnmatch
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +171,21 @@ def rows_of(folder: Path, row_type: type[Row], pattern: str = "*") -> list[Row]:
     Raises:
         UserError: see `verified`.
     """
+    return _rows(parquet_files(folder, pattern), row_type)
+
+
+def rows_of_language(folder: Path, row_type: type[Row], lang: str) -> list[Row]:
+    """Read the records of one language of a finished artefact whose files are named `{lang}-{number}.parquet`.
+
+    Raises:
+        UserError: see `verified`.
+    """
+    return _rows([path for path in parquet_files(folder) if part_of(path.name) == lang], row_type)
+
+
+def _rows(files: Iterable[Path], row_type: type[Row]) -> list[Row]:
     known: dict[int, int] = {}
-    return [row for path in parquet_files(folder, pattern) for row in read_rows(path, row_type, known)]
+    return [row for path in files for row in read_rows(path, row_type, known)]
 
 
 def json_of(folder: Path, name: str, kind: Any) -> Any:
