@@ -26,10 +26,10 @@ from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import rows_of
-from xlr.run.names import language_names
 from xlr.run.reuse import Kept
 from xlr.run.rows import require_each_once, write_rows, write_shards
 from xlr.settings.config import Config, GenerateConfig, deciding
+from xlr.settings.languagenames import language_names
 
 _Row = TypeVar("_Row", Response, Score, PreferenceLogps)
 

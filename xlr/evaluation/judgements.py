@@ -22,8 +22,8 @@ from xlr.rewarding.responses import row_seed
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_json
-from xlr.run.names import language_names
 from xlr.settings.config import Config, JudgeConfig, deciding
+from xlr.settings.languagenames import language_names
 
 # Takes the place of an iteration in the seed, so that the order of the answers is the same for every model.
 _ALL_MODELS = -1

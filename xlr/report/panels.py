@@ -13,7 +13,7 @@ from xlr.records import Score
 from xlr.report import plots
 from xlr.report.plots import Plot
 from xlr.rewarding.pairs import candidates_by_prompt
-from xlr.run.manifests import manifest_path, rows_of_language
+from xlr.run.manifests import manifest_path, rows_of
 from xlr.run.trackers import whole_rows
 from xlr.settings.config import PairConfig
 
@@ -115,7 +115,7 @@ def _scores(run: Run, iteration: int) -> Iterator[tuple[str, list[Score]]]:
     folder = run.directory.iteration(iteration) / "scores"
     if manifest_path(folder).is_file():
         for lang in run.config.trained_languages:
-            if rows := rows_of_language(folder, Score, lang):
+            if rows := rows_of(folder, Score, part=lang):
                 yield lang, rows
 
 

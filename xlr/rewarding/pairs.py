@@ -19,7 +19,7 @@ from xlr.rewarding.facts import PairFacts, PairStageFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path
-from xlr.run.manifests import rows_of_language
+from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
 from xlr.settings.config import Config, Flaw, PairConfig, deciding
 from xlr.terminal.console import console
@@ -76,7 +76,7 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     pairs: list[Pair] = []
     facts: PairStageFacts = {}
     for lang in context.config.trained_languages:
-        of_lang = rows_of_language(context.run.iteration(iteration) / "scores", Score, lang)  # one language in memory
+        of_lang = rows_of(context.run.iteration(iteration) / "scores", Score, part=lang)  # one language in memory
         if not of_lang:
             continue
         found, facts[lang] = pair_language(context, of_lang, context.prompts[lang])

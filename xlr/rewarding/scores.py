@@ -27,10 +27,10 @@ from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import part_of, read_manifest, verified
-from xlr.run.names import language_names
 from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, records, row_count, write_shard
 from xlr.settings.config import Config, Reward, deciding
+from xlr.settings.languagenames import language_names
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, Work, whole

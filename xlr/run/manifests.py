@@ -6,7 +6,7 @@ manifest, after comparing their digests.
 
 import fnmatch
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,29 +162,18 @@ def parquet_files(folder: Path, pattern: str = "*") -> list[Path]:
     return [path for name, path in files if path.suffix == ".parquet" and fnmatch.fnmatch(name, pattern)]
 
 
-def rows_of(folder: Path, row_type: type[Row], pattern: str = "*") -> list[Row]:
+def rows_of(folder: Path, row_type: type[Row], pattern: str = "*", part: str | None = None) -> list[Row]:
     """Read the records of a finished artefact, in the order of its files' names.
 
     Args:
         pattern: read only the Parquet files whose names in the artefact match it.
+        part: read only those of this language.
 
     Raises:
         UserError: see `verified`.
     """
-    return _rows(parquet_files(folder, pattern), row_type)
-
-
-def rows_of_language(folder: Path, row_type: type[Row], lang: str) -> list[Row]:
-    """Read the records of one language of a finished artefact whose files are named `{lang}-{number}.parquet`.
-
-    Raises:
-        UserError: see `verified`.
-    """
-    return _rows([path for path in parquet_files(folder) if part_of(path.name) == lang], row_type)
-
-
-def _rows(files: Iterable[Path], row_type: type[Row]) -> list[Row]:
     known: dict[int, int] = {}
+    files = (path for path in parquet_files(folder, pattern) if part is None or part_of(path.name) == part)
     return [row for path in files for row in read_rows(path, row_type, known)]
 
 

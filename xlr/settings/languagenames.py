@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xlr.languages import NAMES
-from xlr.run.artifact import Source
 from xlr.settings.config import Config
 
 
@@ -22,7 +21,7 @@ class LanguageName:
         return self.name
 
 
-def language_names(config: Config, langs: Iterable[str]) -> dict[str, Source]:
+def language_names(config: Config, langs: Iterable[str]) -> dict[str, LanguageName]:
     """The names that decide instructions: those that the configuration gives, and those that a library may change."""
     names = {lang: config.language_name(lang) for lang in langs}
     return {f"name of {lang}": LanguageName(name) for lang, name in names.items() if name != NAMES.get(lang)}
