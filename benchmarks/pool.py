@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 import xlr.model.worker
-from xlr import languages
+from xlr import detection
 from xlr.records import SampleSettings, SampleTask, Scored, ScoreTask, Task
 from xlr.rewarding import responses, room, scores
 from xlr.run.context import Context
@@ -69,8 +69,8 @@ class IdleWorker:
             return Answer([(list(tokens), "length") for _ in task.requests])  # copies: pickle sends a shared list once
         return Answer([self._scored(task, texts) for texts in task.texts])
 
-    def _scored(self, task: ScoreTask, texts: tuple[str, ...]) -> Scored:
-        return Scored([(-1.0,) * len(task.models) for _ in texts], languages.detect(texts, task.expected))
+    def _scored(self, task: ScoreTask, texts: tuple[tuple[str, str], ...]) -> Scored:
+        return Scored([(-1.0,) * len(task.models) for _ in texts], detection.detect(texts, task.expected))
 
 
 class Encoder:
@@ -125,7 +125,7 @@ def start_workers(context: Context, workers: int) -> None:
     ray.init = functools.partial(ray.init, num_cpus=workers)
     xlr.model.worker.Worker = IdleWorker  # type: ignore[misc, assignment]
     begun = time.monotonic()
-    one = ScoreTask(("policy",), (), "auto", (("un texto",),), ("es",))
+    one = ScoreTask(("policy",), (), "auto", ((("es", "un texto"),),), ("es",))
     for _ in context.pool.map((number, one) for number in range(20 * workers)):
         pass
     print(f"Ray and {len(context.pool.workers)} workers started in {time.monotonic() - begun:.1f} s", flush=True)

@@ -158,7 +158,11 @@ class Work:
         prompts = self.context.prompts
         english = {prompt.id: prompt for prompt in prompts["en"]}
         of_lang = {(prompt.lang, prompt.id): prompt for lang in LANGUAGES for prompt in prompts[lang]}
-        return [scoring_conversation("crosslingual", of_lang[row.lang, row.id], english[row.id]) for row in self.rows]
+        name = self.context.config.language_name
+        return [
+            scoring_conversation("crosslingual", of_lang[row.lang, row.id], english[row.id], name(row.lang))
+            for row in self.rows
+        ]
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -253,8 +257,10 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
     candidates = list(map(Candidate, work.rows, texts, work.conversations, texts))
     dtype, langs = context.config.scoring_dtype, tuple(LANGUAGES)
     first = {
-        number: ScoreTask(models, (Example(one.prompt, one.responses[:1]),), dtype, ((text,),), langs)
-        for number, (one, text) in enumerate(zip(work.examples, texts, strict=False))
+        number: ScoreTask(
+            models, (Example(one.prompt, one.responses[:1]),), dtype, (((row.lang, row.response),),), langs
+        )
+        for number, (one, row) in enumerate(zip(work.examples, work.rows, strict=False))
     }
     for _ in context.pool.map(first.items()):
         pass  # so that every worker has loaded its models and its detector of languages

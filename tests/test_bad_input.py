@@ -109,7 +109,7 @@ CASES: list[tuple[Break, str]] = [
     (duplicated_id, "es.jsonl:25: duplicate id 'q01'"),
     (id_that_english_lacks, "the id 'q01' is in es but not in English"),
     (empty_instruction, "es.jsonl:1: the instruction 'q01' is empty"),
-    (unknown_language, "'klingon' is not a known ISO 639-1 language code"),
+    (unknown_language, '"klingon" is no language tag of BCP 47'),
     (no_english, "has no en.jsonl or en.json"),
     (no_chat_template, "has no chat template; add a chat_template.jinja"),
     (other_tokenizer, "do not share a tokenizer"),

@@ -1,58 +1,95 @@
+"""Tags of languages and their names: those that runs have never change, and a wrong tag is refused."""
+
+import string
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xlr import languages
 from xlr.errors import UserError
 
-SENTENCES = {
-    "en": "The weather is nice today and we are going to the park.",
-    "es": "El tiempo es agradable hoy y vamos al parque con los niños.",
-    "de": "Das Wetter ist heute schön und wir gehen in den Park.",
-    "fr": "Il fait beau aujourd'hui et nous allons au parc avec les enfants.",
-    "ru": "Сегодня хорошая погода, и мы идём гулять в парк.",
-}
+
+def test_the_names_in_instructions_of_earlier_runs_do_not_change() -> None:
+    from lingua import Language
+
+    of_lingua = {one.iso_code_639_1.name.lower(): one.name.title() for one in Language.all()}
+    assert len(of_lingua) == 75
+    assert {code: languages.name(code) for code in of_lingua} == of_lingua
+    assert (languages.name("nn"), languages.name("nb")) == ("Nynorsk", "Bokmal")
+    assert {code: languages.canonical(code) for code in of_lingua} == {code: code for code in of_lingua}
 
 
 @pytest.mark.parametrize(
-    ("code", "name"),
-    [("en", "English"), ("es", "Spanish"), ("de", "German"), ("fr", "French"), ("ru", "Russian"), ("zh", "Chinese")],
+    ("tag", "canonical", "name"),
+    [
+        ("ha", "ha", "Hausa"),
+        ("ig", "ig", "Igbo"),
+        ("mt", "mt", "Maltese"),
+        ("ES", "es", "Spanish"),
+        ("pt-br", "pt-BR", "Portuguese (Brazil)"),
+        ("pt_BR", "pt-BR", "Portuguese (Brazil)"),
+        ("zh-hant", "zh-Hant", "Chinese (Traditional)"),
+        ("SR-latn", "sr-Latn", "Serbian (Latin)"),
+        ("iw", "he", "Hebrew"),
+        ("quc", "quc", "Kʼicheʼ"),
+    ],
 )
-def test_name_is_the_english_name(code, name):
-    assert languages.name(code) == name
+def test_a_tag_is_written_as_the_registry_writes_it(tag: str, canonical: str, name: str) -> None:
+    assert languages.canonical(tag) == canonical
+    assert languages.canonical(canonical) == canonical
+    assert languages.name(tag) == name
 
 
-@pytest.mark.parametrize("code", ["xx", "spanish", "ES", ""])
-def test_unknown_codes_are_refused_and_named(code):
-    with pytest.raises(UserError, match="not a known ISO 639-1 language code") as caught:
-        languages.name(code)
-    assert repr(code) in str(caught.value)
-    assert "es" in str(caught.value)
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [
+        ("hausa", "did you mean ha (Hausa)?"),
+        ("Hausaa", "did you mean ha (Hausa)?"),
+        ("xx", "a part of it is not registered"),
+        ("en-Abcd", "a part of it is not registered"),
+        ("", "write one such as en"),
+        ("e", "got 'e'"),
+        ("../en", "write one such as en"),
+        ("en-x-" + "-".join(["a"] * 20), "longer than 35"),
+        ("\ud800", "write one such as en"),
+    ],
+)
+def test_a_wrong_tag_is_refused_with_the_nearest_one(tag: str, said: str) -> None:
+    with pytest.raises(UserError, match="is no language tag of BCP 47") as caught:
+        languages.canonical(tag)
+    assert said in str(caught.value)
 
 
-def test_languages_of_clear_sentences_are_detected_in_order():
-    assert languages.detect(SENTENCES.values(), ["en", "es"]) == list(SENTENCES)
-    assert languages.detect(list(SENTENCES.values())[::-1], ["en", "es"]) == list(SENTENCES)[::-1]
+def test_a_language_without_a_name_asks_for_one() -> None:
+    with pytest.raises(UserError, match=r"has no English name; give it one: \{tag: x-mine, name: \.\.\.\}"):
+        languages.name("x-mine")
 
 
-@pytest.mark.parametrize("text", ["", "   ", "123 456", "12:30, 7/8", "!?"])
-def test_text_without_words_has_no_language(text):
-    assert languages.detect([text, SENTENCES["de"]], ["en", "es"]) == ["", "de"]
+@given(st.one_of(st.text(max_size=50), st.from_regex(r"[a-zA-Z]{2,3}([-_][a-zA-Z0-9]{2,8}){0,3}", fullmatch=True)))
+def test_a_canonical_tag_is_a_file_name_and_stays_as_it_is(text: str) -> None:
+    try:
+        tag = languages.canonical(text)
+    except UserError:
+        return
+    assert languages.canonical(tag) == tag
+    assert set(tag) <= set(string.ascii_letters + string.digits + "-")
 
 
-def test_no_texts_give_no_languages():
-    assert languages.detect([], ["en", "es"]) == []
+@pytest.mark.parametrize(
+    ("tag", "primary"),
+    [("pt-BR", "pt"), ("zh-Hant", "zh"), ("cmn", "zh"), ("arb", "ar"), ("fil", "tl"), ("nb", "nb"), ("yue", "yue")],
+)
+def test_a_variant_has_the_language_of_its_main_tag(tag: str, primary: str) -> None:
+    assert languages.primary(tag) == primary
 
 
-def test_an_expected_language_that_is_not_common_is_detected():
-    swedish = "Vädret är fint idag och vi går till parken med barnen."
-    assert languages.detect([swedish, SENTENCES["en"]], ["sv", "en"]) == ["sv", "en"]
+@pytest.mark.parametrize(("name", "known"), [("en", True), ("pt-BR", True), ("pt-br", False), ("train", False)])
+def test_files_and_splits_are_named_by_canonical_tags(name: str, known: bool) -> None:
+    assert languages.is_language(name) is known
 
 
-def test_detecting_among_unknown_codes_is_refused():
-    with pytest.raises(UserError, match="'xx'"):
-        languages.detect(["hello"], ["xx"])
-
-
-def test_of_a_long_text_both_ends_decide():
-    spanish, english = 30 * f"{SENTENCES['es']} ", 30 * f"{SENTENCES['en']} "
-    assert languages.detect([spanish + spanish, english + english], ["en", "es"]) == ["es", "en"]
-    assert languages.detect([spanish[:1200] + "?" * 10_000_000], ["en", "es"]) == ["es"]  # and quickly
+@pytest.mark.parametrize("name", ["all", "dev", "raw", "val"])
+def test_common_names_of_splits_are_no_languages(name: str) -> None:
+    assert languages.canonical(name) == name
+    assert not languages.is_language(name)

@@ -1,70 +1,96 @@
-"""Languages: ISO 639-1 codes, English names, and detection of a text's language."""
+"""Languages: BCP 47 tags and their English names."""
 
-from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
 
 from xlr.errors import UserError
+from xlr.foreign.texts import brief, cut, reason
 
 ENGLISH = "en"
 
-# Detection always considers these languages, not only those of a run. A detector of all 75 would take 0.9 GB.
-_COMMON = ("en", "es", "ru", "de", "fr", "zh", "ja", "ko", "ar", "hi", "pt", "it", "nl", "pl", "tr", "vi", "id")
+NAMES = {
+    **{"af": "Afrikaans", "sq": "Albanian", "ar": "Arabic", "hy": "Armenian", "az": "Azerbaijani", "eu": "Basque"},
+    **{"be": "Belarusian", "bn": "Bengali", "nb": "Bokmal", "bs": "Bosnian", "bg": "Bulgarian", "ca": "Catalan"},
+    **{"zh": "Chinese", "hr": "Croatian", "cs": "Czech", "da": "Danish", "nl": "Dutch", "en": "English"},
+    **{"eo": "Esperanto", "et": "Estonian", "fi": "Finnish", "fr": "French", "lg": "Ganda", "ka": "Georgian"},
+    **{"de": "German", "el": "Greek", "gu": "Gujarati", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian"},
+    **{"is": "Icelandic", "id": "Indonesian", "ga": "Irish", "it": "Italian", "ja": "Japanese", "kk": "Kazakh"},
+    **{"ko": "Korean", "la": "Latin", "lv": "Latvian", "lt": "Lithuanian", "mk": "Macedonian", "ms": "Malay"},
+    **{"mi": "Maori", "mr": "Marathi", "mn": "Mongolian", "nn": "Nynorsk", "fa": "Persian", "pl": "Polish"},
+    **{"pt": "Portuguese", "pa": "Punjabi", "ro": "Romanian", "ru": "Russian", "sr": "Serbian", "sn": "Shona"},
+    **{"sk": "Slovak", "sl": "Slovene", "so": "Somali", "st": "Sotho", "es": "Spanish", "sw": "Swahili"},
+    **{"sv": "Swedish", "tl": "Tagalog", "ta": "Tamil", "te": "Telugu", "th": "Thai", "ts": "Tsonga"},
+    **{"tn": "Tswana", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "cy": "Welsh"},
+    **{"xh": "Xhosa", "yo": "Yoruba", "zu": "Zulu"},
+}
+"""The languages that lingua detects. Their names stand in the instructions of runs, so no release may change one."""
 
-
-_SEEN = 500  # characters at each end of a longer text that detection looks at
-
-
-@cache
-def _known() -> Mapping[str, Any]:
-    """Every language that can be detected, by its code."""
-    from lingua import Language
-
-    return {language.iso_code_639_1.name.lower(): language for language in Language.all()}
-
-
-def is_known(code: str) -> bool:
-    """Whether a text is the ISO 639-1 code of a language that can be detected."""
-    return code in _known()
-
-
-def _language(code: str) -> Any:
-    if not is_known(code):
-        raise UserError(f"{code!r} is not a known ISO 639-1 language code; known codes: {', '.join(sorted(_known()))}")
-    return _known()[code]
-
-
-def name(code: str) -> str:
-    """The English name of a language, for example `Spanish` for `es`, as in the cross-lingual instruction.
-
-    Raises:
-        UserError: the code is unknown.
-    """
-    return _language(code).name.title()
+_LONGEST = 35  # characters of a tag; RFC 5646, section 4.4.1, asks software to allow as many
+_SPLITS = ("all", "dev", "raw", "val")  # these tags of small languages are common names of other things
 
 
 @cache
-def _detector(codes: tuple[str, ...]) -> Any:
-    from lingua import LanguageDetectorBuilder
-
-    return LanguageDetectorBuilder.from_languages(*[_language(code) for code in codes]).build()
-
-
-def detect(texts: Iterable[str], expected: Iterable[str]) -> list[str]:
-    """The ISO 639-1 code of each text's language, or an empty string if it cannot be detected.
-
-    Of a long text, detection looks at the beginning and the end: they tell its language, and that it has changed.
-
-    Args:
-        expected: codes of the languages to consider, in addition to the most common ones.
+def canonical(tag: str) -> str:
+    """The tag as the registry of languages writes it, for example `pt-BR` for `pt-br` or `pt_BR`.
 
     Raises:
-        UserError: a code is unknown.
+        UserError: it is malformed, or a part of it is not registered; names the nearest tag, if there is one.
     """
-    detector = _detector(tuple(sorted({*expected, *_COMMON})))
-    found = [detector.detect_language_of(_ends(text)) for text in texts]
-    return [language.iso_code_639_1.name.lower() if language else "" for language in found]
+    if tag in NAMES:
+        return tag
+    import langcodes
+
+    try:
+        found = langcodes.standardize_tag(tag)
+        if langcodes.tag_is_valid(tag) and len(found) <= _LONGEST:
+            return found
+        why = f"is longer than {_LONGEST} characters" if len(found) > _LONGEST else "a part of it is not registered"
+    except ValueError as error:
+        why = cut(reason(error))
+    raise UserError(f"{brief(tag)} is no language tag of BCP 47 ({why}); {_nearest(tag)}")
 
 
-def _ends(text: str) -> str:
-    return text if len(text) <= 2 * _SEEN else f"{text[:_SEEN]}\n{text[-_SEEN:]}"
+def _nearest(tag: str) -> str:
+    """What to write instead: the tag of the language that has such a name, or examples."""
+    import langcodes
+
+    try:
+        close = langcodes.find(tag[:_LONGEST])
+    except (LookupError, UnicodeEncodeError):  # the latter for halves of surrogate pairs
+        return "write one such as en, ha, pt-BR or zh-Hant"
+    return f"did you mean {close.to_tag()} ({close.display_name()})?"
+
+
+def is_language(name: str) -> bool:
+    """Whether the name of a file, or of a part of a dataset, is a language's tag."""
+    try:
+        return canonical(name) == name and name not in _SPLITS
+    except UserError:
+        return False
+
+
+@cache
+def name(tag: str) -> str:
+    """The English name of a language, for example `Hausa` for `ha`, as in the cross-lingual instruction.
+
+    Raises:
+        UserError: the tag is wrong, or has no name.
+    """
+    tag = canonical(tag)
+    if tag in NAMES:
+        return NAMES[tag]
+    import langcodes
+
+    if (found := langcodes.Language.get(tag)).language_name().startswith("Unknown language"):
+        raise UserError(f"{brief(tag)} has no English name; give it one: {{tag: {tag}, name: ...}}")
+    return found.display_name()
+
+
+@cache
+def primary(tag: str) -> str:
+    """The language of a tag without region and script: `pt` for `pt-BR`, `ar` for Standard Arabic, `arb`."""
+    if tag in NAMES:
+        return tag
+    import langcodes
+
+    found = langcodes.standardize_tag(tag, macro=True).partition("-")[0]
+    return "tl" if found == "fil" else found  # one language, of which the registry prefers the newer tag

@@ -251,10 +251,11 @@ class ScoreTask:
     models: tuple[str, ...]
     examples: tuple[Example, ...]
     dtype: DType
-    texts: tuple[tuple[str, ...], ...] = ()
-    """For each example, texts whose languages are detected; by default none."""
+    texts: tuple[tuple[tuple[str, str], ...], ...] = ()
+    """For each example, texts whose languages are detected, each after the tag that it should be in; by default
+    none."""
     expected: tuple[str, ...] = ()
-    """Codes of the languages that detection considers, in addition to the most common ones."""
+    """The languages that detection considers, in addition to the most common ones."""
 
 
 @dataclass(frozen=True, slots=True)

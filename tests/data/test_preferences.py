@@ -233,7 +233,7 @@ def test_the_shipped_held_out_preferences_are_parallel_and_neutral_in_length() -
     ("languages", "message"),
     [
         ({}, "has no file of preferences such as en.jsonl"),
-        ({"xx": [{"prompt": "q"}]}, "'xx' is no ISO 639-1 language code"),
+        ({"xx": [{"prompt": "q"}]}, "'xx' is no language tag of BCP 47"),
         ({"es": [{"id": "a", "prompt": "q"}]}, r"es\.jsonl: the preference 'a' has no English prompt"),
         ({"es": [{"id": "a", "prompt": "q", "english": " "}]}, r"es\.jsonl:1: english: a message has no content"),
         ({"en": [{"prompt": "q"}], "es": []}, r"es\.jsonl: contains no preferences"),

@@ -49,7 +49,7 @@ def diagnosed(
     responses = [Response(row.id, row.lang, row.sample, row.response, [1], "stop") for row in scores["crosslingual"]]
     asked = [Prompt(f"q{prompt}", "es", "¿?") for prompt in range(prompts)]
     twins = {prompt.id: "?" for prompt in asked}
-    return diagnose(PairConfig(), Candidates(asked, twins, responses, scores, facts.get("alphas", {})))
+    return diagnose(PairConfig(), Candidates("Spanish", asked, twins, responses, scores, facts.get("alphas", {})))
 
 
 def translated(text: str) -> InspectedLanguage:
@@ -57,7 +57,7 @@ def translated(text: str) -> InspectedLanguage:
 
     rows = [Score("q0", "es", i, "hola", "stop", text, float(i), 0.0, float(i), 1, 4, "es", 0.0) for i in range(5)]
     responses = [Response(row.id, row.lang, row.sample, row.response, [1], "stop") for row in rows]
-    candidates = Candidates([Prompt("q0", "es", "¿?")], {"q0": "?"}, responses, {"translate": rows}, {})
+    candidates = Candidates("Spanish", [Prompt("q0", "es", "¿?")], {"q0": "?"}, responses, {"translate": rows}, {})
     return diagnose(PairConfig(), candidates)
 
 

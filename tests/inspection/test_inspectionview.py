@@ -41,6 +41,7 @@ def found() -> dict[str, Any]:
     ]
     prompt = {"id": "q1", "instruction": "怎样睡得更好？", "english": "How to sleep better?", "candidates": candidates}
     own = {
+        "name": "Chinese",
         "verdict": [{"text": "a warning", "warning": True}],
         "modes": {"crosslingual": mode},
         "agreement": [],

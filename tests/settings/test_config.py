@@ -105,7 +105,6 @@ def test_settings_of_the_judge_may_be_given_without_a_judge() -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"languages": ["en", "qq"]}, r"^languages: 'qq' is not a known ISO 639-1 language code"),
         ({"languages": ["es", "es"]}, r"^languages: 'es' is a duplicate; remove it"),
         ({"evaluate": {"languages": ["es", "es"]}}, r"^evaluate\.languages: 'es' is a duplicate"),
         ({"model": {"initial": "a"}}, r"^model\.aligned: not set; .*align\.preferences"),

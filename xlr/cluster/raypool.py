@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from xlr import detection
 from xlr.cluster import rayaddress
 from xlr.cluster.drivermemory import return_freed_memory
 from xlr.cluster.environment import ALLOCATOR
@@ -32,7 +33,7 @@ from xlr.settings.config import GenerateConfig, RayConfig
 from xlr.settings.modelconfig import ModelConfig
 from xlr.terminal.console import console, duration
 from xlr.terminal.progress import Tally
-from xlr.versions import FUSED, LIBRARIES, VLLM, require_same, versions
+from xlr.versions import DETECTORS, FUSED, LIBRARIES, VLLM, require_same, versions
 
 _LOSSES = 3  # workers that one task may lose, and starts that may fail in a row, before xlr gives up
 _LOOK_SECONDS = 10  # between checks for new nodes and for tasks that take too long
@@ -134,8 +135,7 @@ class Pool:
         Raises:
             UserError: `model.fused_operations` is true, but the workers cannot fuse operations.
         """
-        sampling = isinstance(task, SampleTask)
-        vllm = sampling and self._generate.backend == "vllm"
+        vllm = isinstance(task, SampleTask) and self._generate.backend == "vllm"
         on_gpus = self._on_gpus(vllm)
         found: dict[str, str | None] = {
             "device": self._gpus if on_gpus else "cpu",
@@ -145,10 +145,10 @@ class Pool:
             return found | versions((*LIBRARIES, *VLLM))
         found |= fused.conditions(self._model.fused_operations, on_gpus)
         attention = self._model.attn_implementation
-        if sampling:
+        if isinstance(task, SampleTask):
             return found | {"model.attn_implementation": default_attention(attention)} | versions(LIBRARIES)
-        detector = "lingua-language-detector"  # scored rows hold the detected language
-        return found | {"model.attn_implementation": attention} | versions((*LIBRARIES, detector))
+        detectors = detection.libraries(task.expected)  # scored rows hold the detected language
+        return found | {"model.attn_implementation": attention} | versions((*LIBRARIES, *detectors))
 
     def _on_gpus(self, vllm: bool) -> bool:
         """Whether workers of a kind compute on GPUs. vLLM takes them whatever ray.gpus_per_actor says."""
@@ -205,7 +205,7 @@ class Pool:
             if self._failed_starts == _LOSSES:
                 raise RuntimeError(f"{_LOSSES} workers failed to start") from error
             return []
-        require_same(node, libraries, versions((*LIBRARIES, *VLLM, *FUSED)))
+        require_same(node, libraries, versions((*LIBRARIES, *VLLM, *FUSED, *DETECTORS)))
         self._nodes[actor] = node
         self._tallies[actor] = self._tally(actor)
         self._failed_starts = 0

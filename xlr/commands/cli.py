@@ -28,6 +28,7 @@ from xlr.commands.stagecommands import (
 from xlr.commands.viewcommands import add_view_commands
 from xlr.errors import UserError
 from xlr.foreign.texts import shown
+from xlr.languages import canonical
 from xlr.stages import STAGES
 
 
@@ -102,7 +103,7 @@ def inspect(
 
     context = open_context(source, overrides)
     console.stderr = as_json
-    langs = context.config.languages if languages is None else languages.split(",")
+    langs = context.config.trained_languages if languages is None else list(map(canonical, languages.split(",")))
     inspection.require_valid(context.config, iteration, langs)
     with pipeline.holding(context, ()):
         found = inspection.inspect(context, iteration, prompts, langs)

@@ -1,18 +1,19 @@
 """`xlr data`: what xlr reads of the data that a configuration names, before anything is computed."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
-from xlr import languages
+from xlr import detection
 from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
 from xlr.foreign.texts import shown
 from xlr.languages import ENGLISH
 from xlr.records import Prompt, messages
 from xlr.run.context import Context
+from xlr.settings.config import Config
 from xlr.terminal.console import console
 
 
@@ -66,7 +67,7 @@ def _of_tokens(context: Context, source: str, lang: str, ids: Sequence[tuple[int
     lengths = [len(own) for own in ids]
     return Found(
         source,
-        languages.name(lang),
+        context.config.language_name(lang),
         len(ids),
         english,
         statistics.fmean(lengths),
@@ -76,8 +77,17 @@ def _of_tokens(context: Context, source: str, lang: str, ids: Sequence[tuple[int
     )
 
 
-def show(found: Sequence[Found]) -> None:
-    """Print a table, then the first row of each source and language."""
+def undetected(config: Config) -> Iterator[str]:
+    """A sentence on each language of which nothing tells whether a response is in it."""
+    for lang in detection.undetected(config.all_languages):
+        yield (
+            f"{config.language_name(lang)} ({lang}) is not detected: {detection.why_not(lang)}. It has no share of "
+            "responses in the right language, and no response is flawed as wrong_language"
+        )
+
+
+def show(found: Sequence[Found], notes: Iterable[str]) -> None:
+    """Print a table, notes below it, then the first row of each source and language."""
     table = Table(title="what xlr reads", title_justify="left")
     for name in ("source", "language", "rows", "of the English", "tokens, mean", "most", "duplicates"):
         table.add_column(name, justify="left" if name in ("source", "language") else "right")
@@ -86,6 +96,8 @@ def show(found: Sequence[Found]) -> None:
         cells = (str(own.rows), share, f"{own.mean_tokens:.0f}", str(own.most_tokens), str(own.duplicates))
         table.add_row(own.source, own.language, *cells)
     console.print(table)
+    for note in notes:
+        console.print(f"{note}.")
     for own in found:
         console.print(f"{own.source}, {own.language}, the first row as the model reads it:")
         console.print(Text(shown(own.first)))

@@ -30,7 +30,8 @@ def data(source: Source, overrides: Overrides = None) -> None:
     """Show what xlr reads of prompts and preferences, and the first of each language as the model sees it."""
     from xlr.commands import datacheck
 
-    datacheck.show(list(datacheck.check(open_context(source, overrides))))
+    context = open_context(source, overrides)
+    datacheck.show(list(datacheck.check(context)), datacheck.undetected(context.config))
 
 
 def verify(source: Source) -> None:

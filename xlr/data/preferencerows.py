@@ -13,7 +13,7 @@ from xlr.data.jsonfiles import Row
 from xlr.data.tables import SUFFIXES, language_source, read_table
 from xlr.errors import UserError
 from xlr.foreign.texts import reason
-from xlr.languages import ENGLISH, is_known
+from xlr.languages import ENGLISH, is_language
 from xlr.settings.dataconfig import PreferencesConfig
 
 _EXPECTED = "an object with prompt, chosen and rejected"
@@ -118,9 +118,9 @@ def _files(path: str) -> Iterator[tuple[str, Path]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); make it readable") from error
     for name in names:
-        if not is_known(name):
+        if not is_language(name):
             raise UserError(
-                f"{folder / name}.*: {name!r} is no ISO 639-1 language code; name files {ENGLISH}.jsonl, ..."
+                f"{folder / name}.*: {name!r} is no language tag of BCP 47; name files {ENGLISH}.jsonl, ..."
             )
     if not names:
         raise UserError(f"{path}: has no file of preferences such as {ENGLISH}.jsonl; add one for each language")
@@ -139,7 +139,7 @@ def _of_dataset(section: PreferencesConfig) -> Iterator[tuple[str, PreferenceRow
     if ENGLISH not in names or (split if saved else subset) is not None:
         yield ENGLISH, PreferenceRows(path, subset, split)
         return
-    for lang in filter(is_known, names):
+    for lang in filter(is_language, names):
         yield lang, PreferenceRows(path, subset, lang) if saved else PreferenceRows(path, lang, split)
 
 

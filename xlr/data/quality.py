@@ -6,6 +6,7 @@ By default nothing is excluded, as in the paper. Empty responses are dropped bef
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+from xlr.detection import is_in
 from xlr.records import Score
 from xlr.settings.config import Flaw
 
@@ -25,7 +26,7 @@ def flaws(rows: Sequence[Score]) -> list[set[Flaw]]:
     """The flaws of each row.
 
     A duplicate has the same text as an earlier row of the same prompt and language. A text whose language could not be
-    detected does not count as `wrong_language`.
+    detected does not count as `wrong_language`, so no row of a language does that no detector knows.
     """
     found: list[set[Flaw]] = []
     seen: set[tuple[str, str, str]] = set()
@@ -33,7 +34,7 @@ def flaws(rows: Sequence[Score]) -> list[set[Flaw]]:
         checks: dict[Flaw, bool] = {
             "truncated": row.finish_reason == "length",
             "repeated": row.repetition > REPEATED,
-            "wrong_language": row.detected_lang not in ("", row.lang),
+            "wrong_language": row.detected_lang != "" and not is_in(row.detected_lang, row.lang),
             "duplicate": (row.lang, row.id, row.response) in seen,
         }
         seen.add((row.lang, row.id, row.response))

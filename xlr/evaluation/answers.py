@@ -12,6 +12,7 @@ from typing import TypeVar
 from xlr.chat.format import chat_settings
 from xlr.data.preferencerows import preference_sources
 from xlr.data.prompts import sources
+from xlr.detection import detector, is_in
 from xlr.evaluation import preferences
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
 from xlr.languages import ENGLISH
@@ -29,6 +30,7 @@ from xlr.run.manifests import rows_of
 from xlr.run.reuse import Kept
 from xlr.run.rows import require_each_once, write_rows, write_shards
 from xlr.settings.config import Config, GenerateConfig, deciding
+from xlr.settings.languagenames import language_names
 
 _Row = TypeVar("_Row", Response, Score, PreferenceLogps)
 
@@ -56,6 +58,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
             found |= sources(context.pinned(section.prompts), config.evaluated_languages if lang is None else [lang])
             found["reward policy"] = context.model(START)
         found |= preferences.inputs(preferred, lang)
+        found |= language_names(config, langs if lang is None else [lang])
         if model != START:
             found["start"] = Part(context.run.path, _of_start(context), lang) if lang else _of_start(context)
         return found
@@ -135,6 +138,7 @@ def make(context: Context, model: ModelKey) -> EvaluationFacts:
         facts["dropped"] = dropped.counts()
         facts["languages"] = {
             lang: _language_facts(
+                lang,
                 [row for row in answers if row.lang == lang],
                 [row for row in scored if row.lang == lang],
                 {row.id: row.reward for row in start if row.lang == lang},
@@ -211,9 +215,14 @@ def _answer(
     shards = sampling.shards(wanted, {})
     answers = sampling.compute(target, "responses", shards, f"evaluate {model}: answer").rows()
     english = {prompt.id: prompt for prompt in context.held_out[ENGLISH]}
-    thinking = context.config.model.thinking
+    name, thinking = context.config.language_name, context.config.model.thinking
     given = [
-        candidate(row, scoring_conversation("crosslingual", prompt, english[prompt.id]), encoder, thinking)
+        candidate(
+            row,
+            scoring_conversation("crosslingual", prompt, english[prompt.id], name(prompt.lang)),
+            encoder,
+            thinking,
+        )
         for row, (prompt, _) in zip(answers, wanted, strict=True)
     ]
     candidates = [one for one in given if one.text.strip()]
@@ -230,7 +239,7 @@ def _answer(
 
 
 def _language_facts(
-    answers: Sequence[Response], scored: Sequence[Score], start_rewards: dict[str, float]
+    lang: str, answers: Sequence[Response], scored: Sequence[Score], start_rewards: dict[str, float]
 ) -> AnswerFacts:
     """Figures of one language's answers.
 
@@ -243,7 +252,7 @@ def _language_facts(
     return {
         **reward_facts(scored),
         "rows": len(answers),
-        "in_language": sum(row.detected_lang == row.lang for row in scored) / count,
+        "in_language": sum(is_in(row.detected_lang, lang) for row in scored) / count if detector(lang) else None,
         "complete": sum(row.finish_reason == "stop" for row in answers) / count,
         "finish_reasons": {
             reason: sum(row.finish_reason == reason for row in answers) for reason in ("stop", "length")

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from xlr import languages
 from xlr.errors import UserError
 from xlr.evaluation import answers as evaluation
 from xlr.evaluation import baseline
@@ -20,10 +19,11 @@ from xlr.evaluation.facts import AnnotationRow, JudgeFacts, WinRates
 from xlr.judging import endpoint, localjudge, question
 from xlr.records import Message, ModelKey, Prompt, Verdict
 from xlr.rewarding.responses import row_seed
-from xlr.run.artifact import Artifact
+from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_json
 from xlr.settings.config import Config, JudgeConfig, deciding
+from xlr.settings.languagenames import language_names
 
 # Takes the place of an iteration in the seed, so that the order of the answers is the same for every model.
 _ALL_MODELS = -1
@@ -91,10 +91,10 @@ def check(context: Context) -> None:
     """
     from xlr.evaluation import difficulty  # imports torch
 
-    judge = context.config.judge
+    judge, name = context.config.judge, context.config.language_name
     template = question.load(judge.template)
     shortest = {
-        f"{prompt.lang} {prompt.id!r}": question.fill(template, prompt.transcript, "", "", languages.name(prompt.lang))
+        f"{prompt.lang} {prompt.id!r}": question.fill(template, prompt.transcript, "", "", name(prompt.lang))
         for prompt in context.questions
     }
     if judge.backend == "transformers":
@@ -108,7 +108,8 @@ def check(context: Context) -> None:
 def artifact(context: Context, iteration: ModelKey) -> Artifact:
     """The judgements of a model's answers, with the settings and inputs that decide them."""
     config, judge = context.config, context.config.judge
-    inputs = {"answers": context.run.iteration(iteration) / "eval", **baseline.inputs(context)}
+    inputs: dict[str, Source] = {"answers": context.run.iteration(iteration) / "eval", **baseline.inputs(context)}
+    inputs |= language_names(config, config.evaluated_languages)
     inputs |= {name: path for name, path in (("template", judge.template), ("difficulty", judge.difficulty)) if path}
     own: dict[str, Any] = {"languages": list(config.evaluated_languages)}
     if judge.backend == "transformers":
@@ -184,7 +185,9 @@ def _ask(
     judge = context.config.judge
     template = question.load(judge.template)
     asked = [(one, swapped) for one in comparisons for swapped in one.orders]
-    questions = [_question(template, one, swapped) for one, swapped in asked]
+    questions = [
+        _question(template, one, swapped, context.config.language_name(one.prompt.lang)) for one, swapped in asked
+    ]
     verdicts, new = _BACKENDS[judge.backend].ask(
         context, target, label, questions, [one.prompt.lang for one, _ in asked]
     )
@@ -192,9 +195,9 @@ def _ask(
     return [list(islice(remaining, len(one.orders))) for one in comparisons], new
 
 
-def _question(template: list[Message], one: _Comparison, swapped: bool) -> list[Message]:
+def _question(template: list[Message], one: _Comparison, swapped: bool, language: str) -> list[Message]:
     first, second = (one.model, one.baseline) if swapped else (one.baseline, one.model)
-    return question.fill(template, one.prompt.transcript, first, second, languages.name(one.prompt.lang))
+    return question.fill(template, one.prompt.transcript, first, second, language)
 
 
 def _judge_name(judge: JudgeConfig) -> str:

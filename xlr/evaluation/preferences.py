@@ -6,7 +6,6 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from xlr import languages
 from xlr.data.preferencerows import PreferenceRows, path_of
 from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences
 from xlr.evaluation.facts import PreferenceFacts
@@ -16,7 +15,7 @@ from xlr.records import INITIAL, Example, PreferenceLogps, RowKey, Scored
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.settings.config import Reward
+from xlr.settings.config import Config, Reward
 from xlr.settings.dataconfig import PreferencesConfig
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.shards import by_language
@@ -54,7 +53,7 @@ def check(context: Context, given: str | PreferencesConfig) -> None:
         UserError: one cannot, or does not; names it.
     """
     limit = room.positions_of_run(context)
-    pairs = [one.pair for one in _asked(context, given)]
+    pairs = [one.pair for one in _asked(context.config, given)]
     room.require_preferences(context.encoder, path_of(given), pairs, limit, "evaluate.preferences")
 
 
@@ -72,7 +71,7 @@ def measure(
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
         without: languages that are left out.
     """
-    asked = [one for one in _asked(context, given) if one.lang not in without]
+    asked = [one for one in _asked(context.config, given) if one.lang not in without]
     reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
     policy = context.model(iteration)
     rows = resumable_logps(
@@ -137,20 +136,20 @@ def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
     }
 
 
-def _asked(context: Context, given: str | PreferencesConfig) -> list[_Asked]:
+def _asked(config: Config, given: str | PreferencesConfig) -> list[_Asked]:
     """The preferences of each language in each mode, in that order. In English all modes ask the same."""
     return [
-        _Asked(lang, mode, _under(mode, lang, one))
-        for lang, own in load_parallel_preferences(given, context.config.model.system_prompt).items()
+        _Asked(lang, mode, _under(mode, lang, config.language_name(lang), one))
+        for lang, own in load_parallel_preferences(given, config.model.system_prompt).items()
         for mode in (("multilingual",) if lang == ENGLISH else _MODES)
         for one in own
     ]
 
 
-def _under(mode: Reward, lang: str, one: ParallelPreference) -> Preference:
-    """A preference with the prompt that it is scored under."""
+def _under(mode: Reward, lang: str, language: str, one: ParallelPreference) -> Preference:
+    """A preference with the prompt that it is scored under, which may name the language."""
     if mode == "multilingual":
         return one.own
     *before, last = one.english
-    instruction = crosslingual_instruction(last["content"], lang, languages.name(lang))
+    instruction = crosslingual_instruction(last["content"], lang, language)
     return replace(one.own, prompt=[*before, {"role": "user", "content": instruction}])

@@ -5,7 +5,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from xlr import languages
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
@@ -31,9 +30,9 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
     finished = [manifest for own in manifests.values() for manifest in own]
     return {
         "name": name,
-        "languages": list(config.languages),
+        "languages": list(config.trained_languages),
         "evaluated": list(config.evaluated_languages),
-        "names": {lang: languages.name(lang) for lang in _mentioned(config, iterations)},
+        "names": {lang: config.language_name(lang) for lang in _mentioned(config, iterations)},
         "settings": settings(config),
         "versions": _versions(finished),
         "finished": max((manifest["finished"] for manifest in finished), default=""),
@@ -44,7 +43,7 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
 
 def _mentioned(config: Config, iterations: Mapping[str, ModelFound]) -> Iterator[str]:
     """Every language of the run, of its answers, and of its held-out preferences."""
-    yield from (*config.languages, *config.evaluated_languages)
+    yield from (*config.trained_languages, *config.evaluated_languages)
     for model in iterations.values():
         yield from preferences_of(model)
 

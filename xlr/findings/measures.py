@@ -67,7 +67,7 @@ def of_answers(found: Found) -> list[Measure]:
         ),
         Measure(
             "Right language",
-            "Share of held-out answers in the language that was asked for",
+            "Share of held-out answers in the language that was asked for" + _undetected(found),
             _answers(found, lambda own: own["in_language"]),
         ),
         Measure(
@@ -78,6 +78,18 @@ def of_answers(found: Found) -> list[Measure]:
         ),
     ]
     return [measure for measure in measures if measure.by_language]
+
+
+def _undetected(found: Found) -> str:
+    """The rest of the note: which languages the share leaves out."""
+    lacking = {
+        found["names"][lang]
+        for _, model in models(found)
+        if model["evaluation"]
+        for lang, own in model["evaluation"]["languages"].items()
+        if own["in_language"] is None
+    }
+    return f", without {', '.join(sorted(lacking))}, which no installed detector knows" if lacking else ""
 
 
 def reward_accuracy(found: Found) -> dict[str, Mapping[str, Share]]:
@@ -101,12 +113,13 @@ def changes(measure: Measure) -> list[Change]:
     return found
 
 
-def _answers(found: Found, share: Callable[[AnswerFacts], float]) -> dict[str, dict[str, Share]]:
+def _answers(found: Found, share: Callable[[AnswerFacts], float | None]) -> dict[str, dict[str, Share]]:
     by_language: dict[str, dict[str, Share]] = {}
     for key, model in models(found):
         if isinstance(key, int) and (evaluation := model["evaluation"]):
             for lang, own in evaluation["languages"].items():
-                by_language.setdefault(lang, {})[label(key)] = Share(share(own), own["rows"])
+                if (value := share(own)) is not None:
+                    by_language.setdefault(lang, {})[label(key)] = Share(value, own["rows"])
     return by_language
 
 

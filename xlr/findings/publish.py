@@ -55,9 +55,10 @@ def flatten(model: ModelFound, langs: Sequence[str]) -> Iterator[tuple[str, floa
     if evaluation := model["evaluation"]:
         by_lang: Mapping[str, Mapping[str, Any]] = evaluation["languages"]
         yield from _numbers("eval", by_lang)
-        for key, value in next(iter(by_lang.values()), {}).items():
-            if isinstance(value, int | float):
-                yield f"eval/average/{key}", mean(own[key] for own in by_lang.values())
+        for key in next(iter(by_lang.values()), {}):
+            values = [own[key] for own in by_lang.values() if isinstance(own[key], int | float)]
+            if values:
+                yield f"eval/average/{key}", mean(values)
         yield from _numbers("eval/preferences", evaluation.get("preferences"))
     if judgements := model["judgements"]:
         yield from _numbers("eval", judgements.get("languages"))

@@ -25,6 +25,9 @@ _CONTROL_OR_LINE = re.compile(f"[\t\n{_NOT_LINES}\u2028\u2029{_DIRECTIONS}{_SURR
 _SURROGATE = re.compile(f"[{_SURROGATES}]")
 
 _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"  # Hangul fillers and the empty Braille pattern
+_JOINER = "\u200d"  # joins emoji, and letters of some scripts
+# Joiners, vowels and final consonants of decomposed Korean, and colours of emoji.
+_JOINED = re.compile("[\u200c\u200d\u1160-\u11ff\U0001f3fb-\U0001f3ff]")
 _SHOWN_CHARACTERS = 80
 _REASON_CHARACTERS = 300
 
@@ -49,7 +52,20 @@ def brief(value: Any) -> str:
 def cut(text: str) -> str:
     """A name for an error message: on one line, control characters written out, and cut if it is long."""
     text = _CONTROL_OR_LINE.sub(lambda found: _code(found[0]), text[: _SHOWN_CHARACTERS + 1])
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{beginning(text, _SHOWN_CHARACTERS)}…"
+
+
+def beginning(text: str, most: int) -> str:
+    """The first characters of a text, without the last letter if its accents or vowel signs would be cut off."""
+    end = most
+    while 0 < end < len(text) and _belongs_together(text[end - 1], text[end]):
+        end -= 1
+    return text[: end or most]
+
+
+def _belongs_together(before: str, after: str) -> bool:
+    """Whether the second character is no letter of its own, but changes the first."""
+    return before == _JOINER or unicodedata.category(after)[0] == "M" or bool(_JOINED.match(after))
 
 
 def reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from xlr import languages
+from xlr import detection
 from xlr.data.quality import flaws
 from xlr.languages import ENGLISH
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
@@ -37,6 +37,8 @@ _FLAWS: dict[Flaw, tuple[str, float]] = {
 class Candidates:
     """The responses to a few prompts of one language, scored in every mode that the language has."""
 
+    name: str
+    """The English name of the language."""
     prompts: list[Prompt]
     english: Mapping[str, str]
     """Prompt id -> the same instruction in English."""
@@ -59,7 +61,8 @@ def diagnose(section: PairConfig, candidates: Candidates) -> InspectedLanguage:
     modes = {mode: _mode_facts(candidates, mode, own) for mode, own in choices.items()}
     agreement = [_agreement(both, candidates, choices) for both in combinations(choices, 2)]
     return {
-        "verdict": _verdict(candidates.prompts[0].lang, modes, agreement),
+        "name": candidates.name,
+        "verdict": _verdict(candidates.prompts[0].lang, candidates.name, modes, agreement),
         "modes": modes,
         "agreement": agreement,
         "prompts": [
@@ -97,7 +100,7 @@ def _mode_facts(candidates: Candidates, mode: Reward, choices: Choices) -> ModeF
 
 def _not_english(rows: Sequence[Score]) -> int:
     """Number of translations that are in another language than English. Texts of unknown language do not count."""
-    detected = languages.detect((row.scored_text for row in rows), {ENGLISH, *(row.lang for row in rows)})
+    detected = detection.detect(((ENGLISH, row.scored_text) for row in rows), {ENGLISH, *(row.lang for row in rows)})
     return sum(language not in ("", ENGLISH) for language in detected)
 
 
@@ -174,9 +177,8 @@ def _describe(candidates: Candidates, choices: Mapping[Reward, Choices], prompt:
     ]
 
 
-def _verdict(lang: str, modes: Mapping[Reward, ModeFacts], agreement: Sequence[Agreement]) -> list[Remark]:
+def _verdict(lang: str, name: str, modes: Mapping[Reward, ModeFacts], agreement: Sequence[Agreement]) -> list[Remark]:
     """What the figures say, in sentences."""
-    name = languages.name(lang)
     remarks = [_on_agreement(own) for own in agreement]
     if lang == ENGLISH:
         remarks.append(_remark(f"{name} is scored under the English instruction in every mode, so there is one reward"))

@@ -35,11 +35,10 @@ def require_valid(config: Config, iteration: int, langs: Sequence[str]) -> None:
     """
     if iteration not in config.trained_iterations:
         raise UserError(f"--iteration {iteration}: this run samples responses in iterations 1 to {config.iterations}")
+    known = config.trained_languages
     for lang in langs:
-        if lang not in config.languages:
-            raise UserError(
-                f"--languages: {lang!r} is not a language of this run; choose from {', '.join(config.languages)}"
-            )
+        if lang not in known:
+            raise UserError(f"--languages: {lang!r} is not a language of this run; choose from {', '.join(known)}")
 
 
 def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) -> Inspection:
@@ -147,6 +146,7 @@ def _read(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
         yield (
             lang,
             Candidates(
+                context.config.language_name(lang),
                 [prompt for prompt in context.prompts[lang] if prompt.id in ids],
                 english,
                 [row for row in sampled if row.lang == lang],

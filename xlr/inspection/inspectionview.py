@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
+from rich.cells import cell_len
 from rich.padding import Padding
 from rich.text import Text
 
-from xlr import languages
+from xlr.foreign.texts import beginning
 from xlr.rewarding.facts import (
     InspectedCandidate,
     InspectedLanguage,
@@ -33,7 +35,7 @@ _LEGEND = (
 def show(found: Inspection) -> None:
     """Print candidates and figures. The verdicts come last, where they stay visible above the prompt."""
     for lang, own in found["languages"].items():
-        console.rule(f"{languages.name(lang)} ({lang})", align="left", style="bold")
+        console.rule(f"{own['name']} ({lang})", align="left", style="bold")
         for prompt in own["prompts"]:
             _show_prompt(prompt, list(own["modes"]), found["reward"])
         for table in _figures(own):
@@ -69,7 +71,7 @@ def markdown(found: Inspection) -> str:
 
 def _headline(lang: str, own: InspectedLanguage) -> str:
     warnings = sum(remark["warning"] for remark in own["verdict"])
-    return f"{languages.name(lang)} ({lang}): {warnings or 'no'} warning{'' if warnings == 1 else 's'}"
+    return f"{own['name']} ({lang}): {warnings or 'no'} warning{'' if warnings == 1 else 's'}"
 
 
 def _bullet(remark: Remark) -> str:
@@ -90,10 +92,17 @@ def _show_prompt(prompt: InspectedPrompt, modes: Sequence[Reward], main: Reward)
 
 
 def _show_text(text: str, style: str) -> None:
-    shown = Text(_one_line(text), style=style)
     # Less than _LINES full lines, because a word that does not fit moves to the next line.
-    shown.truncate(_LINES * (console.width - _INDENT) - _INDENT, overflow="ellipsis")
-    console.print(Padding(shown, (0, 0, 0, _INDENT), expand=False), soft_wrap=False)
+    shown = _fitting(_one_line(text), _LINES * (console.width - _INDENT) - _INDENT)
+    console.print(Padding(Text(shown, style=style), (0, 0, 0, _INDENT), expand=False), soft_wrap=False)
+
+
+def _fitting(text: str, cells: int) -> str:
+    """The text, or its beginning with an ellipsis, in so many cells of a terminal."""
+    if cell_len(text) <= cells:
+        return text
+    ends = accumulate(map(cell_len, text))
+    return f"{beginning(text, next(index for index, end in enumerate(ends) if end >= cells))}…"
 
 
 def _ordered(prompt: InspectedPrompt, modes: Sequence[Reward], main: Reward) -> list[InspectedCandidate]:
@@ -133,7 +142,7 @@ def _figures(own: InspectedLanguage) -> list[Table]:
             _number(facts["length_correlation"]),
             f"{facts['alpha']:.3f}{'*' * (facts['alpha_of'] == 'pairs')}",
             "/".join(_rounded(group["chars_mean"], group) for group in _groups(facts)),
-            "/".join(_rounded(100 * group["in_language"], group) for group in _groups(facts)),
+            _in_language(facts),
         )
         for mode, facts in own["modes"].items()
     ]
@@ -161,6 +170,12 @@ def _groups(mode: ModeFacts) -> tuple[RewardFacts, ...]:
     return mode["candidates"], mode["chosen"], mode["rejected"]
 
 
+def _in_language(facts: ModeFacts) -> str:
+    """The shares of all candidates, the best and the worst; a dash if no detector knows the language."""
+    shares = [(group["in_language"], group) for group in _groups(facts)]
+    return "/".join("–" if share is None else _rounded(100 * share, group) for share, group in shares)
+
+
 def _rounded(value: float, facts: RewardFacts) -> str:
     """A mean over responses, or a dash if there are none."""
     return f"{value:.0f}" if facts["rows"] else "–"
@@ -172,7 +187,7 @@ def _number(value: float | None) -> str:
 
 def _cut(text: str) -> str:
     text = _one_line(text)
-    return text if len(text) <= _MARKDOWN_CHARACTERS else f"{text[:_MARKDOWN_CHARACTERS]}…"
+    return text if len(text) <= _MARKDOWN_CHARACTERS else f"{beginning(text, _MARKDOWN_CHARACTERS)}…"
 
 
 def _one_line(text: str) -> str:

@@ -23,7 +23,7 @@ def crosslingual_instruction(english: str, lang: str, language: str) -> str:
 
     Args:
         english: the English version of the instruction.
-        lang: ISO 639-1 code of the response's language; English gets no prefix.
+        lang: tag of the response's language; English gets no prefix.
         language: the English name of that language, for example `Spanish`.
 
     Source: arXiv 2503.04647 (the cross-lingual instruction).

@@ -11,7 +11,7 @@ import torch
 
 from xlr.errors import UserError
 from xlr.records import Task
-from xlr.versions import FUSED, LIBRARIES, VLLM, versions
+from xlr.versions import DETECTORS, FUSED, LIBRARIES, VLLM, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ class Actor:
 
     def node(self) -> tuple[str, dict[str, str | None]]:
         """Host name of this worker's machine, and the versions of the libraries there that decide the numbers."""
-        return socket.gethostname(), versions((*LIBRARIES, *VLLM, *FUSED))
+        return socket.gethostname(), versions((*LIBRARIES, *VLLM, *FUSED, *DETECTORS))
 
     def compute(self, task: Task) -> Any:
         """Compute a task's result. Each kind of worker implements this."""

@@ -15,7 +15,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from xlr import languages
+from xlr import detection
 from xlr.errors import UserError
 from xlr.maths.sampling import draw, nucleus
 from xlr.model import weights
@@ -105,7 +105,7 @@ class Worker(Actor):
             return self.sample(task.model, task.requests, task.settings)
         assert isinstance(task, ScoreTask)
         logps = self.score(task.models, task.examples, task.dtype)
-        detected = [languages.detect(texts, task.expected) for texts in task.texts] or [[] for _ in logps]
+        detected = [detection.detect(texts, task.expected) for texts in task.texts] or [[] for _ in logps]
         return [Scored(own, langs) for own, langs in zip(logps, detected, strict=True)]
 
     def sample(

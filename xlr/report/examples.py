@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 from xlr.evaluation.facts import AnnotationRow
 from xlr.findings.found import Run, label, models
 from xlr.findings.numbers import number
+from xlr.foreign.texts import beginning
 from xlr.records import ModelKey, Pair
 from xlr.run.manifests import json_of, rows_of
 
@@ -148,4 +149,5 @@ def _answer(name: str, note: str, text: str, better: bool) -> Answer:
 
 def shortened(text: str) -> tuple[str, int]:
     """The beginning of a text, and how many characters are left out at its end."""
-    return text[:TEXT_CHARS], max(len(text) - TEXT_CHARS, 0)
+    kept = beginning(text, TEXT_CHARS)
+    return kept, len(text) - len(kept)

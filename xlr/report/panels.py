@@ -114,8 +114,8 @@ def _scores(run: Run, iteration: int) -> Iterator[tuple[str, list[Score]]]:
     """The finished scores of an iteration, one language at a time because all of them may take gigabytes."""
     folder = run.directory.iteration(iteration) / "scores"
     if manifest_path(folder).is_file():
-        for lang in run.config.languages:
-            if rows := rows_of(folder, Score, f"{lang}-*"):
+        for lang in run.config.trained_languages:
+            if rows := rows_of(folder, Score, part=lang):
                 yield lang, rows
 
 

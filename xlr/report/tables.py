@@ -11,6 +11,7 @@ from xlr.evaluation.facts import RateDifference, Rates
 from xlr.findings.found import AVERAGE, Found, Processors, by_language, label, model_key, models, preferences_of, stages
 from xlr.findings.numbers import interval, number
 from xlr.maths.shares import share_interval
+from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
 from xlr.settings.config import Flaw
 from xlr.terminal.console import Column, Table, duration, number_columns, text_columns
@@ -205,7 +206,7 @@ def _held_out(found: Found) -> Iterator[Row]:
                     label(key),
                     number(own["rows"], ","),
                     number(own["complete"], scale=100),
-                    number(own["in_language"], scale=100),
+                    _in_language(own),
                     number(own["chars_mean"], ".0f"),
                     number(own["reward_mean"], ".2f"),
                     number(own["reward_wins"], scale=100),
@@ -237,17 +238,28 @@ def _responses(found: Found) -> Iterator[Row]:
     for key, model in models(found):
         if stage := model["stages"].get("score"):
             for lang, own in stage["facts"]["languages"].items():
-                flaws = (number(own["flaws"].get(flaw, 0) / max(own["rows"], 1), scale=100) for flaw in _FLAWS)
+                flaws = (_flaw(own, flaw) for flaw in _FLAWS)
                 yield (
                     str(key),
                     lang,
                     number(own["rows"], ","),
                     f"{own['reward_mean']:.2f} ± {own['reward_std']:.2f}",
                     number(own["chars_mean"], ".0f"),
-                    number(own["in_language"], scale=100),
+                    _in_language(own),
                     *flaws,
                     _dropped(stage["facts"]["dropped"], lang),
                 )
+
+
+def _in_language(own: RewardFacts) -> str:
+    return "not detected" if own["in_language"] is None else number(own["in_language"], scale=100)
+
+
+def _flaw(own: RewardFacts, flaw: Flaw) -> str:
+    """The share of responses with a flaw; a dash where it cannot be seen, because the language is not detected."""
+    if flaw == "wrong_language" and own["in_language"] is None:
+        return "–"
+    return number(own["flaws"].get(flaw, 0) / max(own["rows"], 1), scale=100)
 
 
 def _pairs(found: Found) -> Iterator[Row]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-from xlr import languages
 from xlr.chat.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
 from xlr.data.quality import repetition
 from xlr.maths.batching import even_batches
@@ -58,17 +57,18 @@ def candidate(row: Response, asked: Conversation, encoder: ChatEncoder, thinking
     return Candidate(row, row.response, asked, answer)
 
 
-def scoring_conversation(mode: Reward, prompt: Prompt, english: Prompt) -> Conversation:
+def scoring_conversation(mode: Reward, prompt: Prompt, english: Prompt, language: str) -> Conversation:
     """The conversation that a response is scored in, in each reward mode.
 
     Args:
         english: the same prompt in English.
+        language: the English name of the prompt's language.
     """
     if mode == "multilingual":
         return prompt.conversation
     if mode == "translate":
         return english.conversation
-    instruction = crosslingual_instruction(english.instruction, prompt.lang, languages.name(prompt.lang))
+    instruction = crosslingual_instruction(english.instruction, prompt.lang, language)
     return replace(english, instruction=instruction).conversation
 
 
@@ -153,7 +153,7 @@ def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Sc
         examples,
         [[candidates[index].row.key for index in group] for _, group in groups],
         to_rows,
-        [[candidates[index].answer for index in group] for _, group in groups],
+        [[(candidates[index].row.lang, candidates[index].answer) for index in group] for _, group in groups],
         sorted({candidate.row.lang for candidate in candidates}),
         [group for _, group in groups],
     )

@@ -43,8 +43,8 @@ class RewardFacts(TypedDict):
     """Standard deviation of the implicit reward, in nats."""
     chars_mean: float
     """Mean length in characters."""
-    in_language: float
-    """Share of responses in the language of the prompt, from 0 to 1."""
+    in_language: float | None
+    """Share of responses in the language of the prompt, from 0 to 1; null if no detector knows the language."""
     flaws: dict[str, int]
     """Flaw -> number of responses that have it."""
 
@@ -199,6 +199,8 @@ class InspectedPrompt(TypedDict):
 class InspectedLanguage(TypedDict):
     """One inspected language."""
 
+    name: str
+    """Its English name."""
     verdict: list[Remark]
     """What the figures say."""
     modes: dict[Reward, ModeFacts]

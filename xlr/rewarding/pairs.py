@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from xlr import detection
 from xlr.chat.format import chat_settings
 from xlr.data.prompts import sources
 from xlr.data.quality import without
@@ -22,6 +23,7 @@ from xlr.run.files import atomic_path
 from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
 from xlr.settings.config import Config, Flaw, PairConfig, deciding
+from xlr.terminal.console import console
 
 
 def iterations(config: Config) -> list[int]:
@@ -38,16 +40,30 @@ def artifact(context: Context, iteration: int) -> Artifact:
         "pair",
         deciding(config.pair, "pair")
         | deciding(config.prompts.columns, "prompts.columns")
-        | {"languages": list(config.languages), **chat_settings(config.model)},
+        | {"languages": list(config.trained_languages), **chat_settings(config.model)},
         {
             "scores": context.run.iteration(iteration) / "scores",
-            **sources(context.pinned(config.prompts), config.languages),
+            **sources(context.pinned(config.prompts), config.trained_languages),
         },
     )
 
 
 def check(context: Context) -> None:
-    """Nothing to check: pairs need only the prompts, which are read before every stage."""
+    """Check early that the filters of responses can be applied, and warn of languages in which one has no effect.
+
+    Raises:
+        UserError: wrong_language would have no effect, unless a package is installed.
+    """
+    if "wrong_language" not in context.config.pair.filters:
+        return
+    for lang in detection.undetected(context.config.trained_languages):
+        named = f"{lang} ({context.config.language_name(lang)})"
+        if detection.is_in_extra(lang):
+            raise UserError(
+                f"pair.filters: wrong_language would have no effect in {named}: {detection.why_not(lang)}; install it, "
+                "or remove wrong_language"
+            )
+        console.print(f"  warning: pair.filters: wrong_language has no effect in {named}: {detection.why_not(lang)}")
 
 
 def make(context: Context, iteration: int) -> PairStageFacts:
@@ -60,8 +76,8 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     target = artifact(context, iteration)
     pairs: list[Pair] = []
     facts: PairStageFacts = {}
-    for lang in context.config.languages:
-        of_lang = rows_of(context.run.iteration(iteration) / "scores", Score, f"{lang}-*")  # one language in memory
+    for lang in context.config.trained_languages:
+        of_lang = rows_of(context.run.iteration(iteration) / "scores", Score, part=lang)  # one language in memory
         if not of_lang:
             continue
         found, facts[lang] = pair_language(context, of_lang, context.prompts[lang])

@@ -47,16 +47,16 @@ def artifact(context: Context, iteration: int) -> Artifact:
         deciding(config.generate, "generate")
         | {
             "seed": config.seed,
-            "languages": list(config.languages),
+            "languages": list(config.trained_languages),
             "prompts.limit": config.prompts.limit,
             **deciding(config.prompts.columns, "prompts.columns"),
             "model.dtype": config.model.dtype,
             **chat_settings(config.model),
         },
-        {"policy": context.model(iteration - 1), **sources(context.pinned(config.prompts), config.languages)},
+        {"policy": context.model(iteration - 1), **sources(context.pinned(config.prompts), config.trained_languages)},
         {
             lang: {"policy": context.model(iteration - 1), **sources(context.pinned(config.prompts), [lang])}
-            for lang in config.languages
+            for lang in config.trained_languages
         },
     )
 
@@ -79,7 +79,7 @@ def check(context: Context) -> None:
 
 def _require_room(context: Context) -> None:
     config = context.config
-    prompts = room.named(prompt for lang in config.languages for prompt in context.prompts[lang])
+    prompts = room.named(prompt for lang in config.trained_languages for prompt in context.prompts[lang])
     new_tokens = config.generate.max_new_tokens
     room.require_room(context.encoder, prompts, room.positions_of_run(context), new_tokens, "generate.max_new_tokens")
 
@@ -91,7 +91,7 @@ def make(context: Context, iteration: int) -> GenerateFacts:
     _require_room(context)
     wanted = [
         (prompt, sample)
-        for lang in config.languages
+        for lang in config.trained_languages
         if lang not in kept.languages
         for prompt in context.prompts[lang]
         for sample in range(config.generate.num_samples)
@@ -106,7 +106,9 @@ def make(context: Context, iteration: int) -> GenerateFacts:
     with context.clock.measure("tokenise"):
         shards = sampling.shards(wanted, expected)
     finished = sampling.compute(target, "parts", shards, "generate")
-    counts: dict[str, Counter[str]] = {lang: Counter() for lang in config.languages if lang not in kept.languages}
+    counts: dict[str, Counter[str]] = {
+        lang: Counter() for lang in config.trained_languages if lang not in kept.languages
+    }
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         kept.link_into(folder)
@@ -115,7 +117,9 @@ def make(context: Context, iteration: int) -> GenerateFacts:
             write_shard(folder / f"{shard.name}.parquet", table, [_key(wanted[item]) for item in items])
             counts[wanted[items.start][0].lang] += _count(table)
     sampled = {lang: _facts(counted) for lang, counted in counts.items()}
-    facts: GenerateFacts = {lang: sampled[lang] if lang in sampled else kept.facts[lang] for lang in config.languages}
+    facts: GenerateFacts = {
+        lang: sampled[lang] if lang in sampled else kept.facts[lang] for lang in config.trained_languages
+    }
     rows = sum(own["rows"] for own in facts.values())
     target.finish(rows, facts, context.clock, {"sampled": sum(own["tokens"] for own in sampled.values())})
     target.remove_pieces()

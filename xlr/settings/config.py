@@ -1,6 +1,7 @@
 """Every setting of a run: the typed tree, and the checks across its sections. `configfile` reads and writes it."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from xlr.errors import UserError
 from xlr.records import START, DType, ModelKey
 from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
 from xlr.settings.judgeconfig import JudgeConfig
+from xlr.settings.languageconfig import Language, NamedLanguage, tag_of
 from xlr.settings.modelconfig import ModelConfig
 from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section, marks, refuse_ignored, walk
 from xlr.settings.slurmconfig import SlurmConfig
@@ -94,9 +96,9 @@ class EvaluateConfig(Section):
 
     prompts: PromptsConfig | None = None
     """Held-out parallel instructions. null evaluates preferences only."""
-    languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """ISO 639-1 codes of the languages that models answer in; they may include languages without training. null uses
-    the languages of the run."""
+    languages: Annotated[tuple[Language, ...], Field(min_length=1)] | None = None
+    """The languages that models answer in, written as `languages`; they may include languages without training. null
+    uses the languages of the run."""
     preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
     """Held-out preferences in the format of align.preferences: a file in English, a folder with a file for each
     language, such as en.jsonl, or a dataset in English or with a part for each language. A row's English prompt is that
@@ -138,8 +140,9 @@ class Config(Section):
     """Seed of sampling and data order."""
     iterations: Annotated[int, Field(ge=1, le=1000), OPERATIONAL] = 2
     """How many times generate, score, pair and train are repeated. It may be raised later."""
-    languages: tuple[str, ...] = Field(min_length=1)
-    """ISO 639-1 codes of the languages to train on; English is trained on only if it is listed."""
+    languages: tuple[Language, ...] = Field(min_length=1)
+    """BCP 47 tags of the languages to train on, such as es, ha or pt-BR; English is trained on only if it is listed.
+    `{tag: ha, name: Hausa}` gives a language the name that instructions call it by."""
     model: ModelConfig
     prompts: PromptsConfig
     align: AlignConfig = AlignConfig()
@@ -153,9 +156,24 @@ class Config(Section):
     slurm: Annotated[SlurmConfig, OPERATIONAL] = SlurmConfig()
 
     @property
+    def trained_languages(self) -> tuple[str, ...]:
+        """The tags of the languages to train on."""
+        return tuple(map(tag_of, self.languages))
+
+    @property
     def evaluated_languages(self) -> tuple[str, ...]:
-        """The languages of held-out answers."""
-        return self.evaluate.languages or self.languages
+        """The tags of the languages of held-out answers."""
+        return tuple(map(tag_of, self.evaluate.languages or self.languages))
+
+    @property
+    def all_languages(self) -> tuple[str, ...]:
+        """The tags of both."""
+        return tuple(dict.fromkeys((*self.trained_languages, *self.evaluated_languages)))
+
+    def language_name(self, lang: str) -> str:
+        """The English name of a language, as instructions call it: the configuration's own, or its common one."""
+        given = (one for one in _named(self) if one.tag == lang)
+        return next((one.name for one in given), None) or languages.name(lang)
 
     @property
     def scoring_dtype(self) -> DType:
@@ -194,10 +212,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        _check_languages("languages", self.languages)
+        _check_languages("languages", self.trained_languages)
         _check_system_prompt(self)
         _check_thinking(self)
         _check_languages("evaluate.languages", self.evaluated_languages)
+        _check_names(self)
         _check_aligned_model(self)
         _check_judged_answers(self)
         _check_baseline(self)
@@ -206,14 +225,29 @@ class Config(Section):
         return self
 
 
-def _check_languages(key: str, codes: tuple[str, ...]) -> None:
-    for code in codes:
-        try:
-            languages.name(code)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
-    if duplicates := [code for code, count in Counter(codes).items() if count > 1]:
+def _named(config: Config) -> Iterator[NamedLanguage]:
+    """The languages to which the configuration gives a name."""
+    for one in (*config.languages, *(config.evaluate.languages or ())):
+        if isinstance(one, NamedLanguage):
+            yield one
+
+
+def _check_languages(key: str, tags: Sequence[str]) -> None:
+    if duplicates := [tag for tag, count in Counter(tags).items() if count > 1]:
         raise UserError(f"{key}: {duplicates[0]!r} is a duplicate; remove it")
+
+
+def _check_names(config: Config) -> None:
+    tags: dict[str, str] = {}
+    for tag in config.all_languages:
+        if (other := tags.setdefault(name := config.language_name(tag), tag)) != tag:
+            raise UserError(f"languages: {other} and {tag} have the same name, {name}; give one of them another name")
+    for one in _named(config):
+        if config.language_name(one.tag) != one.name:
+            raise UserError(
+                f"evaluate.languages: {one} has another name in languages, {config.language_name(one.tag)}; give it "
+                "one name"
+            )
 
 
 def _check_aligned_model(config: Config) -> None:
@@ -236,7 +270,7 @@ def _check_baseline(config: Config) -> None:
 
 
 def _check_translated_languages(config: Config) -> None:
-    if config.score.reward == "translate" and set(config.languages) == {"en"}:
+    if config.score.reward == "translate" and set(config.trained_languages) == {"en"}:
         raise UserError(
             "score.reward: translate leaves English out, and languages contains nothing else; add a language, or "
             "choose another reward"
@@ -244,7 +278,7 @@ def _check_translated_languages(config: Config) -> None:
 
 
 def _check_system_prompt(config: Config) -> None:
-    given, used = config.model.system_prompt, {languages.ENGLISH, *config.languages, *config.evaluated_languages}
+    given, used = config.model.system_prompt, {languages.ENGLISH, *config.all_languages}
     if isinstance(given, dict) and (odd := used.symmetric_difference(given)):
         lang = min(odd)
         problem = (
@@ -264,8 +298,17 @@ def _check_thinking(config: Config) -> None:
 
 
 def settings(section: Section, prefix: str = "") -> dict[str, Any]:
-    """The settings of a section, or of a whole configuration, that may change a result: `{"train.beta": 0.1, ...}`."""
-    return {setting.dotted: setting.value for setting in walk(section, prefix) if not setting.operational}
+    """The settings of a section, or of a whole configuration, that may change a result: `{"train.beta": 0.1, ...}`.
+
+    A language with a name of its own stands there as a text with both.
+    """
+    return {setting.dotted: _plain(setting.value) for setting in walk(section, prefix) if not setting.operational}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(str(one) if isinstance(one, NamedLanguage) else one for one in value)
+    return value
 
 
 def deciding(section: Section, prefix: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -18,7 +18,7 @@ from xlr.foreign import yamlfiles
 from xlr.foreign.hub import is_dataset_name
 from xlr.foreign.texts import brief, cut, reason
 from xlr.settings.config import Config
-from xlr.settings.schema import Location, Section, marks, section_type
+from xlr.settings.schema import Location, Section, marks
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.shipped import RECIPES, recipes
 
@@ -247,11 +247,18 @@ def _unknown(keys: tuple[Any, ...], root: type[Section]) -> str:
     section = root
     for key in keys[:-1]:  # some of them are names, such as train in slurm.jobs.train
         if key in section.model_fields:
-            section = section_type(section.model_fields[key].annotation) or section
+            section = _section_in(section.model_fields[key].annotation) or section
     valid = [*section.model_fields, *([EXTENDS] if section is root else [])]
     close = difflib.get_close_matches(str(keys[-1])[:_LONGEST_KEY], valid, 1)
     nearest = f"did you mean {close[0]}? " if close else ""
     return f"unknown key; {nearest}valid here: {', '.join(valid)}"
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section class in a type, also in that of a list's elements."""
+    if isinstance(annotation, type(Section)):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def _absolute(value: Any, config: Config, position: str, location: Location | None = None) -> Any:

@@ -67,7 +67,7 @@ def check(context: Context) -> None:
     if given := context.pinned(config.align.preferences):
         known, length = load_preferences(given, config.model.system_prompt), config.align.max_length
         room.require_preferences(context.encoder, path_of(given), known, fewest, "align.max_length", length)
-    prompts = room.named(prompt for lang in config.languages for prompt in context.prompts[lang])
+    prompts = room.named(prompt for lang in config.trained_languages for prompt in context.prompts[lang])
     new_tokens, length = config.generate.max_new_tokens, config.train.max_length
     room.require_max_length(context.encoder, prompts, fewest, new_tokens, "train.max_length", length)
 

@@ -25,10 +25,10 @@ class Scoring(Generic[Row]):
     """For each example, the keys of the rows it becomes."""
     to_rows: Callable[[int, Scored], list[Row]]
     """Converts an example's index, and what the workers found about its responses, to these rows."""
-    texts: Sequence[Sequence[str]] | None = None
-    """For each example, texts whose languages the workers detect."""
+    texts: Sequence[Sequence[tuple[str, str]]] | None = None
+    """For each example, texts whose languages the workers detect, each after the tag that it should be in."""
     expected: Sequence[str] = ()
-    """Codes of the languages that detection considers, in addition to the most common ones."""
+    """The languages that detection considers, in addition to the most common ones."""
     places: Sequence[Sequence[int]] | None = None
     """For each example, where its rows stand in the shard; by default they are in the order of the examples."""
 
@@ -55,13 +55,14 @@ def resumable_logps(
     cut = [replace(shard, digest=f"{shard.digest} {budget} {attention}") for shard in shards]
     *first, last = [(model,) for model in models] if context.config.ray.one_model_at_a_time else [tuple(models)]
     known: list[Finished[Logps]] = []
+    langs = context.config.all_languages
 
     def of_one_model(own: tuple[str, ...], scoring: Scoring[Row]) -> Work[Logps]:
         return _work(context, _one_row_each(scoring), own, dtype)
 
     for number, own in enumerate(first):
         plans = [shard.replanned(partial(of_one_model, own)) for shard in cut]
-        name, like = f"{label}, {Path(own[0]).name}", ScoreTask(own, (), dtype)
+        name, like = f"{label}, {Path(own[0]).name}", ScoreTask(own, (), dtype, expected=langs)
         known.append(resumable(context, target, f"{pieces}-{number}", Logps, like, plans, name, "examples"))
 
     def with_known(name: str, scoring: Scoring[Row]) -> Work[Row]:
@@ -75,7 +76,8 @@ def resumable_logps(
         return _work(context, replace(scoring, to_rows=to_rows), last, dtype)
 
     plans_of_last = [shard.replanned(partial(with_known, shard.name)) for shard in cut]
-    return resumable(context, target, pieces, row_type, ScoreTask(last, (), dtype), plans_of_last, label, unit)
+    like = ScoreTask(last, (), dtype, expected=langs)
+    return resumable(context, target, pieces, row_type, like, plans_of_last, label, unit)
 
 
 def _work(context: Context, scoring: Scoring[Any], models: tuple[str, ...], dtype: DType) -> Work[Any]:

@@ -21,7 +21,12 @@
     const made = element("div", "text", text);
     made.lang = lang;
     made.dir = "auto";
-    if (cut) made.append(element("span", "cut", ` … ${cut.toLocaleString("en")} more characters`));
+    if (cut) {
+      const note = element("span", "cut", ` … ${cut.toLocaleString("en")} more characters`);
+      note.lang = "en";
+      note.dir = "ltr";
+      made.append(note);
+    }
     return made;
   }
 
