@@ -103,6 +103,7 @@ def contents(repository: Repository, commit: str | None) -> Contents:
         UserError: the hub has no such repository or revision, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
 
     patterns, revision = list(_FILES[repository.kind]), commit or repository.revision
     try:
@@ -110,7 +111,8 @@ def contents(repository: Repository, commit: str | None) -> Contents:
             repository.name, repo_type=repository.kind, revision=revision, allow_patterns=patterns, dry_run=True
         )
     except (OSError, ValueError) as error:
-        raise _not_given(repository, commit, error.__cause__ or error) from error
+        why = error.__cause__ if isinstance(error, DryRunError) else None  # it only says that there is no dry run
+        raise _not_given(repository, commit, why or error) from error
     if not files:
         raise _not_given(repository, commit, ValueError(f"it has no files such as {', '.join(patterns)}"))
     sizes = [(file.file_size or 0, file.will_download) for file in files]
