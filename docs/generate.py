@@ -39,7 +39,7 @@ xlr run mine.yaml train.beta=0.2 languages=[en,de]
   merged key by key; where both files set a value or a list, the extending file wins.
 - **Paths** are relative to the folder in which the command runs. `~` is the home folder, and `{recipes}` is the folder
   of the files that ship with xlr. Where a setting takes a path or a hub name, a value is a path if it exists or starts
-  with `.`, `/`, `~` or `{`.
+  with `.`, `/`, `~` or `{`. A hub name may end with a branch, tag or commit: `owner/name@revision`.
 - **Errors** name the file, the key and the remedy; xlr exits with code 2. Unknown keys, duplicate keys, and settings
   that would have no effect are errors.
 - **Types** are exact: `true` is no number, `"1"` is no number, and `1:30` is no text unless it is quoted. `1e-5` is a

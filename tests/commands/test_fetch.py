@@ -93,6 +93,68 @@ def test_a_run_on_a_node_without_network_uses_what_was_fetched(
     assert commits == {"lab/tiny": FIRST, "datasets/lab/pairs": FIRST}
 
 
+def test_a_revision_is_fetched_and_recorded_with_its_commit(
+    hub: HubServer, config: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """Branches and tags; the main branch is not downloaded, and a moved tag does not change the run."""
+    environment, lab, data = hub.environment(tmp_path / "cache"), hub.root / "lab", hub.root / "datasets" / "lab"
+    shutil.copytree(lab / "tiny", lab / "tiny@v1.0")
+    (lab / "tiny@v1.0" / "generation_config.json").write_text('{"tagged": 1}')
+    shutil.copytree(data / "pairs", data / "pairs@new%2Frows")
+    write_pairs(data / "pairs@new%2Frows" / "data" / "train_prefs.jsonl", PAIRS[1:])
+    names = ("model.initial=lab/tiny@v1.0", "align.preferences.path=lab/pairs@new/rows")
+    fetched = cli("fetch", config, *names, **environment)
+    assert fetched.returncode == 0, fetched.stderr
+    expected = {
+        "lab/tiny@v1.0": hub.commit_of("lab/tiny@v1.0"),
+        "datasets/lab/pairs@new/rows": hub.commit_of("datasets/lab/pairs@new%2Frows"),
+    }
+    assert json.loads((tmp_path / "run" / "hub.json").read_text())["commits"] == expected
+    assert f"lab/tiny@v1.0 at commit {expected['lab/tiny@v1.0'][:8]}: " in fetched.stdout
+    snapshots = tmp_path / "cache" / "hub" / "models--lab--tiny" / "snapshots"
+    assert [folder.name for folder in snapshots.iterdir()] == [expected["lab/tiny@v1.0"]]
+    assert (snapshots / expected["lab/tiny@v1.0"] / "generation_config.json").read_text() == '{"tagged": 1}'
+    hub.commits["lab/tiny@v1.0"] = SECOND
+    again = cli("fetch", config, *names, **environment)
+    assert "to download: 0 MB" in again.stdout, again.stderr
+    shown = cli("data", config, *names, **environment | {"HF_HUB_OFFLINE": "1"})
+    assert "Question 1?" in shown.stdout, shown.stderr
+
+
+def test_data_are_shown_before_anything_is_fetched(hub: HubServer, config: Path, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(hub.root / "lab" / "tiny", hub.root / "lab" / "tiny@v1.0")
+    shown = cli("data", config, "model.initial=lab/tiny@v1.0", **hub.environment(tmp_path / "cache"))
+    assert "Question 0?" in shown.stdout, shown.stderr
+    assert "lab/tiny/model.safetensors" not in hub.downloaded
+
+
+@pytest.mark.parametrize("revision", ["v2", "3" * 40])
+@pytest.mark.parametrize(("key", "kind"), [("model.initial", "model"), ("align.preferences.path", "dataset")])
+def test_a_revision_that_does_not_exist_is_refused(
+    hub: HubServer, config: Path, cli: Cli, tmp_path: Path, key: str, kind: str, revision: str
+) -> None:
+    name = {"model": "lab/tiny", "dataset": "lab/pairs"}[kind]
+    refused = cli("fetch", config, f"{key}={name}@{revision}", **hub.environment(tmp_path / "cache"))
+    assert_refused(refused, f"{name}@{revision}: the hub has no revision {revision} of this {kind}; name a branch, tag")
+
+
+def test_after_fetch_a_stage_asks_the_hub_for_nothing(hub: HubServer, config: Path, cli: Cli, tmp_path: Path) -> None:
+    """Also where it could: the align stage opens the model and the dataset, in its own process and in ranks."""
+    environment = hub.environment(tmp_path / "cache")
+    settings = ("align.ds_config=zero3_cpu", "align.reference_ds_config=reference_cpu", "align.max_steps=1")
+    assert cli("fetch", config, *settings, **environment).returncode == 0
+    hub.requests.clear()
+    aligned = cli("align", config, *settings, **environment)
+    assert aligned.returncode == 0, aligned.stderr
+    assert hub.requests == []
+
+    (weights,) = (tmp_path / "cache").rglob("snapshots/*/model.safetensors")
+    weights.unlink()
+    lacking = cli("generate", config, *settings, **environment | {"HF_HUB_OFFLINE": "1"})
+    assert_refused(lacking, f"lab/tiny at commit {FIRST}: not a folder, and the hub does not give this model (")
+    assert "run `xlr fetch` where there is a network" in lacking.stderr
+
+
 def test_an_interrupted_download_is_continued(hub: HubServer, config: Path, cli: Cli, tmp_path: Path) -> None:
     environment = hub.environment(tmp_path / "cache")
     hub.stalled = "model.safetensors"

@@ -267,6 +267,18 @@ def test_a_judge_in_the_workers(run: dict[str, Any], cli_here: Cli, tiny_models:
     assert "judge before" in cli_here("status", path).stdout
 
 
+@pytest.mark.parametrize(
+    ("model", "backend", "expected"),
+    [
+        ("lab/judge@refs/pr/1", "transformers", "judge"),
+        ("/models/judge@v1", "transformers", "judge@v1"),
+        ("lab/judge@v1", "openai", "lab/judge@v1"),
+    ],
+)
+def test_a_judge_is_named_without_its_revision(model: str, backend: Any, expected: str) -> None:
+    assert judgements._judge_name(config.JudgeConfig(model=model, backend=backend)) == expected
+
+
 def test_the_command_says_what_is_missing(run: dict[str, Any], judge: Judge, cli_here: Cli) -> None:
     path = opened(run, base_url=judge.url).run.path.with_name("run.yaml")
     result = cli_here("judge", path, "--iteration", "before", OPENAI_API_KEY="")

@@ -6,6 +6,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import wait_until
 from xlr.shipped import shipped
 
@@ -48,3 +50,16 @@ def test_ray_runs_in_a_new_private_folder_which_is_removed_with_those_of_killed_
         process.kill()
         link.unlink()
         own.rmdir()
+
+
+@pytest.mark.parametrize(("setup", "expected"), [("", "1"), ("export HF_HUB_OFFLINE=0", "0")])
+def test_jobs_do_not_ask_the_hub_unless_setup_says_so(tmp_path: Path, setup: str, expected: str) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "environment.sh").write_text(f"container=() python=python\n{setup}\n")
+    script = f'scontrol() {{ echo node; }}; run={tmp_path}; source "$0"; bash -c \'echo "$HF_HUB_OFFLINE"\''
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node"}
+    printed = subprocess.check_output(
+        ["bash", "-c", script, shipped("slurm", "lib.sh")], env=environment | job, text=True
+    )
+    assert printed.strip() == expected

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from xlr.data.encoding import load_tokenizer
 from xlr.errors import UserError
+from xlr.foreign.hub import named
 from xlr.pipeline import Stage, holding
 from xlr.run.context import Context
+from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.settings.dataconfig import PreferencesConfig
 
@@ -47,6 +51,30 @@ def test_a_new_commit_on_the_hub_does_not_change_a_run(
     assert other.model(-1) == "lab/tiny"  # nothing is asked before a run starts
     other.look_up()
     assert Path(other.model(-1)) == cache / "snapshots" / SECOND
+
+
+def test_a_folder_whose_name_has_an_at_sign_stays_a_folder(
+    tiny_tree: dict[str, Any], tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_models["initial"], tmp_path / "lab" / "tiny@v1")
+    shutil.copytree(tiny_tree["prompts"]["path"], tmp_path / "lab" / "prompts@v1")
+    monkeypatch.chdir(tmp_path)
+    tree = tiny_tree | {
+        "model": {**tiny_tree["model"], "initial": "lab/tiny@v1"},
+        "prompts": {"path": "lab/prompts@v1"},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    context = Context(configfile.load(tmp_path / "run.yaml"))
+    assert context.repositories == []
+    assert context.model(-1) == str(tmp_path / "lab" / "tiny@v1")
+    assert load_tokenizer("lab/tiny@v1")("a")
+    assert set(context.prompts) == {"en", "es"}
+
+
+@pytest.mark.parametrize("name", ["lab/tiny@", "lab/tiny@-x", "lab/tiny@a b"])
+def test_an_at_sign_without_a_revision_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name}: no revision after the @; write owner/name@ and"):
+        named(name)
 
 
 def test_a_model_that_the_hub_does_not_give_is_refused(cache: Path, tiny_tree: dict[str, Any]) -> None:

@@ -21,5 +21,14 @@ def test_the_card_has_the_hub_s_front_matter_and_names_no_folder(base: str) -> N
     assert "/models" not in text
 
 
+def test_the_card_names_the_revision_apart_from_the_model_and_no_path_of_a_setting() -> None:
+    text = model_card(1, "org/m@v1/x", ["en"], {"train.ds_config": "/home/me/secret/mine.json"}, {}, {})
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "org/m"
+    assert "`m` at revision `v1/x` after 1 iterations" in text
+    assert "# m, iteration 1" in text
+    assert "| `train.ds_config` | mine.json |" in text
+    assert "/home" not in text
+
+
 def test_the_card_of_the_align_stage_names_english_preferences() -> None:
     assert "aligned on English preferences" in model_card(0, "org/m", ["en"], {}, {}, {})

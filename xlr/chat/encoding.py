@@ -281,8 +281,9 @@ def load_tokenizer(model: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     modelfiles.require_folder(model)
+    name, revision = modelfiles.named(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         tokenizer("a")  # some damage shows in use only
         return tokenizer
     except Exception as error:  # transformers and its tokenizers raise anything for files that are not as they expect

@@ -2,14 +2,21 @@
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from xlr.commands.stagecommands import ModelOption, Overrides, model_key, open_context, require_stage
-from xlr.errors import UserError
+from xlr.commands.stagecommands import (
+    ModelOption,
+    Overrides,
+    YesOption,
+    confirm,
+    model_key,
+    open_context,
+    require_run,
+    require_stage,
+)
 
 
 def add_change_commands(app: typer.Typer) -> None:
@@ -26,8 +33,7 @@ def fork(
     """Make a new run with other settings. It takes over what RUN has from the same settings and inputs."""
     from xlr.commands import changes
 
-    if not Path(source).is_dir():
-        raise UserError(f"{source}: no such run directory; name one that `xlr run` made")
+    require_run(source)
     old = open_context(source, None)
     forked = open_context(source, [*(overrides or []), f"run_dir={json.dumps(str(new.absolute()))}"])
     changes.show(old.run.path, forked.run.path, changes.fork(old, forked))
@@ -38,7 +44,7 @@ def redo(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
     stage: Annotated[str, typer.Argument(help="A stage, for example train.")],
     iteration: ModelOption = "1",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Make a stage again at the next start. What follows it is made again only if its result differs."""
     from xlr.commands import changes
@@ -52,8 +58,6 @@ def redo(
     for other in after:
         console.print(f"{other}: is made again if what it reads differs then")
     if not yes:
-        if not sys.stdin.isatty():
-            raise UserError(f"xlr redo {source} {stage}: nobody can be asked here; pass --yes")
-        typer.confirm("Go on?", abort=True)
+        confirm(f"xlr redo {source} {stage}")
     changes.forget(context, again)
     print(f"xlr run {shlex.quote(str(context.run.path))}")

@@ -19,6 +19,7 @@ from xlr.commands.stagecommands import (
     ModelOption,
     Overrides,
     Source,
+    YesOption,
     accepted,
     add_stage_command,
     model_key,
@@ -119,6 +120,26 @@ def fetch(source: Source, overrides: Overrides = None) -> None:
     from xlr.commands.fetch import fetch as download
 
     download(open_context(source, overrides))
+
+
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="Its name on the hub: owner/name.")],
+    iteration: Annotated[
+        int | None,
+        typer.Option("--iteration", "-i", min=0, help="Number of the iteration; by default the last that is finished."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public. One that exists stays as it is.")
+    ] = False,
+    revision: Annotated[str, typer.Option(metavar="BRANCH", help="The branch, which is made if it is new.")] = "main",
+    yes: YesOption = False,
+) -> None:
+    """Upload the model of an iteration to the hub as one commit. A new repository is private."""
+    from xlr.commands.push import push as upload
+
+    upload(source, repository, iteration, revision, public, yes)
 
 
 Site = Annotated[Path | None, typer.Option(help="Site profile to use instead of ~/.config/xlr/site.yaml.")]

@@ -7,7 +7,7 @@ interrupted one, use the same.
 from xlr.evaluation.difficulty import load
 from xlr.foreign import hub
 from xlr.run.context import Context
-from xlr.terminal.console import console
+from xlr.terminal.console import console, size
 
 
 def fetch(context: Context) -> None:
@@ -28,18 +28,14 @@ def fetch(context: Context) -> None:
         found = hub.contents(repository, context.commits.get(name))
         context.commits[name] = found.commit
         missing += found.missing_bytes
-        console.print(f"{name} at commit {found.commit[:8]}: {_size(found.num_bytes)}, {_to_download(found)}")
+        console.print(f"{name} at commit {found.commit[:8]}: {size(found.num_bytes)}, {_to_download(found)}")
     if repositories:
         context.run.create()
         context.record_commits()
-        console.print(f"to download: {_size(missing)}")
+        console.print(f"to download: {size(missing)}")
         context.look_up()
         console.print("everything that this run needs from the hub is in the cache")
 
 
 def _to_download(found: hub.Contents) -> str:
-    return f"{_size(found.missing_bytes)} not in the cache yet" if found.missing_bytes else "in the cache already"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
+    return f"{size(found.missing_bytes)} not in the cache yet" if found.missing_bytes else "in the cache already"

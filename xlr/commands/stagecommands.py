@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +23,6 @@ ModelOption = Annotated[
     str, typer.Option("--iteration", "-i", help="Number of the iteration (0 is pi^0), or a name in evaluate.models.")
 ]
 
-
 AcceptOption = Annotated[
     str,
     typer.Option(
@@ -30,6 +31,30 @@ AcceptOption = Annotated[
         help="Continue unfinished stages although versions of libraries, or the kind of device, have changed since.",
     ),
 ]
+
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def confirm(command: str) -> None:
+    """Ask whether to go on; end if not.
+
+    Raises:
+        UserError: there is no terminal to ask on.
+    """
+    if not sys.stdin.isatty():
+        raise UserError(f"{command}: nobody can be asked here; pass --yes")
+    typer.confirm("Go on?", abort=True)
+
+
+def require_run(source: str) -> None:
+    """Check that a run directory is given where a configuration is not enough.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not Path(source).is_dir():
+        raise UserError(f"{source}: no such run directory; name one that `xlr run` made")
 
 
 def open_context(source: str, overrides: list[str] | None) -> "Context":

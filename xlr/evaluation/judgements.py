@@ -16,6 +16,7 @@ from xlr.evaluation import answers as evaluation
 from xlr.evaluation import baseline
 from xlr.evaluation.baseline import Answers
 from xlr.evaluation.facts import AnnotationRow, JudgeFacts, WinRates
+from xlr.foreign import hub
 from xlr.judging import endpoint, localjudge, question
 from xlr.records import Message, ModelKey, Prompt, Verdict
 from xlr.rewarding.responses import row_seed
@@ -201,7 +202,11 @@ def _question(template: list[Message], one: _Comparison, swapped: bool, language
 
 
 def _judge_name(judge: JudgeConfig) -> str:
-    return Path(str(judge.model)).name if judge.backend == "transformers" else str(judge.model)
+    """A folder or hub name without its path, and without a revision; or the endpoint's name for the judge."""
+    if judge.backend != "transformers":
+        return str(judge.model)
+    folder = Path(str(judge.model))
+    return folder.name if folder.is_absolute() else hub.named(str(folder)).name.rpartition("/")[2]
 
 
 def _row(one: _Comparison, verdicts: Sequence[Verdict], generators: tuple[str, str], annotator: str) -> AnnotationRow:

@@ -1,6 +1,7 @@
 """Models and datasets of the Hugging Face hub, as folders in the local cache.
 
-A run uses one commit of each from start to end.
+A name may end with a revision, a branch, tag or commit: `owner/name@revision`. A run uses one commit of each from start
+to end.
 """
 
 import os
@@ -14,7 +15,8 @@ from xlr.foreign.modelfiles import reason
 
 Kind = Literal["model", "dataset"]
 
-_DATASET_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[0-9a-f]{40})?")
+_REVISION = r"\w[\w./+-]*"
+_DATASET_NAME = re.compile(rf"\w[\w.-]*/\w[\w.-]*(@{_REVISION})?")
 _FILE_OF_ROWS = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$")
 
 # What a model or a dataset is opened from. Pickled weights and code are not downloaded.
@@ -35,9 +37,16 @@ class Repository:
 
     name: str
     kind: Kind = "model"
+    revision: str | None = None
+    """A branch, tag or commit; None is the main branch."""
 
     def __str__(self) -> str:
-        return self.name if self.kind == "model" else f"datasets/{self.name}"
+        return self.text if self.kind == "model" else f"datasets/{self.text}"
+
+    @property
+    def text(self) -> str:
+        """As a configuration names it."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
 @dataclass(frozen=True)
@@ -51,25 +60,37 @@ class Contents:
 
 
 def is_dataset_name(text: str) -> bool:
-    """True for `owner/name`, also with `@commit`, unless it is a path here or ends like a file of rows."""
+    """True for `owner/name`, also with `@revision`, unless it is a path here or ends like a file of rows."""
     return bool(_DATASET_NAME.fullmatch(text)) and not _FILE_OF_ROWS.search(text) and not os.path.lexists(text)
+
+
+def named(text: str, kind: Kind = "model") -> Repository:
+    """The repository that a configuration names: `owner/name`, or `owner/name@revision`.
+
+    Raises:
+        UserError: what follows the @ is no revision.
+    """
+    name, at, revision = text.partition("@")
+    if at and not re.fullmatch(_REVISION, revision):
+        raise UserError(f"{text}: no revision after the @; write owner/name@ and a branch, tag or commit, or a path")
+    return Repository(name, kind, revision or None)
 
 
 def snapshot(repository: Repository, commit: str | None) -> Path:
     """The folder of a model or dataset, whose name is the commit. It is downloaded unless it is in the cache.
 
     Args:
-        commit: the commit; None takes the newest, or the one in the cache if the hub cannot be reached.
+        commit: the commit; None takes the newest of the revision, or the one in the cache if the hub cannot be reached.
 
     Raises:
-        UserError: the hub has no such repository, or cannot be reached and the files are not in the cache.
+        UserError: the hub has no such repository or revision, or cannot be reached and the files are not in the cache.
     """
     from huggingface_hub import snapshot_download
 
-    patterns = list(_FILES[repository.kind])
+    patterns, revision = list(_FILES[repository.kind]), commit or repository.revision
     try:
         return Path(
-            snapshot_download(repository.name, repo_type=repository.kind, revision=commit, allow_patterns=patterns)
+            snapshot_download(repository.name, repo_type=repository.kind, revision=revision, allow_patterns=patterns)
         )
     except (OSError, ValueError) as error:
         raise _not_given(repository, commit, error) from error
@@ -79,17 +100,19 @@ def contents(repository: Repository, commit: str | None) -> Contents:
     """What `snapshot` would download, which only the hub knows.
 
     Raises:
-        UserError: the hub has no such repository, or cannot be reached.
+        UserError: the hub has no such repository or revision, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
 
-    patterns = list(_FILES[repository.kind])
+    patterns, revision = list(_FILES[repository.kind]), commit or repository.revision
     try:
         files = snapshot_download(
-            repository.name, repo_type=repository.kind, revision=commit, allow_patterns=patterns, dry_run=True
+            repository.name, repo_type=repository.kind, revision=revision, allow_patterns=patterns, dry_run=True
         )
     except (OSError, ValueError) as error:
-        raise _not_given(repository, commit, error.__cause__ or error) from error
+        why = error.__cause__ if isinstance(error, DryRunError) else None  # it only says that there is no dry run
+        raise _not_given(repository, commit, why or error) from error
     if not files:
         raise _not_given(repository, commit, ValueError(f"it has no files such as {', '.join(patterns)}"))
     sizes = [(file.file_size or 0, file.will_download) for file in files]
@@ -97,14 +120,20 @@ def contents(repository: Repository, commit: str | None) -> Contents:
 
 
 def dataset_folder(name: str) -> Path:
-    """The folder of a dataset, `owner/name` or `owner/name@commit`; see `snapshot`."""
-    bare, _, commit = name.partition("@")
-    return snapshot(Repository(bare, "dataset"), commit or None)
+    """The folder of a dataset, `owner/name` or `owner/name@revision`; see `snapshot`."""
+    return snapshot(named(name, "dataset"), None)
 
 
 def _not_given(repository: Repository, commit: str | None, error: BaseException) -> UserError:
+    from huggingface_hub.errors import RevisionNotFoundError
+
     kind = repository.kind
-    which = f"{repository.name} at commit {commit}" if commit else repository.name
+    which = f"{repository.text} at commit {commit}" if commit else repository.text
+    if isinstance(error, RevisionNotFoundError) and repository.revision and not commit:
+        return UserError(
+            f"{which}: the hub has no revision {repository.revision} of this {kind}; name a branch, tag or commit that "
+            f"it has, or {repository.name} alone for the newest commit"
+        )
     return UserError(
         f"{which}: not a folder, and the hub does not give this {kind} ({reason(error)}); {_REMEDIES[kind]}, or run "
         "`xlr fetch` where there is a network"

@@ -42,10 +42,16 @@ def require_folder(model: str | Path) -> None:
         raise UserError(
             f"{str(model)!r}: cannot be opened ({reason(error)}); correct the path or its rights"
         ) from error
-    if str(model).startswith(("/", ".", "~")) or str(model).count("/") > 1:
+    if str(model).startswith(("/", ".", "~")) or str(model).partition("@")[0].count("/") > 1:
         raise UserError(
             f"{model}: no such folder; name a folder that is there, or a Hugging Face hub name (NAME/MODEL)"
         )
+
+
+def named(model: str | Path) -> tuple[str, str]:
+    """A model as the libraries take it: its folder, or its hub name; and the revision after the name's @."""
+    name, _, revision = str(model).partition("@")
+    return (str(model), "main") if Path(model).is_dir() else (name, revision or "main")
 
 
 def find(model: str | Path, name: str) -> Path | None:
@@ -56,8 +62,9 @@ def find(model: str | Path, name: str) -> Path | None:
         return there if there.exists() or there.is_symlink() else None
     from transformers.utils import cached_file
 
+    repository, revision = named(model)
     try:
-        found = cached_file(str(model), name)
+        found = cached_file(repository, name, revision=revision)
     except OSError:
         return None
     return Path(found) if found else None
@@ -115,8 +122,9 @@ def load_config(model: str | Path) -> Any:
             "config.json and safetensors weights, or a hub name that this machine can reach"
         )
     given = read_object(path)
+    repository, revision = named(model)
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return AutoConfig.from_pretrained(repository, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers raises anything for values that are not as it expects
         if "auto_map" in given:
             raise UserError(

@@ -1,6 +1,7 @@
 """The model card (README.md) of a trained model, in the Hugging Face hub's format."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,16 +19,17 @@ def model_card(
 ) -> str:
     """Markdown with the hub's front matter.
 
-    The text does not depend on the path of the run directory.
+    The text names no folder of this machine: of a path it has the last part only.
 
     Args:
-        base_model: folder or hub name of the model that the run started from.
+        base_model: folder or hub name, also with `@revision`, of the model that the run started from.
         settings: the training's settings, flat.
         facts: counts of the training, such as steps and pairs.
         last_metrics: metrics of the last optimizer step.
     """
-    name = base_model.rstrip("/").split("/")[-1]
-    on_the_hub = {} if base_model.startswith("/") else {"base_model": base_model, "base_model_relation": "finetune"}
+    repository, _, revision = (base_model, "", "") if base_model.startswith("/") else base_model.partition("@")
+    name = Path(repository).name
+    on_the_hub = {} if base_model.startswith("/") else {"base_model": repository, "base_model_relation": "finetune"}
     front = {
         **on_the_hub,
         "language": list(languages),
@@ -50,7 +52,7 @@ def model_card(
         "",
         f"# {name}, iteration {iteration}",
         "",
-        f"`{name}` {made}",
+        f"`{name}`{f' at revision `{revision}`' if revision else ''} {made}",
         "",
         *_table("training", facts),
         *_table("setting", settings),
@@ -62,4 +64,10 @@ def model_card(
 def _table(title: str, values: Mapping[str, Any]) -> list[str]:
     if not values:
         return []
-    return [f"| {title} | value |", "| --- | --- |", *(f"| `{key}` | {value} |" for key, value in values.items()), ""]
+    rows = (f"| `{key}` | {_shown(value)} |" for key, value in values.items())
+    return [f"| {title} | value |", "| --- | --- |", *rows, ""]
+
+
+def _shown(value: Any) -> Any:
+    """The value; of an absolute path the name of the file."""
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value

@@ -29,7 +29,7 @@ class _Commits(TypedDict):
     """The file `hub.json` of a run directory."""
 
     commits: dict[str, str]
-    """Hub repository, `owner/model` or `datasets/owner/name` -> commit."""
+    """Hub repository, `owner/model` or `datasets/owner/name`, with the configuration's `@revision` -> commit."""
     seal: str
 
 
@@ -104,10 +104,8 @@ class Context:
     @property
     def repositories(self) -> list[hub.Repository]:
         """The models and datasets of the configuration that are on the hub."""
-        models = [hub.Repository(name) for name in self.config.opened_models if not Path(name).is_absolute()]
-        datasets = [
-            hub.Repository(name, "dataset") for name in self.config.opened_datasets if hub.is_dataset_name(name)
-        ]
+        models = [hub.named(name) for name in self.config.opened_models if not Path(name).is_absolute()]
+        datasets = [hub.named(name, "dataset") for name in self.config.opened_datasets if hub.is_dataset_name(name)]
         return list(dict.fromkeys([*models, *datasets]))
 
     def look_up(self) -> None:
@@ -127,17 +125,17 @@ class Context:
 
     def located(self, name: str) -> str:
         """A model of the configuration: a hub name whose commit is known as its folder in the cache, else `name`."""
-        return str(hub.snapshot(hub.Repository(name), self.commits[name])) if name in self.commits else name
+        return str(hub.snapshot(hub.named(name), self.commits[name])) if name in self.commits else name
 
     def pinned(self, given: Given) -> Given:
         """Prompts or preferences of the configuration; a hub dataset whose commit is known as `owner/name@commit`."""
         if given is None:
             return given
         path = given if isinstance(given, str) else given.path
-        commit = self.commits.get(str(hub.Repository(path, "dataset")))
+        commit = self.commits.get(f"datasets/{path}")
         if commit is None:
             return given
-        named = f"{path}@{commit}"
+        named = f"{hub.named(path).name}@{commit}"
         return named if isinstance(given, str) else given.model_copy(update={"path": named})
 
     def require_model(self, model: ModelKey) -> str:

@@ -46,6 +46,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def size(num_bytes: int) -> str:
+    """`1234567890` -> `1.23 GB`."""
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column's heading, and whether its cells are numbers, which are aligned right."""
