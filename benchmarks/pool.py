@@ -29,7 +29,7 @@ from xlr.rewarding import responses, room, scores
 from xlr.run.context import Context
 from xlr.run.files import remove, write_text
 from xlr.settings.config import Config
-from xlr.versions import FUSED, LIBRARIES, VLLM, versions
+from xlr.versions import DETECTORS, FUSED, LIBRARIES, VLLM, versions
 
 EXAMPLES, SAMPLES = 4, 10  # a scoring batch: 40 responses
 SCORED_TOKENS, SAMPLED_TOKENS, PROMPT_TOKENS = 500, 700, 200
@@ -60,7 +60,7 @@ class IdleWorker:
 
     def node(self) -> tuple[str, dict[str, str | None]]:
         """As `Actor.node`."""
-        return socket.gethostname(), versions((*LIBRARIES, *VLLM, *FUSED))
+        return socket.gethostname(), versions((*LIBRARIES, *VLLM, *FUSED, *DETECTORS))
 
     def run(self, task: Task) -> Answer:
         """Answer at once: with `max_new_tokens` tokens for each request, or with equal log-probabilities."""

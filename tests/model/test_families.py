@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from xlr.errors import UserError
 from xlr.model.checks import require_attention
-from xlr.model.logprobmodel import LogprobModel, batch_logps, require_sound_logps
+from xlr.model.logprobmodel import LogprobModel, batch_logps, first_layers, require_sound_logps
 from xlr.model.weights import load_causal_lm
 from xlr.records import Example
 from xlr.settings.modelconfig import SHARED_PROMPT
@@ -84,6 +84,7 @@ FAMILIES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("Mistral, Zephyr", "mistral", SHARED_PROMPT, WINDOW),
     ("Mixtral", "mixtral", SHARED_PROMPT, MOE),
     ("Qwen 2, 2.5", "qwen2", SHARED_PROMPT, {}),
+    ("Qwen 1.5 and 2, mixture of experts", "qwen2_moe", SHARED_PROMPT, MOE),
     ("Qwen 3", "qwen3", SHARED_PROMPT, HEADS),
     ("Qwen 3, mixture of experts", "qwen3_moe", SHARED_PROMPT, HEADS | MOE),
     ("Qwen 3 Next", "qwen3_next", "sdpa", HEADS | MOE | LINEAR),
@@ -96,6 +97,7 @@ FAMILIES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("Granite 3, mixture of experts", "granitemoe", SHARED_PROMPT, GRANITE | MOE),
     ("OLMo 2", "olmo2", SHARED_PROMPT, {}),
     ("OLMo 3", "olmo3", SHARED_PROMPT, WINDOW),
+    ("OLMoE", "olmoe", SHARED_PROMPT, MOE),
     ("Phi 3, 4", "phi3", SHARED_PROMPT, {}),
     ("SmolLM 3", "smollm3", SHARED_PROMPT, {}),
     ("EXAONE 4", "exaone4", SHARED_PROMPT, WINDOW),
@@ -187,6 +189,34 @@ def test_what_the_default_attention_cannot_compute_is_refused_with_the_remedy(
 
     with pytest.raises((UserError, ValueError), match=r"model\.attn_implementation|attention implementation"):
         score()
+
+
+@pytest.mark.parametrize("attention", ["eager", "flash_attention_2", "sdpa", SHARED_PROMPT])
+def test_a_soft_cap_needs_attention_that_computes_it(attention: str, tmp_path: Path) -> None:
+    AutoConfig.for_model("gemma2", **TINY | HEADS).save_pretrained(tmp_path)
+    if attention in ("eager", "flash_attention_2"):
+        require_attention(tmp_path, attention)
+    else:
+        with pytest.raises(UserError, match=r"soft-capped attention.*set model\.attn_implementation to eager"):
+            require_attention(tmp_path, attention)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "lfm2", "falcon_h1", "minimax"])
+def test_a_leak_that_bfloat16_hides_is_refused_without_looking_at_layer_types(model_type: str) -> None:
+    own = next(row[3] for row in FAMILIES if row[1] == model_type)
+    causal_lm = tiny(model_type, own, SHARED_PROMPT).to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"model\.attn_implementation"):
+        require_sound_logps(causal_lm, SHARED_PROMPT, model_type)
+    require_sound_logps(tiny(model_type, own, "sdpa").to(torch.bfloat16), "sdpa", model_type)
+
+
+def test_the_first_layers_hold_one_of_each_kind() -> None:
+    deep = {"num_hidden_layers": 5, "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]}
+    causal_lm = tiny("lfm2", deep, "sdpa")
+    assert len(first_layers(causal_lm).model.layers) == 3
+    assert len(causal_lm.model.layers) == 5
+    assert len(first_layers(tiny("llama", {"num_hidden_layers": 5}, "sdpa")).model.layers) == 1
+    assert len(first_layers(tiny("deepseek_v3", LATENT | {"num_hidden_layers": 3}, "sdpa")).model.layers) == 2
 
 
 def test_a_bias_of_the_head_is_refused() -> None:

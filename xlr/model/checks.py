@@ -11,6 +11,8 @@ from xlr.packing.layout import Layout, layout
 # Kinds of layers that look at other tokens through attention alone. Others carry a state along the row.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 _STATE = ("mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "linear_conv_kernel_dim")
+# Attention that transformers gives a soft cap: flash-attn has one since 2.6, and transformers refuses kernels without.
+_SOFT_CAPPED = ("eager", "flash_attention_2")
 _ALIBI = ("bloom", "mpt")
 
 # Kinds of RoPE scaling that max_position_embeddings does not contain.
@@ -45,7 +47,7 @@ def require_attention(model: str | Path, attn_implementation: str) -> None:
         UserError: it cannot; names another one.
     """
     config = load_config(model).get_text_config()
-    if attn_implementation != "eager" and getattr(config, "attn_logit_softcapping", None):
+    if attn_implementation not in _SOFT_CAPPED and getattr(config, "attn_logit_softcapping", None):
         _refuse(config, attn_implementation, "soft-capped attention", "eager")
     if layout(attn_implementation) is not Layout.PADDED:
         others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION)

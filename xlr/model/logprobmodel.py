@@ -3,6 +3,7 @@
 Shapes: `T` tokens that enter the model, `R` rows, `N` predicted response tokens, `S` responses, `D` hidden size.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from xlr.errors import UserError
 from xlr.maths.logprobs import PLAIN, LogitShape, sum_per_response, token_logps
 from xlr.maths.noise import allowed_difference
+from xlr.model.experts import balance
 from xlr.model.fused import own_operations
 from xlr.packing.attention import attention_arguments
 from xlr.packing.batch import PackedBatch, batch
-from xlr.packing.layout import default_attention
+from xlr.packing.layout import Layout, default_attention, layout
 from xlr.records import Example
 
 
@@ -54,16 +56,23 @@ class LogprobModel(nn.Module):
         self.head.weight = weight
         self.head.shape = _logit_shape(causal_lm)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Log-probability of each response of the batch, float32 `(S,)`, in nats."""
-        hidden_RTD = decoder(self.causal_lm)(
+    def forward(self, batch: PackedBatch, balanced: bool = False) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Log-probability of each response of the batch, float32 `(S,)`, in nats; if `balanced`, then `balance` of it.
+
+        The decoder collects its routers' logits while it runs forward, so recomputation in the backward pass adds none.
+        """
+        output = decoder(self.causal_lm)(
             input_ids=batch.input_ids_RT,
             position_ids=batch.position_ids_RT,
             use_cache=False,
+            **({"output_router_logits": True} if balanced else {}),
             **_attention_arguments(batch, self.causal_lm.dtype),
-        ).last_hidden_state
-        logps_N = self.head(hidden_RTD.flatten(0, 1)[batch.predict_N], batch.labels_N)
-        return sum_per_response(logps_N, batch.lengths_S)
+        )
+        logps_N = self.head(output.last_hidden_state.flatten(0, 1)[batch.predict_N], batch.labels_N)
+        logps_S = sum_per_response(logps_N, batch.lengths_S)
+        if not balanced:
+            return logps_S
+        return logps_S, *balance(self.causal_lm, output.router_logits, batch.counted_RT)
 
 
 def _attention_arguments(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
@@ -113,9 +122,22 @@ def batch_logps(
     return model(batch(examples, attn_implementation).to(device))
 
 
+def batch_balance(
+    model: torch.nn.Module, examples: Sequence[Example], attn_implementation: str, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Like `batch_logps`, then the load-balancing loss and the loads of the experts; see `experts.balance`.
+
+    Under ZeRO-3 a backward pass of the loss must include the log-probabilities: the gradient of a layer's output has
+    its weights gathered, also those of its router.
+    """
+    return model(batch(examples, attn_implementation).to(device), balanced=True)
+
+
 @torch.inference_mode()
 def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:
     """Check on a few short sequences that batched log-probabilities equal those of plain forward passes.
+
+    In the model's precision, and in float32.
 
     The plain passes take one sequence at a time and use the model's own head and operations. A difference means that
     the value depends on the batch, or that the fast path or fused operations lack something the model needs (scaled
@@ -124,6 +146,34 @@ def require_sound_logps(causal_lm: Any, attn_implementation: str, name: str) -> 
     Raises:
         UserError: they differ.
     """
+    _require_own_logps(causal_lm, attn_implementation, name)
+    # Rounding to bfloat16 hides what leaks from one packed response to another. flash kernels take no float32.
+    if causal_lm.dtype != torch.float32 and layout(attn_implementation) is not Layout.SEQUENCES:
+        _require_own_logps(first_layers(causal_lm).float(), attn_implementation, name)
+
+
+def first_layers(causal_lm: Any) -> Any:
+    """A copy of a model with its first layers, up to one of each kind: enough to see whether the architecture fits.
+
+    Kinds differ in their modules, or by name in config.json. A decoder without `layers` is copied as a whole.
+    """
+    model = decoder(causal_lm)
+    layers = getattr(model, "layers", None)
+    if layers is None:
+        return copy.deepcopy(causal_lm)
+    types = getattr(causal_lm.config.get_text_config(), "layer_types", None) or [None] * len(layers)
+    kinds = [
+        (name, *((path, type(module)) for path, module in layer.named_modules()))
+        for name, layer in zip(types, layers, strict=True)
+    ]
+    try:
+        model.layers = layers[: max(map(kinds.index, kinds)) + 1]
+        return copy.deepcopy(causal_lm)
+    finally:
+        model.layers = layers
+
+
+def _require_own_logps(causal_lm: Any, attn_implementation: str, name: str) -> None:
     device, size = causal_lm.device, causal_lm.config.vocab_size
     tokens = [(7 * i + 3) % size for i in range(64)]
     probes = [

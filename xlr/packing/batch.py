@@ -31,6 +31,7 @@ class PackedBatch:
     whole sequences (`sequence_lengths_S` is set), or one padded row per response (neither is set).
     `predict_N` are the positions on the flattened R x T axis whose hidden states predict `labels_N`.
     `lengths_S` is the number of labels of each response, in the order of the examples.
+    `counted_RT` is true once for each token of an example: not for padding, nor for further copies of a prompt.
     """
 
     input_ids_RT: Tensor
@@ -38,6 +39,7 @@ class PackedBatch:
     predict_N: Tensor
     labels_N: Tensor
     lengths_S: Tensor
+    counted_RT: Tensor
     groups: tuple[Group, ...] | None = None
     sequence_lengths_S: tuple[int, ...] | None = None
 
@@ -78,8 +80,18 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
         torch.tensor(predict),
         torch.tensor(labels),
         torch.tensor(lengths),
+        torch.ones(1, len(input_ids), dtype=torch.bool),
         tuple(groups),
     )
+
+
+def _rows(examples: Sequence[Example]) -> list[tuple[tuple[int, ...], tuple[int, ...], bool]]:
+    """Prompt and response of each response, and whether it is the first one of its prompt."""
+    return [
+        (example.prompt, response, number == 0)
+        for example in examples
+        for number, response in enumerate(example.responses)
+    ]
 
 
 def concatenate(examples: Sequence[Example]) -> PackedBatch:
@@ -87,12 +99,14 @@ def concatenate(examples: Sequence[Example]) -> PackedBatch:
 
     Positions restart at 0 with every sequence.
     """
-    rows = [(example.prompt, response) for example in examples for response in example.responses]
+    rows = _rows(examples)
     input_ids: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
-    for prompt, response in rows:
+    counted: list[bool] = []
+    for prompt, response, first in rows:
         tokens = (*prompt, *response[:-1])
+        counted += [first] * len(prompt) + [True] * (len(response) - 1)
         predict += range(len(input_ids) + len(prompt) - 1, len(input_ids) + len(tokens))
         positions += range(len(tokens))
         input_ids += tokens
@@ -100,9 +114,10 @@ def concatenate(examples: Sequence[Example]) -> PackedBatch:
         torch.tensor([input_ids]),
         torch.tensor([positions]),
         torch.tensor(predict),
-        torch.tensor([token for _, response in rows for token in response]),
-        torch.tensor([len(response) for _, response in rows]),
-        sequence_lengths_S=tuple(len(prompt) + len(response) - 1 for prompt, response in rows),
+        torch.tensor([token for _, response, _ in rows for token in response]),
+        torch.tensor([len(response) for _, response, _ in rows]),
+        torch.tensor([counted]),
+        sequence_lengths_S=tuple(len(prompt) + len(response) - 1 for prompt, response, _ in rows),
     )
 
 
@@ -111,20 +126,23 @@ def pad(examples: Sequence[Example]) -> PackedBatch:
 
     Padding is on the right and attention is causal, so no attention mask is needed.
     """
-    rows = [(example.prompt, response) for example in examples for response in example.responses]
-    width = max(len(prompt) + len(response) - 1 for prompt, response in rows)
+    rows = _rows(examples)
+    width = max(len(prompt) + len(response) - 1 for prompt, response, _ in rows)
     input_ids_RT = torch.zeros(len(rows), width, dtype=torch.long)
+    counted_RT = torch.zeros(len(rows), width, dtype=torch.bool)
     predict: list[int] = []
-    for row, (prompt, response) in enumerate(rows):
+    for row, (prompt, response, first) in enumerate(rows):
         tokens = (*prompt, *response[:-1])
         input_ids_RT[row, : len(tokens)] = torch.tensor(tokens)
+        counted_RT[row, 0 if first else len(prompt) : len(tokens)] = True
         predict += range(row * width + len(prompt) - 1, row * width + len(tokens))
     return PackedBatch(
         input_ids_RT,
         torch.arange(width).expand(len(rows), -1),
         torch.tensor(predict),
-        torch.tensor([token for _, response in rows for token in response]),
-        torch.tensor([len(response) for _, response in rows]),
+        torch.tensor([token for _, response, _ in rows for token in response]),
+        torch.tensor([len(response) for _, response, _ in rows]),
+        counted_RT,
     )
 
 

@@ -23,6 +23,9 @@ class TrainConfig(Section):
     """Assumed probability that a preference label is flipped (conservative DPO)."""
     nll_weight: float = Field(1.0, ge=0, le=1000)
     """Weight of the chosen response's mean negative log-likelihood per token, which is added to the preference loss."""
+    router_aux_loss_coef: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = "auto"
+    """Coefficient of the load-balancing loss of a mixture of experts, which is added to DPO and NLL. auto takes the
+    model's own from config.json if output_router_logits is true there, as TRL does. 0 trains without this loss."""
     reference: Literal["start", "initial"] = "start"
     """DPO reference: the model that the iteration starts from, or pi_I."""
     reference_mode: Literal["frozen", "cached"] = "frozen"

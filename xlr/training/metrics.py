@@ -1,4 +1,7 @@
-"""Training metrics: means over the pairs of all ranks, in total and for each language."""
+"""Training metrics: means over the pairs of all ranks, in total and for each language.
+
+Shapes: `L` layers with experts, `E` experts.
+"""
 
 import resource
 from collections.abc import Mapping, Sequence
@@ -32,6 +35,8 @@ class Metrics:
         self._groups = {lang: row for row, lang in enumerate(["", *languages])}
         # Rows: all pairs, then each language. Columns: `_NAMES`, number of pairs, number of tokens.
         self._sums_GM = torch.zeros(len(self._groups), len(_NAMES) + 2, dtype=torch.float64, device=device)
+        self._aux_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._loads_LE = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, langs: Sequence[str], values: Mapping[str, Tensor], tokens: int) -> None:
         """Add a micro-batch. Each tensor of `values` holds one number per pair, `(B,)`."""
@@ -42,11 +47,22 @@ class Metrics:
         self._sums_GM[0] += counted_BM.sum(0)
         self._sums_GM[0, -1] += tokens
 
+    def add_balance(self, aux_loss: Tensor, loads_LE: Tensor, tokens: int) -> None:
+        """Add a micro-batch of a mixture of experts: its load-balancing loss, and the tokens of each expert."""
+        self._aux_loss = self._aux_loss + aux_loss.double() * tokens
+        self._loads_LE = self._loads_LE + (loads_LE.double() if tokens else 0.0 * loads_LE.double())
+
     def reduce(self) -> MetricsRow:
-        """Means over the pairs of all ranks: one collective of a small tensor."""
-        dist.all_reduce(self._sums_GM)
-        sums_GM = self._sums_GM.cpu()
+        """Means over the pairs of all ranks, and how even the experts' loads are: one collective of a small tensor."""
+        parts = (self._sums_GM, self._aux_loss, self._loads_LE)
+        summed = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(summed)
+        each = zip(summed.cpu().split([part.numel() for part in parts]), parts, strict=True)
+        sums_GM, aux_loss, loads_LE = (values.view(part.shape) for values, part in each)
         values = {"num_tokens": float(sums_GM[0, -1])}
+        if loads_LE.dim():
+            values["router/aux_loss"] = float(aux_loss) / values["num_tokens"]
+            values["router/max_load"] = float((loads_LE.amax(1) / loads_LE.mean(1)).max())
         for lang, group in self._groups.items():
             if sums_GM[group, -2] > 0:
                 prefix = f"lang/{lang}/" if lang else ""

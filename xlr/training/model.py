@@ -14,6 +14,7 @@ from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
 from xlr.data.preferencerows import path_of
 from xlr.data.preferences import load_preferences
+from xlr.foreign.modelfiles import load_config
 from xlr.model.quiet import quiet
 from xlr.records import INITIAL, START
 from xlr.rewarding import room
@@ -55,13 +56,16 @@ def check(context: Context) -> None:
     """Check before the run starts that its trainings can start.
 
     Raises:
-        UserError: a DeepSpeed JSON or the preferences are not usable, or pairs can exceed the model's positions.
+        UserError: a DeepSpeed JSON or the preferences are not usable, the model has no load-balancing loss that is
+            asked for, or pairs can exceed its positions.
     """
-    from xlr.model.weights import load_config  # imports torch
+    from xlr.model.experts import aux_loss_coef  # imports torch
 
     config, fewest = context.config, room.positions_of_run(context)
-    hidden_size = load_config(context.model(INITIAL)).get_text_config().hidden_size
-    for train in (config.align, config.train):
+    initial = load_config(context.model(INITIAL))
+    hidden_size = initial.get_text_config().hidden_size
+    for stage, train in (("align", config.align), ("train", config.train)):
+        aux_loss_coef(initial, train.router_aux_loss_coef, f"{stage}.router_aux_loss_coef")
         policy_config(train, config.model.dtype == "bfloat16", hidden_size)
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)
     if given := context.pinned(config.align.preferences):
@@ -80,10 +84,14 @@ def make(context: Context, iteration: int) -> TrainingFacts:
         Preempted: a signal asked the training to end; a checkpoint was saved.
         RuntimeError: a process failed.
     """
+    from xlr.model.experts import aux_loss_coef
+
     training = Training(context, iteration)
     context.require_model(iteration - 1)
     # Find bad input here, before processes start.
     start, dpo_reference = training.start, training.reference
+    coefficient = training.config.router_aux_loss_coef
+    aux_loss_coef(load_config(start), coefficient, f"{training.stage}.router_aux_loss_coef")
     both = load_tokenizer(start), load_tokenizer(dpo_reference)
     require_same_tokenizer(*both, start, dpo_reference, context.config.model.chat_template is None)
     _ = training.split

@@ -15,8 +15,9 @@ from xlr.cluster.exchange import gather
 from xlr.cluster.ranks import Ranks
 from xlr.maths.batching import Batch, micro_batches
 from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
+from xlr.model.experts import aux_loss_coef
 from xlr.model.gpus import peak_flops
-from xlr.model.logprobmodel import batch_logps
+from xlr.model.logprobmodel import batch_balance, batch_logps
 from xlr.records import Example
 from xlr.settings.trainconfig import TrainConfig
 from xlr.training.facts import MetricsRow
@@ -76,6 +77,9 @@ class Trainer:
         self.ranks = ranks
         self.pairs = training_pairs
         self.held_out = held_out
+        self.aux_loss_coef = aux_loss_coef(
+            policy.module.causal_lm.config, train.router_aux_loss_coef, "router_aux_loss_coef"
+        )
         self.languages = sorted({pair.lang for pair in training_pairs})
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.module.parameters())
         parameters -= looked_up(policy.module.causal_lm)
@@ -100,16 +104,21 @@ class Trainer:
         """
         begun = time.monotonic()
         global_pairs = sum(len(batch) for micro_step in micro_steps for batch in micro_step)
+        global_tokens = sum(self._tokens(batch) for micro_step in micro_steps for batch in micro_step)
         metrics = Metrics(self.languages, self.device)
         seen: list[tuple[list[TrainingPair], Tensor]] = []
         with engine.one_reduction(self.policy):
             for number, micro_step in enumerate(micro_steps):
                 self.policy.set_gradient_accumulation_boundary(number == len(micro_steps) - 1)
                 batch = [self.pairs[i] for i in micro_step[self.ranks.rank]]
-                losses_B = self._losses(batch, metrics)
+                losses_B, aux_loss = self._losses(batch, metrics)
                 seen.append((batch, losses_B.detach()))
                 # DeepSpeed averages gradients over ranks, but the mean must be over the pairs of the global batch.
-                self.policy.backward(losses_B.sum() * self.ranks.world_size / global_pairs, scale_wrt_gas=False)
+                loss = losses_B.sum() * self.ranks.world_size / global_pairs
+                if aux_loss is not None:
+                    share = self._tokens(micro_step[self.ranks.rank]) / global_tokens
+                    loss = loss + self.aux_loss_coef * aux_loss * self.ranks.world_size * share
+                self.policy.backward(loss, scale_wrt_gas=False)
         values = metrics.reduce()
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(f"the loss is {values['loss']} for {_names(seen, not_finite=True)}")
@@ -137,13 +146,21 @@ class Trainer:
         self.policy.train()
         return {f"eval_{name}": value for name, value in metrics.reduce().items() if name != "num_tokens"}
 
-    def _losses(self, batch: Sequence[TrainingPair], metrics: Metrics) -> Tensor:
-        """The loss of each pair of a micro-batch, `(B,)`. Adds its metrics to `metrics`."""
+    def _tokens(self, batch: Batch) -> int:
+        return sum(self.pairs[i].example.num_tokens for i in batch)
+
+    def _losses(self, batch: Sequence[TrainingPair], metrics: Metrics) -> tuple[Tensor, Tensor | None]:
+        """The loss of each pair of a micro-batch, `(B,)`, and its load-balancing loss, where that has a coefficient.
+
+        Adds their metrics to `metrics`.
+        """
         # A rank without pairs computes one pair with weight 0, because every rank must enter ZeRO's collectives.
         pairs = batch or self.pairs[:1]
         examples = [pair.example for pair in pairs]
         reference_chosen_logps_B, reference_rejected_logps_B = self.reference_logps(pairs).T
-        chosen_logps_B, rejected_logps_B = self.logps(examples).view(-1, 2).T
+        tokens = sum(example.num_tokens for example in examples) if batch else 0
+        logps_S, aux_loss = self._logps_and_aux_loss(examples, tokens, metrics)
+        chosen_logps_B, rejected_logps_B = logps_S.view(-1, 2).T
         lengths_B2 = torch.tensor([list(map(len, e.responses)) for e in examples], device=self.device)
         policy_losses_B = pair_losses(
             self.train,
@@ -156,7 +173,7 @@ class Trainer:
         nll_B = nll(chosen_logps_B, lengths_B2[:, 0])
         losses_B = policy_losses_B + self.train.nll_weight * nll_B
         if not batch:
-            return 0.0 * losses_B
+            return 0.0 * losses_B, aux_loss
         chosen_rewards_B = self.train.beta * (chosen_logps_B - reference_chosen_logps_B).detach()
         rejected_rewards_B = self.train.beta * (rejected_logps_B - reference_rejected_logps_B).detach()
         metrics.add(
@@ -173,9 +190,18 @@ class Trainer:
                 # Estimates KL(reference || policy) per sequence, as the starting model sampled the responses.
                 "kl": -(chosen_rewards_B + rejected_rewards_B) / (2 * self.train.beta),
             },
-            sum(example.num_tokens for example in examples),
+            tokens,
         )
-        return losses_B
+        return losses_B, aux_loss
+
+    def _logps_and_aux_loss(
+        self, examples: Sequence[Example], tokens: int, metrics: Metrics
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.aux_loss_coef == 0:
+            return self.logps(examples), None
+        logps_S, aux_loss, loads_LE = batch_balance(self.policy, examples, self.attn_implementation, self.device)
+        metrics.add_balance(aux_loss.detach(), loads_LE, tokens)
+        return logps_S, aux_loss
 
 
 def _names(seen: Sequence[tuple[Sequence[TrainingPair], Tensor]], not_finite: bool) -> str:
