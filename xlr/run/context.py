@@ -147,10 +147,8 @@ class Context:
         path = self.model(model)
         made_here = isinstance(model, int) and Path(path).parent == self.run.iteration(max(model, START))
         if made_here and not manifest_path(Path(path)).is_file():
-            command = (
-                f"xlr align {self.run.path}" if model == START else f"xlr train {self.run.path} --iteration {model}"
-            )
-            raise UserError(f"{path}: not finished yet; run `{command}` first")
+            command = f"align {self.run.path}" if model == START else f"train {self.run.path} --iteration {model}"
+            raise UserError(f"{path}: not finished yet; run `xlr {command}` first")
         if made_here:
             verified(Path(path), exact=True)
         return path
