@@ -41,7 +41,7 @@ def texts() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def llama3() -> tuple[ChatEncoder, Any, Any]:
     """Llama 3's tokenizer through xlr, and Meta's encoder of conversations with the type of its messages."""
-    required("llama_models")
+    file = Path(required("llama_models").__file__).parent / "llama3" / "tokenizer.model"
     from llama_models.datatypes import RawMessage
     from llama_models.llama3.chat_format import ChatFormat
     from llama_models.llama3.tokenizer import Tokenizer
@@ -49,11 +49,7 @@ def llama3() -> tuple[ChatEncoder, Any, Any]:
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     theirs = Tokenizer.get_instance()
-    file = Path(__file__).parent / "tokenizer.model"
-    import llama_models
-
-    file = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
-    specials = sorted(theirs.special_tokens, key=lambda token: theirs.special_tokens[token])
+    specials = sorted(theirs.special_tokens, key=theirs.special_tokens.__getitem__)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=TikTokenConverter(str(file), extra_special_tokens=specials).converted(),
         bos_token="<|begin_of_text|>",
