@@ -117,9 +117,12 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def listed(self, path: str) -> Any:
             """The commit of a repository, or its files."""
             asked = "/tree/" if "/tree/" in path else "/revision/"
-            name, _, revision = path.partition(asked)
+            name, _, rest = path.partition(asked)
+            revision, _, inside = rest.partition("/")
             name = self.folder(name, revision or "main")
             folder = hub.root / name
+            if inside and not (folder / inside).is_dir():
+                raise _RefusedError(404, "EntryNotFound")
             files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
             tree = [
                 {

@@ -14,7 +14,7 @@ from typing import Any
 from xlr.chat import templates
 from xlr.chat.format import ChatFormat
 from xlr.errors import UserError
-from xlr.foreign import modelfiles
+from xlr.foreign import hub, modelfiles
 from xlr.records import Message
 
 _TEXTS_AT_ONCE = 1024  # the tokenizer's encoding objects take many times the memory of the token ids
@@ -281,9 +281,10 @@ def load_tokenizer(model: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     modelfiles.require_folder(model)
-    name, revision = modelfiles.named(model)
+    # transformers loses the chat template of a revision, so it gets a folder.
+    folder = model if Path(model).is_dir() else hub.snapshot(hub.named(str(model)), None, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("a")  # some damage shows in use only
         return tokenizer
     except Exception as error:  # transformers and its tokenizers raise anything for files that are not as they expect

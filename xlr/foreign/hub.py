@@ -19,9 +19,10 @@ _REVISION = r"\w[\w./+-]*"
 _DATASET_NAME = re.compile(rf"\w[\w.-]*/\w[\w.-]*(@{_REVISION})?")
 _FILE_OF_ROWS = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$")
 
+_WEIGHTS = "*.safetensors"
 # What a model or a dataset is opened from. Pickled weights and code are not downloaded.
 _FILES: dict[Kind, tuple[str, ...]] = {
-    "model": ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"),
+    "model": ("*.json", _WEIGHTS, "*.jinja", "*.model", "*.txt"),
     "dataset": ("README.md", ".huggingface.yaml", "*.json*", "*.csv*", "*.tsv*", "*.parquet", "*.arrow"),
 }
 _REMEDIES: dict[Kind, str] = {
@@ -76,18 +77,20 @@ def named(text: str, kind: Kind = "model") -> Repository:
     return Repository(name, kind, revision or None)
 
 
-def snapshot(repository: Repository, commit: str | None) -> Path:
+def snapshot(repository: Repository, commit: str | None, weights: bool = True) -> Path:
     """The folder of a model or dataset, whose name is the commit. It is downloaded unless it is in the cache.
 
     Args:
         commit: the commit; None takes the newest of the revision, or the one in the cache if the hub cannot be reached.
+        weights: False leaves the weights of a model out.
 
     Raises:
         UserError: the hub has no such repository or revision, or cannot be reached and the files are not in the cache.
     """
     from huggingface_hub import snapshot_download
 
-    patterns, revision = list(_FILES[repository.kind]), commit or repository.revision
+    patterns = [pattern for pattern in _FILES[repository.kind] if weights or pattern != _WEIGHTS]
+    revision = commit or repository.revision
     try:
         return Path(
             snapshot_download(repository.name, repo_type=repository.kind, revision=revision, allow_patterns=patterns)
