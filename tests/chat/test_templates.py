@@ -1,5 +1,6 @@
 """Chat templates that change messages, loop, or take all memory are refused; those that trim white space are not."""
 
+import os
 import time
 from pathlib import Path
 
@@ -146,3 +147,20 @@ def test_too_long_conversations_are_noticed_without_tokenising_short_ones() -> N
         assert found.tokens_beyond([{"role": "user", "content": text}], tokens) is None
         assert found.tokens_beyond([{"role": "user", "content": text}], tokens - 1) == tokens
     assert not found.may_exceed(["Hello"], 1000)
+
+
+def test_a_moment_without_memory_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(12, "Cannot allocate memory")] * 2
+    fork = os.fork
+
+    def scarce() -> int:
+        if failures:
+            raise failures.pop()
+        return fork()
+
+    monkeypatch.setattr(templates, "_PAUSES", (0, 0))
+    monkeypatch.setattr(os, "fork", scarce)
+    assert ChatEncoder(encoder("qwen").tokenizer, "some/model").prompt("x") == encoder("qwen").prompt("x")
+    failures += [OSError(12, "Cannot allocate memory")] * 3
+    with pytest.raises(UserError, match=r"no process can be started to try a chat template \(Cannot allocate memory\)"):
+        ChatEncoder(encoder("qwen").tokenizer, "some/model")

@@ -5,6 +5,7 @@ message comes out whole, once, and in its place. It may not loop, take much memo
 """
 
 import bisect
+import contextlib
 import json
 import os
 import random
@@ -27,6 +28,7 @@ PROBE = "xlr probe"
 """A short message without white space around it."""
 
 _SECONDS = 10
+_PAUSES = (1, 5, 15)  # seconds between attempts to start the child
 _MEMORY = 1 << 30  # bytes that the child may map beyond what its parent has mapped
 _PROBE_LENGTH = 4000  # characters; templates that cut messages cut at round numbers below
 _MOST_TEXT = 100_000  # characters that a template may write for a conversation of two such messages
@@ -189,7 +191,7 @@ def _answers(render: Render, conversations: Sequence[tuple[list[Message], bool]]
     reader, writer = os.pipe()
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # its default; set, tokenizers does not warn of the fork
-    child = os.fork()
+    child = _fork()
     if child == 0:
         _render_all(render, conversations, writer)  # never returns
     try:
@@ -210,6 +212,25 @@ def _answers(render: Render, conversations: Sequence[tuple[list[Message], bool]]
     if isinstance(found, dict):
         _refuse(name, found["refused"])
     return found
+
+
+def _fork() -> int:
+    """A child process; a moment of little memory is waited out.
+
+    Raises:
+        UserError: the machine has no room for another process.
+    """
+    for pause in _PAUSES:
+        with contextlib.suppress(OSError):  # tried again
+            return os.fork()
+        time.sleep(pause)
+    try:
+        return os.fork()
+    except OSError as error:
+        raise UserError(
+            f"no process can be started to try a chat template ({error.strerror}); free memory on this machine, or end "
+            "processes of yours"
+        ) from error
 
 
 def _read(reader: int) -> bytes | None:
