@@ -7,7 +7,7 @@ from xlr.findings import measures
 from xlr.findings.found import Found, Run, label, models
 from xlr.findings.measures import Change, Measure, Share
 from xlr.findings.overview import reward_sentence
-from xlr.records import START, Prompt, Response
+from xlr.records import START, Question, Response
 from xlr.report import plots
 from xlr.report.examples import shortened
 from xlr.report.plots import Plot
@@ -116,7 +116,7 @@ def _before_and_after(run: Run) -> list[BeforeAfter]:
         return []
     last = evaluated[-1]
     folders = [run.directory.iteration(key) / "eval" for key in (START, last)]
-    prompts = rows_of(folders[0], Prompt, "prompts*")
+    prompts = rows_of(folders[0], Question, "prompts*")
     before, after = ({row.key: row for row in rows_of(folder, Response, "responses/*")} for folder in folders)
     shown: dict[str, BeforeAfter] = {}
     for prompt in prompts:
