@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
 from xlr.chat import encoding
@@ -265,3 +267,39 @@ def test_equal_tokenizers_are_accepted(family):
 
 def test_num_tokens_counts_the_prompt_once_and_responses_without_terminator():
     assert Example((1, 2, 3), ((4, 5, 9), (9,), (6, 9))).num_tokens == 3 + 2 + 0 + 1
+
+
+def sentencepiece(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a space before the first word of a text, as those of Llama 2 and Mistral do."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=list("abcdefghijklmnopqrstuvwxyz\n▁")
+    )
+    tokenizer.train_from_iterator([f"{text} xlr probe the answer" for text in TEXTS[:2]] * 20, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = template
+    return fast
+
+
+@pytest.mark.parametrize("between", ["\n", " ", " says:\n"])
+def test_the_first_token_of_an_answer_has_a_space_only_where_the_template_writes_one(between: str) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role ~ ':' if m.role == 'user' else m.role ~ BETWEEN }}{{ m.content }}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistantEND{% endif %}"
+    )
+    # After "\n" the template itself ends the generation prompt there; a space belongs to the answer's first token.
+    end = between if between != " " else ""
+    template = template.replace("BETWEEN", repr(between).replace("'", '"')).replace("END", end)
+    tokenizer = sentencepiece(template)
+    own = ChatEncoder(tokenizer, "sentencepiece")
+    for answer in ("the answer", "x", "answer the"):
+        whole = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "hello"}, {"role": "assistant", "content": answer}],
+            tokenize=True,
+            return_dict=False,
+        )
+        assert [*own.prompt("hello"), *own.response(answer)] == whole
+        assert own.decode(list(own.response(answer))) == answer
+    assert own.response("") == (own.terminator_id,)
