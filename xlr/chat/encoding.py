@@ -31,20 +31,20 @@ class ChatEncoder:
             not write messages as they are, or a rendered conversation does not begin with the rendered prompt.
     """
 
-    def __init__(self, tokenizer: Any, name: str, format: ChatFormat = _DEFAULT):
+    def __init__(self, tokenizer: Any, name: str, chat: ChatFormat = _DEFAULT):
         self.tokenizer = tokenizer
         self.name = name
-        self._arguments = format.all_arguments
-        self._template = format.dated(self._own_template(format.template))
+        self._arguments = chat.all_arguments
+        self._template = chat.dated(self._own_template(chat.template))
         self._known_ids: dict[int, int] = {}
-        turn = templates.probe(self._apply_template, name)
-        self.terminator_id = self._find_terminator(turn.rest)
+        exchange = templates.probe(self._apply_template, name)
+        self.terminator_id = self._find_terminator(exchange.rest)
         self._between = self._anchor = ""
         self._closing: str | None = None
-        if format.thinking:
-            self._closing = self._find_closing(turn)
+        if chat.thinking:
+            self._closing = self._find_closing(exchange)
         else:
-            self._between, self._anchor = self._find_place(turn)
+            self._between, self._anchor = self._find_place(exchange)
         self._check_bos()
 
     def _own_template(self, given: str | None) -> str:
@@ -101,7 +101,7 @@ class ChatEncoder:
             )
         return int(terminator)
 
-    def _find_place(self, turn: templates.Turn) -> tuple[str, str]:
+    def _find_place(self, exchange: templates.Exchange) -> tuple[str, str]:
         """What a prompt ends with beyond the generation prompt, and the text after which an answer is tokenised.
 
         Tokenizers of the SentencePiece kind put a space before a text, which not every template has there: then an
@@ -111,35 +111,35 @@ class ChatEncoder:
         Raises:
             UserError: an answer does not follow the generation prompt.
         """
-        if turn.between is None:
+        if exchange.between is None:
             switch = "enable_thinking" in self._template
             remedy = "set model.chat_template_kwargs to {enable_thinking: false}, or use" if switch else "use"
             raise UserError(
                 f"{self.name}: the chat template renders an assistant turn that does not begin with the template's own "
                 f"generation prompt; {remedy} a template that puts the answer after the generation prompt"
             )
-        whole = self._tokenize(turn.full)
-        ends = ["", turn.between] if turn.between.isspace() else [turn.between]
+        whole = self._tokenize(exchange.full)
+        ends = ["", exchange.between] if exchange.between.isspace() else [exchange.between]
         for end in ends:
-            before = turn.prompt + end
+            before = exchange.prompt + end
             for anchor in ("", before[-1:]):
                 ids = self._tokenize(before) + self._after(anchor, [templates.PROBE])[0]
                 if whole[: len(ids)] == ids:
                     return end, anchor
-        if turn.between.isspace():
+        if exchange.between.isspace():
             raise UserError(
                 f"{self.name}: the chat template writes white space before an answer, which the tokenizer joins with "
                 "the answer's first word; use a template without it"
             )
-        return turn.between, ""
+        return exchange.between, ""
 
-    def _find_closing(self, turn: templates.Turn) -> str:
+    def _find_closing(self, exchange: templates.Exchange) -> str:
         """The tag that ends a think block, from what the template writes before an answer.
 
         Raises:
             UserError: the template has no think block, or its tag is a special token, which is not in a decoded text.
         """
-        opened, closed = _OPENING.search(turn.prompt), _CLOSING.search(turn.between or "")
+        opened, closed = _OPENING.search(exchange.prompt), _CLOSING.search(exchange.between or "")
         tag = f"</{opened[1]}>" if opened else closed[1] if closed else None
         if tag is None:
             raise UserError(

@@ -55,7 +55,7 @@ _Answer: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Turn:
+class Exchange:
     """How a template writes `PROBE` as a prompt, and as an answer to it."""
 
     prompt: str
@@ -71,7 +71,7 @@ class Turn:
         return self.full[self.full.rindex(PROBE) + len(PROBE) :]
 
 
-def probe(render: Render, name: str) -> Turn:
+def probe(render: Render, name: str) -> Exchange:
     """Render conversations apart from this process and check what came out.
 
     Args:
@@ -108,11 +108,11 @@ def probe(render: Render, name: str) -> Turn:
     of_long = _between(answers[2]["text"], answers[3]["text"], assistant)
     if of_long != between:
         _refuse(name, "writes something else before each answer")
-    return Turn(answers[0]["text"], answers[1]["text"], between)
+    return Exchange(answers[0]["text"], answers[1]["text"], between)
 
 
 def _between(prompt: str, full: str, answer: str) -> str | None:
-    """What stands between a prompt and its answer, which may have lost the white space around it; None as in `Turn`."""
+    """What stands between a prompt and its answer, which may be stripped of white space; None as in `Exchange`."""
     if not full.startswith(prompt):
         return None
     after = full[len(prompt) :]
