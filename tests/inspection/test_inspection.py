@@ -128,7 +128,7 @@ def test_rewards_and_choices_are_those_of_the_scores_and_pairs_of_the_run(
         (["--iteration", "0"], "--iteration 0: this run samples responses in iterations 1 to 1"),
         (["--iteration", "2"], "--iteration 2: this run samples responses in iterations 1 to 1"),
         (["--languages", "es,ru"], "--languages: 'ru' is not a language of this run; choose from en, es"),
-        (["--languages", ""], "--languages: '' is not a language of this run; choose from en, es"),
+        (["--languages", ""], 'error: "" is no language tag of BCP 47'),
         (["generate.temperature=0.5"], "generate.temperature was 0.9 and is now 0.5"),
     ],
 )

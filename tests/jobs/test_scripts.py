@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_ray_runs_in_a_new_private_folder_which_is_removed_with_those_of_killed_
 @pytest.mark.parametrize(("setup", "expected"), [("", "1"), ("export HF_HUB_OFFLINE=0", "0")])
 def test_jobs_do_not_ask_the_hub_unless_setup_says_so(tmp_path: Path, setup: str, expected: str) -> None:
     (tmp_path / "slurm").mkdir()
-    (tmp_path / "slurm" / "environment.sh").write_text(f"container=() python=python\n{setup}\n")
+    (tmp_path / "slurm" / "environment.sh").write_text(f"container=() python={sys.executable}\n{setup}\n")
     script = f'scontrol() {{ echo node; }}; run={tmp_path}; source "$0"; bash -c \'echo "$HF_HUB_OFFLINE"\''
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node"}

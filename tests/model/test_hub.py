@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from xlr.data.encoding import load_tokenizer
+from xlr.chat.encoding import load_tokenizer
 
 from xlr.errors import UserError
 from xlr.foreign.hub import named
