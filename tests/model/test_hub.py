@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from xlr.chat.encoding import load_tokenizer
 
+from xlr.chat.encoding import load_tokenizer
 from xlr.errors import UserError
 from xlr.foreign.hub import named
 from xlr.pipeline import Stage, holding
