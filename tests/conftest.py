@@ -25,6 +25,8 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Begins a command that ends on SIGINT, also where the tests run in a shell's background, which has it ignored.
+INTERRUPTIBLE = ("env", "--default-signal=INT")
 REQUIRE_REAL = os.environ.get("XLR_REQUIRE_REAL") == "1"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Cli
+from tests.conftest import INTERRUPTIBLE, Cli
 from tests.waiting import wait_until
 from xlr.settings import configfile
 from xlr.settings.config import Config
@@ -46,7 +46,7 @@ def test_a_hostile_log_prints_text_lines_and_tabs_only(log: Path, cli_here: Cli)
 
 def test_new_output_is_followed(log: Path, tmp_path: Path) -> None:
     log.write_bytes(b"one\n")
-    command = [sys.executable, "-m", "xlr", "logs", str(log.parents[1]), "generate", "--follow"]
+    command = [*INTERRUPTIBLE, sys.executable, "-m", "xlr", "logs", str(log.parents[1]), "generate", "--follow"]
     printed = tmp_path / "printed"
     with printed.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE)

@@ -13,7 +13,7 @@ import yaml
 
 import xlr
 from tests import inprocess
-from tests.conftest import Cli, assert_refused
+from tests.conftest import INTERRUPTIBLE, Cli, assert_refused
 from tests.waiting import wait_until
 from xlr.pipeline import Stage
 from xlr.settings import configfile
@@ -58,7 +58,7 @@ def test_runs_are_listed_with_their_state(tiny_tree: dict[str, Any], tmp_path: P
 
 def test_status_is_watched_until_it_is_interrupted(tiny_tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_tree), encoding="utf-8")
-    command = [sys.executable, "-m", "xlr", "status", str(tmp_path / "run.yaml"), "--watch"]
+    command = [*INTERRUPTIBLE, sys.executable, "-m", "xlr", "status", str(tmp_path / "run.yaml"), "--watch"]
     with (tmp_path / "out").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: (tmp_path / "out").read_text(encoding="utf-8").count("generate 1") > 1, "a second look")

@@ -162,9 +162,9 @@ def test_slurm_shortens_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 WRITE = HOLD.replace("time.sleep(float(sys.argv[2]))", "write()").replace(
     "try:",
-    "lease.LOOK_SECONDS = 0.01; file = Path(sys.argv[1], 'written').open('a', buffering=1)\n"
+    "lease.LOOK_SECONDS = 0.01; file = Path(sys.argv[1], 'written').open('ab', buffering=0)\n"
     "def write():\n"
-    "    while True: lease.require_held(); file.write('.')\n"
+    "    while True: lease.require_held(); file.write(b'.')\n"
     "try:",
 )
 
