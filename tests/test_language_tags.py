@@ -11,9 +11,13 @@ import yaml
 
 from tests.conftest import Cli, assert_refused, tiny_tree
 from tests.rows import read_rows
+from xlr.errors import UserError
 from xlr.records import Pair, Response, Score
+from xlr.rewarding import pairs
+from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.manifests import rows_of
+from xlr.settings.configfile import load
 
 # pt is the beginning of pt-BR: no file of one may count as the other's.
 LANGUAGES = ["en", "pt", "pt-br", {"tag": "ha", "name": "Hausa of Kano"}, "quc"]
@@ -102,15 +106,15 @@ def test_data_says_what_is_not_detected(finished: Path, cli_here: Cli) -> None:
 
 
 def test_a_filter_that_needs_a_detector_is_refused_or_warned_of(
-    finished: Path, cli_here: Cli, monkeypatch: pytest.MonkeyPatch
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("run", finished / "run.yaml", f"run_dir={finished}/other", "pair.filters=[wrong_language]", "--dry-run")
-    found = cli_here(*asked)
-    assert found.returncode == 0, found.stderr
-    said = " ".join((found.stdout + found.stderr).split())
+    context = Context(load(str(finished / "run.yaml"), ["pair.filters=[wrong_language]"]))
+    pairs.check(context)
+    said = " ".join(capsys.readouterr().out.split())
     assert "wrong_language has no effect in quc (Kʼicheʼ): no detector knows it" in said
     monkeypatch.setattr("xlr.detection.importlib.util.find_spec", lambda _name: None)
-    assert_refused(cli_here(*asked), "wrong_language would have no effect in ha (Hausa of Kano)")
+    with pytest.raises(UserError, match=r"wrong_language would have no effect in ha \(Hausa of Kano\)"):
+        pairs.check(context)
 
 
 def test_inspect_takes_any_spelling_of_a_tag(finished: Path, cli: Cli) -> None:

@@ -29,8 +29,13 @@ _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
 def gathering(name: str, folder: Path) -> str:
-    """A shipped DeepSpeed file that, under ZeRO-3, gathers every weight for each use, as on many GPUs."""
+    """A shipped DeepSpeed file that, under ZeRO-3, gathers every weight for each use, as on many GPUs.
+
+    Its buckets are small: DeepSpeed keeps those of every engine, and a process that has more address space than the
+    machine has memory cannot fork.
+    """
     tree = json.loads(shipped("ds_configs", f"{name}.json").read_text(encoding="utf-8"))
+    tree["zero_optimization"]["reduce_bucket_size"] = 1_000_000
     if tree["zero_optimization"]["stage"] == 3:
         tree["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
     file = folder / f"{name}.json"
