@@ -59,7 +59,7 @@ class Prompt:
     lang: str
     instruction: str
     history: Conversation = ()
-    """The turns before the instruction: a system message, and those of the conversation that it continues."""
+    """The messages before the instruction: at most one of the system, then those of user and assistant in turn."""
 
     @property
     def conversation(self) -> Conversation:

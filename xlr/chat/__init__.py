@@ -1,1 +1,1 @@
-"""How conversations become token ids: chat templates, system messages, thinking."""
+"""How conversations become token ids: chat templates, what belongs to a prompt, think blocks."""

@@ -122,8 +122,9 @@ class ChatEncoder:
         ends = ["", exchange.between] if exchange.between.isspace() else [exchange.between]
         for end in ends:
             before = exchange.prompt + end
+            prompt_ids = self._tokenize(before)
             for anchor in ("", before[-1:]):
-                ids = self._tokenize(before) + self._after(anchor, [templates.PROBE])[0]
+                ids = prompt_ids + self._after(anchor, [templates.PROBE])[0]
                 if whole[: len(ids)] == ids:
                     return end, anchor
         if exchange.between.isspace():

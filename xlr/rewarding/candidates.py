@@ -131,8 +131,7 @@ def limit(context: Context) -> tuple[int, str]:
 def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Scoring[Score]:
     """The examples of candidates, without those that have more than `longest` tokens with their prompt."""
     encoder = context.encoder
-    conversations = {one.asked for one in candidates}
-    asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in conversations}
+    asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
     prompt_ids = {one.before: asked_ids[one.asked] + encoder.beginning(one.thought) for one in candidates}
     response_ids = encoder.responses([one.text for one in candidates])
     members: dict[_Before, list[int]] = {}
