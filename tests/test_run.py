@@ -328,6 +328,12 @@ def test_raising_the_iterations_continues_and_changing_a_setting_is_refused(
     assert "generate.temperature was 0.9 and is now 0.5" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert read_json(run / "iter1" / "responses.manifest.json")["settings"]["generate.temperature"] == 0.9
-    longer = cli_here("generate", run, "iterations=2", "--iteration", 2)
+    own = ("generate.temperature=[0.9, 0.5]", "prompts.limit=null", 'prompts.slice=[":4", "1:3"]')
+    longer = cli_here("generate", run, "iterations=2", *own, "--iteration", 2)
     assert longer.returncode == 0, longer.stderr
-    assert len(read_rows(run / "iter2" / "responses", Response)) == 2 * 4 * 3
+    rows = read_rows(run / "iter2" / "responses", Response)
+    assert len(rows) == 2 * 2 * 3
+    before = read_rows(run / "iter1" / "responses", Response)
+    english = list(dict.fromkeys(row.id for row in before if row.lang == rows[0].lang))
+    assert {row.id for row in rows} == set(english[1:3])
+    assert read_json(run / "iter2" / "responses.manifest.json")["settings"]["generate.temperature"] == 0.5

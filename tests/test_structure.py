@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"pipeline"},
     {"evaluation", "inspection", "training"},
     {"rewarding", "judging"},
-    {"work", "zero"},
+    {"work", "zero", "tracking"},
     {"run"},
     {"leases"},
     {"cluster"},
@@ -45,8 +45,8 @@ HOMES = {
     "langcodes": {"languages"},
     "openai": {"judging.endpoint"},
     "matplotlib": {"report.plots"},
-    "wandb": {"run.trackers"},
-    "mlflow": {"run.trackers"},
+    "wandb": {"tracking.trackers"},
+    "mlflow": {"tracking.trackers"},
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.junk import SMALL, TEXTS, VALUES, junk_json, refused
-from xlr.data.prompts import load_held_out, load_prompts
+from xlr.data.prompts import load_held_out, load_prompts, selected, selection
 from xlr.errors import UserError
 from xlr.settings.dataconfig import PromptsConfig
 from xlr.shipped import RECIPES
@@ -32,6 +32,28 @@ def test_prompts_of_every_language_are_in_the_english_order(tmp_path: Path) -> N
     found = load_prompts(PromptsConfig(path=str(tmp_path), limit=2), ["es"])
     assert [(p.id, p.instruction) for p in found["es"]] == [("b", "β"), ("a", "á")]
     assert [p.id for p in found["en"]] == ["b", "a"]
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.integers(0, 6), st.integers(0, 6))
+def test_a_slice_is_that_of_python_and_several_are_joined(a: int, b: int, c: int, d: int) -> None:
+    keys = [str(number) for number in range(5)]
+    section = PromptsConfig(path="prompts", slice=(f"{a}:{b}", f"{c}:"))
+    if not keys[a:b] or not keys[c:]:
+        with pytest.raises(UserError, match=r"prompts: has 5 English ids, so that the slice .* is empty"):
+            selected(keys, section)
+    else:
+        assert selected(keys, section) == [key for key in keys if key in {*keys[a:b], *keys[c:]}]
+    assert selected(keys, PromptsConfig(path="prompts", limit=d or None)) == keys[: d or None]
+
+
+def test_the_first_prompts_are_recorded_as_a_limit_however_they_are_written() -> None:
+    def recorded(**given: Any) -> list[object]:
+        return list(selection(PromptsConfig(path="prompts", **given)).values())
+
+    assert recorded(limit=4) == recorded(slice=":4") == recorded(slice="0:4") == [4, None]
+    assert recorded() == recorded(slice=":") == recorded(slice="0:") == [None, None]
+    assert recorded(slice="4:8") == recorded(slice="04:08") == [None, "4:8"]
+    assert recorded(slice="4:") == [None, "4:"]
 
 
 def test_held_out_prompts_are_the_same_in_every_language(tmp_path: Path) -> None:

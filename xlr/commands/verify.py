@@ -15,7 +15,7 @@ from xlr.run.context import Context
 from xlr.run.manifests import differences, foreign, manifest_path, read_manifest
 from xlr.run.reuse import kept_faults
 from xlr.run.rows import damaged_pieces
-from xlr.run.trackers import whole_rows
+from xlr.tracking.metricslog import whole_rows
 
 
 def faults(context: Context) -> Iterator[tuple[str, str]]:

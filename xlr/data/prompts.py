@@ -46,14 +46,14 @@ def load_prompts(
 
     Raises:
         UserError: a source cannot be read, a row is broken, an id does not exist in English, rows without ids are not
-            parallel, or a language has none of the ids that `prompts.limit` selects.
+            parallel, or a language has none of the ids that `prompts.limit` or `slice` selects.
     """
     wanted = list(dict.fromkeys([ENGLISH, *languages]))
     found = {lang: _read_language(section, lang) for lang in wanted}
     _require_parallel(section, found)
     table = {lang: own.by_id for lang, own in found.items()}
     english = table[ENGLISH]
-    order = list(english)[: section.limit]
+    order = selected(list(english), section)
     kept: dict[str, list[Prompt]] = {}
     for lang in wanted:
         unknown = next((key for key in table[lang] if key not in english), None)
@@ -64,10 +64,39 @@ def load_prompts(
             )
         kept[lang] = [_prompt(key, lang, table[lang][key], system) for key in order if key in table[lang]]
         if not kept[lang]:
+            chosen = "limit" if section.slice is None else "slice"
             raise UserError(
-                f"{section.path}: {lang} has none of the first {len(order)} English ids; raise prompts.limit"
+                f"{section.path}: {lang} has none of the {len(order)} English ids that {chosen} selects; choose more "
+                f"with {chosen}"
             )
     return kept
+
+
+def selected(ids: Sequence[str], section: PromptsConfig) -> list[str]:
+    """The ids within limit and slice, or within one of several slices, in their order.
+
+    Raises:
+        UserError: a slice has no id.
+    """
+    spans = section.slice if isinstance(section.slice, tuple) else (section.slice or f":{section.limit or ''}",)
+    chosen: set[str] = set()
+    for span in spans:
+        if not (own := ids[_slice(span)]):
+            raise UserError(f"{section.path}: has {len(ids)} English ids, so that the slice {span} is empty; change it")
+        chosen.update(own)
+    return [key for key in ids if key in chosen]
+
+
+def _slice(text: str) -> slice:
+    return slice(*(int(number) if number else None for number in text.split(":")))
+
+
+def selection(section: PromptsConfig) -> dict[str, int | str | None]:
+    """Limit and slice as an artefact records them: the first prompts as a limit, however they are written."""
+    own = _slice(section.slice) if section.slice else slice(section.limit)
+    if not own.start:
+        return {"prompts.limit": own.stop, "prompts.slice": None}
+    return {"prompts.limit": None, "prompts.slice": f"{own.start}:{own.stop or ''}"}
 
 
 def _prompt(key: str, lang: str, conversation: Conversation, system: SystemPrompt) -> Prompt:

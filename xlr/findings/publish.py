@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from xlr.errors import UserError
 from xlr.findings.found import Found, ModelFound, models
-from xlr.run import trackers
 from xlr.run.files import read_json
 from xlr.settings.trainconfig import Tracker
+from xlr.tracking import trackers
 
 
 def known_trackers(names: Sequence[str]) -> Sequence[str]:

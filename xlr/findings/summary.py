@@ -1,6 +1,8 @@
 """A run in a few facts: languages, models, reward, loss, sampling, judge."""
 
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from xlr.findings.found import Found, models
 
@@ -37,8 +39,13 @@ def summary(found: Found) -> list[tuple[str, str]]:
 def reward_formula(found: Found) -> str:
     """The implicit reward as this run computes it."""
     text, meaning = _REWARD_TEXTS[found["settings"]["score.reward"]]
-    reference = "π_I" if found["settings"]["score.reference"] == "initial" else "πᵗ⁻²"
+    reference = _each(found["settings"]["score.reference"], {"initial": "π_I", "previous": "πᵗ⁻²"}.__getitem__)
     return f"r = log πᵗ⁻¹({text}) − log {reference}({text}), in nats; {meaning}"
+
+
+def _each(value: Any, shown: Callable[[Any], str] = "{:g}".format) -> str:
+    """A setting in words; the values of a list by iteration one after the other."""
+    return ", then ".join(map(shown, value)) if isinstance(value, list | tuple) else shown(value)
 
 
 def _languages(found: Found, codes: list[str]) -> str:
@@ -52,17 +59,18 @@ def _model_name(model: str) -> str:
 
 def _loss(found: Found) -> str:
     own = found["settings"]
-    reference = "the model that the iteration starts from" if own["train.reference"] == "start" else "π_I"
+    named = {"start": "the model that the iteration starts from", "initial": "π_I"}
     return (
-        f"DPO ({own['train.loss_type']}, β = {own['train.beta']:g}) + {own['train.nll_weight']:g} · NLL of chosen; "
-        f"reference: {reference}"
+        f"DPO ({own['train.loss_type']}, β = {_each(own['train.beta'])}) + {_each(own['train.nll_weight'])} · NLL of "
+        f"chosen; reference: {_each(own['train.reference'], named.__getitem__)}"
     )
 
 
 def _sampling(found: Found) -> str:
     own = found["settings"]
     return (
-        f"{own['generate.num_samples']} responses per prompt, temperature {own['generate.temperature']:g}, "
+        f"{_each(own['generate.num_samples'])} responses per prompt, temperature "
+        f"{_each(own['generate.temperature'])}, "
         f"top_p {own['generate.top_p']:g}, at most {own['generate.max_new_tokens']:,} tokens"
     )
 

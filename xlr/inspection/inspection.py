@@ -51,11 +51,11 @@ def inspect(context: Context, iteration: int, count: int, langs: Sequence[str]) 
     Raises:
         UserError: the responses are not finished.
     """
-    config, run = context.config, context.run
+    config, run = context.config.at(iteration), context.run
     target = artifact(context, iteration, count, langs)
     with lease.held(run.leases, [target.title]), contextlib.closing(context):
         require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
-        ids = choose_ids(context.prompts, langs, count)
+        ids = choose_ids(context.prompts_of(iteration), langs, count)
         finished = target.manifest() is not None
         target.tidy(finished)
         if not finished:
@@ -147,7 +147,7 @@ def _read(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
             lang,
             Candidates(
                 context.config.language_name(lang),
-                [prompt for prompt in context.prompts[lang] if prompt.id in ids],
+                [prompt for prompt in context.prompts_of(iteration)[lang] if prompt.id in ids],
                 english,
                 [row for row in sampled if row.lang == lang],
                 {mode: [row for row in rows if row.lang == lang] for mode, rows in scored.items()},

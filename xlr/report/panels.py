@@ -14,8 +14,8 @@ from xlr.report import plots
 from xlr.report.plots import Plot
 from xlr.rewarding.pairs import candidates_by_prompt
 from xlr.run.manifests import manifest_path, rows_of
-from xlr.run.trackers import whole_rows
 from xlr.settings.config import PairConfig
+from xlr.tracking.metricslog import whole_rows
 
 # Metric of metrics.jsonl -> title and unit of its plot.
 _METRICS = {
@@ -95,7 +95,7 @@ def _data(run: Run, suffix: str) -> Iterator[Panel]:
             title = f"iteration {iteration}"
             if finite := [row.reward for row in rows if math.isfinite(row.reward)]:
                 rewards[lang][title] = finite
-            if pairs and (curve := _length_gaps(run.config.pair, rows)):
+            if pairs and (curve := _length_gaps(run.config.at(iteration).pair, rows)):
                 gaps[lang][title] = (curve, pairs["facts"][lang]["alpha"])
     yield Panel(
         f"Rewards of the sampled responses{suffix}",

@@ -33,7 +33,7 @@ def iterations(config: Config) -> list[int]:
 
 def artifact(context: Context, iteration: int) -> Artifact:
     """The pairs of one iteration, with the settings and inputs that decide them."""
-    config = context.config
+    config = context.config.at(iteration)
     return Artifact(
         context.run.path,
         context.run.iteration(iteration) / "pairs",
@@ -74,13 +74,14 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     """
     require(scores.artifact(context, iteration), f"xlr score {context.run.path} --iteration {iteration}")
     target = artifact(context, iteration)
+    section, prompts = context.config.at(iteration).pair, context.prompts_of(iteration)
     pairs: list[Pair] = []
     facts: PairStageFacts = {}
     for lang in context.config.trained_languages:
         of_lang = rows_of(context.run.iteration(iteration) / "scores", Score, part=lang)  # one language in memory
         if not of_lang:
             continue
-        found, facts[lang] = pair_language(context, of_lang, context.prompts[lang])
+        found, facts[lang] = pair_language(section, of_lang, prompts[lang])
         pairs += found
     if not pairs:
         raise UserError(
@@ -95,9 +96,11 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     return facts
 
 
-def pair_language(context: Context, rows: Sequence[Score], prompts: Sequence[Prompt]) -> tuple[list[Pair], PairFacts]:
+def pair_language(
+    section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt]
+) -> tuple[list[Pair], PairFacts]:
     """The pairs of one language in the order of its prompts, and their facts."""
-    found = choose(context.config.pair, rows, prompts)
+    found = choose(section, rows, prompts)
     pairs = [_pair(prompt, chosen, rejected, found.alpha) for prompt, chosen, rejected in found.pairs]
     facts: PairFacts = {
         "pairs": len(pairs),

@@ -14,7 +14,7 @@ from typing import Any
 
 from xlr.chat.encoding import ChatEncoder
 from xlr.chat.format import chat_settings
-from xlr.data.prompts import sources
+from xlr.data.prompts import selection, sources
 from xlr.maths.batching import Batch
 from xlr.records import Prompt, Response, RowKey, SampleRequest, SampleSettings, SampleTask, messages, row_key
 from xlr.rewarding import room, samplingplan
@@ -39,7 +39,7 @@ def iterations(config: Config) -> list[int]:
 
 def artifact(context: Context, iteration: int) -> Artifact:
     """The responses of one iteration, with the settings and inputs that decide them."""
-    config = context.config
+    config = context.config.at(iteration)
     return Artifact(
         context.run.path,
         context.run.iteration(iteration) / "responses",
@@ -48,7 +48,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
         | {
             "seed": config.seed,
             "languages": list(config.trained_languages),
-            "prompts.limit": config.prompts.limit,
+            **selection(config.prompts),
             **deciding(config.prompts.columns, "prompts.columns"),
             "model.dtype": config.model.dtype,
             **chat_settings(config.model),
@@ -86,14 +86,14 @@ def _require_room(context: Context) -> None:
 
 def make(context: Context, iteration: int) -> GenerateFacts:
     """Sample `num_samples` responses to every prompt in every language of the run."""
-    config, target = context.config, artifact(context, iteration)
+    config, target, prompts = context.config.at(iteration), artifact(context, iteration), context.prompts_of(iteration)
     policy, kept = context.require_model(iteration - 1), Kept(target)
     _require_room(context)
     wanted = [
         (prompt, sample)
         for lang in config.trained_languages
         if lang not in kept.languages
-        for prompt in context.prompts[lang]
+        for prompt in prompts[lang]
         for sample in range(config.generate.num_samples)
     ]
     if config.generate.backend == "transformers" and len(wanted) > _MANY and context.pool.on_gpus:
@@ -101,7 +101,7 @@ def make(context: Context, iteration: int) -> GenerateFacts:
             f"  warning: {len(wanted):,} responses with generate.backend=transformers: on GPUs, vllm is estimated to "
             "take a fourteenth of the time"
         )
-    expected = samplingplan.learnt(context.run.iteration(iteration - 1) / "responses", context.prompts)
+    expected = samplingplan.learnt(context.run.iteration(iteration - 1) / "responses", prompts)
     sampling = Sampling(context, policy, config.generate, iteration, context.encoder)
     with context.clock.measure("tokenise"):
         shards = sampling.shards(wanted, expected)

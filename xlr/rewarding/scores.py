@@ -50,7 +50,11 @@ def iterations(config: Config) -> list[int]:
 
 def artifact(context: Context, iteration: int) -> Artifact:
     """The scores of one iteration, with the settings and inputs that decide them."""
-    config, run, sampled = context.config, context.run.path, context.run.iteration(iteration) / "responses"
+    config, run, sampled = (
+        context.config.at(iteration),
+        context.run.path,
+        context.run.iteration(iteration) / "responses",
+    )
     models = {"policy": context.model(iteration - 1), "reference": context.model(context.reward_reference(iteration))}
     langs = _scored_languages(config)
     return Artifact(
@@ -178,7 +182,7 @@ def _response_shards(context: Context, iteration: int, langs: Collection[str]) -
     folder = context.run.iteration(iteration) / "responses"
     manifest = read_manifest(folder)
     assert manifest is not None
-    samples = context.config.generate.num_samples
+    samples = context.config.at(iteration).generate.num_samples
     most = samples * max(_SHARD_ROWS // samples, 1)
     found: list[Shard[Sequence[Response]]] = []
     numbers: Counter[str] = Counter()

@@ -54,9 +54,16 @@ class Context:
 
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
-        """lang -> training instructions; English is always included."""
-        languages, system = self.config.trained_languages, self.config.model.system_prompt
-        return load_prompts(self.pinned(self.config.prompts), languages, system)
+        """lang -> training instructions of all iterations; English is always included."""
+        return self._load_prompts(self.config.prompts)
+
+    def prompts_of(self, iteration: int) -> dict[str, list[Prompt]]:
+        """lang -> training instructions of one iteration; English is always included."""
+        section = self.config.at(iteration).prompts
+        return self.prompts if section == self.config.prompts else self._load_prompts(section)
+
+    def _load_prompts(self, section: PromptsConfig) -> dict[str, list[Prompt]]:
+        return load_prompts(self.pinned(section), self.config.trained_languages, self.config.model.system_prompt)
 
     @cached_property
     def held_out(self) -> dict[str, list[Prompt]]:
@@ -155,7 +162,7 @@ class Context:
 
     def reward_reference(self, iteration: int) -> int:
         """The key of the reward's reference model in iteration t. The reward's policy is pi^(t-1)."""
-        return INITIAL if self.config.score.reference == "initial" else iteration - 2
+        return INITIAL if self.config.at(iteration).score.reference == "initial" else iteration - 2
 
     def close(self) -> None:
         """End the workers, which frees the machine's memory and GPUs for training."""

@@ -13,7 +13,18 @@ from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
 from xlr.settings.judgeconfig import JudgeConfig
 from xlr.settings.languageconfig import Language, NamedLanguage, tag_of
 from xlr.settings.modelconfig import ModelConfig
-from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section, marks, refuse_ignored, walk
+from xlr.settings.schema import (
+    OPERATIONAL,
+    ByIteration,
+    Ignored,
+    Location,
+    Section,
+    Varying,
+    at_iteration,
+    marks,
+    refuse_ignored,
+    walk,
+)
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.settings.trainconfig import AlignConfig, TrainConfig
 
@@ -33,9 +44,9 @@ class GenerateConfig(Section):
     backend: Literal["transformers", "vllm"] = "transformers"
     """Sampler: transformers with static batches, or vLLM. Their random numbers differ, so the same seed gives other
     responses."""
-    num_samples: int = Field(10, ge=1, le=10_000)
+    num_samples: ByIteration[Annotated[int, Field(ge=1, le=10_000)]] = 10
     """Responses per prompt."""
-    temperature: Temperature = 0.9
+    temperature: ByIteration[Temperature] = 0.9
     """Sampling temperature."""
     top_p: TopP = 1.0
     """Nucleus sampling: keep the likeliest tokens until their probabilities sum to this. 1 keeps all."""
@@ -66,7 +77,7 @@ class ScoreConfig(Section):
     """Instruction under which a response is scored. crosslingual: the English instruction with a prefix that names the
     response's language. multilingual: the response's own instruction. translate: the policy translates the response
     into English, which is scored under the English instruction; English responses are left out."""
-    reference: Literal["initial", "previous"] = "initial"
+    reference: ByIteration[Literal["initial", "previous"]] = "initial"
     """Reference model of the reward. initial is always pi_I; previous is the model that the policy was trained from."""
     batch_tokens: int = Field(16384, ge=1, le=100_000_000)
     """Tokens per scoring batch. Lower it if a GPU runs out of memory."""
@@ -84,10 +95,10 @@ class PairConfig(Section):
     """Flaws for which a response is left out before pairing. truncated: cut off at max_new_tokens. repeated: more than
     half of its 4-grams of tokens occur earlier in it. wrong_language: detected as another language. duplicate: the
     text of an earlier sample for the same prompt."""
-    length_control: bool = True
+    length_control: ByIteration[bool] = True
     """Subtract a length penalty from the rewards, fitted per language so that chosen and rejected responses are equally
     long on average."""
-    upper_bound: float | None = Field(None, ge=-1e9, le=1e9)
+    upper_bound: ByIteration[Annotated[float, Field(ge=-1e9, le=1e9)] | None] = None
     """A response whose penalised reward reaches this is never chosen. null sets no bound."""
 
 
@@ -155,6 +166,10 @@ class Config(Section):
     ray: RayConfig = RayConfig()
     slurm: Annotated[SlurmConfig, OPERATIONAL] = SlurmConfig()
 
+    def at(self, iteration: int) -> "Config":
+        """The settings of one iteration: with one value in place of each list by iteration."""
+        return at_iteration(self, iteration)
+
     @property
     def trained_languages(self) -> tuple[str, ...]:
         """The tags of the languages to train on."""
@@ -213,6 +228,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         _check_languages("languages", self.trained_languages)
+        _check_lists(self)
         _check_system_prompt(self)
         _check_thinking(self)
         _check_languages("evaluate.languages", self.evaluated_languages)
@@ -235,6 +251,19 @@ def _named(config: Config) -> Iterator[NamedLanguage]:
 def _check_languages(key: str, tags: Sequence[str]) -> None:
     if duplicates := [tag for tag, count in Counter(tags).items() if count > 1]:
         raise UserError(f"{key}: {duplicates[0]!r} is a duplicate; remove it")
+
+
+def _check_lists(config: Config) -> None:
+    """Check that lists by iteration stand only where something is repeated, and that prompts have one limit."""
+    for once, section in (("align", config.align), ("evaluate", config.evaluate)):
+        for setting in walk(section, once):
+            if isinstance(setting.value, tuple) and marks(setting.field, Varying):
+                raise UserError(
+                    f"{setting.dotted}: is a list by iteration, but {once} has no iterations; give one value"
+                )
+    for key, prompts in (("prompts", config.prompts), ("evaluate.prompts", config.evaluate.prompts)):
+        if prompts and prompts.slice is not None and prompts.limit is not None:
+            raise UserError(f'{key}: has a limit and a slice; write the limit as slice: ":{prompts.limit}"')
 
 
 def _check_names(config: Config) -> None:

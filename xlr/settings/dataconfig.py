@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from xlr.settings.schema import Location, Section
+from xlr.settings.schema import ByIteration, Location, Section
 
 
 class ColumnsConfig(Section):
@@ -33,6 +33,9 @@ class PromptsConfig(Section):
     """The configuration of a hub dataset that holds all languages. null: one configuration per language."""
     limit: int | None = Field(None, ge=1, le=1_000_000_000)
     """Number of instructions per language, counted from the start of the English file. null uses all."""
+    slice: ByIteration[Annotated[str, Field(pattern=r"^[0-9]{0,10}:[0-9]{0,10}$")] | None] = None
+    """A part of the instructions in the English order, as in Python: "3000:6000" leaves out the first 3,000 and ends
+    before the 6,001st. null uses all."""
 
 
 class PreferencesConfig(Section):

@@ -3,12 +3,12 @@
 A mark is written in a field's `Annotated[...]`, so a new setting is complete where it is declared.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, WrapValidator, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -79,7 +79,26 @@ class Lines(Enum):
     ALLOWED = "allowed"
 
 
-Mark = TypeVar("Mark", Location, Ignored, Lines)
+class Varying(Enum):
+    """Marks a setting that may differ between the iterations of a run."""
+
+    BY_ITERATION = "or a list by iteration"
+
+
+def _one_or_each(value: Any, validate: Callable[[Any], Any]) -> Any:
+    if not isinstance(value, tuple):
+        return validate(value)
+    if not value:
+        raise PydanticCustomError("empty", "is an empty list; give one value, or one for each iteration")
+    return tuple(map(validate, value))
+
+
+Value = TypeVar("Value")
+ByIteration = Annotated[Value, Varying.BY_ITERATION, WrapValidator(_one_or_each), PlainSerializer(lambda value: value)]
+"""A value, or a list of values: that of iteration 1, of iteration 2, and so on. The last holds for all that follow.
+Stages read it through `Config.at`, which picks the value of an iteration."""
+
+Mark = TypeVar("Mark", Location, Ignored, Lines, Varying)
 
 
 def marks(field: FieldInfo, kind: type[Mark]) -> list[Mark]:
@@ -177,6 +196,25 @@ def walk(section: Section, prefix: str = "", operational: bool = False) -> Itera
             yield setting
         for name, value in sections.items():
             yield from walk(value, f"{setting.dotted}.{name}" if name else setting.dotted, setting.operational)
+
+
+SomeSection = TypeVar("SomeSection", bound=Section)
+
+
+def at_iteration(section: SomeSection, iteration: int) -> SomeSection:
+    """The section with one value in place of each list by iteration.
+
+    Args:
+        iteration: from 1 on; 0, the start, has the values of iteration 1.
+    """
+    own: dict[str, Any] = {}
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            own[key] = at_iteration(value, iteration)
+        elif isinstance(value, tuple) and marks(field, Varying):
+            own[key] = value[min(max(iteration, 1), len(value)) - 1]
+    return section.model_copy(update=own)
 
 
 def refuse_ignored(section: Section) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from xlr.settings.dataconfig import PreferencesConfig
-from xlr.settings.schema import OPERATIONAL, Ignored, Location, Section
+from xlr.settings.schema import OPERATIONAL, ByIteration, Ignored, Location, Section
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -13,7 +13,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 class TrainConfig(Section):
     """Stage 4: full fine-tuning with DPO and NLL."""
 
-    beta: float = Field(0.1, ge=1e-6, le=1000)
+    beta: ByIteration[Annotated[float, Field(ge=1e-6, le=1000)]] = 0.1
     """Inverse temperature of the DPO loss."""
     loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
     """Preference loss: DPO's sigmoid loss, or IPO."""
@@ -21,17 +21,17 @@ class TrainConfig(Section):
         float, Field(ge=0, lt=0.5), Ignored("the IPO loss has no label smoothing", unless=("loss_type", "sigmoid"))
     ] = 0.0
     """Assumed probability that a preference label is flipped (conservative DPO)."""
-    nll_weight: float = Field(1.0, ge=0, le=1000)
+    nll_weight: ByIteration[Annotated[float, Field(ge=0, le=1000)]] = 1.0
     """Weight of the chosen response's mean negative log-likelihood per token, which is added to the preference loss."""
     router_aux_loss_coef: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = "auto"
     """Coefficient of the load-balancing loss of a mixture of experts, which is added to DPO and NLL. auto takes the
     model's own from config.json if output_router_logits is true there, as TRL does. 0 trains without this loss."""
-    reference: Literal["start", "initial"] = "start"
+    reference: ByIteration[Literal["start", "initial"]] = "start"
     """DPO reference: the model that the iteration starts from, or pi_I."""
     reference_mode: Literal["frozen", "cached"] = "frozen"
     """frozen keeps the reference in memory beside the policy. cached has the Ray workers compute its log-probabilities
     of all pairs before training, which saves its memory and time in training."""
-    learning_rate: float = Field(5e-7, ge=1e-20, le=1)
+    learning_rate: ByIteration[Annotated[float, Field(ge=1e-20, le=1)]] = 5e-7
     """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """Learning-rate schedule, by the names of transformers. constant has no warm-up."""
@@ -47,7 +47,7 @@ class TrainConfig(Section):
     """AdamW's epsilon."""
     max_grad_norm: float = Field(1.0, ge=0, le=1e9)
     """Maximum gradient norm; larger gradients are clipped to it. 0 turns clipping off."""
-    num_train_epochs: int = Field(1, ge=1, le=10_000)
+    num_train_epochs: ByIteration[Annotated[int, Field(ge=1, le=10_000)]] = 1
     """Passes over the pairs."""
     max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Maximum number of optimizer steps; the learning-rate schedule ends there too. null sets no limit."""

@@ -57,7 +57,7 @@ class Training:
     @property
     def config(self) -> TrainConfig:
         """The settings of its stage."""
-        return self.context.config.align if self.iteration == START else self.context.config.train
+        return self.context.config.align if self.iteration == START else self.context.config.at(self.iteration).train
 
     @property
     def settings(self) -> dict[str, Any]:

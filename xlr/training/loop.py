@@ -26,12 +26,12 @@ from xlr.model.weights import resolve_dtype
 from xlr.records import START
 from xlr.run.artifact import Artifact
 from xlr.run.files import remove, sha256, write_json
-from xlr.run.trackers import MetricsLog
 from xlr.settings.config import settings
 from xlr.settings.modelconfig import ModelConfig
 from xlr.settings.slurmconfig import SAVING_SECONDS
 from xlr.terminal import progress
 from xlr.terminal.console import console, duration
+from xlr.tracking.metricslog import MetricsLog
 from xlr.training import reference
 from xlr.training.export import export
 from xlr.training.facts import MetricsRow, TrainingFacts

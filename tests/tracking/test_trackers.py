@@ -7,11 +7,11 @@ import pytest
 
 from tests.conftest import required
 from xlr.errors import UserError
-from xlr.run import trackers
+from xlr.tracking.metricslog import MetricsLog
 
 
-def log(folder: Path, report_to: list[str], steps_done: int = 0) -> trackers.MetricsLog:
-    return trackers.MetricsLog(folder, report_to, "run align", {"train.beta": 0.1}, steps_done)
+def log(folder: Path, report_to: list[str], steps_done: int = 0) -> MetricsLog:
+    return MetricsLog(folder, report_to, "run align", {"train.beta": 0.1}, steps_done)
 
 
 def test_a_resumed_run_drops_unfinished_steps_and_an_incomplete_line(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Metrics of training, in a file and in experiment trackers."""
