@@ -12,7 +12,7 @@ def test_every_source_is_shown_with_its_first_row(
     cli: Cli, tiny_tree: dict[str, Any], write_config: Callable[[dict[str, Any]], Path], tmp_path: Path
 ) -> None:
     rows = [
-        {"id": 1, "lang": "en", "instruction": "Why is [bold]the[/bold] sky blue?"},
+        {"id": 1, "lang": "en", "instruction": "Why is [bold]the[/bold] sky blue?", "topic": "physics"},
         {"id": 2, "lang": "en", "instruction": "Who wrote it?"},
         {"id": 3, "lang": "en", "instruction": "Who wrote it?"},
         {"id": 2, "lang": "es", "instruction": "¿Quién lo escribió?"},
@@ -28,5 +28,7 @@ def test_every_source_is_shown_with_its_first_row(
     assert any(line.startswith("evaluate.preferences English ") for line in lines)
     assert "Why is [bold]the[/bold] sky blue?" in found.stdout
     assert "¿Quién lo escribió?" in found.stdout
+    assert "\nprompts: xlr does not read the columns topic.\n" in found.stdout
+    assert "evaluate.prompts: xlr does not read" not in found.stdout
     tiny_tree["prompts"]["columns"] = {"instruction": "question"}
-    assert_refused(cli("data", write_config(tiny_tree)), "no column 'question' (it has id, lang, instruction)")
+    assert_refused(cli("data", write_config(tiny_tree)), "no column 'question' (it has id, lang, instruction, topic)")

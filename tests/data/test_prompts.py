@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.junk import SMALL, TEXTS, VALUES, junk_json, refused
-from xlr.data.prompts import load_held_out, load_prompts, selected, selection
+from xlr.data.preferencerows import preference_sources
+from xlr.data.prompts import load_held_out, load_prompts, selected, selection, unread_columns
 from xlr.errors import UserError
-from xlr.settings.dataconfig import PromptsConfig
+from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
 from xlr.shipped import RECIPES
 
 
@@ -54,6 +55,22 @@ def test_the_first_prompts_are_recorded_as_a_limit_however_they_are_written() ->
     assert recorded() == recorded(slice=":") == recorded(slice="0:") == [None, None]
     assert recorded(slice="4:8") == recorded(slice="04:08") == [None, "4:8"]
     assert recorded(slice="4:") == [None, "4:"]
+
+
+@pytest.mark.parametrize(("key", "why"), [("split", "is no dataset"), ("subset", "is not on the hub")])
+def test_a_split_or_subset_of_files_is_refused(tmp_path: Path, key: str, why: str) -> None:
+    write(tmp_path, "en", rows(("a", "A")))
+    with pytest.raises(UserError, match=f"{why}, so that {key}=test has no effect; remove it"):
+        load_prompts(PromptsConfig.model_validate({"path": str(tmp_path), key: "test"}), ["en"])
+    with pytest.raises(UserError, match=f"{why}, so that {key}=test has no effect; remove it"):
+        preference_sources(PreferencesConfig.model_validate({"path": str(tmp_path), key: "test"}))
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "en", [{"instruction_id": 1, "id": 7, "instruction": "A", "input": "B", "source": "C"}])
+    assert unread_columns(PromptsConfig(path=str(tmp_path)), ["es"]) == ["id", "source"]
+    (tmp_path / "wide.csv").write_text("id,en,es,note\n1,A,Á,x\n")
+    assert unread_columns(PromptsConfig(path=str(tmp_path / "wide.csv")), ["en", "es"]) == ["note"]
 
 
 def test_held_out_prompts_are_the_same_in_every_language(tmp_path: Path) -> None:

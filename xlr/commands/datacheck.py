@@ -9,6 +9,7 @@ from rich.text import Text
 
 from xlr import detection
 from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
+from xlr.data.prompts import unread_columns
 from xlr.foreign.texts import shown
 from xlr.languages import ENGLISH
 from xlr.records import Prompt, messages
@@ -75,6 +76,14 @@ def _of_tokens(context: Context, source: str, lang: str, ids: Sequence[tuple[int
         len(ids) - len(set(ids)),
         context.encoder.tokenizer.decode(ids[0]),
     )
+
+
+def unread(context: Context) -> Iterator[str]:
+    """A sentence on the columns of prompts that xlr does not read."""
+    config = context.config
+    for key, given in (("prompts", config.prompts), ("evaluate.prompts", config.evaluate.prompts)):
+        if given and (names := unread_columns(context.pinned(given), config.all_languages)):
+            yield f"{key}: xlr does not read the columns {', '.join(map(shown, names[:20]))}"
 
 
 def undetected(config: Config) -> Iterator[str]:

@@ -31,7 +31,7 @@ def data(source: Source, overrides: Overrides = None) -> None:
     from xlr.commands import datacheck
 
     context = open_context(source, overrides)
-    datacheck.show(list(datacheck.check(context)), datacheck.undetected(context.config))
+    datacheck.show(list(datacheck.check(context)), [*datacheck.unread(context), *datacheck.undetected(context.config)])
 
 
 def verify(source: Source) -> None:

@@ -4,7 +4,9 @@ import os
 from functools import cache
 from typing import Any
 
+from xlr.errors import UserError
 from xlr.foreign.hub import dataset_folder, is_dataset_name
+from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
 
 
 def is_saved(path: str) -> bool:
@@ -15,6 +17,19 @@ def is_saved(path: str) -> bool:
 def is_dataset(path: str) -> bool:
     """True for a saved dataset, and for the name of a hub dataset, whether the hub has it or not."""
     return is_saved(path) or is_dataset_name(path)
+
+
+def require_effect(section: PromptsConfig | PreferencesConfig) -> None:
+    """Check that a split or a subset is asked for only where there can be one.
+
+    Raises:
+        UserError: the path is a file or a folder without them.
+    """
+    path = section.path
+    if section.split is not None and os.path.lexists(path) and not is_saved(path):
+        raise UserError(f"{path}: is no dataset, so that split={section.split} has no effect; remove it")
+    if section.subset is not None and os.path.lexists(path):
+        raise UserError(f"{path}: is not on the hub, so that subset={section.subset} has no effect; remove it")
 
 
 def load_saved(path: str) -> Any:

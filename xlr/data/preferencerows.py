@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from xlr.data.datasetrows import is_dataset, load_hub, load_saved, subsets
+from xlr.data.datasetrows import is_dataset, load_hub, load_saved, require_effect, subsets
 from xlr.data.jsonfiles import Row
 from xlr.data.tables import SUFFIXES, language_source, read_table
 from xlr.errors import UserError
@@ -79,6 +79,8 @@ def preference_sources(given: str | PreferencesConfig) -> dict[str, Path | Prefe
         UserError: the folder or dataset cannot be read, has no such files, or several of one language.
     """
     path = path_of(given)
+    if isinstance(given, PreferencesConfig):
+        require_effect(given)
     if is_dataset(path):
         return dict(_of_dataset(PreferencesConfig(path=path) if isinstance(given, str) else given))
     return dict(_files(path)) if os.path.isdir(path) else {ENGLISH: Path(path)}

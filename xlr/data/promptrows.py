@@ -15,7 +15,7 @@ from xlr.languages import ENGLISH
 from xlr.settings.dataconfig import PromptsConfig
 
 _EXPECTED = "an object with instruction_id and instruction"
-_LANGS = ("lang", "language")
+LANGS = ("lang", "language")
 
 Rows = Iterator[tuple[str, Row]]
 
@@ -57,7 +57,7 @@ def _of_language(rows: Rows, section: PromptsConfig, lang: str) -> Rows:
     if first is None:
         return
     names = list(first[1])
-    column = columns.lang or next((name for name in _LANGS if name in names), None)
+    column = columns.lang or next((name for name in LANGS if name in names), None)
     text = (columns.instruction or "{lang}").replace("{lang}", lang)
     wide = column is None and text in names and text != columns.instruction
     if column is None and not wide:

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 
 from xlr.data.conversations import prompt_messages, with_system
+from xlr.data.datasetrows import require_effect
 from xlr.data.fields import identifier, is_text, require_no_nul
 from xlr.data.jsonfiles import Row
-from xlr.data.promptrows import own_rows
+from xlr.data.promptrows import LANGS, own_rows
 from xlr.data.tables import language_source
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
@@ -45,9 +46,11 @@ def load_prompts(
         lang -> prompts in the order of the English ids; a language may lack some of them.
 
     Raises:
-        UserError: a source cannot be read, a row is broken, an id does not exist in English, rows without ids are not
-            parallel, or a language has none of the ids that `prompts.limit` or `slice` selects.
+        UserError: a source cannot be read or has no split or subset to choose, a row is broken, an id does not exist in
+            English, rows without ids are not parallel, or a language has none of the ids that `prompts.limit` or
+            `slice` selects.
     """
+    require_effect(section)
     wanted = list(dict.fromkeys([ENGLISH, *languages]))
     found = {lang: _read_language(section, lang) for lang in wanted}
     _require_parallel(section, found)
@@ -221,6 +224,17 @@ def _conversation(row: Row, column: str | None, key: str, position: str, lang: s
         )
     text = f"{value}\n\n{further}" if is_text(further) else str(value)
     return (Turn("user", require_no_nul(text, position, name)),)
+
+
+def unread_columns(section: PromptsConfig, languages: Iterable[str]) -> list[str]:
+    """The columns of the first English row that are not read."""
+    _, row = next(iter(own_rows(section, ENGLISH)))
+    columns = section.columns
+    wide = [(columns.instruction or "{lang}").replace("{lang}", lang) for lang in languages]
+    read = {columns.id, columns.instruction, columns.lang, _INPUT, *_IDS[:1], *_INSTRUCTIONS, *LANGS, *wide}
+    if _IDS[0] not in row:
+        read.add(_IDS[1])
+    return [name for name in row if name not in read]
 
 
 def _there(row: Row) -> str:
