@@ -132,6 +132,24 @@ def test_other_instructions_give_other_rewards(tiny_models: dict[str, Path]) -> 
         xlr.Reward(*models, "xx")
 
 
+def test_a_reward_takes_a_chat_template_and_a_system_message(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    models = str(tiny_models["aligned"]), str(tiny_models["initial"])
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(models[0]).chat_template
+    (tmp_path / "same.jinja").write_text(own)
+    plain = xlr.Reward(*models, "es", device="cpu")
+    same = xlr.Reward(*models, "es", device="cpu", chat={"chat_template": str(tmp_path / "same.jinja")})
+    with_system = xlr.Reward(*models, "es", device="cpu", chat={"system_prompt": {"en": "Be brief.", "es": "Otro."}})
+    (tmp_path / "system.jinja").write_text("<|im_start|>system\nBe brief.<|im_end|>\n" + own)
+    written = xlr.Reward(*models, "es", device="cpu", chat={"chat_template": str(tmp_path / "system.jinja")})
+    asked = ["Why?"], ["Porque sí."]
+    assert same.score(*asked) == plain.score(*asked) != with_system.score(*asked)
+    assert with_system.score(*asked) == pytest.approx(written.score(*asked), abs=1e-5)
+    with pytest.raises(ValueError, match="chat_templat\n"):
+        xlr.Reward(*models, "es", chat={"chat_templat": "x"})
+
+
 def test_importing_xlr_is_cheap() -> None:
     """Also naming the reward loads no torch before one is made."""
     for use, heavy in (("xlr", ("torch", "pyarrow", "pydantic")), ("xlr.Reward", ("torch", "transformers", "ray"))):

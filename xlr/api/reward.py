@@ -5,11 +5,14 @@ from typing import Any
 
 from xlr import languages
 from xlr.chat.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
+from xlr.chat.format import chat_format
+from xlr.data.conversations import with_system
 from xlr.errors import UserError
 from xlr.maths.batching import token_budget_batches
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
 from xlr.packing.layout import batch_shape
-from xlr.records import DType, Example, ScoreTask
+from xlr.records import DType, Example, Message, ScoreTask
+from xlr.settings.modelconfig import ModelConfig
 
 _ATTENTION = "xlr_shared_prompt"
 
@@ -28,9 +31,11 @@ class Reward:
         device: cuda or cpu; by default cuda if there is one.
         dtype: the precision; auto is bfloat16 on GPUs and float32 on CPUs.
         batch_tokens: tokens of a batch, as `score.batch_tokens`.
+        chat: further settings of the section `model`, such as chat_template, chat_template_kwargs and system_prompt.
 
     Raises:
         UserError: a model cannot be opened, the models do not share a tokenizer, or the language is not known.
+        pydantic.ValidationError: `chat` has an unknown key or a wrong value.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Reward:
         device: str | None = None,
         dtype: DType = "auto",
         batch_tokens: int = 16384,
+        chat: Mapping[str, Any] | None = None,
     ):
         import torch
 
@@ -52,8 +58,10 @@ class Reward:
         self._models, self._lang, self._mode, self._dtype = (str(policy), str(initial)), lang, mode, dtype
         self._language = languages.name(lang)
         self._batch_tokens = batch_tokens
-        self._encoder = ChatEncoder(load_tokenizer(str(policy)), str(policy))
-        require_same_tokenizer(self._encoder.tokenizer, load_tokenizer(str(initial)), str(policy), str(initial))
+        self._section = ModelConfig(initial=str(initial), aligned=str(policy), **(chat or {}))
+        self._encoder = ChatEncoder(load_tokenizer(str(policy)), str(policy), chat_format(self._section))
+        templates, other = self._section.chat_template is None, load_tokenizer(str(initial))
+        require_same_tokenizer(self._encoder.tokenizer, other, str(policy), str(initial), templates)
         on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
         self._worker = Worker(None, dtype, _ATTENTION, on_gpu=on_gpu)
         self.__name__ = f"implicit_reward_{lang}"  # TRL logs a reward under this name
@@ -73,10 +81,13 @@ class Reward:
         """
         asked: dict[str, list[int]] = {}
         for index, (instruction, _) in enumerate(zip(instructions, answers, strict=True)):
-            asked.setdefault(self._instruction(instruction), []).append(index)
+            asked.setdefault(instruction, []).append(index)
         examples = [
-            Example(self._encoder.prompt(text), tuple(self._encoder.responses([answers[i] for i in indices])))
-            for text, indices in asked.items()
+            Example(
+                self._encoder.prompt_of(self._asked(instruction)),
+                tuple(self._encoder.responses([answers[i] for i in indices])),
+            )
+            for instruction, indices in asked.items()
         ]
         lengths, padded_rows = batch_shape(examples, _ATTENTION)
         members = list(asked.values())
@@ -88,10 +99,12 @@ class Reward:
                     rewards[index] = implicit_reward(policy, initial)
         return rewards
 
-    def _instruction(self, instruction: str) -> str:
-        if self._mode == "multilingual":
-            return instruction
-        return crosslingual_instruction(instruction, self._lang, self._language)
+    def _asked(self, instruction: str) -> list[Message]:
+        """The conversation that the answers to an instruction are scored in."""
+        lang, text = self._lang, instruction
+        if self._mode == "crosslingual":
+            lang, text = languages.ENGLISH, crosslingual_instruction(instruction, self._lang, self._language)
+        return with_system([{"role": "user", "content": text}], self._section.system_prompt, lang)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], english: Sequence[str] | None = None, **_columns: Any

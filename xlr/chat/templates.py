@@ -5,7 +5,6 @@ message comes out whole, once, and in its place. It may not loop, take much memo
 """
 
 import bisect
-import contextlib
 import json
 import os
 import random
@@ -28,7 +27,6 @@ PROBE = "xlr probe"
 """A short message without white space around it."""
 
 _SECONDS = 10
-_PAUSES = (1, 5, 15)  # seconds between attempts to start the child
 _MEMORY = 1 << 30  # bytes that the child may map beyond what its parent has mapped
 _PROBE_LENGTH = 4000  # characters; templates that cut messages cut at round numbers below
 _MOST_TEXT = 100_000  # characters that a template may write for a conversation of two such messages
@@ -215,15 +213,11 @@ def _answers(render: Render, conversations: Sequence[tuple[list[Message], bool]]
 
 
 def _fork() -> int:
-    """A child process; a moment of little memory is waited out.
+    """A child process.
 
     Raises:
         UserError: the machine has no room for another process.
     """
-    for pause in _PAUSES:
-        with contextlib.suppress(OSError):  # tried again
-            return os.fork()
-        time.sleep(pause)
     try:
         return os.fork()
     except OSError as error:

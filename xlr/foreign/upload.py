@@ -91,9 +91,11 @@ def _asking(name: str) -> Iterator[None]:
     Raises:
         UserError: something did.
     """
+    from huggingface_hub.errors import HTTPError
+
     try:
         yield
-    except Exception as error:  # huggingface_hub raises its own errors, its HTTP library's, and RuntimeError
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{name}: {_explained(error)}") from error
 
 

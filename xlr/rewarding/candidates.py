@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-from xlr.chat.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
+from xlr.chat.encoding import ChatEncoder
 from xlr.data.quality import repetition
 from xlr.maths.batching import even_batches
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
@@ -111,10 +111,8 @@ def score_shards(
     Raises:
         UserError: the models do not share a tokenizer.
     """
-    encoder = context.encoder
-    for name in {policy, reference} - {encoder.name}:
-        templates = context.config.model.chat_template is None
-        require_same_tokenizer(encoder.tokenizer, load_tokenizer(name), encoder.name, name, templates)
+    for name in (policy, reference):
+        context.require_same_tokenizer(name)
     models, dtype = (policy, reference), context.config.scoring_dtype
     plans = [shard.replanned(partial(_plan, context, limit(context)[0])) for shard in shards]
     return resumable_logps(context, target, "parts", models, dtype, Score, plans, label, "responses")

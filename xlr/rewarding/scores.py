@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xlr.chat.encoding import load_tokenizer, require_same_tokenizer
+from xlr.chat.encoding import load_tokenizer
 from xlr.chat.format import chat_settings
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import load_config
@@ -76,13 +76,11 @@ def check(context: Context) -> None:
     from xlr.model.checks import require_attention, require_model  # imports torch
 
     config, initial = context.config, context.model(INITIAL)
-    tokenizer = load_tokenizer(initial)
-    require_model(initial, tokenizer)
+    require_model(initial, load_tokenizer(initial))
     require_usable(config.model.fused_operations, load_config(initial))
     require_attention(initial, config.model.attn_implementation)
     if config.model.aligned:
-        templates = config.model.chat_template is None
-        require_same_tokenizer(context.encoder.tokenizer, tokenizer, context.encoder.name, initial, templates)
+        context.require_same_tokenizer(initial)
     prompts = [prompt for lang in config.trained_languages for prompt in context.prompts[lang]]
     require_scorable(context, config.score.reward, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
     if config.score.reward == "translate":

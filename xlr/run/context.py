@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import TypedDict
 
-from xlr.chat.encoding import ChatEncoder, load_tokenizer
+from xlr.chat.encoding import ChatEncoder, load_tokenizer, require_same_tokenizer
 from xlr.chat.format import chat_format
 from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
@@ -159,6 +159,17 @@ class Context:
         if made_here:
             verified(Path(path), exact=True)
         return path
+
+    def require_same_tokenizer(self, model: str) -> None:
+        """Check that a model has the run's tokenizer, without which log-probabilities cannot be compared.
+
+        Raises:
+            UserError: it has another.
+        """
+        own = self.encoder
+        if model != own.name:
+            templates = self.config.model.chat_template is None
+            require_same_tokenizer(own.tokenizer, load_tokenizer(model), own.name, model, templates)
 
     def reward_reference(self, iteration: int) -> int:
         """The key of the reward's reference model in iteration t. The reward's policy is pi^(t-1)."""

@@ -8,7 +8,6 @@ training loop is in `loop`.
 import contextlib
 import sys
 
-from xlr.chat.encoding import load_tokenizer, require_same_tokenizer
 from xlr.chat.format import chat_settings
 from xlr.cluster import launcher
 from xlr.cluster.ranks import Ranks
@@ -92,8 +91,8 @@ def make(context: Context, iteration: int) -> TrainingFacts:
     start, dpo_reference = training.start, training.reference
     coefficient = training.config.router_aux_loss_coef
     aux_loss_coef(load_config(start), coefficient, f"{training.stage}.router_aux_loss_coef")
-    both = load_tokenizer(start), load_tokenizer(dpo_reference)
-    require_same_tokenizer(*both, start, dpo_reference, context.config.model.chat_template is None)
+    for model in (start, dpo_reference):
+        context.require_same_tokenizer(model)
     _ = training.split
     lengths = ((f"pair {pair.lang} {pair.id!r}", pair.length) for pair in training.pairs)
     room.require_sequences(context, lengths, f"{training.stage}.max_length")

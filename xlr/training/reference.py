@@ -8,7 +8,6 @@ weights, token ids and precision. The trainer looks rows up by this key, so it n
 import json
 from collections.abc import Sequence
 
-from xlr.chat.encoding import load_tokenizer, require_same_tokenizer
 from xlr.chat.format import chat_settings
 from xlr.errors import UserError
 from xlr.records import START, ReferenceLogps, Scored
@@ -58,9 +57,7 @@ def make(context: Context, iteration: int) -> ReferenceFacts:
     target, training = artifact(context, iteration), Training(context, iteration)
     pairs, model = training.pairs, training.reference
     context.require_model(iteration - 1)
-    if model != context.encoder.name:
-        templates = context.config.model.chat_template is None
-        require_same_tokenizer(context.encoder.tokenizer, load_tokenizer(model), context.encoder.name, model, templates)
+    context.require_same_tokenizer(model)
     dtype = context.config.model.dtype
     weights, precision = fingerprint(model), context.pool.precision(dtype)
 
