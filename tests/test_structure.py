@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"commands", "api"},
     {"jobs", "report"},
-    {"findings"},
+    {"findings", "planning"},
     {"selftest"},
     {"pipeline"},
     {"evaluation", "inspection", "training"},

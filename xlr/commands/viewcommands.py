@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from xlr.commands.plancommand import plan
 from xlr.commands.stagecommands import IterationOption, Overrides, Source, model_key, open_context
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
@@ -20,7 +21,7 @@ _WATCH_SECONDS = 5
 
 def add_view_commands(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (data, verify, status, runs, recipes, export):
+    for command in (data, plan, verify, status, runs, recipes, export):
         app.command()(command)
     app.command("report")(report_command)
     app.command("try")(try_command)

@@ -76,7 +76,7 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
     Raises:
         UserError: two kinds of jobs would wait for each other, or no kind of job has a stage.
     """
-    kind_of = _kinds_of_stages(slurm)
+    kind_of = kinds_of_stages(slurm)
     if missing := {stage.name for stage in needs} - set(kind_of):
         raise UserError(
             f"slurm.jobs: no kind of job has {', '.join(sorted(missing))}; add it to the stages of one of them"
@@ -104,7 +104,7 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
     return [replace(job, awaited=job.name in awaited) for job in jobs]
 
 
-def _kinds_of_stages(slurm: SlurmConfig) -> dict[str, str]:
+def kinds_of_stages(slurm: SlurmConfig) -> dict[str, str]:
     """Stage name -> kind of job.
 
     Settings do not list the stages that run only at the start. Each runs in the kind of job of the stages that share
@@ -145,17 +145,18 @@ def ranks_without_work(job: Job, wanted: JobConfig, train: TrainConfig) -> str |
 def no_gpus(todo: Sequence[Job], slurm: SlurmConfig) -> str | None:
     """A warning if no job asks for a GPU; None if one does."""
     asked = [wants(slurm, job.kind) for job in todo]
-    if not asked or any(_gpus(own) or any("gpu" in option for option in own.options or ()) for own in asked):
+    if not asked or any(gpus_per_node(own) or any("gpu" in option for option in own.options or ()) for own in asked):
         return None
     return "no job asks for a GPU, so everything is computed on CPUs; set slurm.gpus, here or in the site profile"
 
 
 def tasks_per_node(job: Job, wanted: JobConfig) -> int:
     """Tasks on each node: one a GPU if the job trains, else one."""
-    return (wanted.tasks or max(_gpus(wanted), 1)) if _training(job.stages) else 1
+    return (wanted.tasks or max(gpus_per_node(wanted), 1)) if _training(job.stages) else 1
 
 
-def _gpus(wanted: JobConfig) -> int:
+def gpus_per_node(wanted: JobConfig) -> int:
+    """The GPUs that a job asks for on each node."""
     return int(str(wanted.gpus or 0).rpartition(":")[2])
 
 
@@ -173,7 +174,7 @@ def options(job: Job, wanted: JobConfig) -> list[str]:
                 f"slurm.jobs.{job.kind}.cpus: {wanted.cpus} CPUs are too few for {tasks} tasks per node; raise it"
             )
         found.append(f"--cpus-per-task={wanted.cpus // tasks}")
-    if _gpus(wanted):
+    if gpus_per_node(wanted):
         found.append(f"--gres=gpu:{wanted.gpus}")
     if wanted.memory:
         found.append(f"--mem={wanted.memory}")
@@ -280,7 +281,7 @@ def _size(job: Job, slurm: SlurmConfig) -> tuple[int, int]:
     """How many nodes and GPUs a job has."""
     wanted = wants(slurm, job.kind)
     nodes = wanted.nodes or 1
-    return nodes, nodes * _gpus(wanted)
+    return nodes, nodes * gpus_per_node(wanted)
 
 
 def _sum(jobs: Sequence[Job], slurm: SlurmConfig) -> str:

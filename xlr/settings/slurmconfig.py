@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from xlr.settings.schema import Lines, Section
 from xlr.stages import STAGES
@@ -16,6 +17,34 @@ else:
 
 SAVING_SECONDS = 600
 """How long before its time limit a training job is told to save, unless the limit is short."""
+
+
+class HardwareConfig(Section):
+    """The GPUs of a cluster, for `xlr plan`. What is not set is that of the profile."""
+
+    profile: str | None = None
+    """A kind of GPU that xlr knows: h100, h100-pcie, h200, a100-80, a100-40, l40s or mi300x. here measures the machine
+    that plans. null: all values are set here."""
+    memory_gb: float | None = Field(None, gt=0, le=1e6)
+    """Memory of a GPU, in 10^9 bytes."""
+    tflops: float | None = Field(None, gt=0, le=1e6)
+    """Peak rate of dense products in bfloat16, in 10^12 operations a second."""
+    bandwidth_gb: float | None = Field(None, gt=0, le=1e6)
+    """Bandwidth of its memory, in 10^9 bytes a second."""
+    links_gb: float | None = Field(None, gt=0, le=1e6)
+    """Bandwidth between the GPUs of a node in one direction, in 10^9 bytes a second."""
+    network_gb: float | None = Field(None, gt=0, le=1e6)
+    """Bandwidth between nodes, for each node, in 10^9 bytes a second. null takes 25, which is 200 Gbit/s."""
+    price: float | None = Field(None, ge=0, le=1e9)
+    """Price of an hour of one GPU."""
+    currency: Annotated[str, Field(max_length=16)] | None = None
+    """Currency of the price, such as EUR."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> "HardwareConfig":
+        if self.price is not None and self.currency is None:
+            raise PydanticCustomError("currency", "has a price without a currency; set currency, for example EUR")
+        return self
 
 
 class JobConfig(Section):
@@ -73,6 +102,9 @@ class SlurmConfig(JobConfig):
     the interpreter inside it."""
     srun: tuple[str, ...] | None = None
     """Further srun options, for example --container-image=image.sqsh where pyxis is installed."""
+    hardware: str | HardwareConfig | None = None
+    """What `xlr plan` counts with: the name of a profile, such as h100, or a section. null takes h100 where GPUs are
+    asked for, else the machine that plans."""
     mail: Annotated[str, Field(pattern=r"^[^\s,@-][^\s,@]*(@[^\s,@]+)?$")] | None = None
     """Address or user that Slurm mails when a job fails, and when a job ends that no other job waits for."""
     max_restarts: int | None = Field(None, ge=0, le=1_000_000)

@@ -1,0 +1,157 @@
+"""The plan of a run: what each stage takes, in total, and what does not fit."""
+
+from collections.abc import Callable, Sequence
+
+from typing_extensions import TypedDict
+
+from xlr.pipeline import Stage
+from xlr.planning import fits
+from xlr.planning.planner import Planner
+from xlr.planning.work import Estimate, Setting
+from xlr.run.context import Context
+from xlr.run.manifests import read_manifest
+
+_UNMEASURED, _MEASURED = 0.35, 0.15
+"""How far the time of a stage may lie from its estimate: from rates of data sheets, and after a finished iteration."""
+
+
+class StagePlan(TypedDict):
+    """What a stage takes. Times are in seconds, sizes in bytes."""
+
+    stage: str
+    processors: str
+    """For example 8 h100."""
+    tokens: float
+    operations: float
+    seconds: float
+    low: float
+    high: float
+    memory: dict[str, float]
+    """Of one process at its peak, by component."""
+    room: float
+    """Memory that one process may take."""
+    disk: float
+    scratch: float
+    """Needed beside while it runs."""
+    processor_hours: float
+    """GPU-hours, or node-hours on CPUs."""
+    price: float | None
+    note: str
+    took: float | None
+    """Seconds that a finished stage took."""
+
+
+class Totals(TypedDict):
+    """Sums over all stages, one after the other; a finished stage counts with the time that it took."""
+
+    seconds: float
+    low: float
+    high: float
+    processor_hours: float
+    price: float | None
+    disk_end: float
+    disk_peak: float
+
+
+class Plan(TypedDict):
+    """What a run takes, as `xlr plan --json` prints it."""
+
+    model: str
+    parameters: int
+    languages: dict[str, dict[str, float]]
+    """Language -> number of prompts, and mean tokens of prompts, of prompts that responses are scored under, and of
+    responses, in the first iteration."""
+    response_lengths: str
+    """Where the lengths of responses come from."""
+    stages: list[StagePlan]
+    totals: Totals
+    unit: str
+    """What processors are counted in: GPU-hours or node-hours."""
+    currency: str | None
+    problems: list[str]
+    """What does not fit, each with a remedy."""
+
+
+def make(planner: Planner, limit_of: Callable[[Stage], int | None]) -> Plan:
+    """Plan all stages of a run.
+
+    Args:
+        limit_of: the time limit of the job that a stage runs in, in seconds; None if it has none.
+    """
+    plans: list[StagePlan] = []
+    problems: list[str] = []
+    corrections: dict[str, float] = {}
+    for stage in planner.stages:
+        own, estimate = planner.setting(stage), planner.estimate(stage)
+        found = _stage_plan(stage, own, estimate, corrections.get(stage.name), _took(planner.context, stage))
+        if found["took"] is not None:
+            corrections[stage.name] = found["took"] / max(estimate.seconds + estimate.fixed, 1e-9)
+        else:
+            problems += fits.problems(stage, own, estimate, limit_of(stage))
+        plans.append(found)
+    used = planner.setting(planner.stages[0]).machines.hardware
+    first, source = planner.lengths(1)
+    return {
+        "model": planner.model,
+        "parameters": planner.shape.parameters,
+        "languages": {lang: vars(own) for lang, own in first.items()},
+        "response_lengths": source,
+        "stages": plans,
+        "totals": _totals(plans),
+        "unit": "GPU-hours" if used.gpu else "node-hours",
+        "currency": used.currency,
+        "problems": list(dict.fromkeys(problems)),
+    }
+
+
+def _took(context: Context, stage: Stage) -> float | None:
+    manifest = read_manifest(stage.artifact(context).folder)
+    return None if manifest is None else manifest["seconds"]
+
+
+def _stage_plan(
+    stage: Stage, own: Setting, estimate: Estimate, correction: float | None, took: float | None
+) -> StagePlan:
+    machines, factor = own.machines, correction or 1.0
+    spread = _UNMEASURED if correction is None else _MEASURED
+    seconds = factor * (estimate.seconds + estimate.fixed)
+    hours = seconds / 3600 * (machines.count if machines.hardware.gpu else machines.nodes)
+    price = machines.hardware.price
+    return {
+        "stage": str(stage),
+        "processors": f"{machines.count} {machines.hardware.name}",
+        "tokens": estimate.tokens,
+        "operations": estimate.operations,
+        "seconds": seconds,
+        "low": seconds * (1 - spread),
+        "high": seconds * (1 + spread),
+        "memory": dict(estimate.memory),
+        "room": machines.memory,
+        "disk": estimate.disk,
+        "scratch": estimate.scratch,
+        "processor_hours": hours,
+        "price": None if price is None else price * hours,
+        "note": estimate.note,
+        "took": took,
+    }
+
+
+def _totals(plans: Sequence[StagePlan]) -> Totals:
+    end = peak = 0.0
+    for own in plans:
+        end += own["disk"]
+        peak = max(peak, end + own["scratch"])
+    prices = [own["price"] for own in plans if own["price"] is not None]
+    return {
+        "seconds": sum(_or(own["took"], own["seconds"]) for own in plans),
+        "low": sum(_or(own["took"], own["low"]) for own in plans),
+        "high": sum(_or(own["took"], own["high"]) for own in plans),
+        "processor_hours": sum(own["processor_hours"] for own in plans),
+        "price": sum(prices) if prices else None,
+        "disk_end": end,
+        "disk_peak": peak,
+    }
+
+
+def _or(took: float | None, planned: float) -> float:
+    return planned if took is None else took

@@ -1,0 +1,75 @@
+"""What a plan is made from: prompts, preferences and the model's sizes, each read once."""
+
+from collections.abc import Callable, Iterator
+
+from xlr import pipeline
+from xlr.data.preferences import load_parallel_preferences, load_preferences
+from xlr.pipeline import Stage
+from xlr.planning.lengths import ASSUMED, Lengths, lengths, mean_tokens, of_preferences
+from xlr.planning.machines import Machines
+from xlr.planning.shapes import read_shape
+from xlr.planning.work import ESTIMATES, Estimate, Setting
+from xlr.records import INITIAL, START
+from xlr.run.context import Context
+
+
+class Planner:
+    """Reads the data of a run once, and estimates its stages.
+
+    Args:
+        machines_of: what a stage runs on.
+        assumed: tokens of a response in English; None takes what the run has sampled, or `ASSUMED`.
+
+    Raises:
+        UserError: prompts, preferences, tokenizer or the model's configuration cannot be read.
+    """
+
+    def __init__(self, context: Context, machines_of: Callable[[Stage], Machines], assumed: float | None = None):
+        self.context, self._machines_of, self._assumed = context, machines_of, assumed
+        self.stages = pipeline.stages(context.config)
+        self.model = context.model(START if context.config.model.aligned else INITIAL)
+        self.shape = read_shape(self.model)
+        self._lengths: dict[int, tuple[dict[str, Lengths], str]] = {}
+        self._held_out = list(self._questions())
+        given = context.pinned(context.config.align.preferences)
+        system = context.config.model.system_prompt
+        aligned = load_preferences(given, system) if given and context.config.model.aligned is None else []
+        self._preferences = [of_preferences(context, aligned)] if aligned else []
+        compared = context.pinned(context.config.evaluate.preferences)
+        sets = load_parallel_preferences(compared, system) if compared else {}
+        self._compared = [of_preferences(context, [one.own for one in own]) for own in sets.values()]
+
+    def lengths(self, iteration: int) -> tuple[dict[str, Lengths], str]:
+        """The lengths of an iteration; that of the start has those of the first."""
+        iteration = max(iteration, 1)
+        if iteration not in self._lengths:
+            self._lengths[iteration] = lengths(self.context, iteration, self._assumed)
+        return self._lengths[iteration]
+
+    def setting(self, stage: Stage) -> Setting:
+        """What a stage is planned from."""
+        iteration = stage.iteration if isinstance(stage.iteration, int) else START
+        return Setting(
+            self.context.config.at(iteration),
+            stage.iteration,
+            self.shape,
+            self.lengths(iteration)[0],
+            self._held_out,
+            self._preferences,
+            self._compared,
+            self._machines_of(stage),
+        )
+
+    def estimate(self, stage: Stage) -> Estimate:
+        """What a stage takes."""
+        return ESTIMATES[stage.name](self.setting(stage))
+
+    def _questions(self) -> Iterator[Lengths]:
+        """Held-out prompts. Their answers are expected to be as long as those of training prompts."""
+        trained, _ = self.lengths(1)
+        for lang in self.context.config.evaluated_languages:
+            if own := self.context.held_out.get(lang):
+                prompt = mean_tokens(self.context, own)
+                most = self.context.config.evaluate.max_new_tokens
+                response = trained[lang].response if lang in trained else float(self._assumed or ASSUMED)
+                yield Lengths(len(own), prompt, prompt, min(response, most))

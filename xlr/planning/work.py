@@ -1,0 +1,342 @@
+"""The work of each stage by formula: operations, seconds, memory of a process, and what it leaves on disk."""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from xlr.maths import memory, operations
+from xlr.maths.batching import micro_batches
+from xlr.maths.logprobs import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS
+from xlr.maths.memory import FP32, Shape, Zero
+from xlr.planning.lengths import Lengths
+from xlr.planning.machines import Machines
+from xlr.records import START, ModelKey
+from xlr.settings.config import Config
+from xlr.settings.trainconfig import TrainConfig
+from xlr.zero.dsconfig import policy_config
+
+_ENGINE_SECONDS = 180  # of vLLM: compilation and CUDA graphs
+_ENGINE_BYTES = 2e9  # of vLLM's activations and CUDA graphs
+# Of the mean length, what a response on its way has so far: half of it, and long ones are on their way for longer.
+_ON_THE_WAY = math.exp(operations.SPREAD**2) / 2
+_ENGINE_STEP_SECONDS = 0.0005  # of a step beside its arithmetic
+_PARALLEL = 0.85  # of the rate that several GPUs of an engine have together: they exchange what each layer computes
+_ENGINE_EFFICIENCY = 0.9  # benchmarks/sampling_plan.py
+_STEP_SECONDS = 0.05  # of a training step: metrics, clipping, the optimizer's launches
+_SELECTIVE = 1.1  # operations and recomputation of norms and activations, with selective checkpointing
+_OVERLAPPED = 0.5  # share of the exchange between ranks that computation hides
+_SAVE_RATE = 1e9  # bytes a second to a shared file system
+_PAIRED = 0.95  # share of the prompts that give a pair
+# Bytes of a row's token in compressed Parquet: its text and its id.
+_RESPONSE_BYTES, _SCORE_BYTES, _PAIR_BYTES = 6, 7, 5
+CHECKPOINT_BYTES = 12  # of a parameter: float32 weights and two moments
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage takes."""
+
+    tokens: float = 0.0
+    operations: float = 0.0
+    seconds: float = 0.0
+    """In proportion to its work."""
+    fixed: float = 0.0
+    """Seconds of starting processes, opening models, saving."""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """Bytes of one process at its peak, by component; empty if the stage needs next to none."""
+    disk: float = 0.0
+    """Bytes that it leaves."""
+    scratch: float = 0.0
+    """Bytes that it needs beside while it runs."""
+    unit: float = 0.0
+    """Seconds of the smallest part of its work that is kept when a job ends: a task of a worker, or a training step and
+    its checkpoint."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a stage is planned from."""
+
+    config: Config
+    """The settings of its iteration."""
+    iteration: ModelKey
+    shape: Shape
+    lengths: Mapping[str, Lengths]
+    """Of training prompts, by language."""
+    held_out: Sequence[Lengths]
+    """Of held-out prompts, in each language."""
+    preferences: Sequence[Lengths]
+    """Of the align stage's preferences: one entry, if there are any."""
+    compared: Sequence[Lengths]
+    """Of held-out preferences, in each language."""
+    machines: Machines
+
+    @property
+    def chunk(self) -> int:
+        """Rows of logits in memory at once."""
+        return GPU_CHUNK_TOKENS if self.machines.hardware.gpu else CPU_CHUNK_TOKENS
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return self.machines.width(self.config.model.dtype)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of a model."""
+        return self.width * self.shape.parameters
+
+
+def _generate(own: Setting) -> Estimate:
+    samples, generate = own.config.generate.num_samples, own.config.generate
+    rows = {one: one.prompts * samples for one in own.lengths.values()}
+    found = _sampled(own, rows, generate.max_new_tokens, generate.backend)
+    return replace(found, disk=found.tokens * _RESPONSE_BYTES)
+
+
+def _sampled(own: Setting, rows: Mapping[Lengths, int], most: int, backend: str) -> Estimate:
+    """Responses to prompts: rows by the lengths of their language."""
+    machines, shape, width = own.machines, own.shape, own.width
+    tokens = sum(count * one.response for one, count in rows.items())
+    count = sum(rows.values())
+    if not count:
+        return Estimate()
+    mean, prompt = tokens / count, sum(number * one.prompt for one, number in rows.items()) / count
+    keys = sum(n * operations.keys_of_answers(one.prompt, one.response, 1) for one, n in rows.items())
+    work = operations.forward(shape, tokens + count * prompt, keys)
+    rate = machines.rate * machines.shares.products
+    load = machines.shares.start_seconds + own.weights / machines.shares.load_rate
+    if backend == "vllm":
+        engines = max(machines.count // own.config.generate.tensor_parallel_size, 1)
+        parallel = machines.count / engines
+        wanted = min(own.config.generate.max_num_seqs, max(count // engines, 1))
+        needed, held = _engine_memory(own, parallel, int(prompt) + most, prompt + _ON_THE_WAY * mean)
+        slots = min(wanted, held)
+        step = operations.decoding_step(
+            shape, slots, prompt + mean / 2, width, rate * parallel, machines.bandwidth * parallel, _ENGINE_STEP_SECONDS
+        )
+        efficiency = _ENGINE_EFFICIENCY * (_PARALLEL if parallel > 1 else 1)
+        seconds = tokens / slots * step / engines / efficiency
+        task = seconds * engines * own.config.generate.batch_size / count
+        full = f"the cache holds about {held:,.0f} of {wanted:,} responses at a time" if held < wanted else ""
+        return Estimate(tokens, work, seconds, load + _ENGINE_SECONDS, needed, unit=min(task, seconds), note=full)
+    batch = min(own.config.generate.batch_size, count)
+    steps = operations.longest(mean, batch, most)
+    overhead = shape.layers * machines.shares.step_seconds
+    step = operations.decoding_step(shape, batch, prompt + steps / 2, width, rate, machines.bandwidth, overhead)
+    seconds = math.ceil(count / batch / machines.count) * steps * step
+    needed = {**memory.sampling(shape, batch, int(prompt + steps), width), "process": machines.beside}
+    return Estimate(tokens, work, seconds, load, needed, unit=steps * step)
+
+
+def _engine_memory(own: Setting, gpus: float, most: int, mean: float) -> tuple[dict[str, float], float]:
+    """What one GPU of a vLLM engine holds, and how many responses on their way its cache holds.
+
+    Args:
+        gpus: of the engine.
+        most: tokens of the longest response with its prompt, which the cache must hold.
+        mean: tokens that one on its way has so far, with its prompt.
+    """
+    weights = own.weights / gpus
+    token = memory.cache_of_token(own.shape, own.width) / gpus
+    free = own.config.generate.gpu_memory_utilization * own.machines.memory - weights - _ENGINE_BYTES
+    cache = max(free, most * token)
+    return {"weights": weights, "activations": _ENGINE_BYTES, "keys and values": cache}, cache / token / mean
+
+
+def _score(own: Setting) -> Estimate:
+    samples = own.config.generate.num_samples
+    asked = [(one.asked, one.response, samples, one.prompts) for one in own.lengths.values()]
+    found = _scored(own, asked, 2)
+    tokens = sum(one.prompts * samples * one.response for one in own.lengths.values())
+    return replace(found, tokens=tokens, disk=tokens * _SCORE_BYTES)
+
+
+def _scored(own: Setting, asked: Sequence[tuple[float, float, int, float]], models: int) -> Estimate:
+    """Answers scored after their prompts.
+
+    Args:
+        asked: tokens of a prompt, of each answer, the number of answers, the number of such prompts.
+        models: that score them.
+    """
+    machines, shape = own.machines, own.shape
+    width = machines.width(own.config.scoring_dtype)
+    tokens = sum(count * (prompt + answers * answer) for prompt, answer, answers, count in asked)
+    keys = sum(count * operations.keys_of_answers(prompt, answer, answers) for prompt, answer, answers, count in asked)
+    work = models * operations.forward(shape, tokens, keys)
+    together = 1 if own.config.ray.one_model_at_a_time else models
+    needed = memory.scoring(shape, together, own.config.score.batch_tokens, own.chunk, width)
+    return Estimate(
+        tokens,
+        work,
+        work / (machines.count * machines.rate * machines.shares.scoring),
+        machines.shares.start_seconds + models * width * shape.parameters / machines.shares.load_rate,
+        {**needed, "process": machines.beside},
+    )
+
+
+def _pair(own: Setting) -> Estimate:
+    tokens = sum(2 * one.prompts * one.response for one in own.lengths.values())
+    rows = sum(one.prompts for one in own.lengths.values()) * own.config.generate.num_samples
+    return Estimate(seconds=rows * 2e-5, fixed=1, disk=tokens * _PAIR_BYTES)
+
+
+def _pairs(own: Setting) -> list[tuple[float, float, float]]:
+    """Tokens of a prompt and of an answer, and the number of pairs, in each language of a training."""
+    if own.iteration == START:
+        return [(one.prompt, one.response, one.prompts) for one in own.preferences]
+    return [(one.prompt, one.response, _PAIRED * one.prompts) for one in own.lengths.values()]
+
+
+def _train_config(own: Setting) -> TrainConfig:
+    return own.config.align if own.iteration == START else own.config.train
+
+
+def _reference(own: Setting) -> Estimate:
+    return replace(_scored(own, [(prompt, answer, 2, count) for prompt, answer, count in _pairs(own)], 1), disk=1e6)
+
+
+def _train(own: Setting) -> Estimate:
+    train, machines, shape, width = _train_config(own), own.machines, own.shape, own.width
+    pairs = _pairs(own)
+    count = sum(number for _, _, number in pairs)
+    steps = max(math.ceil(count / train.global_batch_size) * train.num_train_epochs, 1)
+    steps = min(steps, train.max_steps or steps)
+    share = min(steps * train.global_batch_size / max(count, 1), train.num_train_epochs)
+    tokens = share * sum(number * (prompt + 2 * answer) for prompt, answer, number in pairs)
+    keys = share * sum(number * operations.keys_of_answers(prompt, answer, 2) for prompt, answer, number in pairs)
+    once = operations.forward(shape, tokens, keys)
+    passes = {False: 3.0, "selective": 3.0 * _SELECTIVE, True: 4.0}[train.gradient_checkpointing]
+    work = once * (passes + (train.reference_mode == "frozen"))
+    slowest, micro_steps = _balance(train, pairs, machines.count)
+    zero = zero_of(train, width, shape)
+    compute = work / tokens * slowest / (machines.rate * machines.shares.training)
+    exchanged = _exchange_seconds(own, zero, micro_steps)
+    hidden = min(_OVERLAPPED * exchanged, compute)
+    update = 4 * FP32 * shape.parameters / machines.count / machines.bandwidth
+    step = compute + exchanged - hidden + update + _STEP_SECONDS
+    seconds = steps * step
+    models = 3 if train.reference_mode == "frozen" else 2  # reference, policy, the exported model once more
+    checkpoint = CHECKPOINT_BYTES * shape.parameters
+    saves = seconds / 60 / train.save_minutes if train.save_minutes else 0.0
+    saves = max(saves, steps / train.save_steps if train.save_steps else 0.0)
+    fixed = machines.shares.start_seconds + models * own.weights / machines.shares.load_rate
+    needed = memory.peak(
+        shape,
+        machines.count,
+        train.micro_batch_tokens,
+        train.gradient_checkpointing,
+        train.reference_mode == "frozen",
+        own.chunk,
+        zero,
+        width,
+    )
+    return Estimate(
+        tokens,
+        work,
+        seconds,
+        fixed + int(saves) * checkpoint / _SAVE_RATE,
+        {**needed, "process": machines.beside},
+        own.weights,
+        (1 + train.save_total_limit if saves >= 2 else 1) * checkpoint,
+        step + checkpoint / _SAVE_RATE,
+    )
+
+
+def _balance(train: TrainConfig, pairs: Sequence[tuple[float, float, float]], ranks: int) -> tuple[float, int]:
+    """Tokens that the slowest rank computes in a step, and the micro-steps of a step; of pairs that are drawn."""
+    draw = random.Random(0)
+    weights = [number for _, _, number in pairs]
+    drawn = draw.choices(pairs, weights, k=min(train.global_batch_size, 4096))
+
+    def length(prompt: float, answer: float) -> int:
+        factors = (draw.lognormvariate(-(operations.SPREAD**2) / 2, operations.SPREAD) for _ in range(2))
+        return int(min(prompt + sum(answer * factor for factor in factors), 2 * train.max_length)) + 1
+
+    lengths = [length(prompt, answer) for prompt, answer, _ in drawn]
+    cut = micro_batches(lengths, train.micro_batch_tokens, ranks)
+    return float(sum(max(sum(lengths[i] for i in batch) for batch in micro_step) for micro_step in cut)), len(cut)
+
+
+def zero_of(train: TrainConfig, width: int, shape: Shape) -> Zero:
+    """What decides memory in the DeepSpeed JSON of a training.
+
+    Raises:
+        UserError: it is not usable.
+    """
+    tree: Mapping[str, Any] = policy_config(train, width == memory.BF16, shape.hidden)["zero_optimization"]
+
+    def offloaded(section: str) -> bool:
+        return tree.get(section, {}).get("device", "none") != "none"
+
+    given = Zero()
+    return Zero(
+        int(tree.get("stage3_max_live_parameters", given.live)),
+        int(tree.get("reduce_bucket_size", given.bucket)),
+        int(tree.get("sub_group_size", given.sub_group)),
+        tree["stage"],
+        offloaded("offload_optimizer"),
+        offloaded("offload_param"),
+        tree.get("zero_hpz_partition_size", 1),
+    )
+
+
+def _exchange_seconds(own: Setting, zero: Zero, micro_steps: int) -> float:
+    """Seconds of a step in which weights and gradients go between the ranks.
+
+    In stage 3 the weights are gathered for each forward and each backward pass, and for the reference; gradients are
+    reduced for each micro-step. With hpZ the backward pass gathers them within the node. In stage 2 the weights are
+    gathered once a step.
+    """
+    ranks, frozen = own.machines.count, _train_config(own).reference_mode == "frozen"
+    if ranks == 1:
+        return 0.0
+    moved = own.weights * (ranks - 1) / ranks
+    within = micro_steps if zero.stage == 3 and zero.secondary > 1 else 0
+    times = micro_steps * (3 + frozen) - within if zero.stage == 3 else micro_steps * (1 + frozen) + 1
+    return times * moved / own.machines.exchange + within * moved / own.machines.hardware.links
+
+
+def _evaluate(own: Setting) -> Estimate:
+    most = own.config.evaluate.max_new_tokens
+    parts = [
+        _sampled(own, {one: one.prompts for one in own.held_out}, most, "transformers"),
+        _scored(own, [(one.asked, one.response, 1, one.prompts) for one in own.held_out], 2),
+        # Preferences under two instructions; pi_I scores them once, in the evaluation of pi^0.
+        _scored(
+            own,
+            [(one.asked, one.response, 2, 2 * one.prompts) for one in own.compared],
+            2 if own.iteration == START else 1,
+        ),
+    ]
+    return Estimate(
+        sum(part.tokens for part in parts),
+        sum(part.operations for part in parts),
+        sum(part.seconds for part in parts),
+        max(part.fixed for part in parts),
+        max((part.memory for part in parts), key=lambda needed: sum(needed.values())),
+        parts[0].tokens * (_RESPONSE_BYTES + _SCORE_BYTES),
+    )
+
+
+def _judge(own: Setting) -> Estimate:
+    judge = own.config.judge
+    questions = sum(one.prompts for one in own.held_out) * (2 if judge.both_orders else 1)
+    where = "the endpoint" if judge.backend == "openai" else "a model in the workers"
+    return Estimate(note=f"{questions:,} questions to {where}, not timed")
+
+
+ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {
+    "generate": _generate,
+    "score": _score,
+    "pair": _pair,
+    "reference": _reference,
+    "align": _train,
+    "train": _train,
+    "evaluate": _evaluate,
+    "judge": _judge,
+}
+"""By the name of the stage."""
