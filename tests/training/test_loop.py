@@ -518,8 +518,8 @@ def test_the_reference_stays_frozen_and_the_checks_find_differing_models(
     assert largest_difference(policy_before, copy_of(training.policy)) > 0
     assert {"lang/en/rewards/accuracies", "perf/mfu", "kl", "grad_norm"} <= set(values)
 
-    with pytest.raises(UserError, match="not ln 2"):
-        gates.require_ln2(values, len(training.pairs), training.train, True, torch.float32)
+    with pytest.raises(UserError, match=r"at step 0 is .*, not 0\.693147,"):
+        gates.require_first_loss(values, len(training.pairs), training.train, True, torch.float32)
     example = training.pairs[0].example
     probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
     logp = training.logps([example])[0].item()

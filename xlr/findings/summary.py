@@ -53,9 +53,15 @@ def _model_name(model: str) -> str:
 def _loss(found: Found) -> str:
     own = found["settings"]
     reference = "the model that the iteration starts from" if own["train.reference"] == "start" else "π_I"
+    given = own["train.loss_type"]
+    names = (given,) if isinstance(given, str) else given
+    weights = own["train.loss_weights"] or [1] * len(names)
+    losses = " + ".join(
+        name if weight == 1 else f"{weight:g} · {name}" for name, weight in zip(names, weights, strict=True)
+    )
     return (
-        f"DPO ({own['train.loss_type']}, β = {own['train.beta']:g}) + {own['train.nll_weight']:g} · NLL of chosen; "
-        f"reference: {reference}"
+        f"{losses} (β = {own['train.beta']:g}) + {own['train.nll_weight']:g} · NLL of chosen; "
+        f"reference: {'none' if set(names) == {'simpo'} else reference}"
     )
 
 
