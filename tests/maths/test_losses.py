@@ -187,7 +187,6 @@ LOSSES = {
     ),
 }
 EACH = pytest.mark.parametrize("name", LOSSES)
-OF_DIFFERENCE = ("sigmoid", "ipo", "hinge", "robust", "exo_pair", "discopop", "simpo")
 # Falls as the chosen response becomes likelier, and rises as the rejected one does, for all log-ratios.
 MONOTONE = ("sigmoid", "hinge", "simpo", "apo_zero", "bco_pair")
 RATIO, STRENGTH = st.floats(-40, 40), st.floats(0.05, 0.5)
@@ -209,23 +208,6 @@ def test_the_gradient_is_that_of_finite_differences(name):
     ratios = columns([(3.0, -2.0), (-1.5, 4.0), (0.3, 0.1), (-6.0, -7.0)])
     inputs = tuple(column.requires_grad_() for column in ratios)
     assert torch.autograd.gradcheck(partial(loss, beta=0.3), inputs)
-
-
-@pytest.mark.parametrize("name", OF_DIFFERENCE)
-@settings(max_examples=30, deadline=None)
-@given(rows=RATIOS, beta=STRENGTH, shift=st.floats(-100, 100))
-def test_what_both_responses_gain_does_not_change_a_loss_of_the_difference(name, rows, beta, shift):
-    loss, _ = LOSSES[name]
-    chosen_B, rejected_B = columns(rows)
-    shifted_B = loss(chosen_B + shift, rejected_B + shift, beta)
-    torch.testing.assert_close(shifted_B, loss(chosen_B, rejected_B, beta), rtol=1e-7, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - set(OF_DIFFERENCE)))
-def test_the_other_losses_tell_a_gain_of_both_responses(name):
-    loss, _ = LOSSES[name]
-    before, after = loss(torch.tensor([1.0, 11.0]), torch.tensor([-1.0, 9.0]), 0.1).tolist()
-    assert abs(before - after) > 0.01
 
 
 @pytest.mark.parametrize("name", MONOTONE)

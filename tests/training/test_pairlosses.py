@@ -5,8 +5,11 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import required
@@ -114,6 +117,17 @@ def test_only_simpo_ignores_the_reference(name: LossType) -> None:
         pair_losses(settings(name), logps, reference, lengths), pair_losses(settings(name), logps, other, lengths)
     )
     assert same == (name == "simpo")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.settings(max_examples=30, deadline=None)
+@given(gain=st.floats(1, 100))
+def test_only_the_losses_of_a_difference_ignore_what_both_responses_gain(name: LossType, gain: float) -> None:
+    logps, reference = tensors(LOGPS, REFERENCE)
+    lengths = torch.full_like(logps, 5)
+    before, after = (pair_losses(settings(name), each, reference, lengths).item() for each in (logps, logps + gain))
+    of_both = name in ("apo_zero", "apo_down", "sppo_hard", "nca_pair", "bco_pair")
+    assert (after == pytest.approx(before, rel=1e-9)) != of_both
 
 
 LN2 = math.log(2)
