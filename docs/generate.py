@@ -121,7 +121,8 @@ def _type(dotted: str, field: FieldInfo, schema: dict[str, Any]) -> str:
 def _readable(schema: dict[str, Any]) -> str:
     """A JSON schema type in words."""
     if "anyOf" in schema:
-        return " or ".join(map(_readable, schema["anyOf"]))
+        options = schema["anyOf"]
+        return " or ".join("list of these" if one.get("items") in options else _readable(one) for one in options)
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     kind = schema.get("type", "any value")
@@ -154,7 +155,8 @@ def _description(field: FieldInfo) -> str:
     text = _one_line(field.description)
     for mark in marks(field, Ignored):
         if mark.unless is not None:
-            text += f" Only with `{mark.unless[0]}: {json.dumps(mark.unless[1]).strip(chr(34))}`."
+            key, *values = mark.unless
+            text += f" Only with `{key}: {'`, `'.join(json.dumps(value).strip(chr(34)) for value in values)}`."
     return f"{text} *Operational.*" if is_operational(field) else text
 
 

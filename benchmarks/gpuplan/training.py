@@ -38,7 +38,8 @@ from xlr.shipped import shipped
 from xlr.training.export import export
 from xlr.training.gates import require_same_model
 from xlr.training.inputs import TrainingPair, pair_costs, plan_steps
-from xlr.training.step import Trainer, frozen_logps, pair_losses
+from xlr.training.pairlosses import pair_losses
+from xlr.training.step import Trainer, frozen_logps
 from xlr.zero import engine
 
 from .plan import NO_GPU, Check, Result, Setup, apart, judged, random_example, release, synchronize
@@ -225,10 +226,10 @@ def _plain_step(own: Job, indices: Sequence[int]) -> tuple[float, dict[str, Tens
     model = LogprobModel(causal_lm)
     for index in indices:
         example = own.pairs[index].example
-        chosen_1, rejected_1 = batch_logps(model, [example], "sdpa", own.device).view(1, 2).T
+        logps_12 = batch_logps(model, [example], "sdpa", own.device).view(1, 2)
         lengths_12 = torch.tensor([list(map(len, example.responses))], device=own.device)
-        losses_1 = pair_losses(train, chosen_1, rejected_1, chosen_1.detach(), rejected_1.detach(), lengths_12)
-        ((losses_1 + train.nll_weight * nll(chosen_1, lengths_12[:, 0])).sum() / len(indices)).backward()
+        losses_1 = pair_losses(train, logps_12, logps_12.detach(), lengths_12)
+        ((losses_1 + train.nll_weight * nll(logps_12[:, 0], lengths_12[:, 0])).sum() / len(indices)).backward()
     named = dict(causal_lm.named_parameters())
     gradients = {name: parameter.grad.cpu().clone() for name, parameter in named.items()}
     before = {name: parameter.detach().cpu().clone() for name, parameter in named.items()}

@@ -1,11 +1,27 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
+from xlr.maths.losses import (
+    apo_down_loss,
+    apo_zero_loss,
+    bco_pair_loss,
+    discopop_loss,
+    dpo_logits,
+    exo_pair_loss,
+    hinge_loss,
+    ipo_loss,
+    nca_pair_loss,
+    nll,
+    robust_loss,
+    sigmoid_loss,
+    simpo_loss,
+    sppo_hard_loss,
+)
 
 LOGP = st.floats(-2000, 0)
 FOUR_LOGPS = st.lists(st.tuples(LOGP, LOGP, LOGP, LOGP), min_size=1, max_size=5)
@@ -113,3 +129,115 @@ def test_very_large_logits_give_a_finite_loss_and_gradient(logit, smoothing):
 def oracle_limit(logit: float, smoothing: float) -> float:
     """The loss at beta 1 far from zero, where -log sigmoid(z) is max(0, -z)."""
     return (1 - smoothing) * max(0.0, -logit) + smoothing * max(0.0, logit)
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+SMOOTHING, TAU, GAMMA = 0.1, 0.05, 0.7
+
+
+def of_difference(loss, **own):
+    """A loss of the difference, as a function of chosen and rejected."""
+    return lambda chosen, rejected, beta: loss(chosen - rejected, beta, **own)
+
+
+# Name -> the loss of chosen and rejected at some beta, and the published formula in plain numbers.
+LOSSES = {
+    "sigmoid": (of_difference(sigmoid_loss), lambda c, r, beta: -math.log(sigmoid(beta * (c - r)))),
+    "ipo": (of_difference(ipo_loss), lambda c, r, beta: (c - r - 1 / (2 * beta)) ** 2),
+    "hinge": (of_difference(hinge_loss), lambda c, r, beta: max(0.0, 1 - beta * (c - r))),
+    "robust": (
+        of_difference(robust_loss, label_smoothing=SMOOTHING),
+        lambda c, r, beta: (
+            (-0.9 * math.log(sigmoid(beta * (c - r))) + 0.1 * math.log(sigmoid(beta * (r - c)))) / (1 - 0.2)
+        ),
+    ),
+    "exo_pair": (
+        of_difference(exo_pair_loss, label_smoothing=SMOOTHING),
+        lambda c, r, beta: (
+            sigmoid(beta * (c - r)) * math.log(sigmoid(beta * (c - r)) / 0.9)
+            + sigmoid(beta * (r - c)) * math.log(sigmoid(beta * (r - c)) / 0.1)
+        ),
+    ),
+    "discopop": (
+        of_difference(discopop_loss, tau=TAU),
+        lambda c, r, beta: (
+            (1 - sigmoid(beta * (c - r) / 0.05)) * math.log(1 + math.exp(-beta * (c - r)))
+            + sigmoid(beta * (c - r) / 0.05) * math.exp(-beta * (c - r))
+        ),
+    ),
+    "simpo": (
+        partial(simpo_loss, gamma=GAMMA),
+        lambda c, r, beta: -math.log(sigmoid(beta * c - beta * r - GAMMA)),
+    ),
+    "apo_zero": (apo_zero_loss, lambda c, r, beta: 1 - sigmoid(beta * c) + sigmoid(beta * r)),
+    "apo_down": (apo_down_loss, lambda c, r, beta: sigmoid(beta * c) + 1 - sigmoid(beta * (c - r))),
+    "sppo_hard": (sppo_hard_loss, lambda c, r, beta: (c - 1 / (2 * beta)) ** 2 + (r + 1 / (2 * beta)) ** 2),
+    "nca_pair": (
+        nca_pair_loss,
+        lambda c, r, beta: (
+            -math.log(sigmoid(beta * c)) - math.log(sigmoid(-beta * c)) / 2 - math.log(sigmoid(-beta * r)) / 2
+        ),
+    ),
+    "bco_pair": (
+        bco_pair_loss,
+        lambda c, r, beta: -math.log(sigmoid(beta * c)) - math.log(sigmoid(-beta * r)),
+    ),
+}
+EACH = pytest.mark.parametrize("name", LOSSES)
+# Falls as the chosen response becomes likelier, and rises as the rejected one does, for all log-ratios.
+MONOTONE = ("sigmoid", "hinge", "simpo", "apo_zero", "bco_pair")
+RATIO, STRENGTH = st.floats(-40, 40), st.floats(0.05, 0.5)
+RATIOS = st.lists(st.tuples(RATIO, RATIO), min_size=1, max_size=4)
+
+
+@EACH
+@settings(max_examples=50, deadline=None)
+@given(rows=RATIOS, beta=STRENGTH)
+def test_a_loss_equals_its_formula(name, rows, beta):
+    loss, formula = LOSSES[name]
+    expected = [formula(chosen, rejected, beta) for chosen, rejected in rows]
+    assert loss(*columns(rows), beta).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@EACH
+def test_the_gradient_is_that_of_finite_differences(name):
+    loss, _ = LOSSES[name]
+    ratios = columns([(3.0, -2.0), (-1.5, 4.0), (0.3, 0.1), (-6.0, -7.0)])
+    inputs = tuple(column.requires_grad_() for column in ratios)
+    assert torch.autograd.gradcheck(partial(loss, beta=0.3), inputs)
+
+
+@pytest.mark.parametrize("name", MONOTONE)
+@settings(max_examples=30, deadline=None)
+@given(chosen=RATIO, rejected=RATIO, gain=st.floats(0.01, 20), beta=STRENGTH)
+def test_a_loss_falls_with_the_chosen_and_rises_with_the_rejected_response(name, chosen, rejected, gain, beta):
+    loss, _ = LOSSES[name]
+    here, likelier = columns([(chosen, chosen + gain)]), columns([(rejected, rejected + gain)])
+    first = loss(here[0], likelier[0], beta)
+    assert loss(here[1], likelier[0], beta) <= first
+    assert loss(here[0], likelier[1], beta) >= first
+
+
+@pytest.mark.parametrize("name", ["exo_pair", "sppo_hard", "ipo", "nca_pair"])
+def test_a_loss_with_a_target_is_least_there(name):
+    """IPO's margin is 1 / (2 beta), SPPO's log-ratios are half of that; EXO's and NCA's sigmoids are shares."""
+    loss, _ = LOSSES[name]
+    target = {"exo_pair": (math.log(9) / 0.2, 0.0), "sppo_hard": (2.5, -2.5), "ipo": (2.5, 0.0)}
+    # NCA: 1.5 sigmoid(beta c) = 1; the rejected response may fall without end.
+    chosen, rejected = target.get(name, (math.log(2) / 0.2, -3.0))
+    around = torch.tensor([chosen - 0.1, chosen, chosen + 0.1], dtype=torch.float64)
+    below, least, above = loss(around, torch.full_like(around, rejected), 0.2).tolist()
+    assert least < min(below, above)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"ipo", "sppo_hard"}))
+@pytest.mark.parametrize("ratio", [-1e4, 1e4])
+def test_very_large_log_ratios_give_a_finite_loss_and_gradient(name, ratio):
+    loss, _ = LOSSES[name]
+    inputs = [torch.tensor([value], requires_grad=True) for value in (ratio, -ratio)]
+    value = loss(*inputs, 0.5)
+    value.sum().backward()
+    assert all(torch.isfinite(tensor).all() for tensor in (value, *(one.grad for one in inputs)))

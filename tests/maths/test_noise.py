@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xlr.maths.losses import sigmoid_loss
-from xlr.maths.noise import BFLOAT16_TOKEN_SD, allowed_difference, allowed_loss_difference
+from xlr.maths.noise import BFLOAT16_TOKEN_SD, AtZero, allowed_difference, allowed_loss_difference
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 100, 2400])
@@ -25,11 +25,20 @@ def test_the_first_loss_of_sound_pairs_passes_and_that_of_another_reference_does
 ) -> None:
     generator = torch.Generator().manual_seed(pairs)
     sd = BFLOAT16_TOKEN_SD * math.sqrt(2 * tokens)
-    allowed = allowed_loss_difference(beta, pairs, 2 * tokens * pairs, bfloat16=True)
+    losses = [(AtZero(math.log(2), beta / 2, beta**2 / 4), 2 * tokens * pairs)]
+    allowed = allowed_loss_difference(losses, pairs, bfloat16=True)
     logits_RB = sd * torch.randn(2000, pairs, generator=generator, dtype=torch.float64)
     found_R = sigmoid_loss(logits_RB, beta).mean(1) - math.log(2)
-    # The loss is convex: for strong betas its mean lies a little above ln 2.
-    assert found_R.abs().max().item() < allowed + beta**2 * sd**2 / 8
+    assert found_R.abs().max().item() < allowed
     wrong = sigmoid_loss(torch.full((pairs,), -2 * allowed / beta - 1, dtype=torch.float64), beta).mean() - math.log(2)
     assert abs(wrong.item()) > allowed
-    assert allowed_loss_difference(beta, pairs, 2 * tokens * pairs, bfloat16=False) == pytest.approx(1e-3)
+    assert allowed_loss_difference(losses, pairs, bfloat16=False) == pytest.approx(1e-3)
+
+
+def test_a_large_first_loss_may_differ_in_proportion() -> None:
+    large, small = (AtZero(50.0, 10.0, 2.0), 100.0), (AtZero(0.5, 0.1, 0.0), 100.0)
+    assert allowed_loss_difference([large, small], 4, bfloat16=False) == pytest.approx(0.0505)
+    both, one, other = (
+        allowed_loss_difference(losses, 4, bfloat16=True) for losses in ([large, small], [large], [small])
+    )
+    assert both == pytest.approx(one + other - 1e-3 + 0.0005)

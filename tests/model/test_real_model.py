@@ -14,7 +14,7 @@ from tests.conftest import Cli
 from tests.rows import read_rows
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.data.prompts import load_prompts
-from xlr.maths.noise import allowed_difference, allowed_loss_difference
+from xlr.maths.noise import AtZero, allowed_difference, allowed_loss_difference
 from xlr.model.logprobmodel import LogprobModel
 from xlr.model.worker import Worker
 from xlr.packing.batch import pack, pad
@@ -143,7 +143,8 @@ def test_one_iteration_on_real_prompts(
     assert 0 < len(read_rows(folder / "pairs", Pair)) <= 12
     (step,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     pairs = len(read_rows(folder / "pairs", Pair))
-    allowed = allowed_loss_difference(0.1, min(pairs, 8), step["num_tokens"], dtype == "bfloat16")
+    zero = AtZero(math.log(2), slope=0.05, curvature=0.0025)
+    allowed = allowed_loss_difference([(zero, step["num_tokens"])], min(pairs, 8), dtype == "bfloat16")
     assert step["loss"] - step["nll_loss"] == pytest.approx(math.log(2), abs=min(allowed, 0.2))
     assert read_json(folder / "model.manifest.json")["facts"]["steps"] == 1
     trained = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)

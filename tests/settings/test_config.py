@@ -8,6 +8,7 @@ import pytest
 from xlr.errors import UserError
 from xlr.settings.config import Config, settings
 from xlr.settings.schema import Ignored, Location, marks, section_type, section_types
+from xlr.training import reference
 
 MINIMAL = {
     "run_dir": "r",
@@ -45,7 +46,9 @@ def test_a_field_that_speaks_of_a_file_is_marked_as_one(dotted: str) -> None:
 IGNORED = {
     "align.reference": ("initial", {}),
     "align.label_smoothing": (0.1, {"align": {"loss_type": "ipo"}}),
-    "train.label_smoothing": (0.1, {"train": {"loss_type": "ipo"}}),
+    "train.label_smoothing": (0.1, {"train": {"loss_type": ["ipo", "hinge"]}}),
+    **{f"{stage}.simpo_gamma": (0.7, {}) for stage in ("align", "train")},
+    **{f"{stage}.discopop_tau": (0.1, {}) for stage in ("align", "train")},
     "generate.tensor_parallel_size": (2, {}),
     "generate.gpu_memory_utilization": (0.5, {}),
     "generate.max_num_seqs": (8, {}),
@@ -114,11 +117,37 @@ def test_settings_of_the_judge_may_be_given_without_a_judge() -> None:
         ({"judge": {"budget": 1}}, r"^judge\.budget: .*set judge\.input_price and judge\.output_price"),
         ({"judge": {"serve": "vllm serve m"}}, r"^judge\.serve: does not contain \{port\}"),
         ({"languages": ["en"], "score": {"reward": "translate"}}, r"^score\.reward: translate leaves English out"),
+        (
+            {"train": {"loss_type": ["sigmoid", "hinge"], "loss_weights": [1.0]}},
+            r"^train\.loss_weights: has 1, but train\.loss_type names 2; give each loss one weight$",
+        ),
+        ({"align": {"loss_weights": [0.5, 0.5]}}, r"^align\.loss_weights: has 2, but align\.loss_type names 1;"),
+        ({"train": {"loss_type": "exo_pair"}}, r"^train\.label_smoothing: is 0, where the loss exo_pair is infinite;"),
+        (
+            {"train": {"loss_type": ["ipo", "hinge"], "label_smoothing": 0.1}},
+            r"with train\.loss_type=\[ipo, hinge\], .* or set train\.loss_type=sigmoid or robust or exo_pair$",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         changed(**sections)
+
+
+def test_a_loss_of_several_may_have_a_setting_of_its_own() -> None:
+    several = {"loss_type": ["ipo", "robust"], "loss_weights": [1.0, 0.5], "label_smoothing": 0.1}
+    train = changed(train=several).train
+    assert train.losses == [("ipo", 1.0), ("robust", 0.5)]
+    assert changed(train=several | {"loss_weights": None}).train.losses == [("ipo", 1.0), ("robust", 1.0)]
+    assert changed().train.losses == [("sigmoid", 1.0)]
+
+
+@pytest.mark.parametrize("mode", ["frozen", "cached"])
+def test_only_simpo_alone_uses_no_reference(mode: str) -> None:
+    for loss_type, used in (("simpo", None), (["simpo"], None), (["simpo", "ipo"], mode), ("sigmoid", mode)):
+        config = changed(train={"loss_type": loss_type, "reference_mode": mode})
+        assert config.train.used_reference == used
+        assert reference.iterations(config) == ([1, 2] if used == "cached" else [])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from tests import tiny
-from tests.conftest import Cli, tiny_tree
+from tests.conftest import Cli, assert_refused, tiny_tree
 from tests.rows import read_rows, reseal
 from tests.training.conftest import OnlyRank
 from tests.waiting import ranks_of, wait_until
@@ -35,14 +36,20 @@ from xlr.run.files import read_json
 from xlr.run.rows import write_rows
 from xlr.settings import configfile
 from xlr.settings.modelconfig import SHARED_PROMPT
-from xlr.settings.trainconfig import TrainConfig
+from xlr.settings.trainconfig import LossType, TrainConfig
 from xlr.shipped import RECIPES, shipped
-from xlr.training import export, gates, reference
+from xlr.training import export, gates, loop, reference
 from xlr.training.inputs import Training, TrainingPair, hold_out, plan_steps
+from xlr.training.pairlosses import pair_losses
 from xlr.training.step import Trainer, frozen_logps
 from xlr.zero import engine
 
 STEPS, BATCH, BETA, RATE, CLIP = 3, 4, 0.1, 1e-4, 1.0
+_OWN: dict[str, dict[str, Any]] = {
+    "robust": {"label_smoothing": 0.2},
+    "exo_pair": {"label_smoothing": 0.2},
+    "simpo": {"beta": 2.0, "simpo_gamma": 1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,14 @@ def response_logp(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]
     return sum(logps_TV[len(prompt) - 1 + i, token] for i, token in enumerate(response))  # type: ignore[return-value]
 
 
-def plain_torch_training(initial: Path, preferences: Path) -> tuple[dict[str, Tensor], list[float]]:
+def plain_dpo(logps_12: Tensor, reference_logps_12: Tensor, _lengths_12: Tensor) -> Tensor:
+    (chosen, rejected), (reference_chosen, reference_rejected) = logps_12[0], reference_logps_12[0]
+    return torch.log(1 + torch.exp(-BETA * (chosen - rejected - (reference_chosen - reference_rejected))))
+
+
+def plain_torch_training(
+    initial: Path, preferences: Path, loss: Callable[[Tensor, Tensor, Tensor], Tensor] = plain_dpo
+) -> tuple[dict[str, Tensor], list[float]]:
     """The same training in plain torch: one process, one sequence at a time. It uses only xlr's encoder."""
     encoder = ChatEncoder(load_tokenizer(initial), "initial")
     data = [
@@ -107,10 +121,10 @@ def plain_torch_training(initial: Path, preferences: Path) -> tuple[dict[str, Te
         for index in order[step * BATCH : (step + 1) * BATCH]:
             prompt, chosen, rejected = data[index]
             with torch.no_grad():
-                reference_margin = response_logp(reference, prompt, chosen) - response_logp(reference, prompt, rejected)
-            chosen_logp = response_logp(policy, prompt, chosen)
-            margin = chosen_logp - response_logp(policy, prompt, rejected) - reference_margin
-            total = total + torch.log(1 + torch.exp(-BETA * margin)) - chosen_logp / len(chosen)
+                fixed = torch.stack([response_logp(reference, prompt, response) for response in (chosen, rejected)])
+            logps = torch.stack([response_logp(policy, prompt, response) for response in (chosen, rejected)])
+            lengths_12 = torch.tensor([[len(chosen), len(rejected)]])
+            total = total + loss(logps[None], fixed[None], lengths_12).sum() - logps[0] / len(chosen)
         optimizer.zero_grad()
         (total / BATCH).backward()
         losses.append(total.item() / BATCH)
@@ -166,6 +180,67 @@ def test_batches_ranks_and_recomputation_do_not_change_the_loss(
     expected, losses = plain_torch_training(tiny_models["initial"], preferences)
     assert [row["loss"] for row in metrics(tmp_path / "run")] == pytest.approx(losses, rel=1e-5)
     assert largest_difference(weights(tmp_path / "run"), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes"),
+    [
+        *(({"loss_type": name} | _OWN.get(name, {}), 1) for name in get_args(LossType)),
+        ({"loss_type": ["hinge", "apo_zero"], "loss_weights": [0.5, 2.0]}, 1),
+        ({"loss_type": "sigmoid_norm"}, 2),
+        ({"loss_type": "simpo"} | _OWN["simpo"], 2),
+    ],
+    ids=str,
+)
+def test_every_loss_trains_as_in_plain_torch(
+    settings: dict[str, Any],
+    processes: int,
+    align: Cli,
+    preferences: Path,
+    tiny_models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """Three steps; tests/training/test_pairlosses.py compares the formulas with TRL's."""
+    given = [f"align.{key}={json.dumps(value)}" for key, value in settings.items()]
+    result = align(*given, f"align.processes={processes}")
+    assert result.returncode == 0, result.stderr
+    loss = partial(pair_losses, TrainConfig.model_validate(settings))
+    expected, losses = plain_torch_training(tiny_models["initial"], preferences, loss)
+    logged = metrics(tmp_path / "run")
+    assert [row["loss"] for row in logged] == pytest.approx(losses, rel=1e-4)
+    assert largest_difference(weights(tmp_path / "run"), expected) < 1e-5
+    assert ("kl" in logged[0]) == (settings["loss_type"] != "simpo")
+
+
+def test_simpo_opens_no_reference(align: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a cached one, which no stage computed. Its reward is a mean over tokens."""
+
+    def refused(model: str, *_: object) -> None:
+        raise AssertionError(f"opened {model}")
+
+    monkeypatch.setattr(loop, "require_same_model", lambda *_: None)  # it opens the exported model
+    monkeypatch.setattr(engine, "open_reference", refused)
+    cached = align("align.loss_type=simpo", "align.reference_mode=cached", "align.max_steps=1")
+    assert cached.returncode == 0, cached.stderr
+    assert "reference" not in read_json(tmp_path / "run" / "iter0" / "model.manifest.json")["inputs"]
+    frozen = align("align.loss_type=simpo", "align.max_steps=1", f"run_dir={tmp_path / 'other'}")
+    assert frozen.returncode == 0, frozen.stderr
+    (row,) = metrics(tmp_path / "other")
+    simpo_loss = row["loss"] - row["nll_loss"]
+    assert row["rewards/chosen"] == pytest.approx(-BETA * row["nll_loss"], rel=1e-5)
+    # The margins are so small that the mean of the losses is the loss of the mean.
+    assert simpo_loss == pytest.approx(math.log(1 + math.exp(0.5 - row["rewards/margins"])), rel=1e-3)
+
+
+def test_simpo_plans_no_reference_stage(cli_here: Cli, align_config: Path) -> None:
+    cached = "align.reference_mode=cached"
+    refused = cli_here("reference", align_config, cached, "align.loss_type=simpo", "--iteration", 0)
+    assert_refused(refused, "not a stage of this run")
+
+
+def test_weights_that_are_not_one_for_each_loss_are_refused(cli_here: Cli, align_config: Path) -> None:
+    refused = cli_here("align", align_config, "align.loss_type=[hinge, ipo]", "align.loss_weights=[1.0]")
+    assert_refused(refused, "align.loss_weights: has 1, but align.loss_type names 2; give each loss one weight")
 
 
 @pytest.mark.parametrize(("tied", "recompute"), [(True, "true"), (False, "true"), (False, "selective")])
@@ -518,8 +593,8 @@ def test_the_reference_stays_frozen_and_the_checks_find_differing_models(
     assert largest_difference(policy_before, copy_of(training.policy)) > 0
     assert {"lang/en/rewards/accuracies", "perf/mfu", "kl", "grad_norm"} <= set(values)
 
-    with pytest.raises(UserError, match="not ln 2"):
-        gates.require_ln2(values, len(training.pairs), training.train, True, torch.float32)
+    with pytest.raises(UserError, match=r"at step 0 is .*, not 0\.693147,"):
+        gates.require_first_loss(values, len(training.pairs), training.train, True, torch.float32)
     example = training.pairs[0].example
     probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
     logp = training.logps([example])[0].item()

@@ -15,7 +15,7 @@ def metrics(chosen: float = 0.0, english: float = 0.8) -> dict[str, float]:
 
 def test_a_steady_fall_in_noise_gives_one_warning() -> None:
     noise = random.Random(0)
-    watch, warnings = Watch(), []
+    watch, warnings = Watch(reference=True), []
     for step in range(3 * WINDOW):
         warnings += watch.see(step, metrics(chosen=-0.02 * step + noise.gauss(0, 0.02)), beta=0.1)
     assert len(warnings) == 1
@@ -36,12 +36,17 @@ def test_too_few_steps_give_no_warning(values: list[float]) -> None:
 
 
 def test_a_falling_but_positive_chosen_reward_gives_no_warning() -> None:
-    watch = Watch()
+    watch = Watch(reference=True)
     assert not [w for step in range(40) for w in watch.see(step, metrics(chosen=10 - 0.1 * step), beta=0.1)]
 
 
+def test_without_a_reference_nothing_falls_below_it() -> None:
+    watch = Watch(reference=False)
+    assert not [w for step in range(40) for w in watch.see(step, metrics(chosen=-0.1 * step), beta=0.1)]
+
+
 def test_english_accuracy_far_below_its_best_gives_a_warning() -> None:
-    watch = Watch()
+    watch = Watch(reference=True)
     for step in range(WINDOW):
         assert not watch.see(step, metrics(english=0.9), 0.1)
     said = [warning for step in range(WINDOW) for warning in watch.see(step, metrics(english=0.5), 0.1)]

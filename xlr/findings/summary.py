@@ -60,9 +60,15 @@ def _model_name(model: str) -> str:
 def _loss(found: Found) -> str:
     own = found["settings"]
     named = {"start": "the model that the iteration starts from", "initial": "π_I"}
+    given = own["train.loss_type"]
+    names = (given,) if isinstance(given, str) else given
+    weights = own["train.loss_weights"] or [1] * len(names)
+    losses = " + ".join(
+        name if weight == 1 else f"{weight:g} · {name}" for name, weight in zip(names, weights, strict=True)
+    )
     return (
-        f"DPO ({own['train.loss_type']}, β = {_each(own['train.beta'])}) + {_each(own['train.nll_weight'])} · NLL of "
-        f"chosen; reference: {_each(own['train.reference'], named.__getitem__)}"
+        f"{losses} (β = {_each(own['train.beta'])}) + {_each(own['train.nll_weight'])} · NLL of chosen; "
+        f"reference: {'none' if set(names) == {'simpo'} else _each(own['train.reference'], named.__getitem__)}"
     )
 
 

@@ -5,6 +5,8 @@ their sum grows with the square root of the number of tokens.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 # Standard deviation of a token's log-probability in nats, bfloat16 against float32 on a CPU, where logits are rounded,
 # too: the largest of SmolLM2-135M's measurements (benchmarks/precision.py). Two computations in bfloat16 differ less.
@@ -35,15 +37,28 @@ def reward_noise(tokens: float) -> float:
     return BFLOAT16_TOKEN_SD * math.sqrt(tokens)
 
 
-def allowed_loss_difference(beta: float, pairs: int, tokens: float, bfloat16: bool) -> float:
-    """How far the mean DPO loss may differ from ln 2 while policy and reference have the same weights.
+class AtZero(NamedTuple):
+    """A preference loss where every log-ratio is zero."""
 
-    Near zero, the loss is `ln 2 - beta / 2 * logits`. The logits of a pair are the sum of the errors of all its tokens.
+    value: float
+    """The loss."""
+    slope: float
+    """The larger of its derivatives by the two log-ratios of a pair, without sign."""
+    curvature: float
+    """The larger of its second derivatives by one of them, without sign."""
+
+
+def allowed_loss_difference(losses: Sequence[tuple[AtZero, float]], pairs: int, bfloat16: bool) -> float:
+    """How far the mean preference loss may differ from its value at zero while both models have the same weights.
+
+    Errors of the log-ratios change the mean by the slope; half the curvature is added, as their squares do not cancel.
 
     Args:
+        losses: each loss of the sum, with the number of tokens whose errors add up to its log-ratios of all pairs.
         pairs: number of pairs of the mean.
-        tokens: tokens of all their responses.
     """
+    exact = _ABSOLUTE * max(1.0, abs(sum(zero.value for zero, _ in losses)))
     if not bfloat16:
-        return _ABSOLUTE
-    return _ABSOLUTE + _DEVIATIONS * beta / 2 * BFLOAT16_TOKEN_SD * math.sqrt(tokens) / pairs
+        return exact
+    sds = [(zero, BFLOAT16_TOKEN_SD * math.sqrt(tokens)) for zero, tokens in losses]
+    return exact + sum(_DEVIATIONS * zero.slope * sd + zero.curvature / 2 * sd**2 for zero, sd in sds) / pairs

@@ -72,7 +72,7 @@ def _with_reference(section: str, own: Setting) -> Estimate:
     """A training, with the time of the stage that caches its reference."""
     estimate = ESTIMATES[section](own)
     train = own.config.align if section == "align" else own.config.train
-    if train.reference_mode == "frozen":
+    if train.used_reference != "cached":
         return estimate
     reference = ESTIMATES["reference"](own)
     return replace(estimate, seconds=estimate.seconds + reference.seconds, fixed=estimate.fixed + reference.fixed)

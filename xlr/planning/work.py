@@ -210,7 +210,7 @@ def _train(own: Setting) -> Estimate:
     keys = share * sum(number * operations.keys_of_answers(prompt, answer, 2) for prompt, answer, number in pairs)
     once = operations.forward(shape, tokens, keys)
     passes = {False: 3.0, "selective": 3.0 * _SELECTIVE, True: 4.0}[train.gradient_checkpointing]
-    work = once * (passes + (train.reference_mode == "frozen"))
+    work = once * (passes + (train.used_reference == "frozen"))
     slowest, micro_steps = _balance(train, pairs, machines.count)
     zero = zero_of(train, width, shape)
     compute = work / tokens * slowest / (machines.rate * machines.shares.training)
@@ -219,7 +219,7 @@ def _train(own: Setting) -> Estimate:
     update = 4 * FP32 * shape.parameters / machines.count / machines.bandwidth
     step = compute + exchanged - hidden + update + _STEP_SECONDS
     seconds = steps * step
-    models = 3 if train.reference_mode == "frozen" else 2  # reference, policy, the exported model once more
+    models = 3 if train.used_reference == "frozen" else 2  # reference, policy, the exported model once more
     checkpoint = CHECKPOINT_BYTES * shape.parameters
     saves = seconds / 60 / train.save_minutes if train.save_minutes else 0.0
     saves = max(saves, steps / train.save_steps if train.save_steps else 0.0)
@@ -229,7 +229,7 @@ def _train(own: Setting) -> Estimate:
         machines.count,
         train.micro_batch_tokens,
         train.gradient_checkpointing,
-        train.reference_mode == "frozen",
+        train.used_reference == "frozen",
         own.chunk,
         zero,
         width,
@@ -291,7 +291,7 @@ def _exchange_seconds(own: Setting, zero: Zero, micro_steps: int) -> float:
     reduced for each micro-step. With hpZ the backward pass gathers them within the node. In stage 2 the weights are
     gathered once a step.
     """
-    ranks, frozen = own.machines.count, _train_config(own).reference_mode == "frozen"
+    ranks, frozen = own.machines.count, _train_config(own).used_reference == "frozen"
     if ranks == 1:
         return 0.0
     moved = own.weights * (ranks - 1) / ranks

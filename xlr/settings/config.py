@@ -237,6 +237,7 @@ class Config(Section):
         _check_judged_answers(self)
         _check_baseline(self)
         _check_translated_languages(self)
+        _check_losses(self)
         refuse_ignored(self)
         return self
 
@@ -304,6 +305,20 @@ def _check_translated_languages(config: Config) -> None:
             "score.reward: translate leaves English out, and languages contains nothing else; add a language, or "
             "choose another reward"
         )
+
+
+def _check_losses(config: Config) -> None:
+    for stage, train in (("align", config.align), ("train", config.train)):
+        losses = len(train.loss_types)
+        if train.loss_weights is not None and len(train.loss_weights) != losses:
+            raise UserError(
+                f"{stage}.loss_weights: has {len(train.loss_weights)}, but {stage}.loss_type names {losses}; give each "
+                "loss one weight"
+            )
+        if "exo_pair" in train.loss_types and train.label_smoothing == 0:
+            raise UserError(
+                f"{stage}.label_smoothing: is 0, where the loss exo_pair is infinite; raise it, for example to 0.001"
+            )
 
 
 def _check_system_prompt(config: Config) -> None:

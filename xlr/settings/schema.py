@@ -69,8 +69,9 @@ class Ignored:
 
     why: str
     """Completes "has no effect, because"."""
-    unless: tuple[str, Any] | None = None
-    """Key and value with which the setting has its effect; None: it never has one."""
+    unless: tuple[Any, ...] | None = None
+    """Key, and the values with which the setting has its effect: one of them, or a list with one of them. None: it
+    never has one."""
 
 
 class Lines(Enum):
@@ -234,10 +235,14 @@ def _why_ignored(setting: Setting, mark: Ignored) -> str:
     remedy = f", because {mark.why}; remove it (default {_shown(setting.default)})"
     if mark.unless is None:
         return remedy
-    key, needed = mark.unless
+    key, *needed = mark.unless
     actual, switch = getattr(setting.section, key), setting.dotted.removesuffix(setting.key) + key
-    return "" if actual == needed else f" with {switch}={_shown(actual)}{remedy}, or set {switch}={_shown(needed)}"
+    if not set(needed).isdisjoint(actual if isinstance(actual, tuple) else (actual,)):
+        return ""
+    return f" with {switch}={_shown(actual)}{remedy}, or set {switch}={' or '.join(map(_shown, needed))}"
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
     return "null" if value is None else str(value)

@@ -8,19 +8,46 @@ from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.schema import OPERATIONAL, ByIteration, Ignored, Location, Section
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
+LossType = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "robust",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "discopop",
+    "apo_zero",
+    "apo_down",
+    "sppo_hard",
+    "nca_pair",
+    "bco_pair",
+    "simpo",
+]
 
 
 class TrainConfig(Section):
-    """Stage 4: full fine-tuning with DPO and NLL."""
+    """Stage 4: full fine-tuning with a preference loss, by default DPO, and NLL."""
 
     beta: ByIteration[Annotated[float, Field(ge=1e-6, le=1000)]] = 0.1
-    """Inverse temperature of the DPO loss."""
-    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
-    """Preference loss: DPO's sigmoid loss, or IPO."""
+    """Inverse temperature of the preference loss."""
+    loss_type: LossType | Annotated[tuple[LossType, ...], Field(min_length=1)] = "sigmoid"
+    """Preference loss, by TRL's names, or a list of losses that are added up. The page Training has their formulas."""
+    loss_weights: tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None = None
+    """Weight of each loss in loss_type, in the same order. null weighs each with 1."""
     label_smoothing: Annotated[
-        float, Field(ge=0, lt=0.5), Ignored("the IPO loss has no label smoothing", unless=("loss_type", "sigmoid"))
+        float,
+        Field(ge=0, lt=0.5),
+        Ignored("the other losses have no label smoothing", unless=("loss_type", "sigmoid", "robust", "exo_pair")),
     ] = 0.0
-    """Assumed probability that a preference label is flipped (conservative DPO)."""
+    """Assumed probability that a preference label is flipped. exo_pair needs more than 0; its paper takes 0.001."""
+    simpo_gamma: Annotated[
+        float, Field(ge=0, le=1000), Ignored("only SimPO has a target margin", unless=("loss_type", "simpo"))
+    ] = 0.5
+    """Margin of the reward that SimPO aims at (gamma)."""
+    discopop_tau: Annotated[
+        float, Field(ge=1e-3, le=1), Ignored("only DiscoPOP has this temperature", unless=("loss_type", "discopop"))
+    ] = 0.05
+    """Temperature at which DiscoPOP changes from the logistic to the exponential loss."""
     nll_weight: ByIteration[Annotated[float, Field(ge=0, le=1000)]] = 1.0
     """Weight of the chosen response's mean negative log-likelihood per token, which is added to the preference loss."""
     router_aux_loss_coef: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = "auto"
@@ -30,7 +57,8 @@ class TrainConfig(Section):
     """DPO reference: the model that the iteration starts from, or pi_I."""
     reference_mode: Literal["frozen", "cached"] = "frozen"
     """frozen keeps the reference in memory beside the policy. cached has the Ray workers compute its log-probabilities
-    of all pairs before training, which saves its memory and time in training."""
+    of all pairs before training, which saves its memory and time in training. SimPO alone has no reference: neither
+    happens."""
     learning_rate: ByIteration[Annotated[float, Field(ge=1e-20, le=1)]] = 5e-7
     """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
@@ -78,6 +106,21 @@ class TrainConfig(Section):
     """Steps between evaluations of the held-out pairs."""
     report_to: Annotated[tuple[Tracker, ...], OPERATIONAL] = ("tensorboard",)
     """Experiment trackers that get the metrics, besides metrics.jsonl. Each reads its own environment variables."""
+
+    @property
+    def loss_types(self) -> tuple[LossType, ...]:
+        """The names of the preference losses."""
+        return (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
+
+    @property
+    def losses(self) -> list[tuple[LossType, float]]:
+        """The preference losses with their weights."""
+        return list(zip(self.loss_types, self.loss_weights or [1.0] * len(self.loss_types), strict=True))
+
+    @property
+    def used_reference(self) -> Literal["frozen", "cached"] | None:
+        """`reference_mode`, or None if no loss has a reference."""
+        return None if set(self.loss_types) == {"simpo"} else self.reference_mode
 
 
 class AlignConfig(TrainConfig):

@@ -1,6 +1,5 @@
 """Checks that stop a training with wrong numbers: log-probabilities, the first loss, the exported model."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from xlr.rewarding.scores import PROBES
 from xlr.run.manifests import json_of
 from xlr.settings.trainconfig import TrainConfig
 from xlr.training.inputs import Training
+from xlr.training.pairlosses import AVERAGED, at_zero
 from xlr.training.step import Trainer
 from xlr.zero import engine
 
@@ -64,10 +64,10 @@ def scored_probes(training: Training) -> list[ScoredProbe]:
     return probes
 
 
-def require_ln2(
+def require_first_loss(
     values: Mapping[str, float], pairs: int, train: TrainConfig, same_models: bool, dtype: torch.dtype
 ) -> None:
-    """Check the loss at step 0: while the policy equals the reference, the sigmoid loss is ln 2 for any data.
+    """Check the loss at step 0: while the policy equals the reference, it is the same for any data, DPO's ln 2.
 
     Args:
         values: the metrics of step 0.
@@ -75,19 +75,25 @@ def require_ln2(
         same_models: whether the policy starts from the reference's weights; otherwise nothing is checked.
 
     Raises:
-        UserError: the loss is not ln 2.
+        UserError: the loss has another value.
     """
-    if not same_models or train.loss_type != "sigmoid":
+    # SimPO is of the policy's own log-probabilities, so its first value depends on the data.
+    if not same_models or "simpo" in train.loss_types:
         return
     preference_loss = values["loss"] - train.nll_weight * values["nll_loss"]
     # Cached log-probabilities were computed in other batches, which changes bfloat16 results.
     rounded = dtype != torch.float32 and train.reference_mode == "cached"
-    allowed = allowed_loss_difference(train.beta, pairs, values["num_tokens"], rounded)
-    if abs(preference_loss - math.log(2)) > allowed:
+    # A mean over a response's tokens has no larger errors than one token.
+    losses = [
+        (at_zero(train, name, weight), 2 * pairs if name in AVERAGED else values["num_tokens"])
+        for name, weight in train.losses
+    ]
+    expected, allowed = sum(zero.value for zero, _ in losses), allowed_loss_difference(losses, pairs, rounded)
+    if abs(preference_loss - expected) > allowed:
         raise UserError(
-            f"the DPO loss at step 0 is {preference_loss:.6f}, not ln 2 = {math.log(2):.6f}, although the policy "
-            "equals the reference: the two compute differently; use the same precision and attn_implementation for "
-            "both, and compute a cached reference again"
+            f"the preference loss at step 0 is {preference_loss:.6f}, not {expected:.6f}, although the policy equals "
+            "the reference: the two compute differently; use the same precision and attn_implementation for both, and "
+            "compute a cached reference again"
         )
 
 

@@ -1,6 +1,7 @@
 """The DPO training loop under ZeRO: steps, checkpoints, evaluations, warnings. Every rank runs it.
 
-The reference's log-probabilities come from a frozen model beside the policy, or from the reference stage's cache.
+The reference's log-probabilities come from a frozen model beside the policy, or from the reference stage's cache. SimPO
+alone has no reference.
 """
 
 import gc
@@ -35,11 +36,11 @@ from xlr.tracking.metricslog import MetricsLog
 from xlr.training import reference
 from xlr.training.export import export
 from xlr.training.facts import MetricsRow, TrainingFacts
-from xlr.training.gates import require_ln2, require_same_model, require_scorers_logps, scored_probes
+from xlr.training.gates import require_first_loss, require_same_model, require_scorers_logps, scored_probes
 from xlr.training.heartbeat import heartbeats
 from xlr.training.inputs import Training
 from xlr.training.metrics import peak_memory_gb
-from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps
+from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps, no_logps
 from xlr.training.watch import Watch
 from xlr.versions import versions
 from xlr.work.pieces import PROGRESS
@@ -96,7 +97,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     checkpoint = engine.find_checkpoint(checkpoints)
     trainer = _open(rank, checkpoint)
     log = _open_log(rank, checkpoint.step if checkpoint else 0)
-    watch = Watch()
+    watch = Watch(training.config.used_reference is not None)
     for row in log.rows if log else ():
         watch.see(row["step"], row, training.config.beta)
     first = checkpoint.step if checkpoint else 0
@@ -144,7 +145,9 @@ def _open(rank: _Rank, checkpoint: engine.Checkpoint | None) -> Trainer:
     attention, fuse = rank.models.attn_implementation, rank.models.fused_operations
     train_pairs, held_out = training.split
     reference_logps: PairLogps
-    if train.reference_mode == "cached":
+    if train.used_reference is None:
+        reference_logps = no_logps(rank.device)
+    elif train.used_reference == "cached":
         precision = str(rank.dtype).removeprefix("torch.")
         reference_logps = cached_logps(reference.load(training, precision, [*train_pairs, *held_out]), rank.device)
     else:
@@ -195,7 +198,7 @@ def _loop(
             values = trainer.step(rank.steps[number])
             if number == 0:
                 pairs = sum(len(batch) for micro_step in rank.steps[0] for batch in micro_step)
-                require_ln2(values, pairs, train, training.start == training.reference, rank.dtype)
+                require_first_loss(values, pairs, train, training.start == training.reference, rank.dtype)
             if trainer.held_out and (last or done % train.eval_steps == 0):
                 values |= trainer.evaluate()
             late = train.save_minutes > 0 and time.monotonic() - saved_at > 60 * train.save_minutes

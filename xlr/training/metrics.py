@@ -31,16 +31,22 @@ class Metrics:
     The sums stay on the device, so that adding a micro-batch does not synchronise. Only `reduce` does, once per step.
     """
 
-    def __init__(self, languages: Sequence[str], device: torch.device):
+    def __init__(self, languages: Sequence[str], device: torch.device, reference: bool):
+        """Start at zero.
+
+        Args:
+            reference: whether there is a reference; without one there is no `kl`.
+        """
+        self._names = _NAMES if reference else tuple(name for name in _NAMES if name != "kl")
         self._groups = {lang: row for row, lang in enumerate(["", *languages])}
-        # Rows: all pairs, then each language. Columns: `_NAMES`, number of pairs, number of tokens.
-        self._sums_GM = torch.zeros(len(self._groups), len(_NAMES) + 2, dtype=torch.float64, device=device)
+        # Rows: all pairs, then each language. Columns: the metrics, number of pairs, number of tokens.
+        self._sums_GM = torch.zeros(len(self._groups), len(self._names) + 2, dtype=torch.float64, device=device)
         self._aux_loss = torch.zeros((), dtype=torch.float64, device=device)
         self._loads_LE = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, langs: Sequence[str], values: Mapping[str, Tensor], tokens: int) -> None:
         """Add a micro-batch. Each tensor of `values` holds one number per pair, `(B,)`."""
-        values_BM = torch.stack([values[name].double() for name in _NAMES], 1)
+        values_BM = torch.stack([values[name].double() for name in self._names], 1)
         counted_BM = torch.cat([values_BM, values_BM.new_tensor([[1.0, 0.0]]).expand(len(langs), -1)], 1)
         groups_B = torch.tensor([self._groups[lang] for lang in langs], device=counted_BM.device)
         self._sums_GM.index_add_(0, groups_B, counted_BM)
@@ -67,7 +73,7 @@ class Metrics:
             if sums_GM[group, -2] > 0:
                 prefix = f"lang/{lang}/" if lang else ""
                 means_M = (sums_GM[group, :-2] / sums_GM[group, -2]).tolist()
-                values |= {prefix + name: mean for name, mean in zip(_NAMES, means_M, strict=True)}
+                values |= {prefix + name: mean for name, mean in zip(self._names, means_M, strict=True)}
         return values
 
 

@@ -35,12 +35,10 @@ def iterations(config: Config) -> list[int]:
 def artifact(context: Context, iteration: int) -> Artifact:
     """The model of one iteration, with the settings and inputs that decide it."""
     training = Training(context, iteration)
-    inputs: dict[str, Source] = {
-        "start": training.start,
-        "reference": training.reference,
-        **training.sources,
-    }
-    if training.config.reference_mode == "cached":
+    inputs: dict[str, Source] = {"start": training.start, **training.sources}
+    if training.config.used_reference is not None:
+        inputs["reference"] = training.reference
+    if training.config.used_reference == "cached":
         inputs["reference cache"] = reference.artifact(context, iteration).folder
     for key in ("ds_config", "reference_ds_config"):
         if getattr(training.config, key).endswith(".json"):
@@ -88,11 +86,12 @@ def make(context: Context, iteration: int) -> TrainingFacts:
     training = Training(context, iteration)
     context.require_model(iteration - 1)
     # Find bad input here, before processes start.
-    start, dpo_reference = training.start, training.reference
+    start = training.start
     coefficient = training.config.router_aux_loss_coef
     aux_loss_coef(load_config(start), coefficient, f"{training.stage}.router_aux_loss_coef")
-    for model in (start, dpo_reference):
-        context.require_same_tokenizer(model)
+    context.require_same_tokenizer(start)
+    if training.config.used_reference is not None:
+        context.require_same_tokenizer(training.reference)
     _ = training.split
     lengths = ((f"pair {pair.lang} {pair.id!r}", pair.length) for pair in training.pairs)
     room.require_sequences(context, lengths, f"{training.stage}.max_length")
@@ -130,7 +129,7 @@ def _require_reference(training: Training) -> None:
     Raises:
         UserError: it is not.
     """
-    if training.config.reference_mode == "cached":
+    if training.config.used_reference == "cached":
         command = f"xlr reference {training.context.run.path} --iteration {training.iteration}"
         require(reference.artifact(training.context, training.iteration), command)
 

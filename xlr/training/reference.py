@@ -25,8 +25,8 @@ from xlr.work.shards import whole
 
 def iterations(config: Config) -> list[int]:
     """The iterations whose training reads cached log-probabilities."""
-    aligning = config.model.aligned is None and config.align.reference_mode == "cached"
-    training = config.train.reference_mode == "cached"
+    aligning = config.model.aligned is None and config.align.used_reference == "cached"
+    training = config.train.used_reference == "cached"
     return [START] * aligning + config.trained_iterations * training
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from xlr.cluster.exchange import gather
 from xlr.cluster.ranks import Ranks
 from xlr.maths.batching import Batch, micro_batches
-from xlr.maths.losses import dpo_logits, ipo_loss, nll, sigmoid_loss
+from xlr.maths.losses import nll
 from xlr.model.experts import aux_loss_coef
 from xlr.model.gpus import peak_flops
 from xlr.model.logprobmodel import batch_balance, batch_logps
@@ -23,6 +23,7 @@ from xlr.settings.trainconfig import TrainConfig
 from xlr.training.facts import MetricsRow
 from xlr.training.inputs import TrainingPair, pair_costs
 from xlr.training.metrics import Metrics
+from xlr.training.pairlosses import pair_losses
 from xlr.zero import engine
 
 # Pairs -> the reference's log-probabilities of chosen and rejected in nats, `(B, 2)`.
@@ -44,6 +45,15 @@ def cached_logps(cached: Mapping[TrainingPair, tuple[float, float]], device: tor
 
     def logps(pairs: Sequence[TrainingPair]) -> Tensor:
         return torch.tensor([cached[pair] for pair in pairs], device=device)
+
+    return logps
+
+
+def no_logps(device: torch.device) -> PairLogps:
+    """Zeros, for losses without a reference: a log-ratio is then the policy's log-probability."""
+
+    def logps(pairs: Sequence[TrainingPair]) -> Tensor:
+        return torch.zeros(len(pairs), 2, device=device)
 
     return logps
 
@@ -84,7 +94,7 @@ class Trainer:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.module.parameters())
         parameters -= looked_up(policy.module.causal_lm)
         # Per parameter and token: 2 FLOP forward, 4 backward, and 2 for the forward pass of a frozen reference.
-        self.flops_per_token = parameters * (8 if train.reference_mode == "frozen" else 6)
+        self.flops_per_token = parameters * (8 if train.used_reference == "frozen" else 6)
         self.peak_flops = peak_flops(device) * ranks.world_size
 
     def logps(self, examples: Sequence[Example], engine: Any = None) -> Tensor:
@@ -105,7 +115,7 @@ class Trainer:
         begun = time.monotonic()
         global_pairs = sum(len(batch) for micro_step in micro_steps for batch in micro_step)
         global_tokens = sum(self._tokens(batch) for micro_step in micro_steps for batch in micro_step)
-        metrics = Metrics(self.languages, self.device)
+        metrics = self._metrics()
         seen: list[tuple[list[TrainingPair], Tensor]] = []
         with engine.one_reduction(self.policy):
             for number, micro_step in enumerate(micro_steps):
@@ -138,13 +148,16 @@ class Trainer:
     def evaluate(self) -> MetricsRow:
         """Metrics of the held-out pairs, with names prefixed by `eval_`."""
         lengths, rows = pair_costs(self.held_out, self.attn_implementation)
-        metrics = Metrics(self.languages, self.device)
+        metrics = self._metrics()
         self.policy.eval()
         with torch.no_grad():
             for micro_step in micro_batches(lengths, self.train.micro_batch_tokens, self.ranks.world_size, rows):
                 self._losses([self.held_out[i] for i in micro_step[self.ranks.rank]], metrics)
         self.policy.train()
         return {f"eval_{name}": value for name, value in metrics.reduce().items() if name != "num_tokens"}
+
+    def _metrics(self) -> Metrics:
+        return Metrics(self.languages, self.device, self.train.used_reference is not None)
 
     def _tokens(self, batch: Batch) -> int:
         return sum(self.pairs[i].example.num_tokens for i in batch)
@@ -157,25 +170,21 @@ class Trainer:
         # A rank without pairs computes one pair with weight 0, because every rank must enter ZeRO's collectives.
         pairs = batch or self.pairs[:1]
         examples = [pair.example for pair in pairs]
-        reference_chosen_logps_B, reference_rejected_logps_B = self.reference_logps(pairs).T
+        reference_logps_B2 = self.reference_logps(pairs)
         tokens = sum(example.num_tokens for example in examples) if batch else 0
         logps_S, aux_loss = self._logps_and_aux_loss(examples, tokens, metrics)
-        chosen_logps_B, rejected_logps_B = logps_S.view(-1, 2).T
+        logps_B2 = logps_S.view(-1, 2)
+        chosen_logps_B, rejected_logps_B = logps_B2.T
         lengths_B2 = torch.tensor([list(map(len, e.responses)) for e in examples], device=self.device)
-        policy_losses_B = pair_losses(
-            self.train,
-            chosen_logps_B,
-            rejected_logps_B,
-            reference_chosen_logps_B,
-            reference_rejected_logps_B,
-            lengths_B2,
-        )
+        policy_losses_B = pair_losses(self.train, logps_B2, reference_logps_B2, lengths_B2)
         nll_B = nll(chosen_logps_B, lengths_B2[:, 0])
         losses_B = policy_losses_B + self.train.nll_weight * nll_B
         if not batch:
             return 0.0 * losses_B, aux_loss
-        chosen_rewards_B = self.train.beta * (chosen_logps_B - reference_chosen_logps_B).detach()
-        rejected_rewards_B = self.train.beta * (rejected_logps_B - reference_rejected_logps_B).detach()
+        rewards_B2 = self.train.beta * (logps_B2 - reference_logps_B2).detach()
+        if self.train.used_reference is None:
+            rewards_B2 = rewards_B2 / lengths_B2  # SimPO's reward; sums would favour short responses
+        chosen_rewards_B, rejected_rewards_B = rewards_B2.T
         metrics.add(
             [pair.lang for pair in batch],
             {
@@ -214,32 +223,3 @@ def _names(seen: Sequence[tuple[Sequence[TrainingPair], Tensor]], not_finite: bo
     ]
     names = ", ".join(name for names in gather(own) for name in names)
     return f"the pairs {names}; this step changed no weight, and the last checkpoint is intact"
-
-
-def pair_losses(
-    train: TrainConfig,
-    chosen_logps_B: Tensor,
-    rejected_logps_B: Tensor,
-    reference_chosen_logps_B: Tensor,
-    reference_rejected_logps_B: Tensor,
-    lengths_B2: Tensor,
-) -> Tensor:
-    """The configured preference loss of each pair.
-
-    Args:
-        lengths_B2: tokens of chosen and rejected. IPO divides log-probabilities by them.
-
-    Returns:
-        `(B,)`.
-    """
-    if train.loss_type == "sigmoid":
-        logits_B = dpo_logits(chosen_logps_B, rejected_logps_B, reference_chosen_logps_B, reference_rejected_logps_B)
-        return sigmoid_loss(logits_B, train.beta, train.label_smoothing)
-    chosen_B, rejected_B = lengths_B2.T
-    logits_B = dpo_logits(
-        chosen_logps_B / chosen_B,
-        rejected_logps_B / rejected_B,
-        reference_chosen_logps_B / chosen_B,
-        reference_rejected_logps_B / rejected_B,
-    )
-    return ipo_loss(logits_B, train.beta)

@@ -16,7 +16,13 @@ _ENGLISH = {"lang/en/rewards/accuracies": WINDOW, "eval_lang/en/rewards/accuraci
 class Watch:
     """Reads the metrics of every step and returns warnings. A warning repeats only if the metric gets worse anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, reference: bool) -> None:
+        """Start before the first step.
+
+        Args:
+            reference: whether there is a reference, with which chosen responses are compared.
+        """
+        self._reference = reference
         self._chosen: list[float] = []
         self._english: dict[str, list[float]] = {name: [] for name in _ENGLISH}
         self.warnings: list[str] = []
@@ -31,7 +37,7 @@ class Watch:
         # Relative to the reference, because logps/chosen itself varies with the lengths of the responses.
         self._chosen.append(values["rewards/chosen"] / beta)
         below = -fmean(self._chosen[-WINDOW:])
-        if below > 0 and falls_steadily(self._chosen):
+        if self._reference and below > 0 and falls_steadily(self._chosen):
             new.append(
                 f"logps/chosen has been falling for {WINDOW * _WINDOWS} steps, now {below:.1f} nats a response below "
                 "the reference: the model unlearns what it should prefer; raise nll_weight or "
