@@ -99,6 +99,22 @@ def test_the_written_configuration_fits_and_is_no_slower(
     assert_refused(cli("plan", config, "--on", on, "--write", written), "exists already; choose another name")
 
 
+def test_a_run_keeps_its_plan_and_its_status_shows_it(
+    cli: Cli, large: dict[str, Any], write_config: Write, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    planned(cli, write_config(large), "--on", "h100")
+    assert not run.exists()
+    run.mkdir()
+    (run / "config.yaml").write_bytes(cli("config", write_config(large)).stdout.encode())
+    planned(cli, run, "--on", "h100")
+    shown = cli("status", run)
+    assert shown.returncode == 0, shown.stderr
+    assert "planned for what is left: " in shown.stdout
+    (run / "plan.json").write_text("{}")
+    assert_refused(cli("status", run), "plan.json")
+
+
 def test_machines_prices_and_limits_come_from_the_jobs(
     cli: Cli, large: dict[str, Any], write_config: Write, tmp_path: Path
 ) -> None:

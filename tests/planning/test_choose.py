@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from xlr.planning.choose import changed_config, limits
-from xlr.planning.plan import StagePlan
+from xlr.planning.planfile import StagePlan
 from xlr.settings.config import Config
 from xlr.settings.slurmconfig import SlurmConfig
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -488,6 +489,17 @@ def test_a_signal_saves_a_checkpoint_exits_with_75_and_loses_no_step(
     assert int(saved.name.split("-")[1]) == len(metrics(run)) >= 3, "steps were lost"
 
     finish_as(undisturbed(processes, dtype), run, start(align_config, *settings))
+
+
+def test_a_training_saves_while_its_job_still_has_the_time(
+    align_config: Path, undisturbed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 5))
+    process = start(align_config, "align.processes=1", "align.save_steps=0")
+    assert process.wait(timeout=120) == EXIT_CODE
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1]
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    finish_as(undisturbed(1), tmp_path / "run", start(align_config, "align.processes=1", "align.save_steps=0"))
 
 
 @pytest.mark.parametrize(("before", "after", "zero"), [(2, 1, "zero3_cpu"), (1, 2, "zero3"), (2, 1, "zero2")])

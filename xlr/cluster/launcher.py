@@ -61,7 +61,7 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
         ending.enter_context(preemption.passed_on(children))
         codes = _wait(children)
     if set(codes) == {preemption.EXIT_CODE}:
-        raise Preempted("training ended on request; a checkpoint is saved: start again to continue")
+        raise Preempted("training ended early; a checkpoint is saved: start again to continue")
     if error_file.is_file():
         message = error_file.read_text(encoding="utf-8")
         error_file.unlink()

@@ -16,7 +16,7 @@ from xlr.terminal.console import console, duration, size
 if TYPE_CHECKING:
     from xlr.pipeline import Stage
     from xlr.planning.machines import Machines
-    from xlr.planning.plan import Plan, StagePlan
+    from xlr.planning.planfile import Plan, StagePlan
     from xlr.run.context import Context
     from xlr.settings.config import Config
 
@@ -52,7 +52,7 @@ def plan(
     """Say what a run takes: memory, time, disk, GPU-hours, price. Needs no GPU, no Slurm and no weights."""
     from xlr.cluster import slurm as scheduler
     from xlr.jobs import graph, submission
-    from xlr.planning import choose
+    from xlr.planning import choose, planfile
     from xlr.planning import plan as planning
     from xlr.planning.fits import changed
     from xlr.planning.planner import Planner
@@ -66,6 +66,8 @@ def plan(
 
     planner = Planner(context, _machines(context, site, on), response_tokens)
     found = planning.make(planner, limit_of)
+    if context.run.path.is_dir():
+        planfile.write(context.run.path, found)
     chosen = choose.settings(planner)
     if as_json:
         print(json.dumps({**found, "settings": chosen}, indent=2, ensure_ascii=False))

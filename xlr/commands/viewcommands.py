@@ -57,13 +57,14 @@ def status(
     from xlr import pipeline
     from xlr.findings.status import show_jobs, show_status
     from xlr.jobs import submission
+    from xlr.planning import planfile
     from xlr.terminal.console import console
 
     context = open_context(source, None)
     while True:
         if watch:
             console.clear()
-        show_status(pipeline.status(context))
+        show_status(pipeline.status(context), planfile.read(context.run.path))
         show_jobs(submission.table(context))
         if not watch:
             return

@@ -5,23 +5,33 @@ from typing import Any
 
 import rich.table
 
+from xlr.planning.planfile import Plan
 from xlr.terminal.console import Table, console, duration, number_columns, text_columns
 from xlr.terminal.progress import details, headline
 
 
-def show_status(stages: Sequence[Mapping[str, Any]]) -> None:
-    """Print the state of every stage, and the progress of those that are unfinished."""
-    columns = (*text_columns("stage", "state"), *number_columns("rows", "time"))
+def show_status(stages: Sequence[Mapping[str, Any]], planned: Plan | None = None) -> None:
+    """Print the state of every stage, and the progress of those that are unfinished.
+
+    Args:
+        planned: the plan of the run, whose times stand beside.
+    """
+    columns = (*text_columns("stage", "state"), *number_columns("rows", "time", *(["planned"] if planned else [])))
+    times = {own["stage"]: own["seconds"] for own in planned["stages"]} if planned else {}
     rows = [
         (
             stage["stage"],
             stage["state"],
             str(stage["rows"] or ""),
             "" if stage["seconds"] is None else duration(stage["seconds"]),
+            *([duration(times[stage["stage"]]) if times.get(stage["stage"]) else ""] if planned else []),
         )
         for stage in stages
     ]
     console.print(Table("", columns, rows).on_terminal())
+    left = sum(times.get(stage["stage"], 0.0) for stage in stages if stage["state"] != "done")
+    if left:
+        console.print(f"planned for what is left: {duration(left)}, one stage after the other")
     for stage in stages:
         if stage["progress"]:
             console.print(headline(stage["progress"]))

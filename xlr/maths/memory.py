@@ -10,6 +10,8 @@ from typing import Literal
 Checkpointing = Literal[True, False, "selective"]
 
 BF16, FP32, FP64 = 2, 4, 8
+CHECKPOINT_BYTES = 3 * FP32
+"""Of a parameter, in a checkpoint: weights and two moments in float32."""
 
 
 @dataclass(frozen=True)

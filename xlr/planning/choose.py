@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from xlr.planning.fits import changed, overridden
-from xlr.planning.plan import StagePlan
+from xlr.planning.planfile import StagePlan
 from xlr.planning.planner import Planner
 from xlr.planning.work import ESTIMATES, Estimate, Setting
 from xlr.settings.config import Config

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from typing_extensions import TypedDict
-
 from xlr.pipeline import Stage
 from xlr.planning import fits
+from xlr.planning.planfile import Plan, StagePlan, Totals
 from xlr.planning.planner import Planner
 from xlr.planning.work import Estimate, Setting
 from xlr.run.context import Context
@@ -13,63 +12,6 @@ from xlr.run.manifests import read_manifest
 
 _UNMEASURED, _MEASURED = 0.35, 0.15
 """How far the time of a stage may lie from its estimate: from rates of data sheets, and after a finished iteration."""
-
-
-class StagePlan(TypedDict):
-    """What a stage takes. Times are in seconds, sizes in bytes."""
-
-    stage: str
-    processors: str
-    """For example 8 h100."""
-    tokens: float
-    operations: float
-    seconds: float
-    low: float
-    high: float
-    memory: dict[str, float]
-    """Of one process at its peak, by component."""
-    room: float
-    """Memory that one process may take."""
-    disk: float
-    scratch: float
-    """Needed beside while it runs."""
-    processor_hours: float
-    """GPU-hours, or node-hours on CPUs."""
-    price: float | None
-    note: str
-    took: float | None
-    """Seconds that a finished stage took."""
-
-
-class Totals(TypedDict):
-    """Sums over all stages, one after the other; a finished stage counts with the time that it took."""
-
-    seconds: float
-    low: float
-    high: float
-    processor_hours: float
-    price: float | None
-    disk_end: float
-    disk_peak: float
-
-
-class Plan(TypedDict):
-    """What a run takes, as `xlr plan --json` prints it."""
-
-    model: str
-    parameters: int
-    languages: dict[str, dict[str, float]]
-    """Language -> number of prompts, and mean tokens of prompts, of prompts that responses are scored under, and of
-    responses, in the first iteration."""
-    response_lengths: str
-    """Where the lengths of responses come from."""
-    stages: list[StagePlan]
-    totals: Totals
-    unit: str
-    """What processors are counted in: GPU-hours or node-hours."""
-    currency: str | None
-    problems: list[str]
-    """What does not fit, each with a remedy."""
 
 
 def make(planner: Planner, limit_of: Callable[[Stage], int | None]) -> Plan:

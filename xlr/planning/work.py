@@ -31,7 +31,6 @@ _SAVE_RATE = 1e9  # bytes a second to a shared file system
 _PAIRED = 0.95  # share of the prompts that give a pair
 # Bytes of a row's token in compressed Parquet: its text and its id.
 _RESPONSE_BYTES, _SCORE_BYTES, _PAIR_BYTES = 6, 7, 5
-CHECKPOINT_BYTES = 12  # of a parameter: float32 weights and two moments
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def _train(own: Setting) -> Estimate:
     step = compute + exchanged - hidden + update + _STEP_SECONDS
     seconds = steps * step
     models = 3 if train.used_reference == "frozen" else 2  # reference, policy, the exported model once more
-    checkpoint = CHECKPOINT_BYTES * shape.parameters
+    checkpoint = memory.CHECKPOINT_BYTES * shape.parameters
     saves = seconds / 60 / train.save_minutes if train.save_minutes else 0.0
     saves = max(saves, steps / train.save_steps if train.save_steps else 0.0)
     fixed = machines.shares.start_seconds + models * own.weights / machines.shares.load_rate

@@ -21,6 +21,7 @@ from xlr.chat.format import chat_format
 from xlr.cluster.preemption import Preempted, Request
 from xlr.cluster.ranks import Ranks
 from xlr.maths.batching import Batch
+from xlr.maths.memory import CHECKPOINT_BYTES
 from xlr.model import fused
 from xlr.model.modelcard import model_card
 from xlr.model.weights import resolve_dtype
@@ -34,6 +35,7 @@ from xlr.terminal import progress
 from xlr.terminal.console import console, duration
 from xlr.tracking.metricslog import MetricsLog
 from xlr.training import reference
+from xlr.training.deadline import Deadline
 from xlr.training.export import export
 from xlr.training.facts import MetricsRow, TrainingFacts
 from xlr.training.gates import require_first_loss, require_same_model, require_scorers_logps, scored_probes
@@ -192,6 +194,7 @@ def _loop(
     training, train, total = rank.training, rank.training.config, len(rank.steps)
     values: MetricsRow = dict(log.rows[-1]) if log and log.rows else {}
     saved_at = time.monotonic()
+    deadline = Deadline(CHECKPOINT_BYTES * trainer.parameters)
     with _shown(rank, first, checkpoints) as shown:
         for number in range(first, total):
             done, last, begun = number + 1, number + 1 == total, time.monotonic()
@@ -202,8 +205,9 @@ def _loop(
             if trainer.held_out and (last or done % train.eval_steps == 0):
                 values |= trainer.evaluate()
             late = train.save_minutes > 0 and time.monotonic() - saved_at > 60 * train.save_minutes
+            near = deadline.near(time.monotonic() - begun) and not last
             stop, late, values["perf/peak_memory_gb"] = _agree(
-                request.received, late, peak_memory_gb(rank.device), rank.device
+                request.received or near, late, peak_memory_gb(rank.device), rank.device
             )
             if log:
                 log.write(done, {"epoch": done / total * train.num_train_epochs, **values})
@@ -220,13 +224,13 @@ def _loop(
                     log.sync()
                 with clock.measure("save"):
                     folder = engine.save_checkpoint(trainer.policy, checkpoints, done, train.save_total_limit)
+                deadline.save_seconds = time.monotonic() - ended
                 if rank.main:
-                    _tell(folder, time.monotonic() - ended, ended - begun)
+                    _tell(folder, deadline.save_seconds, ended - begun)
                 saved_at = time.monotonic()
             if stop:
-                raise Preempted(
-                    f"{training.title}: ended on request after step {done} of {total}; a checkpoint is saved"
-                )
+                why = "before the end of its job" if near else "on request"
+                raise Preempted(f"{training.title}: ended {why} after step {done} of {total}; a checkpoint is saved")
     return values
 
 

@@ -91,10 +91,11 @@ class Trainer:
             policy.module.causal_lm.config, train.router_aux_loss_coef, "router_aux_loss_coef"
         )
         self.languages = sorted({pair.lang for pair in training_pairs})
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.module.parameters())
-        parameters -= looked_up(policy.module.causal_lm)
+        self.parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.module.parameters())
+        """Of the whole model, on all ranks."""
+        multiplied = self.parameters - looked_up(policy.module.causal_lm)
         # Per parameter and token: 2 FLOP forward, 4 backward, and 2 for the forward pass of a frozen reference.
-        self.flops_per_token = parameters * (8 if train.used_reference == "frozen" else 6)
+        self.flops_per_token = multiplied * (8 if train.used_reference == "frozen" else 6)
         self.peak_flops = peak_flops(device) * ranks.world_size
 
     def logps(self, examples: Sequence[Example], engine: Any = None) -> Tensor:

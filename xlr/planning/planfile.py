@@ -1,0 +1,84 @@
+"""The file `plan.json` of a run directory: the last plan that `xlr plan` made of the run."""
+
+from pathlib import Path
+
+from typing_extensions import TypedDict
+
+from xlr.run.files import read_json, write_json
+
+FILE = "plan.json"
+
+
+class StagePlan(TypedDict):
+    """What a stage takes. Times are in seconds, sizes in bytes."""
+
+    stage: str
+    processors: str
+    """For example 8 h100."""
+    tokens: float
+    operations: float
+    seconds: float
+    low: float
+    high: float
+    memory: dict[str, float]
+    """Of one process at its peak, by component."""
+    room: float
+    """Memory that one process may take."""
+    disk: float
+    scratch: float
+    """Needed beside while it runs."""
+    processor_hours: float
+    """GPU-hours, or node-hours on CPUs."""
+    price: float | None
+    note: str
+    took: float | None
+    """Seconds that a finished stage took."""
+
+
+class Totals(TypedDict):
+    """Sums over all stages, one after the other; a finished stage counts with the time that it took."""
+
+    seconds: float
+    low: float
+    high: float
+    processor_hours: float
+    price: float | None
+    disk_end: float
+    disk_peak: float
+
+
+class Plan(TypedDict):
+    """What a run takes, as `xlr plan --json` prints it."""
+
+    model: str
+    parameters: int
+    languages: dict[str, dict[str, float]]
+    """Language -> number of prompts, and mean tokens of prompts, of prompts that responses are scored under, and of
+    responses, in the first iteration."""
+    response_lengths: str
+    """Where the lengths of responses come from."""
+    stages: list[StagePlan]
+    totals: Totals
+    unit: str
+    """What processors are counted in: GPU-hours or node-hours."""
+    currency: str | None
+    problems: list[str]
+    """What does not fit, each with a remedy."""
+
+
+def write(run: Path, plan: Plan) -> None:
+    """Keep a plan in the run directory."""
+    write_json(run / FILE, plan)
+
+
+def read(run: Path) -> Plan | None:
+    """The plan that a run directory keeps; None if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return None
+    found: Plan = read_json(path, Plan, "delete it; `xlr plan` writes it again")
+    return found
