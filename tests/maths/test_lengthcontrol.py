@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.maths.lengthcontrol import ALPHA_GRID, choose_pairs, length_gaps
+from xlr.maths.lengthcontrol import ALPHA_GRID, choose_pairs, largest_margins, length_gaps
 
 
 def oracle(rewards, lengths, length_control=True, upper_bound=math.inf):
@@ -157,3 +157,64 @@ def test_rewards_that_are_not_finite_are_refused(bad, length_control):
 def test_prompts_without_candidates_are_refused(rewards):
     with pytest.raises(ValueError, match="at least one candidate"):
         choose_pairs(rewards, [[1] * len(row) for row in rewards])
+
+
+def rejected_by_hand(penalised, win, rule):
+    """The rejected candidate by a rule, with Python's own sorting; the chosen one where none is worse."""
+    worse = sorted((value, i) for i, value in enumerate(penalised) if value < penalised[win])
+    if not worse:
+        return win
+    if rule == "nearest_mean":
+        mean = sum(penalised) / len(penalised)
+        return min((i for _, i in worse), key=lambda i: (abs(penalised[i] - mean), i))
+    return worse[math.floor(rule * (len(worse) - 1))][1]
+
+
+QUARTERS = st.integers(-8, 8).map(lambda i: i / 4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    candidates(reward=QUARTERS),
+    st.sampled_from([0.25, 0.5, 1.0, "nearest_mean"]),
+    st.one_of(st.just(math.inf), QUARTERS),
+)
+def test_other_rules_for_the_rejected_candidate_equal_brute_force(drawn, rule, upper_bound):
+    rewards, lengths = drawn
+    if rule == "nearest_mean":  # a mean that is exact in binary, so that ties are ties
+        rewards = [row[: 1 << (len(row).bit_length() - 1)] for row in rewards]
+        lengths = [row[: len(own)] for row, own in zip(lengths, rewards, strict=True)]
+    alpha, chosen, rejected, _ = outcome(rewards, lengths, length_control=False, upper_bound=upper_bound, rejected=rule)
+    assert alpha == 0.0
+    for row, win, lose in zip(rewards, chosen, rejected, strict=True):
+        below = [value for value in row if value < upper_bound]
+        if not below:
+            assert (win, lose) == (-1, -1)
+        else:
+            assert win == row.index(max(below))
+            assert lose == rejected_by_hand(row, win, rule)
+
+
+@settings(max_examples=60, deadline=None)
+@given(candidates(), st.sampled_from([0.25, 0.5, 1.0, "nearest_mean"]))
+def test_alpha_balances_the_lengths_under_every_rule(drawn, rule):
+    alpha, _, _, gap = outcome(*drawn, rejected=rule)
+    gaps = length_gaps(*drawn, rejected=rule)
+    assert gap == min(gaps) == gaps[round(1000 * alpha)]
+
+
+def test_the_worst_is_the_quantile_0_where_it_is_worse_than_the_chosen():
+    rewards, lengths = [[3.0, 1.0, 2.0, 0.5, 2.5]], [[1] * 5]
+    found = [outcome(rewards, lengths, length_control=False, rejected=rule)[2] for rule in (0.0, 1e-9, 0.5, 1.0)]
+    assert found == [[3], [3], [1], [4]]
+    assert outcome(rewards, lengths, length_control=False, rejected="nearest_mean")[2] == [2]  # the mean is 1.8
+
+
+@given(st.lists(QUARTERS, max_size=12), st.sampled_from([0.01, 0.1, 0.25, 0.5, 1.0]))
+def test_the_largest_margins_are_kept(margins, share):
+    kept = largest_margins(margins, share)
+    assert sum(kept) == math.ceil(share * len(margins))
+    inside, outside = ([m for m, keep in zip(margins, kept, strict=True) if keep is own] for own in (True, False))
+    assert not inside or not outside or min(inside) >= max(outside)
+    if share == 1.0:
+        assert all(kept)

@@ -6,11 +6,16 @@ Shapes: `P` prompts, `N` candidates of a prompt (prompts with fewer candidates a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 ALPHA_GRID = tuple(i / 1000 for i in range(1000))
+NEAREST_MEAN: Literal["nearest_mean"] = "nearest_mean"
+Rejected = float | Literal["nearest_mean"]
+"""Which of the candidates that are worse than the chosen one is rejected: a quantile of their rewards, 0 for the worst;
+or the one whose reward is nearest to the mean of all candidates."""
 NO_PAIR = -1
 
 
@@ -34,14 +39,30 @@ NOTHING = Choice(0.0, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=tor
 
 
 def _choose(
-    rewards_PN: Tensor, lengths_PN: Tensor, valid_PN: Tensor, alpha: float, upper_bound: float
+    rewards_PN: Tensor, lengths_PN: Tensor, valid_PN: Tensor, alpha: float, upper_bound: float, rejected: Rejected
 ) -> tuple[Tensor, Tensor, Tensor]:
     penalised_PN = rewards_PN - alpha * lengths_PN
     may_win_PN = valid_PN & (penalised_PN < upper_bound)
     # argmax and argmin return the first of equal values, so the lower sample wins a tie.
     chosen_P = penalised_PN.masked_fill(~may_win_PN, -math.inf).argmax(1)
-    rejected_P = penalised_PN.masked_fill(~valid_PN, math.inf).argmin(1)
+    if rejected == 0.0:
+        rejected_P = penalised_PN.masked_fill(~valid_PN, math.inf).argmin(1)
+    else:
+        rejected_P = _reject(penalised_PN, valid_PN, chosen_P, rejected)
     return chosen_P, rejected_P, may_win_PN.any(1)
+
+
+def _reject(penalised_PN: Tensor, valid_PN: Tensor, chosen_P: Tensor, rejected: Rejected) -> Tensor:
+    """The rejected candidate; the chosen one where none is worse."""
+    worse_PN = valid_PN & (penalised_PN < penalised_PN.gather(1, chosen_P[:, None]))
+    if rejected == NEAREST_MEAN:
+        mean_P = penalised_PN.masked_fill(~valid_PN, 0.0).sum(1) / valid_PN.sum(1)
+        rejected_P = (penalised_PN - mean_P[:, None]).abs().masked_fill(~worse_PN, math.inf).argmin(1)
+    else:
+        order_PN = penalised_PN.masked_fill(~worse_PN, math.inf).sort(dim=1, stable=True).indices
+        rank_P = (rejected * (worse_PN.sum(1) - 1).clamp_min(0)).floor().long()
+        rejected_P = order_PN.gather(1, rank_P[:, None]).squeeze(1)
+    return torch.where(worse_PN.any(1), rejected_P, chosen_P)
 
 
 def _length_gap(lengths_PN: Tensor, chosen_P: Tensor, rejected_P: Tensor, has_pair_P: Tensor) -> float:
@@ -57,6 +78,7 @@ def choose_pairs(
     lengths: Sequence[Sequence[int]],
     length_control: bool = True,
     upper_bound: float = math.inf,
+    rejected: Rejected = 0.0,
 ) -> Choice:
     """Select pairs by r' = r - alpha * length: chosen = argmax of r' below the upper bound, rejected = argmin of r'.
 
@@ -67,34 +89,47 @@ def choose_pairs(
         rewards: the rewards of each prompt's candidates, in nats.
         lengths: their lengths in characters, in the same shape.
         upper_bound: a candidate is never chosen if its penalised reward is this or more.
+        rejected: another rule for the rejected candidate, which is then always worse than the chosen one.
 
     Raises:
         ValueError: a reward is not finite, a prompt has no candidates, or there are no prompts.
 
-    Source: arXiv 2503.04647, section 3.3 and its published code.
+    Source: arXiv 2503.04647, section 3.3 and its published code; arXiv 2605.26293 for the mean.
     """
     candidates = _padded(rewards, lengths)
     grid = ALPHA_GRID if length_control else (0.0,)
-    gaps = _gaps(candidates, grid, upper_bound)
+    gaps = _gaps(candidates, grid, upper_bound, rejected)
     best = min(range(len(grid)), key=gaps.__getitem__)  # the smallest alpha among equal gaps
-    chosen_P, rejected_P, has_pair_P = _choose(*candidates, grid[best], upper_bound)
+    chosen_P, rejected_P, has_pair_P = _choose(*candidates, grid[best], upper_bound, rejected)
     chosen_P = chosen_P.masked_fill(~has_pair_P, NO_PAIR)
     return Choice(grid[best], chosen_P, rejected_P.masked_fill(~has_pair_P, NO_PAIR), gaps[best])
 
 
 def length_gaps(
-    rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], upper_bound: float = math.inf
+    rewards: Sequence[Sequence[float]],
+    lengths: Sequence[Sequence[int]],
+    upper_bound: float = math.inf,
+    rejected: Rejected = 0.0,
 ) -> list[float]:
     """The length gap at each alpha of `ALPHA_GRID`, in characters; infinite at an alpha without any pair.
 
     Takes the arguments and raises the errors of `choose_pairs`.
     """
-    return _gaps(_padded(rewards, lengths), ALPHA_GRID, upper_bound)
+    return _gaps(_padded(rewards, lengths), ALPHA_GRID, upper_bound, rejected)
 
 
-def _gaps(candidates: tuple[Tensor, Tensor, Tensor], grid: Sequence[float], upper_bound: float) -> list[float]:
+def _gaps(
+    candidates: tuple[Tensor, Tensor, Tensor], grid: Sequence[float], upper_bound: float, rejected: Rejected
+) -> list[float]:
     _, lengths_PN, _ = candidates
-    return [_length_gap(lengths_PN, *_choose(*candidates, alpha, upper_bound)) for alpha in grid]
+    return [_length_gap(lengths_PN, *_choose(*candidates, alpha, upper_bound, rejected)) for alpha in grid]
+
+
+def largest_margins(margins: Sequence[float], share: float) -> list[bool]:
+    """Whether each pair is kept: the share with the largest margins, rounded up; of equal margins the earlier ones."""
+    count = math.ceil(share * len(margins))
+    kept = set(sorted(range(len(margins)), key=lambda item: -margins[item])[:count])
+    return [item in kept for item in range(len(margins))]
 
 
 def _padded(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:

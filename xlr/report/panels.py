@@ -12,7 +12,7 @@ from xlr.maths import lengthcontrol
 from xlr.records import Score
 from xlr.report import plots
 from xlr.report.plots import Plot
-from xlr.rewarding.pairs import candidates_by_prompt
+from xlr.rewarding.pairs import candidates_by_prompt, rule_of
 from xlr.run.manifests import manifest_path, rows_of
 from xlr.settings.config import PairConfig
 from xlr.tracking.metricslog import whole_rows
@@ -128,6 +128,7 @@ def _length_gaps(section: PairConfig, rows: Sequence[Score]) -> list[float]:
         [[row.reward for row in group] for group in candidates.values()],
         [[row.num_chars for row in group] for group in candidates.values()],
         math.inf if section.upper_bound is None else section.upper_bound,
+        rule_of(section),
     )
 
 

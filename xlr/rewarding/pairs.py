@@ -8,6 +8,8 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from typing import TYPE_CHECKING
 
 from xlr import detection
 from xlr.chat.format import chat_settings
@@ -24,6 +26,9 @@ from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
 from xlr.settings.config import Config, Flaw, PairConfig, deciding
 from xlr.terminal.console import console
+
+if TYPE_CHECKING:
+    from xlr.maths.lengthcontrol import Rejected
 
 
 def iterations(config: Config) -> list[int]:
@@ -141,7 +146,7 @@ def choose(
     Raises:
         UserError: a reward is not finite.
     """
-    from xlr.maths.lengthcontrol import NOTHING, choose_pairs  # imports torch
+    from xlr.maths.lengthcontrol import NOTHING, choose_pairs, largest_margins  # imports torch
 
     candidates, filtered = candidates_by_prompt(rows, section.filters)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
@@ -150,7 +155,7 @@ def choose(
     upper_bound = math.inf if section.upper_bound is None else section.upper_bound
     length_control = section.length_control and alpha is None
     try:
-        choice = choose_pairs(rewards, lengths, length_control, upper_bound) if groups else NOTHING
+        choice = choose_pairs(rewards, lengths, length_control, upper_bound, rule_of(section)) if groups else NOTHING
     except ValueError as error:
         broken = next(row for row in rows if not math.isfinite(row.reward))
         raise UserError(
@@ -166,7 +171,21 @@ def choose(
             dropped[reason] += 1
         else:
             pairs.append((prompt, group[chosen], group[rejected]))
-    return Choices(pairs, choice.alpha if alpha is None else alpha, choice.length_gap, filtered, dropped)
+    used = choice.alpha if alpha is None else alpha
+    margins = [
+        chosen.reward - rejected.reward - used * (chosen.num_chars - rejected.num_chars)
+        for _, chosen, rejected in pairs
+    ]
+    kept = largest_margins(margins, section.keep)
+    dropped["margin too small for pair.keep"] = kept.count(False)
+    return Choices(list(compress(pairs, kept)), used, choice.length_gap, filtered, dropped)
+
+
+def rule_of(section: PairConfig) -> "Rejected":
+    """Which candidate the settings reject, as `choose_pairs` takes it."""
+    if section.rejected == "nearest_mean":
+        return section.rejected
+    return {"worst": 0.0, "median": 0.5, "quantile": section.rejected_quantile}[section.rejected]
 
 
 def candidates_by_prompt(
@@ -187,7 +206,7 @@ def _unusable(group: Sequence[Score], chosen: int, rejected: int) -> str | None:
     if len(group) == 1:
         return "one candidate"
     if chosen == rejected:
-        return "all candidates equal"
+        return "no candidate is worse than the chosen one"
     if group[chosen].response == group[rejected].response:
         return "chosen and rejected are the same text"
     return None

@@ -100,6 +100,15 @@ class PairConfig(Section):
     long on average."""
     upper_bound: ByIteration[Annotated[float, Field(ge=-1e9, le=1e9)] | None] = None
     """A response whose penalised reward reaches this is never chosen. null sets no bound."""
+    rejected: Literal["worst", "median", "nearest_mean", "quantile"] = "worst"
+    """Which response is rejected, of those with a lower penalised reward than the chosen one: the worst, the median,
+    the one nearest to the mean of all, or the one at rejected_quantile."""
+    rejected_quantile: Annotated[
+        float, Field(ge=0, le=1), Ignored("no quantile is asked for", unless=("rejected", "quantile"))
+    ] = 0.25
+    """With 0 the worst is rejected, with 1 the best of those that are worse than the chosen one."""
+    keep: ByIteration[Annotated[float, Field(gt=0, le=1)]] = 1.0
+    """Share of each language's pairs that is kept: those with the largest difference between the penalised rewards."""
 
 
 class EvaluateConfig(Section):

@@ -1,0 +1,63 @@
+"""Pairs of one language from its scores: which response is rejected, which pairs are kept, what is said of the others."""
+
+from typing import Any
+
+import pytest
+
+from xlr.records import Prompt, Score
+from xlr.rewarding.pairs import choose, pair_language
+from xlr.settings.config import PairConfig
+
+
+def scores(*rewards: tuple[str, list[float]]) -> tuple[list[Score], list[Prompt]]:
+    """Responses of equal length to some prompts, with these rewards."""
+    rows = [
+        Score(key, "es", sample, f"{key} {sample} {reward}", "stop", "", reward, 0.0, reward, 3, 10, "es", 0.0)
+        for key, own in rewards
+        for sample, reward in enumerate(own)
+    ]
+    return rows, [Prompt(key, "es", "¿?") for key, _ in rewards]
+
+
+def chosen_and_rejected(section: PairConfig, *rewards: tuple[str, list[float]]) -> list[tuple[str, int, int]]:
+    found = choose(section, *scores(*rewards))
+    return [(prompt.id, chosen.sample, rejected.sample) for prompt, chosen, rejected in found.pairs]
+
+
+@pytest.mark.parametrize(
+    ("given", "rejected"),
+    [
+        ({}, 3),
+        ({"rejected": "median"}, 4),
+        ({"rejected": "nearest_mean"}, 2),
+        ({"rejected": "quantile", "rejected_quantile": 1.0}, 1),
+        ({"rejected": "quantile", "rejected_quantile": 0.0}, 3),
+    ],
+)
+def test_the_rule_says_which_response_is_rejected(given: dict[str, Any], rejected: int) -> None:
+    # The mean is 4.4; those worse than the chosen one are, from the worst on, 3 (0.0), 4 (4.0), 2 (4.5), 1 (5.0).
+    rewards = [8.5, 5.0, 4.5, 0.0, 4.0]
+    assert chosen_and_rejected(PairConfig(length_control=False, **given), ("a", rewards)) == [("a", 0, rejected)]
+
+
+def test_the_pairs_with_the_largest_margins_are_kept_and_the_others_counted() -> None:
+    rewards = [("a", [1.0, 0.0]), ("b", [9.0, 0.0]), ("c", [5.0, 0.0]), ("d", [2.0, 0.0])]
+    section = PairConfig(length_control=False, keep=0.5)
+    assert chosen_and_rejected(section, *rewards) == [("b", 0, 1), ("c", 0, 1)]
+    pairs, facts = pair_language(section, *scores(*rewards))
+    assert [pair.id for pair in pairs] == ["b", "c"]
+    assert facts["dropped"] == {"margin too small for pair.keep": 2}
+
+
+def test_a_prompt_without_a_worse_response_gives_no_pair() -> None:
+    for rule in ("worst", "median", "nearest_mean"):
+        section = PairConfig.model_validate({"length_control": False, "rejected": rule})
+        found = choose(section, *scores(("a", [1.0, 1.0]), ("b", [1.0, 0.0])))
+        assert [prompt.id for prompt, _, _ in found.pairs] == ["b"]
+        assert found.dropped["no candidate is worse than the chosen one"] == 1
+
+
+def test_a_bound_below_all_worse_ones_leaves_nothing_to_reject() -> None:
+    section = PairConfig(length_control=False, upper_bound=1.0, rejected="median")
+    found = choose(section, *scores(("a", [5.0, 0.5, 3.0])))
+    assert (found.pairs, found.dropped["no candidate is worse than the chosen one"]) == ([], 1)
