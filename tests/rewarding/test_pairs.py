@@ -1,4 +1,4 @@
-"""Pairs of one language from its scores: which response is rejected, which pairs are kept, what is said of the others."""
+"""Pairs of one language from its scores: which response is rejected, which pairs are kept, what is said of others."""
 
 from typing import Any
 
