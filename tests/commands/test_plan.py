@@ -128,6 +128,8 @@ def test_machines_prices_and_limits_come_from_the_jobs(
     assert (plan["totals"]["price"], plan["currency"]) == (pytest.approx(2 * hours), "EUR")
     (problem,) = plan["problems"]
     assert problem.startswith("train 1: its job ends after 5 minutes, but starting and the smallest part that is kept")
+    queued = cli("submit", write_config(large), "--site", site, "--dry-run")
+    assert f"warning: {problem}" in queued.stdout
     shown = cli("plan", write_config(large), "--site", site, COLUMNS="160")
     assert shown.returncode == 0, shown.stderr
     assert "GPU-hours; queues come on top." in shown.stdout

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +14,10 @@ from xlr.errors import UserError
 from xlr.terminal.console import console, duration, size
 
 if TYPE_CHECKING:
-    from xlr.pipeline import Stage
-    from xlr.planning.machines import Machines
     from xlr.planning.planfile import Plan, StagePlan
-    from xlr.run.context import Context
     from xlr.settings.config import Config
 
 _BAR = 20  # characters
-_PER_NODE = 8  # GPUs, where --on does not say
 
 On = Annotated[
     str | None,
@@ -50,8 +46,7 @@ def plan(
     ] = None,
 ) -> None:
     """Say what a run takes: memory, time, disk, GPU-hours, price. Needs no GPU, no Slurm and no weights."""
-    from xlr.cluster import slurm as scheduler
-    from xlr.jobs import graph, submission
+    from xlr.jobs import graph, machines, submission
     from xlr.planning import choose, planfile
     from xlr.planning import plan as planning
     from xlr.planning.fits import changed
@@ -59,13 +54,9 @@ def plan(
 
     context = open_context(source, overrides)
     slurm = submission.settings(context, site)
-    kinds = graph.kinds_of_stages(slurm)
-
-    def limit_of(stage: "Stage") -> int | None:
-        return None if on else scheduler.limit_seconds(graph.wants(slurm, kinds[stage.name]).time or "")
-
-    planner = Planner(context, _machines(context, site, on), response_tokens)
-    found = planning.make(planner, limit_of)
+    used = machines.named(context.config, on) if on else machines.of_jobs(context.config, slurm)
+    planner = Planner(context, used, response_tokens)
+    found = planning.make(planner, (lambda _: None) if on else machines.limits(slurm))
     if context.run.path.is_dir():
         planfile.write(context.run.path, found)
     chosen = choose.settings(planner)
@@ -76,7 +67,7 @@ def plan(
         if chosen:
             console.print(f"Fastest settings that fit: {' '.join(changed(context.config, chosen))}")
     if write:
-        _write(write, context.config, chosen, choose.limits(found["stages"], kinds.__getitem__))
+        _write(write, context.config, chosen, choose.limits(found["stages"], graph.kinds_of_stages(slurm).__getitem__))
         print(f"{write}: written", file=sys.stderr)
 
 
@@ -95,36 +86,6 @@ def _write(path: Path, config: "Config", chosen: Mapping[str, Any], limits: Mapp
         path.write_text(configfile.dump(choose.changed_config(config, chosen, limits)), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--write {path}: cannot be written ({error.strerror})") from error
-
-
-def _machines(context: "Context", site: Path | None, on: str | None) -> "Callable[[Stage], Machines]":
-    """What each stage runs on: what its Slurm job asks for, this machine if no job asks for GPUs, or `on`."""
-    from xlr.jobs import graph, submission
-    from xlr.planning import hardware
-    from xlr.planning.machines import Machines
-
-    slurm, config = submission.settings(context, site), context.config
-    kinds = graph.kinds_of_stages(slurm)
-    wanted = {stage: graph.wants(slurm, kind) for stage, kind in kinds.items()}
-    if on is None and any(graph.gpus_per_node(own) for own in wanted.values()):
-        used = hardware.chosen(slurm.hardware, "h100")
-        return lambda stage: Machines(
-            used, wanted[stage.name].nodes or 1, max(graph.gpus_per_node(wanted[stage.name]), 1)
-        )
-    kind, *counts = (on or hardware.HERE).split(":")
-    if len(counts) > 2 or not all(count.isdecimal() and 0 < int(count) < 100_000 for count in counts):
-        raise UserError(f"--on {on}: not KIND[:GPUS[:NODES]], such as h100:8:2")
-    used = hardware.chosen(None if on else slurm.hardware, kind)
-    per_node, nodes = (*map(int, counts), *(None, None))[:2]
-
-    def machines(stage: "Stage") -> Machines:
-        if used.gpu:
-            return Machines(used, nodes or 1, per_node or _PER_NODE)
-        section = config.align if stage.name == "align" else config.train
-        own = (section.processes if stage.kind.in_ranks else config.ray.actors) or 1
-        return Machines(used, nodes or 1, per_node or own)
-
-    return machines
 
 
 def show(found: "Plan") -> None:

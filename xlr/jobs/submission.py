@@ -19,8 +19,11 @@ from xlr.cluster import slurm as scheduler
 from xlr.cluster.slurm import JobState
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
+from xlr.jobs import machines
 from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
+from xlr.planning import plan as planning
+from xlr.planning.planner import Planner
 from xlr.run.context import Context
 from xlr.run.files import read_json, sealed, write_json, write_text
 from xlr.settings.configfile import load_site
@@ -85,7 +88,19 @@ def warnings(context: Context, slurm: SlurmConfig, todo: Sequence[Job]) -> list[
         for stage in job.stages
         if stage.kind.in_ranks
     ]
+    found += _not_fitting(context, slurm)
     return list(dict.fromkeys(warning for warning in found if warning))
+
+
+def _not_fitting(context: Context, slurm: SlurmConfig) -> list[str]:
+    """What does not fit the GPUs that the site profile names, by the plan; or why there is none."""
+    if slurm.hardware is None:
+        return []
+    try:
+        planner = Planner(context, machines.of_jobs(context.config, slurm))
+        return planning.make(planner, machines.limits(slurm))["problems"]
+    except UserError as error:
+        return [f"not planned: {error}"]
 
 
 def describe(context: Context, site: Path | None) -> str:
