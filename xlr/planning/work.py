@@ -91,24 +91,24 @@ class Setting:
 
 def _generate(own: Setting) -> Estimate:
     samples, generate = own.config.generate.num_samples, own.config.generate
-    rows = {one: one.prompts * samples for one in own.lengths.values()}
-    found = _sampled(own, rows, generate.max_new_tokens, generate.backend)
+    rows = [(one, one.prompts * samples) for one in own.lengths.values()]
+    found = _sampled(own, rows, generate.max_new_tokens)
     return replace(found, disk=found.tokens * _RESPONSE_BYTES)
 
 
-def _sampled(own: Setting, rows: Mapping[Lengths, int], most: int, backend: str) -> Estimate:
-    """Responses to prompts: rows by the lengths of their language."""
+def _sampled(own: Setting, rows: Sequence[tuple[Lengths, int]], most: int) -> Estimate:
+    """Responses to prompts: the lengths in each language, and the number of responses."""
     machines, shape, width = own.machines, own.shape, own.width
-    tokens = sum(count * one.response for one, count in rows.items())
-    count = sum(rows.values())
+    tokens = sum(count * one.response for one, count in rows)
+    count = sum(number for _, number in rows)
     if not count:
         return Estimate()
-    mean, prompt = tokens / count, sum(number * one.prompt for one, number in rows.items()) / count
-    keys = sum(n * operations.keys_of_answers(one.prompt, one.response, 1) for one, n in rows.items())
+    mean, prompt = tokens / count, sum(number * one.prompt for one, number in rows) / count
+    keys = sum(n * operations.keys_of_answers(one.prompt, one.response, 1) for one, n in rows)
     work = operations.forward(shape, tokens + count * prompt, keys)
     rate = machines.rate * machines.shares.products
     load = machines.shares.start_seconds + own.weights / machines.shares.load_rate
-    if backend == "vllm":
+    if own.config.generate.backend == "vllm":
         engines = max(machines.count // own.config.generate.tensor_parallel_size, 1)
         parallel = machines.count / engines
         wanted = min(own.config.generate.max_num_seqs, max(count // engines, 1))
@@ -302,7 +302,7 @@ def _exchange_seconds(own: Setting, zero: Zero, micro_steps: int) -> float:
 def _evaluate(own: Setting) -> Estimate:
     most = own.config.evaluate.max_new_tokens
     parts = [
-        _sampled(own, {one: one.prompts for one in own.held_out}, most, "transformers"),
+        _sampled(own, [(one, one.prompts) for one in own.held_out], most),
         _scored(own, [(one.asked, one.response, 1, one.prompts) for one in own.held_out], 2),
         # Preferences under two instructions; pi_I scores them once, in the evaluation of pi^0.
         _scored(

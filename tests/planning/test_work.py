@@ -1,0 +1,95 @@
+"""The work of each stage by formula: sums by hand, and what must hold for any machines."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xlr.maths.memory import LLAMA3_8B
+from xlr.planning.hardware import PROFILES
+from xlr.planning.lengths import Lengths
+from xlr.planning.machines import Machines
+from xlr.planning.work import ESTIMATES, Setting
+from xlr.settings.config import Config
+from xlr.stages import KINDS
+
+SPANISH = Lengths(3000, 150.0, 200.0, 500.0)
+TREE: dict[str, Any] = {
+    "run_dir": "/run",
+    "languages": ["es", "de"],
+    "model": {"initial": "/initial", "aligned": "/aligned", "dtype": "bfloat16"},
+    "prompts": {"path": "/prompts"},
+    "generate": {"backend": "vllm", "max_num_seqs": 512},
+    "train": {"gradient_checkpointing": "selective", "save_steps": 0, "save_minutes": 0.0},
+}
+
+
+def setting(machines: Machines, **sections: Any) -> Setting:
+    config = Config.model_validate(TREE | sections)
+    both = {"es": SPANISH, "de": SPANISH}  # of equal lengths: both count
+    return Setting(config, 1, LLAMA3_8B, both, [SPANISH], [], [], machines)
+
+
+H100 = Machines(PROFILES["h100"], 1, 8)
+
+
+def test_every_stage_has_an_estimate() -> None:
+    assert ESTIMATES.keys() == KINDS.keys()
+
+
+def test_tokens_and_operations_are_sums_over_languages_prompts_and_samples() -> None:
+    own = setting(H100)
+    assert ESTIMATES["generate"](own).tokens == 2 * 3000 * 10 * 500
+    score = ESTIMATES["score"](own)
+    assert score.tokens == 2 * 3000 * 10 * 500
+    # 2 operations a parameter but the input embedding, for two models; attention adds some per cent.
+    products = 2 * 2 * (LLAMA3_8B.parameters - LLAMA3_8B.embedding) * 2 * 3000 * (200 + 10 * 500)
+    assert products < score.operations < 1.05 * products
+    train = ESTIMATES["train"](own)
+    assert train.tokens == pytest.approx(0.95 * 2 * 3000 * (150 + 2 * 500), rel=0.01)
+
+
+def test_a_training_has_the_passes_that_it_is_set_to() -> None:
+    def operations(**train: Any) -> float:
+        return ESTIMATES["train"](setting(H100, train=TREE["train"] | train)).operations
+
+    plain = operations(gradient_checkpointing=False, reference_mode="cached")  # one forward pass, two backward
+    assert operations(gradient_checkpointing=True, reference_mode="cached") == pytest.approx(plain * 4 / 3)
+    assert operations(gradient_checkpointing=False) == pytest.approx(plain * 4 / 3)
+    assert operations(gradient_checkpointing=False, loss_type="simpo") == pytest.approx(plain)
+    assert operations(gradient_checkpointing=False, reference_mode="cached", num_train_epochs=2) == pytest.approx(
+        2 * plain
+    )
+
+
+@given(
+    profile=st.sampled_from(sorted(PROFILES)),
+    nodes=st.integers(1, 16),
+    per_node=st.sampled_from([1, 2, 4, 8]),
+    name=st.sampled_from(sorted(ESTIMATES)),
+)
+def test_estimates_are_finite_and_more_machines_are_not_slower_in_annotation(
+    profile: str, nodes: int, per_node: int, name: str
+) -> None:
+    own = setting(Machines(PROFILES[profile], nodes, per_node))
+    found = ESTIMATES[name](own)
+    for value in (found.tokens, found.operations, found.seconds, found.fixed, found.disk, found.scratch, found.unit):
+        assert math.isfinite(value)
+        assert value >= 0
+    assert all(value >= 0 for value in found.memory.values())
+    if name in ("generate", "score"):
+        more = replace(own, machines=Machines(PROFILES[profile], 2 * nodes, per_node))
+        assert ESTIMATES[name](more).seconds <= 1.01 * found.seconds
+
+
+def test_held_out_answers_are_sampled_and_scored() -> None:
+    own = setting(H100)
+    answered = ESTIMATES["evaluate"](own)
+    compared = ESTIMATES["evaluate"](replace(own, compared=[SPANISH]))
+    assert answered.tokens > SPANISH.prompts * SPANISH.response
+    assert compared.seconds > answered.seconds
+    assert ESTIMATES["evaluate"](replace(own, iteration=0, compared=[SPANISH])).operations > compared.operations
+    assert ESTIMATES["judge"](own).note.startswith("6,000 questions to ")
