@@ -146,8 +146,8 @@ def test_a_reward_takes_a_chat_template_and_a_system_message(tiny_models: dict[s
     asked = ["Why?"], ["Porque sí."]
     assert same.score(*asked) == plain.score(*asked) != with_system.score(*asked)
     assert with_system.score(*asked) == pytest.approx(written.score(*asked), abs=1e-5)
-    with pytest.raises(ValueError, match="chat_templat\n"):
-        xlr.Reward(*models, "es", chat={"chat_templat": "x"})
+    with pytest.raises(UserError, match="chat: 'thinking' is not a setting of conversations; choose from chat_"):
+        xlr.Reward(*models, "es", chat={"thinking": "scored"})
 
 
 def test_importing_xlr_is_cheap() -> None:

@@ -213,8 +213,12 @@ def test_the_worst_is_the_quantile_0_where_it_is_worse_than_the_chosen():
 @given(st.lists(QUARTERS, max_size=12), st.sampled_from([0.01, 0.1, 0.25, 0.5, 1.0]))
 def test_the_largest_margins_are_kept(margins, share):
     kept = largest_margins(margins, share)
-    assert sum(kept) == math.ceil(share * len(margins))
+    assert sum(kept) == math.ceil(round(share * len(margins), 9))
     inside, outside = ([m for m, keep in zip(margins, kept, strict=True) if keep is own] for own in (True, False))
     assert not inside or not outside or min(inside) >= max(outside)
     if share == 1.0:
         assert all(kept)
+
+
+def test_a_share_of_a_hundred_pairs_is_its_per_cent():
+    assert [sum(largest_margins([1.0] * 100, percent / 100)) for percent in range(1, 101)] == [*range(1, 101)]

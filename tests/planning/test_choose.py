@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import pytest
-
-from xlr.planning.choose import changed_config, limits
+from xlr.planning.choose import limits, with_limits
 from xlr.planning.planfile import StagePlan
 from xlr.settings.config import Config
 from xlr.settings.slurmconfig import SlurmConfig
 
 
 def planned(stage: str, high: float, took: float | None = None) -> StagePlan:
-    return {"stage": stage, "high": high, "took": took}  # type: ignore[typeddict-item]
+    return {"stage": stage, "seconds": 1.0, "high": high, "took": took}  # type: ignore[typeddict-item]
 
 
 def test_a_limit_covers_the_longest_iteration_of_a_kind_of_job_with_a_margin() -> None:
@@ -29,13 +27,14 @@ def test_a_limit_covers_the_longest_iteration_of_a_kind_of_job_with_a_margin() -
     assert limits(plans, jobs.__getitem__) == {"annotate": "1:30:00", "train": "1:00:00"}
 
 
-def test_settings_and_limits_are_put_into_the_configuration() -> None:
-    config: Any = Config.model_construct(
-        train=Config.model_fields["train"].default, slurm=SlurmConfig.model_validate({"jobs": {"train": {"nodes": 2}}})
-    )
-    changed = changed_config(config, {"train.micro_batch_tokens": 2048}, {"train": "1:00:00", "annotate": "2:00:00"})
-    assert changed.train.micro_batch_tokens == 2048
-    assert (changed.slurm.jobs["train"].nodes, changed.slurm.jobs["train"].time) == (2, "1:00:00")
-    assert changed.slurm.jobs["annotate"].time == "2:00:00"
-    with pytest.raises(AttributeError):
-        changed_config(config, {"no.such": 1}, {})
+def test_a_kind_of_job_with_an_untimed_stage_has_no_limit() -> None:
+    plans = [planned("evaluate 1", 600), {**planned("judge 1", 0.0), "seconds": 0.0}, planned("train 1", 600)]
+    jobs = {"evaluate": "evaluate", "judge": "evaluate", "train": "train"}
+    assert limits(plans, jobs.__getitem__) == {"train": "0:30:00"}
+
+
+def test_limits_are_put_into_the_jobs_of_the_configuration() -> None:
+    config: Any = Config.model_construct(slurm=SlurmConfig.model_validate({"jobs": {"train": {"nodes": 2}}}))
+    jobs = with_limits(config, {"train": "1:00:00", "annotate": "2:00:00"}).slurm.jobs
+    assert (jobs["train"].nodes, jobs["train"].time) == (2, "1:00:00")
+    assert jobs["annotate"].time == "2:00:00"

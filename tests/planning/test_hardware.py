@@ -31,6 +31,8 @@ def test_a_gpu_is_known_by_its_name(name: str, profile: str) -> None:
 def test_a_gpu_that_no_profile_knows_is_refused() -> None:
     with pytest.raises(UserError, match=r"GeForce RTX 4090: no profile has this GPU; describe it in slurm\.hardware"):
         of_gpu("NVIDIA GeForce RTX 4090")
+    with pytest.raises(UserError, match="GH200 480GB: no profile has this GPU"):
+        of_gpu("NVIDIA GH200 480GB")
     with pytest.raises(UserError, match=r"'b300': no known hardware; choose one of h100, .*, or describe it"):
         chosen("b300", "h100")
 
@@ -57,7 +59,7 @@ def test_this_machine_is_measured() -> None:
 def test_processes_on_cpus_share_a_machine_and_nodes_share_a_network() -> None:
     machine = chosen(HardwareConfig(profile="here"), "here")
     two = Machines(machine, 1, 2)
-    assert (two.memory, two.rate) == (machine.memory / 2, machine.rate / 2)
+    assert (two.memory, two.rate_in(4)) == (machine.memory / 2, machine.rate / 2)
     assert (two.width("auto"), two.width("bfloat16")) == (4, 2)
     h100 = PROFILES["h100"]
     assert Machines(h100, 1, 8).exchange == h100.links

@@ -85,6 +85,29 @@ def test_estimates_are_finite_and_more_machines_are_not_slower_in_annotation(
         assert ESTIMATES[name](more).seconds <= 1.01 * found.seconds
 
 
+def test_translations_are_sampled_too_and_english_ones_are_not() -> None:
+    own = setting(H100, languages=["es", "en"])
+    own = replace(own, lengths={"es": SPANISH, "en": SPANISH})
+    translated = ESTIMATES["score"](
+        replace(own, config=Config.model_validate(TREE | {"score": {"reward": "translate"}}))
+    )
+    assert translated.tokens == ESTIMATES["score"](own).tokens / 2
+    assert translated.seconds > ESTIMATES["score"](own).seconds / 2
+
+
+def test_float32_takes_longer_on_gpus_and_the_reference_has_the_precision_of_training() -> None:
+    bfloat16, float32 = setting(H100), setting(H100, score={"dtype": "float32"})
+    assert ESTIMATES["score"](float32).seconds > 4 * ESTIMATES["score"](bfloat16).seconds
+    assert ESTIMATES["reference"](float32) == ESTIMATES["reference"](bfloat16)
+
+
+def test_saves_are_a_part_of_the_work_and_not_of_the_start() -> None:
+    often = ESTIMATES["train"](setting(H100, train=TREE["train"] | {"save_steps": 10}))
+    never = ESTIMATES["train"](setting(H100))
+    assert (often.fixed, often.unit) == (never.fixed, never.unit)
+    assert often.seconds > never.seconds
+
+
 def test_held_out_answers_are_sampled_and_scored() -> None:
     own = setting(H100)
     answered = ESTIMATES["evaluate"](own)

@@ -9,8 +9,9 @@ from tests.conftest import Cli
 from xlr.errors import UserError
 from xlr.rewarding import pairs
 from xlr.run.context import Context
-from xlr.settings.config import Config
+from xlr.settings.config import Config, PairConfig, deciding
 from xlr.settings.configfile import dump, load
+from xlr.settings.trainconfig import TrainConfig
 from xlr.training.inputs import Training
 
 
@@ -52,6 +53,15 @@ def test_an_artefact_is_decided_by_the_value_of_its_iteration_alone(tmp_path: Pa
 
     assert settings(1, None) == settings(1, [None, 500.0]) == settings(1, [None]) is None
     assert settings(2, 500.0) == settings(2, [None, 500.0]) == settings(3, [None, 500.0]) == 500.0
+
+
+def test_settings_that_were_added_later_are_recorded_where_they_are_not_the_default() -> None:
+    """So that run directories of earlier versions, which do not record them, go on."""
+    assert deciding(PairConfig(), "pair").keys() == {"pair.filters", "pair.length_control", "pair.upper_bound"}
+    assert deciding(PairConfig(keep=0.5, rejected="median"), "pair").items() >= {"pair.keep": 0.5}.items()
+    added = {"train.simpo_gamma", "train.discopop_tau", "train.router_aux_loss_coef"}
+    assert not deciding(TrainConfig(), "train").keys() & added
+    assert deciding(TrainConfig(loss_type="simpo", simpo_gamma=1.0), "train")["train.simpo_gamma"] == 1.0
 
 
 def test_lists_are_kept_in_the_file_of_the_run(tmp_path: Path, cli: Cli) -> None:

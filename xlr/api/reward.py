@@ -15,6 +15,7 @@ from xlr.records import DType, Example, Message, ScoreTask
 from xlr.settings.modelconfig import ModelConfig
 
 _ATTENTION = "xlr_shared_prompt"
+_CHAT = ("chat_template", "chat_template_kwargs", "system_prompt", "chat_date")
 
 
 class Reward:
@@ -31,11 +32,12 @@ class Reward:
         device: cuda or cpu; by default cuda if there is one.
         dtype: the precision; auto is bfloat16 on GPUs and float32 on CPUs.
         batch_tokens: tokens of a batch, as `score.batch_tokens`.
-        chat: further settings of the section `model`, such as chat_template, chat_template_kwargs and system_prompt.
+        chat: the settings chat_template, chat_template_kwargs, system_prompt and chat_date of the section `model`.
 
     Raises:
-        UserError: a model cannot be opened, the models do not share a tokenizer, or the language is not known.
-        pydantic.ValidationError: `chat` has an unknown key or a wrong value.
+        UserError: a model cannot be opened, the models do not share a tokenizer, the language is not known, or `chat`
+            has another key.
+        pydantic.ValidationError: `chat` has a wrong value.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Reward:
 
         if mode not in ("crosslingual", "multilingual"):
             raise UserError(f"mode {mode!r}: not a mode of xlr.Reward; choose crosslingual or multilingual")
+        if odd := next((key for key in chat or () if key not in _CHAT), None):
+            raise UserError(f"chat: {odd!r} is not a setting of conversations; choose from {', '.join(_CHAT)}")
         self._models, self._lang, self._mode, self._dtype = (str(policy), str(initial)), lang, mode, dtype
         self._language = languages.name(lang)
         self._batch_tokens = batch_tokens

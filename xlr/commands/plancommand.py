@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -49,15 +49,17 @@ def plan(
     from xlr.jobs import graph, machines, submission
     from xlr.planning import choose, planfile
     from xlr.planning import plan as planning
-    from xlr.planning.fits import changed
+    from xlr.planning.fits import changed, overridden
     from xlr.planning.planner import Planner
+    from xlr.run.context import Context
 
     context = open_context(source, overrides)
     slurm = submission.settings(context, site)
     used = machines.named(context.config, on) if on else machines.of_jobs(context.config, slurm)
     planner = Planner(context, used, response_tokens)
-    found = planning.make(planner, (lambda _: None) if on else machines.limits(slurm))
-    if context.run.path.is_dir():
+    limit_of = (lambda _: None) if on else machines.limits(slurm)
+    found = planning.make(planner, limit_of, ran_there=on is None)
+    if context.run.path.is_dir() and on is None and not overrides:
         planfile.write(context.run.path, found)
     chosen = choose.settings(planner)
     if as_json:
@@ -67,12 +69,14 @@ def plan(
         if chosen:
             console.print(f"Fastest settings that fit: {' '.join(changed(context.config, chosen))}")
     if write:
-        _write(write, context.config, chosen, choose.limits(found["stages"], graph.kinds_of_stages(slurm).__getitem__))
+        planned = Context(overridden(context.config, chosen))
+        plans = planning.make(Planner(planned, used, response_tokens), limit_of)["stages"]
+        _write(write, planned.config, choose.limits(plans, graph.kinds_of_stages(slurm).__getitem__))
         print(f"{write}: written", file=sys.stderr)
 
 
-def _write(path: Path, config: "Config", chosen: Mapping[str, Any], limits: Mapping[str, str]) -> None:
-    """Write a configuration with other settings and time limits, and with every default.
+def _write(path: Path, config: "Config", limits: Mapping[str, str]) -> None:
+    """Write a configuration with time limits, and with every default.
 
     Raises:
         UserError: the file exists, or cannot be written.
@@ -83,7 +87,7 @@ def _write(path: Path, config: "Config", chosen: Mapping[str, Any], limits: Mapp
     if path.exists():
         raise UserError(f"--write {path}: exists already; choose another name or remove it")
     try:
-        path.write_text(configfile.dump(choose.changed_config(config, chosen, limits)), encoding="utf-8")
+        path.write_text(configfile.dump(choose.with_limits(config, limits)), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--write {path}: cannot be written ({error.strerror})") from error
 

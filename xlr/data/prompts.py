@@ -57,6 +57,7 @@ def load_prompts(
     table = {lang: own.by_id for lang, own in found.items()}
     english = table[ENGLISH]
     order = selected(list(english), section)
+    parts = [selected(list(english), section.model_copy(update={"slice": span})) for span in _spans(section)]
     kept: dict[str, list[Prompt]] = {}
     for lang in wanted:
         unknown = next((key for key in table[lang] if key not in english), None)
@@ -66,10 +67,11 @@ def load_prompts(
                 f"English version: add it to English, or remove it from {lang}"
             )
         kept[lang] = [_prompt(key, lang, table[lang][key], system) for key in order if key in table[lang]]
-        if not kept[lang]:
+        lacking = next((part for part in parts if table[lang].keys().isdisjoint(part)), None)
+        if lacking is not None:
             chosen = "limit" if section.slice is None else "slice"
             raise UserError(
-                f"{section.path}: {lang} has none of the {len(order)} English ids that {chosen} selects; choose more "
+                f"{section.path}: {lang} has none of the {len(lacking)} English ids that {chosen} selects; choose more "
                 f"with {chosen}"
             )
     return kept
@@ -81,13 +83,19 @@ def selected(ids: Sequence[str], section: PromptsConfig) -> list[str]:
     Raises:
         UserError: a slice has no id.
     """
-    spans = section.slice if isinstance(section.slice, tuple) else (section.slice or f":{section.limit or ''}",)
     chosen: set[str] = set()
-    for span in spans:
+    for span in _spans(section):
         if not (own := ids[_slice(span)]):
             raise UserError(f"{section.path}: has {len(ids)} English ids, so that the slice {span} is empty; change it")
         chosen.update(own)
     return [key for key in ids if key in chosen]
+
+
+def _spans(section: PromptsConfig) -> tuple[str, ...]:
+    """The slices of all iterations; the limit as a slice."""
+    if isinstance(section.slice, tuple):
+        return section.slice
+    return (section.slice or f":{section.limit or ''}",)
 
 
 def _slice(text: str) -> slice:

@@ -24,7 +24,7 @@ def summary(found: Found) -> list[tuple[str, str]]:
         ("π_I", _model_name(own["model.initial"])),
         ("π0", aligned),
         ("Reward r", reward_formula(found)),
-        ("Length control", control if own["pair.length_control"] else "none"),
+        ("Length control", _each(own["pair.length_control"], {True: control, False: "none"}.__getitem__)),
         ("Loss", _loss(found)),
         ("Sampling", _sampling(found)),
         ("Seed", str(own["seed"])),

@@ -54,8 +54,10 @@ def diagnose(section: PairConfig, candidates: Candidates) -> InspectedLanguage:
     Args:
         section: the settings by which pairs are chosen.
     """
+    # Of all prompts, whatever is trained on, the best and the worst candidate.
+    plain = section.model_copy(update={"rejected": "worst", "keep": 1.0})
     choices = {
-        mode: choose(section, rows, candidates.prompts, candidates.alphas.get(mode))
+        mode: choose(plain, rows, candidates.prompts, candidates.alphas.get(mode))
         for mode, rows in candidates.scores.items()
     }
     modes = {mode: _mode_facts(candidates, mode, own) for mode, own in choices.items()}

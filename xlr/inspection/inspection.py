@@ -138,7 +138,8 @@ def _read(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
     """Each language with its candidates, and with the length penalty of the run's own pairs if these are made."""
     of_pairs, of_scores = (read_manifest(context.run.iteration(iteration) / name) for name in ("pairs", "scores"))
     pair_facts = of_pairs["facts"] if of_pairs else {}
-    english = {prompt.id: prompt.instruction for prompt in context.prompts[ENGLISH]}
+    prompts = context.prompts_of(iteration)
+    english = {prompt.id: prompt.instruction for prompt in prompts[ENGLISH]}
     for lang in target.settings["languages"]:
         sampled = rows_of(target.folder, Response, "responses.parquet")
         scored = {mode: rows_of(target.folder, Score, f"{mode}.parquet") for mode in modes(lang)}
@@ -147,7 +148,7 @@ def _read(context: Context, target: Artifact, iteration: int, ids: Sequence[str]
             lang,
             Candidates(
                 context.config.language_name(lang),
-                [prompt for prompt in context.prompts_of(iteration)[lang] if prompt.id in ids],
+                [prompt for prompt in prompts[lang] if prompt.id in ids],
                 english,
                 [row for row in sampled if row.lang == lang],
                 {mode: [row for row in rows if row.lang == lang] for mode, rows in scored.items()},

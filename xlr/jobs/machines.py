@@ -23,7 +23,8 @@ def of_jobs(config: Config, slurm: SlurmConfig) -> Callable[[Stage], Machines]:
     """
     wanted = {stage: graph.wants(slurm, kind) for stage, kind in graph.kinds_of_stages(slurm).items()}
     if not any(graph.gpus_per_node(own) for own in wanted.values()):
-        return _of_cpus_or_gpus(config, hardware.chosen(slurm.hardware, hardware.HERE), None, 1)
+        used = hardware.chosen(slurm.hardware, hardware.HERE)
+        return _of_cpus_or_gpus(config, used, None if slurm.hardware else hardware.gpus_here() or None, 1)
     used = hardware.chosen(slurm.hardware, _FALLBACK)
     return lambda stage: Machines(used, wanted[stage.name].nodes or 1, max(graph.gpus_per_node(wanted[stage.name]), 1))
 
@@ -40,7 +41,8 @@ def named(config: Config, text: str) -> Callable[[Stage], Machines]:
     kind, *counts = text.split(":")
     if len(counts) > 2 or not all(count.isdecimal() and 0 < int(count) < 100_000 for count in counts):
         raise UserError(f"--on {text}: not KIND[:GPUS[:NODES]], such as h100:8:2")
-    per_node = int(counts[0]) if counts else None
+    here = hardware.gpus_here() if kind == hardware.HERE else 0
+    per_node = int(counts[0]) if counts else here or None
     return _of_cpus_or_gpus(config, hardware.chosen(None, kind), per_node, int(counts[1]) if len(counts) > 1 else 1)
 
 

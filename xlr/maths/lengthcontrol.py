@@ -127,7 +127,7 @@ def _gaps(
 
 def largest_margins(margins: Sequence[float], share: float) -> list[bool]:
     """Whether each pair is kept: the share with the largest margins, rounded up; of equal margins the earlier ones."""
-    count = math.ceil(share * len(margins))
+    count = math.ceil(round(share * len(margins), 9))  # 0.07 of 100 are 7
     kept = set(sorted(range(len(margins)), key=lambda item: -margins[item])[:count])
     return [item in kept for item in range(len(margins))]
 

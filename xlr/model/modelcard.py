@@ -39,7 +39,8 @@ def model_card(
     }
     prefixes = ("loss", "nll_loss", "rewards/", "logps/", "kl", "eval_")
     shown = {key: value for key, value in last_metrics.items() if key.startswith(prefixes)}
-    how = f"full fine-tuning with DPO and NLL by xlr {xlr.__version__}"
+    loss = next((value for name, value in settings.items() if name.endswith(".loss_type")), "sigmoid")
+    how = f"full fine-tuning with {_losses(loss)} and NLL by xlr {xlr.__version__}"
     made = (
         f"after {iteration} iterations of [Implicit Cross-Lingual Rewarding](https://arxiv.org/abs/2503.04647): {how}."
         if iteration
@@ -71,3 +72,9 @@ def _table(title: str, values: Mapping[str, Any]) -> list[str]:
 def _shown(value: Any) -> Any:
     """The value; of an absolute path the name of the file."""
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def _losses(loss_type: str | Sequence[str]) -> str:
+    """The preference losses in words; sigmoid is DPO's own."""
+    names = [loss_type] if isinstance(loss_type, str) else loss_type
+    return " + ".join("DPO" if name == "sigmoid" else name for name in names)

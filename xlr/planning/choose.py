@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from xlr.planning.fits import changed, overridden
+from xlr.planning.fits import changed, engine_sizes, overridden
 from xlr.planning.planfile import StagePlan
 from xlr.planning.planner import Planner
 from xlr.planning.work import ESTIMATES, Estimate, Setting
@@ -86,38 +86,43 @@ def _scoring() -> Iterator[dict[str, Any]]:
 
 def _engines(own: Setting) -> Iterator[dict[str, Any]]:
     """As few GPUs an engine as hold many responses at a time. A task has four times as many."""
-    for gpus, slots in itertools.product((1, 2, 4, 8), _SLOTS):
-        if gpus <= own.machines.per_node:
-            yield {
-                "generate.tensor_parallel_size": gpus,
-                "generate.max_num_seqs": slots,
-                "generate.batch_size": 4 * slots,
-            }
+    for gpus, slots in itertools.product(engine_sizes(own), _SLOTS):
+        yield {
+            "generate.tensor_parallel_size": gpus,
+            "generate.max_num_seqs": slots,
+            "generate.batch_size": 4 * slots,
+        }
 
 
 def limits(plans: Sequence[StagePlan], job_of: Callable[[str], str]) -> Mapping[str, str]:
     """A time limit for each kind of job, in the format of sbatch: of its longest iteration, with a margin.
 
+    A kind with a stage that is not timed, such as judging, has none.
+
     Args:
         job_of: name of a stage -> kind of its job.
     """
     sums: dict[tuple[str, str], float] = {}
+    untimed = set()
     for own in plans:
         name, _, iteration = own["stage"].partition(" ")
+        if not own["seconds"]:
+            untimed.add(job_of(name))
         if own["took"] is None:
             key = job_of(name), iteration
             sums[key] = sums.get(key, 0.0) + own["high"]
     found: dict[str, int] = {}
     for (kind, _), seconds in sums.items():
+        if kind in untimed:
+            continue
         minutes = _STEP_MINUTES * math.ceil(_MARGIN * seconds / 60 / _STEP_MINUTES)
         found[kind] = max(found.get(kind, 0), minutes, _STEP_MINUTES)
     return {kind: f"{minutes // 60}:{minutes % 60:02d}:00" for kind, minutes in found.items()}
 
 
-def changed_config(config: Config, overrides: Mapping[str, Any], times: Mapping[str, str]) -> Config:
-    """The configuration with these settings, and with these time limits of kinds of jobs."""
-    changed = overridden(config, overrides)
-    jobs = dict(changed.slurm.jobs)
+def with_limits(config: Config, times: Mapping[str, str]) -> Config:
+    """The configuration with these time limits of kinds of jobs."""
+    jobs = dict(config.slurm.jobs)
     for kind, time in times.items():
         jobs[kind] = jobs.get(kind, JobKindConfig()).model_copy(update={"time": time})
-    return changed.model_copy(update={"slurm": changed.slurm.model_copy(update={"jobs": jobs})})
+    return config.model_copy(update={"slurm": config.slurm.model_copy(update={"jobs": jobs})})

@@ -8,6 +8,9 @@ from xlr.pipeline import Stage
 from xlr.planning.work import ESTIMATES, Estimate, Setting
 from xlr.settings.config import Config
 
+Change = Callable[[Setting], Iterator[dict[str, Any]]]
+"""Gives overrides that take less and less memory."""
+
 
 def problems(stage: Stage, own: Setting, estimate: Estimate, limit: int | None) -> Iterator[str]:
     """What does not fit a stage's machines or its time limit, each with a remedy."""
@@ -28,7 +31,7 @@ def problems(stage: Stage, own: Setting, estimate: Estimate, limit: int | None) 
 def remedy(stage: Stage, own: Setting) -> str:
     """The nearest setting with which a stage fits, as an override; what to do if none does."""
     for change in _SMALLER.get(stage.name, ()):
-        for overrides in change(own.config):
+        for overrides in change(own):
             smaller = replace(own, config=overridden(own.config, overrides))
             if sum(ESTIMATES[stage.name](smaller).memory.values()) <= own.machines.memory:
                 return f"it fits with {' '.join(changed(own.config, overrides))}{_on_host(own, overrides)}"
@@ -59,21 +62,22 @@ def overridden(config: Config, overrides: Mapping[str, Any]) -> Config:
     return config
 
 
-def _halves(section: str, key: str, least: int) -> Callable[[Config], Iterator[dict[str, Any]]]:
-    def steps(config: Config) -> Iterator[dict[str, Any]]:
-        value = getattr(getattr(config, section), key)
+def _halves(section: str, key: str, least: int) -> Change:
+    def steps(own: Setting) -> Iterator[dict[str, Any]]:
+        value = getattr(getattr(own.config, section), key)
         while (value := value // 2) >= least:
             yield {f"{section}.{key}": value}
 
     return steps
 
 
-def _training(section: str) -> Callable[[Config], Iterator[dict[str, Any]]]:
+def _training(section: str) -> Change:
     """Settings that take less and less memory, with what costs the least time first."""
 
-    def steps(config: Config) -> Iterator[dict[str, Any]]:
-        train = getattr(config, section)
-        for ds_config in dict.fromkeys((train.ds_config, "zero3_offload_optimizer", "zero3_offload")):
+    def steps(own: Setting) -> Iterator[dict[str, Any]]:
+        train = getattr(own.config, section)
+        offloads = ("zero3_offload_optimizer", "zero3_offload") if own.machines.hardware.gpu else ()
+        for ds_config in dict.fromkeys((train.ds_config, *offloads)):
             for mode in dict.fromkeys((train.reference_mode, "cached")):
                 for recomputed in ("selective", True):
                     tokens = train.micro_batch_tokens
@@ -89,17 +93,23 @@ def _training(section: str) -> Callable[[Config], Iterator[dict[str, Any]]]:
     return steps
 
 
-def _more_gpus(config: Config) -> Iterator[dict[str, Any]]:
-    for gpus in (2, 4, 8):
-        if config.generate.backend == "vllm" and gpus > config.generate.tensor_parallel_size:
+def engine_sizes(own: Setting) -> list[int]:
+    """How many GPUs an engine of vLLM may have: as many as a node at most, in equal parts of the attention heads."""
+    return [gpus for gpus in (1, 2, 4, 8) if gpus <= own.machines.per_node and own.shape.heads % gpus == 0]
+
+
+def _more_gpus(own: Setting) -> Iterator[dict[str, Any]]:
+    generate = own.config.generate
+    for gpus in engine_sizes(own):
+        if generate.backend == "vllm" and gpus > generate.tensor_parallel_size:
             yield {"generate.tensor_parallel_size": gpus}
 
 
-def _one_model(_config: Config) -> Iterator[dict[str, Any]]:
+def _one_model(_own: Setting) -> Iterator[dict[str, Any]]:
     yield {"ray.one_model_at_a_time": True}
 
 
-_SMALLER: dict[str, tuple[Callable[[Config], Iterator[dict[str, Any]]], ...]] = {
+_SMALLER: dict[str, tuple[Change, ...]] = {
     "generate": (_more_gpus, _halves("generate", "batch_size", 1)),
     "evaluate": (_halves("generate", "batch_size", 1), _one_model),
     "score": (_halves("score", "batch_tokens", 1024), _one_model),

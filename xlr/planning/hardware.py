@@ -1,5 +1,6 @@
 """Kinds of processors: their memory, rates and price. From data sheets, the site profile, or the machine itself."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,13 +108,20 @@ def of_gpu(name: str) -> Hardware:
     Raises:
         UserError: it has none.
     """
-    profile = next((PROFILES[own] for part, own in _PARTS.items() if part in name), None)
+    profile = next((PROFILES[own] for part, own in _PARTS.items() if re.search(rf"\b{part}\b", name)), None)
     if profile is None:
         raise UserError(
             f"{name}: no profile has this GPU; describe it in slurm.hardware of the site profile: memory_gb, tflops, "
             "bandwidth_gb"
         )
     return profile
+
+
+def gpus_here() -> int:
+    """The number of GPUs of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def this_machine() -> Hardware:
@@ -128,7 +136,8 @@ def this_machine() -> Hardware:
     import torch
 
     if torch.cuda.is_available():
-        return of_gpu(torch.cuda.get_device_name(0))
+        found = of_gpu(torch.cuda.get_device_name(0))
+        return replace(found, memory=torch.cuda.get_device_properties(0).total_memory)
 
     def fastest(work: "torch.Tensor", times: int) -> float:
         seconds = []

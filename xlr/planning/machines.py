@@ -8,6 +8,8 @@ from xlr.records import DType
 
 MARGIN = 3 * GB
 """Of a GPU: its context, NCCL, cuBLAS, and the allocator's fragments."""
+_FLOAT32 = 1 / 15
+"""Of a GPU's rate in bfloat16, that of products in float32 without TF32: 67 of 989 TFLOP/s on an H100."""
 PROCESS = 0.6 * GB
 """Of a process on CPUs: interpreter and libraries."""
 
@@ -54,10 +56,11 @@ class Machines:
         """Bytes that one process may take."""
         return self.hardware.memory if self.hardware.gpu else self.hardware.memory / self.per_node
 
-    @property
-    def rate(self) -> float:
-        """Peak operations a second of one process."""
-        return self.hardware.rate if self.hardware.gpu else self.hardware.rate / self.per_node
+    def rate_in(self, width: int) -> float:
+        """Peak operations a second of one process, with weights of so many bytes."""
+        if not self.hardware.gpu:
+            return self.hardware.rate / self.per_node
+        return self.hardware.rate * (_FLOAT32 if width == FP32 else 1.0)
 
     @property
     def bandwidth(self) -> float:

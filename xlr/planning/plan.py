@@ -14,10 +14,11 @@ _UNMEASURED, _MEASURED = 0.35, 0.15
 """How far the time of a stage may lie from its estimate: from rates of data sheets, and after a finished iteration."""
 
 
-def make(planner: Planner, limit_of: Callable[[Stage], int | None]) -> Plan:
+def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: bool = True) -> Plan:
     """Plan all stages of a run.
 
     Args:
+        ran_there: whether finished stages ran on the planned machines, so that their times correct those that follow.
         limit_of: the time limit of the job that a stage runs in, in seconds; None if it has none.
     """
     plans: list[StagePlan] = []
@@ -26,9 +27,9 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None]) -> Plan:
     for stage in planner.stages:
         own, estimate = planner.setting(stage), planner.estimate(stage)
         found = _stage_plan(stage, own, estimate, corrections.get(stage.name), _took(planner.context, stage))
-        if found["took"] is not None:
+        if found["took"] is not None and ran_there:
             corrections[stage.name] = found["took"] / max(estimate.seconds + estimate.fixed, 1e-9)
-        else:
+        if found["took"] is None:
             problems += fits.problems(stage, own, estimate, limit_of(stage))
         plans.append(found)
     used = planner.setting(planner.stages[0]).machines.hardware
@@ -57,7 +58,7 @@ def _stage_plan(
     machines, factor = own.machines, correction or 1.0
     spread = _UNMEASURED if correction is None else _MEASURED
     seconds = factor * (estimate.seconds + estimate.fixed)
-    hours = seconds / 3600 * (machines.count if machines.hardware.gpu else machines.nodes)
+    hours = (seconds if took is None else took) / 3600 * (machines.count if machines.hardware.gpu else machines.nodes)
     price = machines.hardware.price
     return {
         "stage": str(stage),

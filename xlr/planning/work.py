@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from xlr.languages import ENGLISH
 from xlr.maths import memory, operations
 from xlr.maths.batching import micro_batches
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS
 from xlr.maths.memory import FP32, Shape, Zero
 from xlr.planning.lengths import Lengths
 from xlr.planning.machines import Machines
-from xlr.records import START, ModelKey
+from xlr.records import START, DType, ModelKey
 from xlr.settings.config import Config
 from xlr.settings.trainconfig import TrainConfig
 from xlr.zero.dsconfig import policy_config
@@ -106,11 +107,11 @@ def _sampled(own: Setting, rows: Sequence[tuple[Lengths, int]], most: int) -> Es
     mean, prompt = tokens / count, sum(number * one.prompt for one, number in rows) / count
     keys = sum(n * operations.keys_of_answers(one.prompt, one.response, 1) for one, n in rows)
     work = operations.forward(shape, tokens + count * prompt, keys)
-    rate = machines.rate * machines.shares.products
+    rate = machines.rate_in(width) * machines.shares.products
     load = machines.shares.start_seconds + own.weights / machines.shares.load_rate
     if own.config.generate.backend == "vllm":
-        engines = max(machines.count // own.config.generate.tensor_parallel_size, 1)
-        parallel = machines.count / engines
+        parallel = own.config.generate.tensor_parallel_size
+        engines = max(machines.count // parallel, 1)
         wanted = min(own.config.generate.max_num_seqs, max(count // engines, 1))
         needed, held = _engine_memory(own, parallel, int(prompt) + most, prompt + _ON_THE_WAY * mean)
         slots = min(wanted, held)
@@ -147,22 +148,36 @@ def _engine_memory(own: Setting, gpus: float, most: int, mean: float) -> tuple[d
 
 
 def _score(own: Setting) -> Estimate:
-    samples = own.config.generate.num_samples
-    asked = [(one.asked, one.response, samples, one.prompts) for one in own.lengths.values()]
-    found = _scored(own, asked, 2)
-    tokens = sum(one.prompts * samples * one.response for one in own.lengths.values())
+    samples, translating = own.config.generate.num_samples, own.config.score.reward == "translate"
+    known = [one for lang, one in own.lengths.items() if not (translating and lang == ENGLISH)]
+    found = _scored(own, [(one.asked, one.response, samples, one.prompts) for one in known], 2)
+    if translating:
+        # Each response is the prompt of its translation, which is as long.
+        texts = [(replace(one, prompt=one.prompt + one.response), one.prompts * samples) for one in known]
+        translated = _sampled(own, texts, own.config.generate.max_new_tokens)
+        found = replace(
+            found,
+            operations=found.operations + translated.operations,
+            seconds=found.seconds + translated.seconds,
+            fixed=found.fixed + translated.fixed,
+            memory=max(found.memory, translated.memory, key=lambda needed: sum(needed.values())),
+        )
+    tokens = sum(one.prompts * samples * one.response for one in known)
     return replace(found, tokens=tokens, disk=tokens * _SCORE_BYTES)
 
 
-def _scored(own: Setting, asked: Sequence[tuple[float, float, int, float]], models: int) -> Estimate:
+def _scored(
+    own: Setting, asked: Sequence[tuple[float, float, int, float]], models: int, dtype: DType | None = None
+) -> Estimate:
     """Answers scored after their prompts.
 
     Args:
         asked: tokens of a prompt, of each answer, the number of answers, the number of such prompts.
         models: that score them.
+        dtype: the precision; None is that of scoring.
     """
     machines, shape = own.machines, own.shape
-    width = machines.width(own.config.scoring_dtype)
+    width = machines.width(dtype or own.config.scoring_dtype)
     tokens = sum(count * (prompt + answers * answer) for prompt, answer, answers, count in asked)
     keys = sum(count * operations.keys_of_answers(prompt, answer, answers) for prompt, answer, answers, count in asked)
     work = models * operations.forward(shape, tokens, keys)
@@ -171,7 +186,7 @@ def _scored(own: Setting, asked: Sequence[tuple[float, float, int, float]], mode
     return Estimate(
         tokens,
         work,
-        work / (machines.count * machines.rate * machines.shares.scoring),
+        work / (machines.count * machines.rate_in(width) * machines.shares.scoring),
         machines.shares.start_seconds + models * width * shape.parameters / machines.shares.load_rate,
         {**needed, "process": machines.beside},
     )
@@ -195,7 +210,8 @@ def _train_config(own: Setting) -> TrainConfig:
 
 
 def _reference(own: Setting) -> Estimate:
-    return replace(_scored(own, [(prompt, answer, 2, count) for prompt, answer, count in _pairs(own)], 1), disk=1e6)
+    asked = [(prompt, answer, 2, count) for prompt, answer, count in _pairs(own)]
+    return replace(_scored(own, asked, 1, own.config.model.dtype), disk=1e6)
 
 
 def _train(own: Setting) -> Estimate:
@@ -212,7 +228,7 @@ def _train(own: Setting) -> Estimate:
     work = once * (passes + (train.used_reference == "frozen"))
     slowest, micro_steps = _balance(train, pairs, machines.count)
     zero = zero_of(train, width, shape)
-    compute = work / tokens * slowest / (machines.rate * machines.shares.training)
+    compute = work / tokens * slowest / (machines.rate_in(width) * machines.shares.training)
     exchanged = _exchange_seconds(own, zero, micro_steps)
     hidden = min(_OVERLAPPED * exchanged, compute)
     update = 4 * FP32 * shape.parameters / machines.count / machines.bandwidth
@@ -222,7 +238,6 @@ def _train(own: Setting) -> Estimate:
     checkpoint = memory.CHECKPOINT_BYTES * shape.parameters
     saves = seconds / 60 / train.save_minutes if train.save_minutes else 0.0
     saves = max(saves, steps / train.save_steps if train.save_steps else 0.0)
-    fixed = machines.shares.start_seconds + models * own.weights / machines.shares.load_rate
     needed = memory.peak(
         shape,
         machines.count,
@@ -236,8 +251,8 @@ def _train(own: Setting) -> Estimate:
     return Estimate(
         tokens,
         work,
-        seconds,
-        fixed + int(saves) * checkpoint / _SAVE_RATE,
+        seconds + int(saves) * checkpoint / _SAVE_RATE,
+        machines.shares.start_seconds + models * own.weights / machines.shares.load_rate,
         {**needed, "process": machines.beside},
         own.weights,
         (1 + train.save_total_limit if saves >= 2 else 1) * checkpoint,

@@ -17,6 +17,7 @@ from xlr.settings.schema import (
     OPERATIONAL,
     ByIteration,
     Ignored,
+    Later,
     Location,
     Section,
     Varying,
@@ -100,14 +101,14 @@ class PairConfig(Section):
     long on average."""
     upper_bound: ByIteration[Annotated[float, Field(ge=-1e9, le=1e9)] | None] = None
     """A response whose penalised reward reaches this is never chosen. null sets no bound."""
-    rejected: Literal["worst", "median", "nearest_mean", "quantile"] = "worst"
+    rejected: Annotated[Literal["worst", "median", "nearest_mean", "quantile"], Later.ADDED] = "worst"
     """Which response is rejected, of those with a lower penalised reward than the chosen one: the worst, the median,
     the one nearest to the mean of all, or the one at rejected_quantile."""
     rejected_quantile: Annotated[
-        float, Field(ge=0, le=1), Ignored("no quantile is asked for", unless=("rejected", "quantile"))
+        float, Field(ge=0, le=1), Ignored("no quantile is asked for", unless=("rejected", "quantile")), Later.ADDED
     ] = 0.25
     """With 0 the worst is rejected, with 1 the best of those that are worse than the chosen one."""
-    keep: ByIteration[Annotated[float, Field(gt=0, le=1)]] = 1.0
+    keep: Annotated[ByIteration[Annotated[float, Field(gt=0, le=1)]], Later.ADDED] = 1.0
     """Share of each language's pairs that is kept: those with the largest difference between the penalised rewards."""
 
 
@@ -365,10 +366,15 @@ def _plain(value: Any) -> Any:
 
 
 def deciding(section: Section, prefix: str) -> dict[str, Any]:
-    """The settings of a section that decide an artefact: all but paths, whose content is an input of the artefact."""
+    """The settings of a section that decide an artefact: all but paths, whose content is an input of the artefact.
+
+    A setting that is marked `Later` and has its default is left out, so that older run directories go on.
+    """
     paths = {Location.PATH, Location.HUB, Location.DATA}
     return {
         setting.dotted: setting.value
         for setting in walk(section, prefix)
-        if not setting.operational and not paths.intersection(marks(setting.field, Location))
+        if not setting.operational
+        and not paths.intersection(marks(setting.field, Location))
+        and not (marks(setting.field, Later) and setting.value == setting.default)
     }

@@ -99,7 +99,14 @@ ByIteration = Annotated[Value, Varying.BY_ITERATION, WrapValidator(_one_or_each)
 """A value, or a list of values: that of iteration 1, of iteration 2, and so on. The last holds for all that follow.
 Stages read it through `Config.at`, which picks the value of an iteration."""
 
-Mark = TypeVar("Mark", Location, Ignored, Lines, Varying)
+
+class Later(Enum):
+    """Marks a setting that run directories of earlier versions do not record, and whose default is what they did."""
+
+    ADDED = "added later"
+
+
+Mark = TypeVar("Mark", Location, Ignored, Lines, Varying, Later)
 
 
 def marks(field: FieldInfo, kind: type[Mark]) -> list[Mark]:

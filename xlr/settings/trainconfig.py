@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from xlr.settings.dataconfig import PreferencesConfig
-from xlr.settings.schema import OPERATIONAL, ByIteration, Ignored, Location, Section
+from xlr.settings.schema import OPERATIONAL, ByIteration, Ignored, Later, Location, Section
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 LossType = Literal[
@@ -41,16 +41,22 @@ class TrainConfig(Section):
     ] = 0.0
     """Assumed probability that a preference label is flipped. exo_pair needs more than 0; its paper takes 0.001."""
     simpo_gamma: Annotated[
-        float, Field(ge=0, le=1000), Ignored("only SimPO has a target margin", unless=("loss_type", "simpo"))
+        float,
+        Field(ge=0, le=1000),
+        Ignored("only SimPO has a target margin", unless=("loss_type", "simpo")),
+        Later.ADDED,
     ] = 0.5
     """Margin of the reward that SimPO aims at (gamma)."""
     discopop_tau: Annotated[
-        float, Field(ge=1e-3, le=1), Ignored("only DiscoPOP has this temperature", unless=("loss_type", "discopop"))
+        float,
+        Field(ge=1e-3, le=1),
+        Ignored("only DiscoPOP has this temperature", unless=("loss_type", "discopop")),
+        Later.ADDED,
     ] = 0.05
     """Temperature at which DiscoPOP changes from the logistic to the exponential loss."""
     nll_weight: ByIteration[Annotated[float, Field(ge=0, le=1000)]] = 1.0
     """Weight of the chosen response's mean negative log-likelihood per token, which is added to the preference loss."""
-    router_aux_loss_coef: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = "auto"
+    router_aux_loss_coef: Annotated[Annotated[float, Field(ge=0, le=1000)] | Literal["auto"], Later.ADDED] = "auto"
     """Coefficient of the load-balancing loss of a mixture of experts, which is added to DPO and NLL. auto takes the
     model's own from config.json if output_router_logits is true there, as TRL does. 0 trains without this loss."""
     reference: ByIteration[Literal["start", "initial"]] = "start"

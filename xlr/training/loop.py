@@ -8,7 +8,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -206,9 +206,10 @@ def _loop(
                 values |= trainer.evaluate()
             late = train.save_minutes > 0 and time.monotonic() - saved_at > 60 * train.save_minutes
             near = deadline.near(time.monotonic() - begun) and not last
-            stop, late, values["perf/peak_memory_gb"] = _agree(
-                request.received or near, late, peak_memory_gb(rank.device), rank.device
+            asked, near, late, values["perf/peak_memory_gb"] = _agree(
+                [request.received, near, late], peak_memory_gb(rank.device), rank.device
             )
+            stop = asked or near
             if log:
                 log.write(done, {"epoch": done / total * train.num_train_epochs, **values})
             for warning in watch.see(done, values, train.beta):
@@ -229,13 +230,13 @@ def _loop(
                     _tell(folder, deadline.save_seconds, ended - begun)
                 saved_at = time.monotonic()
             if stop:
-                why = "before the end of its job" if near else "on request"
+                why = "on request" if asked else "before the end of its job"
                 raise Preempted(f"{training.title}: ended {why} after step {done} of {total}; a checkpoint is saved")
     return values
 
 
 def _tell(checkpoint: Path, seconds: float, step_seconds: float) -> None:
-    """Print what a save cost. Warn if Slurm's signal before the time limit would come too late for it."""
+    """Print what a save cost. Warn if Slurm's signal would come too late for it."""
     gigabytes = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 1e9
     console.print(f"  saved a checkpoint of {gigabytes:.3g} GB in {duration(seconds)}")
     if "SLURM_JOB_ID" in os.environ and 2 * seconds + step_seconds > SAVING_SECONDS:
@@ -254,12 +255,12 @@ def _shown(rank: _Rank, first: int, checkpoints: Path) -> AbstractContextManager
     return progress.step(rank.training.title, {"": len(rank.steps)}, "steps", {"": first}, keep)
 
 
-def _agree(stop: bool, save: bool, peak_gb: float, device: torch.device) -> tuple[bool, bool, float]:
-    """Combine over ranks whether to stop, whether to save, and the highest peak memory, in one collective."""
-    state = torch.tensor([stop, save, peak_gb], dtype=torch.float64, device=device)
+def _agree(wishes: Sequence[bool], peak_gb: float, device: torch.device) -> tuple[bool, bool, bool, float]:
+    """Combine three wishes over ranks, true if any rank's is, and the highest peak memory, in one collective."""
+    state = torch.tensor([*wishes, peak_gb], dtype=torch.float64, device=device)
     dist.all_reduce(state, op=dist.ReduceOp.MAX)
-    any_stop, any_save, highest = state.tolist()
-    return bool(any_stop), bool(any_save), highest
+    first, second, third, highest = state.tolist()
+    return bool(first), bool(second), bool(third), highest
 
 
 def _export(rank: _Rank, trainer: Trainer, facts: TrainingFacts, last_metrics: Mapping[str, float]) -> None:
