@@ -103,11 +103,14 @@ def test_a_run_keeps_its_plan_and_its_status_shows_it(
     cli: Cli, large: dict[str, Any], write_config: Write, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    planned(cli, write_config(large), "--on", "h100")
+    large["slurm"] = {"gpus": 8, "hardware": "h100"}
+    planned(cli, write_config(large))
     assert not run.exists()
     run.mkdir()
     (run / "config.yaml").write_bytes(cli("config", write_config(large)).stdout.encode())
-    planned(cli, run, "--on", "h100")
+    kept = planned(cli, run)
+    planned(cli, run, "--on", "l40s:8")  # another plan, which is not the run's
+    assert json.loads((run / "plan.json").read_text()) == {key: kept[key] for key in kept if key != "settings"}
     shown = cli("status", run)
     assert shown.returncode == 0, shown.stderr
     assert "planned for what is left: " in shown.stdout
