@@ -32,3 +32,11 @@ def test_the_card_names_the_revision_apart_from_the_model_and_no_path_of_a_setti
 
 def test_the_card_of_the_align_stage_names_english_preferences() -> None:
     assert "aligned on English preferences" in model_card(0, "org/m", ["en"], {}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"), [("sigmoid", "DPO"), ("simpo", "simpo"), (("sigmoid", "hinge"), "DPO + hinge")]
+)
+def test_the_card_names_the_losses(loss: object, words: str) -> None:
+    text = model_card(1, "org/m", ["en"], {"train.loss_type": loss}, {}, {})
+    assert f"full fine-tuning with {words} and NLL by xlr" in text
