@@ -112,8 +112,10 @@ def _type(dotted: str, field: FieldInfo, schema: dict[str, Any]) -> str:
         link = f"[section](#{dotted.replace('.', '')}{'name' if schema.get('type') == 'object' else ''})"
         return f"{locations[0].value}, or {link}, or null" if locations else link
     if not locations:
-        each = [Varying.BY_ITERATION.value] if marks(field, Varying) else []
-        return ", ".join([_readable(schema), *each])
+        if marks(field, Varying):
+            *one, _each = schema["anyOf"]
+            return f"{_readable({'anyOf': one})}, {Varying.BY_ITERATION.value}"
+        return _readable(schema)
     text = f"mapping of names to: {locations[0].value}" if schema.get("type") == "object" else locations[0].value
     return f"{text}, or null" if field.default is None else text
 

@@ -77,6 +77,13 @@ def test_lists_are_kept_in_the_file_of_the_run(tmp_path: Path, cli: Cli) -> None
     assert config.train.beta == (0.1, 0.2)
 
 
+def test_the_schema_for_editors_has_the_lists() -> None:
+    bound = Config.model_json_schema()["$defs"]["PairConfig"]["properties"]["upper_bound"]
+    *one, each = bound["anyOf"]
+    assert each == {"type": "array", "items": {"anyOf": one}, "minItems": 1}
+    assert [own["type"] for own in one] == ["number", "null"]
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

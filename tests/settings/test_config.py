@@ -49,6 +49,7 @@ IGNORED = {
     "train.label_smoothing": (0.1, {"train": {"loss_type": ["ipo", "hinge"]}}),
     **{f"{stage}.simpo_gamma": (0.7, {}) for stage in ("align", "train")},
     **{f"{stage}.discopop_tau": (0.1, {}) for stage in ("align", "train")},
+    "pair.rejected_quantile": (0.5, {"pair": {"rejected": "median"}}),
     "generate.tensor_parallel_size": (2, {}),
     "generate.gpu_memory_utilization": (0.5, {}),
     "generate.max_num_seqs": (8, {}),

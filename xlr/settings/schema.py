@@ -94,8 +94,18 @@ def _one_or_each(value: Any, validate: Callable[[Any], Any]) -> Any:
     return tuple(map(validate, value))
 
 
+class _ListToo:
+    """Adds a list of values to the JSON schema of one."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        one = handler(schema)
+        return {"anyOf": [*one.get("anyOf", [one]), {"type": "array", "items": one, "minItems": 1}]}
+
+
 Value = TypeVar("Value")
-ByIteration = Annotated[Value, Varying.BY_ITERATION, WrapValidator(_one_or_each), PlainSerializer(lambda value: value)]
+ByIteration = Annotated[
+    Value, Varying.BY_ITERATION, _ListToo(), WrapValidator(_one_or_each), PlainSerializer(lambda value: value)
+]
 """A value, or a list of values: that of iteration 1, of iteration 2, and so on. The last holds for all that follow.
 Stages read it through `Config.at`, which picks the value of an iteration."""
 
