@@ -24,7 +24,7 @@ from xlr.pipeline import Stage
 from xlr.planning import hardware
 from xlr.planning.machines import Machines
 from xlr.planning.planner import Planner
-from xlr.planning.work import Estimate
+from xlr.planning.work import ESTIMATES, Estimate
 from xlr.run.context import Context
 from xlr.settings.config import Config
 from xlr.shipped import RECIPES
@@ -73,7 +73,7 @@ def compare(work: Path, name: str, given: dict[str, Any], machine: hardware.Hard
     path = work / f"{name}.yaml"
     path.write_text(yaml.safe_dump(given), encoding="utf-8")
     planner = Planner(Context(Config.model_validate(given)), lambda _: Machines(machine))
-    planned = planner.estimate(Stage("align", 0))
+    planned = ESTIMATES["align"](planner.setting(Stage("align", 0)))
     stages = ["reference", "align"] if given["align"]["reference_mode"] == "cached" else ["align"]
     for stage in stages:
         iteration = ["--iteration", "0"] if stage == "reference" else []
@@ -119,14 +119,14 @@ def main() -> None:
             step = one.planned.seconds / STEPS
             probe = probe or one.step_seconds / step
             own = {
-                "memory_error": error(sum(one.planned.memory.values()), one.memory),
+                "memory_error": error(one.planned.peak, one.memory),
                 "time_error": error(probe * step, one.step_seconds),
                 "disk_error": error(one.planned.disk, one.disk),
             }
             for key, value in own.items():
                 errors[key].append(abs(value))
             print(
-                f"{name:40} {sum(one.planned.memory.values()) / 1e9:10.2f} {one.memory / 1e9:6.2f} "
+                f"{name:40} {one.planned.peak / 1e9:10.2f} {one.memory / 1e9:6.2f} "
                 f"{own['memory_error']:+6.0%}  {one.step_seconds:9.2f} {own['time_error']:+6.0%}  "
                 f"{own['disk_error']:+6.1%}",
                 flush=True,

@@ -129,7 +129,12 @@ def test_a_heavy_dependency_has_one_home(library: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "modules", ["", "from xlr import pipeline, stages; list(map(pipeline._module, stages.STAGES)); "]
+    "modules",
+    [
+        "",
+        "from xlr import pipeline, stages; list(map(pipeline._module, stages.STAGES)); ",
+        "from xlr.findings import status; from xlr.jobs import submission; from xlr.planning import planfile; ",
+    ],
 )
 def test_looking_at_a_run_loads_nothing_heavy(modules: str) -> None:
     """Help needs the commands alone; what shows or plans a run needs the modules of its stages as well."""

@@ -70,7 +70,7 @@ def plan(
             console.print(f"Fastest settings that fit: {' '.join(changed(context.config, chosen))}")
     if write:
         planned = Context(overridden(context.config, chosen))
-        plans = planning.make(Planner(planned, used, response_tokens), limit_of)["stages"]
+        plans = planning.make(Planner(planned, used, response_tokens), limit_of, ran_there=on is None)["stages"]
         _write(write, planned.config, choose.limits(plans, graph.kinds_of_stages(slurm).__getitem__))
         print(f"{write}: written", file=sys.stderr)
 

@@ -22,8 +22,6 @@ from xlr.jobs import graph as jobs
 from xlr.jobs import machines
 from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
-from xlr.planning import plan as planning
-from xlr.planning.planner import Planner
 from xlr.run.context import Context
 from xlr.run.files import read_json, sealed, write_json, write_text
 from xlr.settings.configfile import load_site
@@ -96,6 +94,9 @@ def _not_fitting(context: Context, slurm: SlurmConfig) -> list[str]:
     """What does not fit the GPUs that the site profile names, by the plan; or why there is none."""
     if slurm.hardware is None:
         return []
+    from xlr.planning import plan as planning  # imports torch
+    from xlr.planning.planner import Planner
+
     try:
         planner = Planner(context, machines.of_jobs(context.config, slurm))
         return planning.make(planner, machines.limits(slurm))["problems"]

@@ -55,7 +55,7 @@ class Shape:
 
     @property
     def active(self) -> int:
-        """Parameters that a token is multiplied with: those of the layers that it meets, and the output layer."""
+        """Parameters that multiply a token: those of all layers, without the experts that it skips, and the head."""
         return self.layers * (self.active_parameters or self.layer) + self.embedding
 
     @property

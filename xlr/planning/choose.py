@@ -52,10 +52,9 @@ def _fastest(
     best: tuple[float, dict[str, Any]] | None = None
     for overrides in ({}, *candidates):
         estimate = estimated(replace(own, config=overridden(own.config, overrides)))
-        seconds = estimate.seconds + estimate.fixed
-        fits = sum(estimate.memory.values()) <= _ROOM * own.machines.memory and not estimate.note
-        if fits and (best is None or seconds < _NOISE * best[0]):
-            best = seconds, overrides
+        fits = estimate.peak <= _ROOM * own.machines.memory and not estimate.note
+        if fits and (best is None or estimate.duration < _NOISE * best[0]):
+            best = estimate.duration, overrides
     return best[1] if best else {}
 
 
@@ -71,8 +70,7 @@ def _training(section: str) -> Iterator[dict[str, Any]]:
 def _with_reference(section: str, own: Setting) -> Estimate:
     """A training, with the time of the stage that caches its reference."""
     estimate = ESTIMATES[section](own)
-    train = own.config.align if section == "align" else own.config.train
-    if train.used_reference != "cached":
+    if own.training.used_reference != "cached":
         return estimate
     reference = ESTIMATES["reference"](own)
     return replace(estimate, seconds=estimate.seconds + reference.seconds, fixed=estimate.fixed + reference.fixed)

@@ -14,7 +14,7 @@ Change = Callable[[Setting], Iterator[dict[str, Any]]]
 
 def problems(stage: Stage, own: Setting, estimate: Estimate, limit: int | None) -> Iterator[str]:
     """What does not fit a stage's machines or its time limit, each with a remedy."""
-    needed, room = sum(estimate.memory.values()), own.machines.memory
+    needed, room = estimate.peak, own.machines.memory
     if needed > room:
         yield (
             f"{stage}: needs {needed / 1e9:.1f} GB of the {room / 1e9:.1f} GB of a {own.machines.hardware.name}; "
@@ -33,7 +33,7 @@ def remedy(stage: Stage, own: Setting) -> str:
     for change in _SMALLER.get(stage.name, ()):
         for overrides in change(own):
             smaller = replace(own, config=overridden(own.config, overrides))
-            if sum(ESTIMATES[stage.name](smaller).memory.values()) <= own.machines.memory:
+            if ESTIMATES[stage.name](smaller).peak <= own.machines.memory:
                 return f"it fits with {' '.join(changed(own.config, overrides))}{_on_host(own, overrides)}"
     return "no setting of xlr makes it fit: take GPUs with more memory, or more of them"
 
@@ -75,7 +75,7 @@ def _training(section: str) -> Change:
     """Settings that take less and less memory, with what costs the least time first."""
 
     def steps(own: Setting) -> Iterator[dict[str, Any]]:
-        train = getattr(own.config, section)
+        train = own.training
         offloads = ("zero3_offload_optimizer", "zero3_offload") if own.machines.hardware.gpu else ()
         for ds_config in dict.fromkeys((train.ds_config, *offloads)):
             for mode in dict.fromkeys((train.reference_mode, "cached")):

@@ -14,7 +14,7 @@ HERE = "here"
 
 @dataclass(frozen=True)
 class Hardware:
-    """One GPU, or all CPUs of a node. Rates are those of the data sheet: peak, dense, in bfloat16 on GPUs."""
+    """One GPU, or all CPUs of a node. A GPU has the peak rates of its data sheet: dense products in bfloat16."""
 
     name: str
     memory: float

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from xlr.data.preferences import Preference
 from xlr.languages import ENGLISH
@@ -13,7 +14,8 @@ from xlr.run.manifests import read_manifest
 
 ASSUMED = 400
 """Tokens of a response in English where nothing is known. Other languages have more, as their prompts have."""
-_COUNTED = 100  # prompts of a language that are tokenised
+_COUNTED = 100  # prompts or preferences of a language that are tokenised
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ def lengths(context: Context, iteration: int, assumed: float | None = None) -> t
     return found, source
 
 
-def _some(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Some prompts from all over a language's."""
-    return list(prompts[:: max(len(prompts) // _COUNTED, 1)])[:_COUNTED]
+def _some(rows: Sequence[Row]) -> Sequence[Row]:
+    """At most `_COUNTED` rows, from everywhere among them."""
+    return rows[:: max(len(rows) // _COUNTED, 1)][:_COUNTED]
 
 
 def _mean(context: Context, asked: Sequence[Conversation]) -> float:
@@ -83,7 +85,7 @@ def mean_tokens(context: Context, prompts: Sequence[Prompt]) -> float:
 
 def of_preferences(context: Context, preferences: Sequence[Preference]) -> Lengths:
     """The mean lengths of preferences and their number; a response is the chosen or the rejected one."""
-    some = preferences[:: max(len(preferences) // _COUNTED, 1)][:_COUNTED]
+    some = _some(preferences)
     encoder = context.encoder
     prompt = statistics.fmean(len(encoder.prompt_of(one.prompt)) for one in some)
     answers = encoder.responses([text for one in some for text in (one.chosen, one.rejected)])

@@ -6,7 +6,7 @@ from xlr.pipeline import Stage
 from xlr.planning import fits
 from xlr.planning.planfile import Plan, StagePlan, Totals
 from xlr.planning.planner import Planner
-from xlr.planning.work import Estimate, Setting
+from xlr.planning.work import ESTIMATES, Estimate, Setting
 from xlr.run.context import Context
 from xlr.run.manifests import read_manifest
 
@@ -18,17 +18,18 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
     """Plan all stages of a run.
 
     Args:
-        ran_there: whether finished stages ran on the planned machines, so that their times correct those that follow.
         limit_of: the time limit of the job that a stage runs in, in seconds; None if it has none.
+        ran_there: whether finished stages ran on the planned machines, so that their times correct those that follow.
     """
     plans: list[StagePlan] = []
     problems: list[str] = []
     corrections: dict[str, float] = {}
     for stage in planner.stages:
-        own, estimate = planner.setting(stage), planner.estimate(stage)
+        own = planner.setting(stage)
+        estimate = ESTIMATES[stage.name](own)
         found = _stage_plan(stage, own, estimate, corrections.get(stage.name), _took(planner.context, stage))
         if found["took"] is not None and ran_there:
-            corrections[stage.name] = found["took"] / max(estimate.seconds + estimate.fixed, 1e-9)
+            corrections[stage.name] = found["took"] / max(estimate.duration, 1e-9)
         if found["took"] is None:
             problems += fits.problems(stage, own, estimate, limit_of(stage))
         plans.append(found)
@@ -57,7 +58,7 @@ def _stage_plan(
 ) -> StagePlan:
     machines, factor = own.machines, correction or 1.0
     spread = _UNMEASURED if correction is None else _MEASURED
-    seconds = factor * (estimate.seconds + estimate.fixed)
+    seconds = factor * estimate.duration
     hours = (seconds if took is None else took) / 3600 * (machines.count if machines.hardware.gpu else machines.nodes)
     price = machines.hardware.price
     return {

@@ -8,7 +8,7 @@ from xlr.pipeline import Stage
 from xlr.planning.lengths import ASSUMED, Lengths, lengths, mean_tokens, of_preferences
 from xlr.planning.machines import Machines
 from xlr.planning.shapes import read_shape
-from xlr.planning.work import ESTIMATES, Estimate, Setting
+from xlr.planning.work import Setting
 from xlr.records import INITIAL, START
 from xlr.run.context import Context
 
@@ -40,7 +40,7 @@ class Planner:
         self._compared = [of_preferences(context, [one.own for one in own]) for own in sets.values()]
 
     def lengths(self, iteration: int) -> tuple[dict[str, Lengths], str]:
-        """The lengths of an iteration; that of the start has those of the first."""
+        """The lengths in each language of an iteration. Iteration 0 samples nothing; it gets those of iteration 1."""
         iteration = max(iteration, 1)
         if iteration not in self._lengths:
             self._lengths[iteration] = lengths(self.context, iteration, self._assumed)
@@ -59,10 +59,6 @@ class Planner:
             self._compared,
             self._machines_of(stage),
         )
-
-    def estimate(self, stage: Stage) -> Estimate:
-        """What a stage takes."""
-        return ESTIMATES[stage.name](self.setting(stage))
 
     def _questions(self) -> Iterator[Lengths]:
         """Held-out prompts. Their answers are expected to be as long as those of training prompts."""

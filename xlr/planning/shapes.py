@@ -55,7 +55,7 @@ def read_shape(model: str) -> Shape:
 
 
 def _parameters(causal_lm: Any) -> tuple[int, int]:
-    """The parameters of all layers, and those of them that are in experts."""
+    """The number of parameters in all layers, and how many of these are in experts."""
     by_place: defaultdict[bool, int] = defaultdict(int)
     for name, one in causal_lm.named_parameters():
         if _LAYER.search(name):

@@ -43,7 +43,7 @@ class Estimate:
     seconds: float = 0.0
     """In proportion to its work."""
     fixed: float = 0.0
-    """Seconds of starting processes, opening models, saving."""
+    """Seconds of starting processes and opening models."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """Bytes of one process at its peak, by component; empty if the stage needs next to none."""
     disk: float = 0.0
@@ -54,6 +54,16 @@ class Estimate:
     """Seconds of the smallest part of its work that is kept when a job ends: a task of a worker, or a training step and
     its checkpoint."""
     note: str = ""
+
+    @property
+    def duration(self) -> float:
+        """Seconds from its start to its end."""
+        return self.seconds + self.fixed
+
+    @property
+    def peak(self) -> float:
+        """Bytes of one process at its peak."""
+        return sum(self.memory.values())
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,11 @@ class Setting:
     compared: Sequence[Lengths]
     """Of held-out preferences, in each language."""
     machines: Machines
+
+    @property
+    def training(self) -> TrainConfig:
+        """The settings of its training: of the align stage at the start, else of an iteration."""
+        return self.config.align if self.iteration == START else self.config.train
 
     @property
     def chunk(self) -> int:
@@ -160,7 +175,7 @@ def _score(own: Setting) -> Estimate:
             operations=found.operations + translated.operations,
             seconds=found.seconds + translated.seconds,
             fixed=found.fixed + translated.fixed,
-            memory=max(found.memory, translated.memory, key=lambda needed: sum(needed.values())),
+            memory=max(found, translated, key=lambda part: part.peak).memory,
         )
     tokens = sum(one.prompts * samples * one.response for one in known)
     return replace(found, tokens=tokens, disk=tokens * _SCORE_BYTES)
@@ -205,17 +220,13 @@ def _pairs(own: Setting) -> list[tuple[float, float, float]]:
     return [(one.prompt, one.response, _PAIRED * one.prompts) for one in own.lengths.values()]
 
 
-def _train_config(own: Setting) -> TrainConfig:
-    return own.config.align if own.iteration == START else own.config.train
-
-
 def _reference(own: Setting) -> Estimate:
     asked = [(prompt, answer, 2, count) for prompt, answer, count in _pairs(own)]
     return replace(_scored(own, asked, 1, own.config.model.dtype), disk=1e6)
 
 
 def _train(own: Setting) -> Estimate:
-    train, machines, shape, width = _train_config(own), own.machines, own.shape, own.width
+    train, machines, shape, width = own.training, own.machines, own.shape, own.width
     pairs = _pairs(own)
     count = sum(number for _, _, number in pairs)
     steps = max(math.ceil(count / train.global_batch_size) * train.num_train_epochs, 1)
@@ -305,7 +316,7 @@ def _exchange_seconds(own: Setting, zero: Zero, micro_steps: int) -> float:
     reduced for each micro-step. With hpZ the backward pass gathers them within the node. In stage 2 the weights are
     gathered once a step.
     """
-    ranks, frozen = own.machines.count, _train_config(own).used_reference == "frozen"
+    ranks, frozen = own.machines.count, own.training.used_reference == "frozen"
     if ranks == 1:
         return 0.0
     moved = own.weights * (ranks - 1) / ranks
@@ -331,7 +342,7 @@ def _evaluate(own: Setting) -> Estimate:
         sum(part.operations for part in parts),
         sum(part.seconds for part in parts),
         max(part.fixed for part in parts),
-        max((part.memory for part in parts), key=lambda needed: sum(needed.values())),
+        max(parts, key=lambda part: part.peak).memory,
         parts[0].tokens * (_RESPONSE_BYTES + _SCORE_BYTES),
     )
 

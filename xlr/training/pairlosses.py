@@ -14,7 +14,7 @@ from xlr.maths import losses
 from xlr.maths.noise import AtZero
 from xlr.settings.trainconfig import LossType, TrainConfig
 
-# Their log-probabilities are averaged over each response's tokens; those of the others are summed.
+# These losses take the mean log-probability of a response's tokens. The other losses take the sum.
 AVERAGED: frozenset[LossType] = frozenset({"ipo", "sigmoid_norm", "simpo"})
 
 # Of the log-ratios of chosen and rejected. The other losses are of their difference, but for SimPO.
