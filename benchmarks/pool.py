@@ -24,7 +24,7 @@ import psutil
 
 import xlr.model.worker
 from xlr import detection
-from xlr.records import SampleSettings, SampleTask, Scored, ScoreTask, Task
+from xlr.records import Message, SampleSettings, SampleTask, Scored, ScoreTask, Task
 from xlr.rewarding import responses, room, scores
 from xlr.run.context import Context
 from xlr.run.files import remove, write_text
@@ -78,9 +78,10 @@ class Encoder:
 
     name = "none"
 
-    def prompt(self, text: str) -> tuple[int, ...]:
+    def prompt_of(self, messages: list[Message]) -> tuple[int, ...]:
         """`PROMPT_TOKENS` tokens."""
-        return tuple((len(text) + position) % VOCABULARY for position in range(PROMPT_TOKENS))
+        first = len(messages[-1]["content"])
+        return tuple((first + position) % VOCABULARY for position in range(PROMPT_TOKENS))
 
     def responses(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """`SCORED_TOKENS` tokens each. Equal tokens are one object, as with a real tokenizer."""
@@ -93,6 +94,18 @@ class Encoder:
     def decode(self, _token_ids: list[int]) -> str:
         """About 2,000 characters of Spanish."""
         return TEXT
+
+    def thought(self, _text: str) -> str:
+        """Nothing: the model does not think."""
+        return ""
+
+    def beginning(self, _thought: str) -> tuple[int, ...]:
+        """Nothing that a response begins with."""
+        return ()
+
+    def may_exceed(self, _texts: Sequence[str], _limit: int) -> bool:
+        """Never."""
+        return False
 
     def stop_ids(self, _also: tuple[int, ...]) -> list[int]:
         """One."""

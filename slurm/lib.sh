@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Functions of the job scripts, which set $run and $iteration. What differs between clusters is in environment.sh, which
-# `xlr submit` writes: $python, $container, $srun_options, $max_restarts and the commands of slurm.setup.
+# `xlr submit` writes: $python, $container, $srun_options, $max_restarts, $reuses and the commands of slurm.setup.
 # shellcheck disable=SC2154,SC1091
 source "$run/slurm/environment.sh"
 

@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,3 +212,27 @@ def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless."""
+    chromium = shutil.which("chromium") or missing("chromium is not installed (Debian's package of that name)")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def violations(page: Any) -> list[tuple[str, str]]:
+    """Violations of the accessibility rules: rule and element."""
+    import axe_playwright_python
+
+    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']})")
+    assert found["passes"]
+    return [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]]

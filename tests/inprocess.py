@@ -7,9 +7,15 @@ from typing import Any
 
 from xlr.cluster.raypool import Pool
 from xlr.model.worker import Worker
+from xlr.pipeline import Stage
 from xlr.records import DType, Task
 from xlr.run.context import Context
+from xlr.run.files import write_text
+from xlr.run.manifests import read_manifest
+from xlr.settings import configfile
 from xlr.settings.config import Config
+
+ANNOTATION = (Stage("generate", 1), Stage("score", 1), Stage("pair", 1))
 
 
 class StoppedError(Exception):
@@ -54,3 +60,31 @@ def opened(config: Config, run: Path, fail_after: int = 10**9) -> Context:
     context = Context(config.model_copy(update={"run_dir": str(run)}))
     context.__dict__["pool"] = LocalPool(context.config, fail_after)
     return context
+
+
+def made(config: Config, run: Path) -> Context:
+    """A run with everything up to its pairs."""
+    context = opened(config, run)
+    context.run.create()
+    write_text(run / "config.yaml", configfile.dump(context.config))
+    for stage in ANNOTATION:
+        if stage.artifact(context).manifest() is None:
+            stage.module.make(context, stage.iteration)
+            context = opened(config, run)
+    return context
+
+
+def with_settings(config: Config, **sections: Any) -> Config:
+    tree = config.model_dump(mode="json")
+    for name, value in sections.items():
+        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+    return Config.model_validate(tree)
+
+
+def digests(context: Context) -> dict[str, str]:
+    found = {str(stage): read_manifest(stage.artifact(context).folder) for stage in ANNOTATION}
+    return {name: manifest["digest"] for name, manifest in found.items() if manifest}
+
+
+def inodes(run: Path, pattern: str) -> dict[str, int]:
+    return {str(path.relative_to(run)): path.stat().st_ino for path in run.glob(pattern)}

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "xlr"
 LAYERS: list[set[str]] = [
     {"__main__"},
     {"commands", "api"},
+    {"sweep"},
     {"jobs", "report"},
     {"findings"},
     {"planning"},

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.records import ModelKey
-from xlr.run import identity
+from xlr.run import identity, sharing
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, tidy, write_text
@@ -113,7 +113,20 @@ def holding(context: Context, plan: Sequence[Stage], accept: Collection[str] = (
         for folder in (context.run.path, context.run.path / "slurm"):
             tidy(folder)
         _record(context, plan)
+        _take_over(context, plan)
         yield
+
+
+def _take_over(context: Context, plan: Sequence[Stage]) -> None:
+    """Take over what the runs in `reuse` have finished of this run, but not stages that another process works on."""
+    for stage in stages(context.config) if context.config.reuse else ():
+        artifact = stage.artifact(context)
+        if artifact.manifest() is None:
+            try:
+                with lease.held(context.run.leases, [] if stage in plan else [artifact.title]):
+                    sharing.take_over(artifact, context.config.reuse)
+            except lease.InUseError:
+                continue
 
 
 def _record(context: Context, plan: Sequence[Stage]) -> None:
@@ -162,10 +175,17 @@ def check(context: Context) -> None:
 
 
 def execute(context: Context, stage: Stage) -> None:
-    """Run a stage, unless it is finished according to its manifest."""
+    """Run a stage, unless it is finished according to its manifest, or a run in `reuse` has made the same."""
     if done(context, stage):
         console.print(f"{stage}: done already")
         return
+    artifact, shared = stage.artifact(context), context.config.reuse
+    with sharing.alone(artifact, shared):
+        if not sharing.take_over(artifact, shared):
+            _make(context, stage)
+
+
+def _make(context: Context, stage: Stage) -> None:
     console.print(f"{stage}")
     log = logging.FileHandler(context.run.log(stage.name, stage.iteration), encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -13,29 +13,16 @@ import pytest
 
 from tests import inprocess
 from tests.conftest import Cli, assert_refused, tiny_tree
+from tests.inprocess import ANNOTATION, digests, inodes, made, with_settings
 from xlr.commands import changes, verify
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.pipeline import Stage, stages
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, sealed, write_json, write_text
-from xlr.run.manifests import manifest_path, read_manifest
+from xlr.run.manifests import manifest_path
 from xlr.settings import configfile
 from xlr.settings.config import Config
-
-ANNOTATION = (Stage("generate", 1), Stage("score", 1), Stage("pair", 1))
-
-
-def made(config: Config, run: Path) -> Context:
-    """A run with everything up to its pairs, made in this process."""
-    context = inprocess.opened(config, run)
-    context.run.create()
-    write_text(run / "config.yaml", configfile.dump(context.config))
-    for stage in ANNOTATION:
-        if stage.artifact(context).manifest() is None:
-            stage.module.make(context, stage.iteration)
-            context = inprocess.opened(config, run)
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +40,8 @@ def old(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Context:
     return made(config, tmp_path_factory.mktemp("old") / "run")
 
 
-def with_settings(config: Config, **sections: Any) -> Config:
-    tree = config.model_dump(mode="json")
-    for name, value in sections.items():
-        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
-    return Config.model_validate(tree)
-
-
-def digests(context: Context) -> dict[str, str]:
-    found = {str(stage): read_manifest(stage.artifact(context).folder) for stage in ANNOTATION}
-    return {name: manifest["digest"] for name, manifest in found.items() if manifest}
-
-
 def state(taken: list[changes.Taken]) -> dict[str, bool | list[str]]:
     return {str(own.stage): own.whole or own.languages for own in taken}
-
-
-def inodes(run: Path, pattern: str) -> dict[str, int]:
-    return {str(path.relative_to(run)): path.stat().st_ino for path in run.glob(pattern)}
 
 
 def test_another_training_setting_takes_over_the_whole_annotation(old: Context, config: Config, tmp_path: Path) -> None:

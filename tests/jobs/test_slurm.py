@@ -274,6 +274,51 @@ def test_the_doctor_reports_passed_and_failed_checks(cluster: SlurmCluster, tree
     assert "'/nowhere/python -m xlr' does not start; set slurm.setup, slurm.python or slurm.container" in second.stdout
 
 
+def test_a_sweep_annotates_once_and_trains_each_variant(
+    cluster: SlurmCluster, tree: dict[str, Any], shared: Path
+) -> None:
+    """Three variants on two nodes: one job annotates for all, and each trains on what it made."""
+    base = {name: value for name, value in tree.items() if name != "run_dir"}
+    base |= {"iterations": 1, "evaluate": {}, "slurm": tree["slurm"] | {"options": ["--hold"]}}
+    (shared / "sweep-base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    sweep = {"base": "sweep-base.yaml", "sweep_dir": str(shared / "sweep"), "at_once": 2}
+    variants = {"variants": {"loss": {"train.beta": 0.5}, "rate": {"train.learning_rate": 5e-4}}}
+    (shared / "sweep.yaml").write_text(yaml.safe_dump(sweep | variants), encoding="utf-8")
+    command = [sys.executable, "-m", "xlr", "sweep"]
+    sent = subprocess.run(
+        [*command, "submit", str(shared / "sweep.yaml")], capture_output=True, text=True, timeout=LONG
+    )
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    ids = dict(reversed(line.split("  ")) for line in sent.stdout.splitlines() if re.match(r"[0-9]+  ", line))
+    assert set(ids) == {"base/annotate-1", "base/train-1", "loss/train-1", "rate/train-1"}
+    refused = subprocess.run(
+        [*command, "submit", str(shared / "sweep.yaml")], capture_output=True, text=True, timeout=LONG
+    )
+    assert refused.returncode == 2
+    assert "its jobs are queued or running" in refused.stderr
+    subprocess.run(["scontrol", "release", *ids.values()], check=True)
+
+    def ended() -> bool:
+        found = [scheduler.job(number) for number in ids.values()]
+        return not any(state and state.active for state in found)
+
+    wait_until(ended, "the end of the sweep's jobs", 3 * LONG, PAUSE)
+    for name, number in ids.items():
+        run, job = name.split("/")
+        log = shared / "sweep" / run / "slurm" / "logs" / f"{job}-{number}.out"
+        state = scheduler.job(number)
+        assert state
+        assert state.state == "COMPLETED", f"{name}: {state}\n{log.read_text()}"
+    runs = [shared / "sweep" / name for name in ("base", "loss", "rate")]
+    pairs = [read_json(run / "iter1" / "pairs.manifest.json") for run in runs]
+    assert pairs[0] == pairs[1] == pairs[2], "annotated more than once"
+    assert len({read_json(run / "iter1" / "model.manifest.json")["digest"] for run in runs}) == 3
+    status = subprocess.run(
+        [*command, "status", str(shared / "sweep")], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert status.stdout.count("4 of 4 done") == 3, status.stdout
+
+
 def limit(job: str, minutes: int) -> None:
     """Change the time limit of a job, in minutes."""
     subprocess.run(["scontrol", "update", f"jobid={job}", f"timelimit={minutes}"], check=True)

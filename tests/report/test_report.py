@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Cli, assert_refused, missing
+from tests.conftest import Cli, assert_refused, violations
 from tests.report.conftest import HOSTILE, INSTRUCTIONS, collected, load
 from tests.rows import read_rows, reseal
 from xlr.evaluation import annotations, winrates
@@ -343,20 +342,6 @@ def test_a_folder_that_is_no_run_is_refused(run: Path, cli_here: Cli, tmp_path: 
     assert_refused(cli_here("report", run, "run", cwd=run.parent), "is named twice")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, headless."""
-    chromium = shutil.which("chromium") or missing("chromium is not installed (Debian's package of that name)")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("playwright is not installed")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.usefixtures("page")
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_the_page_is_accessible_and_fits_the_screen(run: Path, browser: Any, width: int, scheme: str) -> None:
@@ -378,16 +363,6 @@ def test_the_page_is_accessible_and_fits_the_screen(run: Path, browser: Any, wid
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert violations(page) == []
         assert len(trouble) == 1
-
-
-def violations(page: Any) -> list[tuple[str, str]]:
-    """Violations of the accessibility rules: rule and element."""
-    import axe_playwright_python
-
-    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']})")
-    assert found["passes"]
-    return [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]]
 
 
 def test_several_runs_with_long_names_fit_a_narrow_screen(run: Path, browser: Any, tmp_path: Path) -> None:

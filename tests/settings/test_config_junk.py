@@ -5,6 +5,7 @@ A new setting is tried here without a change of this file.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from xlr.foreign.texts import control_in
 from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.settings.schema import Lines, Location, marks
+from xlr.settings.slurmconfig import SlurmConfig
 
 SCHEMA = Config.model_json_schema()
 NEEDED = {"evaluate": {"prompts": {"path": "held"}}}
@@ -216,7 +218,7 @@ YAML_TEXTS = st.lists(
 def test_any_yaml_text_is_settings_or_refused(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     refused(lambda: configfile.load(path), str(path))
-    refused(lambda: configfile.load_site(path), str(path))
+    refused(lambda: configfile.load_section(path, SlurmConfig), str(path))
     refused(lambda: yamlfiles.parse(text, path), str(path))
 
 
@@ -336,7 +338,7 @@ def test_bad_yaml_is_refused_with_its_place_and_a_remedy(case: str, path: Path) 
     assert "secret" not in str(refused_.value)
 
 
-@pytest.mark.parametrize("load", [configfile.load, configfile.load_site])
+@pytest.mark.parametrize("load", [configfile.load, partial(configfile.load_section, section=SlurmConfig)])
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path, load: Callable[[Path], Any]) -> None:
     for words, path in no_files(tmp_path, "yaml").items():
         if path.name == "folder.yaml" and load is configfile.load:

@@ -1,4 +1,4 @@
-"""The commands that change one thing of a run: `xlr fork` and `xlr redo`."""
+"""The commands that change one thing of a run: `xlr fork`, `xlr redo` and `xlr reuse`."""
 
 import json
 import shlex
@@ -10,6 +10,7 @@ import typer
 from xlr.commands.stagecommands import (
     ModelOption,
     Overrides,
+    Source,
     YesOption,
     confirm,
     model_key,
@@ -21,7 +22,7 @@ from xlr.commands.stagecommands import (
 
 def add_change_commands(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (fork, redo):
+    for command in (fork, redo, reuse):
         app.command()(command)
 
 
@@ -61,3 +62,13 @@ def redo(
         confirm(f"xlr redo {source} {stage}")
     changes.forget(context, again)
     print(f"xlr run {shlex.quote(str(context.run.path))}")
+
+
+def reuse(source: Source, overrides: Overrides = None) -> None:
+    """Take over what the runs that the setting `reuse` names have made by now from the same settings and inputs."""
+    from xlr import pipeline
+
+    context = open_context(source, overrides)
+    with pipeline.holding(context, ()):
+        plan = pipeline.stages(context.config)
+        print(f"{context.run.path}: {sum(pipeline.done(context, stage) for stage in plan)} of {len(plan)} stages done")

@@ -26,6 +26,7 @@ from xlr.commands.stagecommands import (
     open_context,
     run_stages,
 )
+from xlr.commands.sweepcommands import sweep_app
 from xlr.commands.viewcommands import add_view_commands
 from xlr.errors import UserError
 from xlr.foreign.texts import shown
@@ -86,6 +87,7 @@ for _kind in STAGES:
     add_stage_command(app, _kind)
 add_change_commands(app)
 add_view_commands(app)
+app.add_typer(sweep_app, name="sweep")
 
 
 @app.command()

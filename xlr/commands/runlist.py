@@ -1,6 +1,7 @@
 """`xlr runs`: the runs in a folder, and what each is doing."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from xlr import pipeline
@@ -13,12 +14,21 @@ from xlr.terminal.console import Table, console, text_columns
 def show(folder: Path) -> None:
     """Print a line for each run in a folder and in the folders inside it, the one that changed last first."""
     found = {path.parent for pattern in ("*/config.yaml", "*/*/config.yaml") for path in folder.glob(pattern)}
-    times = {run: max((path.stat().st_mtime for path in (run, *run.glob("*/*"))), default=0.0) for run in found}
+    show_runs(folder, sorted(found, key=lambda run: -_changed(run)))
+
+
+def show_runs(folder: Path, runs: Sequence[Path]) -> None:
+    """Print a line for each of these runs in a folder."""
     rows = [
-        (str(run.relative_to(folder)), *_state(run), time.strftime("%Y-%m-%d %H:%M", time.localtime(times[run])))
-        for run in sorted(found, key=lambda run: -times[run])
+        (str(run.relative_to(folder)), *_state(run), time.strftime("%Y-%m-%d %H:%M", time.localtime(_changed(run))))
+        for run in runs
     ]
     console.print(Table("", text_columns("run", "stages", "now", "last change"), rows).on_terminal())
+
+
+def _changed(run: Path) -> float:
+    """When something in a run changed last."""
+    return max((path.stat().st_mtime for path in (run, *run.glob("*/*"))), default=0.0)
 
 
 def _state(run: Path) -> tuple[str, str]:

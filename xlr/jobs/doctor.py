@@ -87,7 +87,7 @@ def _requests(context: Context, slurm: SlurmConfig) -> Iterator[Check]:
     except UserError as error:
         yield Check("Slurm", str(error), "run this on a login node of the cluster")
         return
-    submission.write_scripts(context.run.path, slurm)
+    submission.write_scripts(context, slurm)
     for kind, job in {job.kind: job for job in submission.plan(context, slurm)}.items():
         try:
             submission.require_accepted(job, slurm, context.run.path)

@@ -194,14 +194,19 @@ def _signal(job: Job, wanted: JobConfig) -> list[str]:
     return [f"--signal=USR1@{SAVING_SECONDS if limit is None else min(SAVING_SECONDS, limit // 5)}"]
 
 
-def command(job: Job, slurm: SlurmConfig, run: Path, after: Sequence[str]) -> list[str]:
+def command(
+    job: Job, slurm: SlurmConfig, run: Path, after: Sequence[str], after_end_of: Sequence[str] = ()
+) -> list[str]:
     """The sbatch command of a job.
 
     Args:
         after: ids of the jobs that must succeed first.
+        after_end_of: ids of the jobs that must end first, however they end.
     """
     wanted = wants(slurm, job.kind)
-    dependency = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+    kinds = {"afterok": after, "afterany": after_end_of}
+    waits = ",".join(f"{kind}:{':'.join(ids)}" for kind, ids in kinds.items() if ids)
+    dependency = [f"--dependency={waits}", "--kill-on-invalid-dep=yes"] if waits else []
     return [
         "sbatch",
         "--parsable",
@@ -239,11 +244,12 @@ def _training(stages: Iterable[Stage]) -> str | None:
     return next((stage.name for stage in stages if stage.kind.in_ranks), None)
 
 
-def environment(slurm: SlurmConfig, python: str) -> str:
+def environment(slurm: SlurmConfig, python: str, reuses: bool = False) -> str:
     """The text of environment.sh, which every job sources first. The shell expands variables in the settings.
 
     Args:
         python: the interpreter if slurm.python is not set and there is no container.
+        reuses: whether the run takes over what other runs have made.
     """
     if slurm.container and slurm.python is None:
         python = "python3"
@@ -257,6 +263,7 @@ def environment(slurm: SlurmConfig, python: str) -> str:
         f"container=({slurm.container or ''})",
         f"srun_options=({' '.join(slurm.srun or ())})",
         f"max_restarts={slurm.max_restarts}",
+        f"reuses={'yes' if reuses else ''}",
     ]
     return "\n".join(lines) + "\n"
 

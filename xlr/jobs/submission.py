@@ -24,7 +24,7 @@ from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import read_json, sealed, write_json, write_text
-from xlr.settings.configfile import load_site
+from xlr.settings.configfile import load_section
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.shipped import shipped
 from xlr.terminal.console import console
@@ -67,7 +67,7 @@ def settings(context: Context, site: Path | None) -> SlurmConfig:
         UserError: the profile does not exist or is not valid.
     """
     profile = site or SITE.expanduser()
-    layers = [load_site(profile)] if site or os.path.lexists(profile) else []
+    layers = [load_section(profile, SlurmConfig)] if site or os.path.lexists(profile) else []
     return jobs.layered(jobs.DEFAULTS, *layers, context.config.slurm)
 
 
@@ -113,7 +113,7 @@ def describe(context: Context, site: Path | None) -> str:
         jobs.graph(todo, slurm),
         "".join(f"warning: {warning}\n" for warning in warnings(context, slurm, todo)),
         "".join(shlex.join(command) + "\n" for command in commands),
-        f"--- {run}/slurm/environment.sh\n{jobs.environment(slurm, sys.executable)}",
+        f"--- {run}/slurm/environment.sh\n{_environment(context, slurm)}",
         *(f"--- {run}/slurm/{name}\n{_shipped(name)}" for name in jobs.SCRIPTS),
     ]
     return "\n".join(part for part in parts if part)
@@ -129,33 +129,57 @@ def submit(context: Context, site: Path | None, accept: Collection[str] = ()) ->
         UserError: jobs of the run are queued or running, a stage has bad input, or Slurm refuses a job.
     """
     scheduler.require()
-    slurm, run = settings(context, site), context.run.path
-    active = [f"{job.id} ({job.name}, {state.state})" for job, state in states(context) if state and state.active]
-    if active:
-        raise UserError(
-            f"{run}: its jobs are queued or running: {', '.join(active)}; wait for them, or run "
-            f"`xlr cancel {shlex.quote(str(run))}`"
-        )
+    slurm = settings(context, site)
+    require_idle(context)
     with pipeline.holding(context, pipeline.stages(context.config), accept):
         todo = plan(context, slurm)
         if not todo:
             return []
         console.print(jobs.graph(todo, slurm))
-        for warning in warnings(context, slurm, todo):
-            console.print(f"warning: {warning}")
-        write_scripts(run, slurm)
-        for job in {job.kind: job for job in todo}.values():
-            require_accepted(job, slurm, run)
-        pipeline.check(context)
-        return _submit(todo, slurm, run)
+        prepare(context, slurm, todo)
+        return _submit(todo, slurm, context.run.path)
 
 
-def write_scripts(run: Path, slurm: SlurmConfig) -> None:
+def require_idle(context: Context) -> None:
+    """Check that no job of the run is queued or running.
+
+    Raises:
+        UserError: one is.
+    """
+    active = [f"{job.id} ({job.name}, {state.state})" for job, state in states(context) if state and state.active]
+    if active:
+        run = context.run.path
+        raise UserError(
+            f"{run}: its jobs are queued or running: {', '.join(active)}; wait for them, or run "
+            f"`xlr cancel {shlex.quote(str(run))}`"
+        )
+
+
+def prepare(context: Context, slurm: SlurmConfig, todo: Sequence[Job]) -> None:
+    """Write what the jobs of a run need, and check before any of them is queued that they can work.
+
+    Raises:
+        UserError: a stage has bad input, or Slurm would refuse a job.
+    """
+    for warning in warnings(context, slurm, todo):
+        console.print(f"warning: {warning}")
+    write_scripts(context, slurm)
+    for job in {job.kind: job for job in todo}.values():
+        require_accepted(job, slurm, context.run.path)
+    pipeline.check(context)
+
+
+def write_scripts(context: Context, slurm: SlurmConfig) -> None:
     """Copy the job scripts into the run directory, so that an update of xlr does not change them while jobs wait."""
+    folder = context.run.path / "slurm"
     for name in jobs.SCRIPTS:
-        write_text(run / "slurm" / name, _shipped(name))
-    write_text(run / "slurm" / "environment.sh", jobs.environment(slurm, sys.executable))
-    (run / "slurm" / "logs").mkdir(exist_ok=True)
+        write_text(folder / name, _shipped(name))
+    write_text(folder / "environment.sh", _environment(context, slurm))
+    (folder / "logs").mkdir(exist_ok=True)
+
+
+def _environment(context: Context, slurm: SlurmConfig) -> str:
+    return jobs.environment(slurm, sys.executable, bool(context.config.reuse))
 
 
 def require_accepted(job: Job, slurm: SlurmConfig, run: Path) -> None:
@@ -173,20 +197,42 @@ def require_accepted(job: Job, slurm: SlurmConfig, run: Path) -> None:
 
 def _submit(todo: list[Job], slurm: SlurmConfig, run: Path) -> list[Submitted]:
     """Submit the jobs in order. If Slurm refuses one, the submitted ones are cancelled."""
-    found: dict[str, Submitted] = {}
+    found: list[Submitted] = []
+    ids: dict[str, str] = {}
     try:
         for job in todo:
-            after = [found[name].id for name in job.after]
-            number = scheduler.submit(jobs.command(job, slurm, run, after))
-            log = run / "slurm" / "logs" / f"{job.name}-{number}.out"
-            found[job.name] = Submitted(job.name, number, list(map(str, job.stages)), after, str(log))
-            jobs_now = [asdict(submitted_job) for submitted_job in found.values()]
-            write_json(_file(run), sealed({"run": str(run.resolve()), "jobs": jobs_now}))
+            found.append(send(job, slurm, run, found, [ids[name] for name in job.after]))
+            ids[job.name] = found[-1].id
     except UserError:
         if found:
-            scheduler.cancel([job.id for job in found.values()])
+            scheduler.cancel([job.id for job in found])
         raise
-    return list(found.values())
+    return found
+
+
+def send(
+    job: Job,
+    slurm: SlurmConfig,
+    run: Path,
+    before: Sequence[Submitted],
+    after: Sequence[str],
+    after_end_of: Sequence[str] = (),
+) -> Submitted:
+    """Submit one job, and record it.
+
+    Args:
+        before: the jobs of the run that were submitted before it.
+        after: ids of the jobs that must succeed first.
+        after_end_of: ids of the jobs that must end first, however they end.
+
+    Raises:
+        UserError: Slurm refuses it.
+    """
+    number = scheduler.submit(jobs.command(job, slurm, run, after, after_end_of))
+    log = run / "slurm" / "logs" / f"{job.name}-{number}.out"
+    own = Submitted(job.name, number, list(map(str, job.stages)), [*after, *after_end_of], str(log))
+    write_json(_file(run), sealed({"run": str(run.resolve()), "jobs": [asdict(one) for one in (*before, own)]}))
+    return own
 
 
 def submitted(run: Path) -> list[Submitted]:

@@ -39,6 +39,10 @@ LOOK_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
+class InUseError(UserError):
+    """Another living process holds the lease."""
+
+
 @dataclass(eq=False)
 class Held:
     """A lease that this process holds."""
@@ -81,7 +85,8 @@ def held(folder: Path, names: Sequence[str]) -> Iterator[None]:
     """Hold the leases of these names while the block runs.
 
     Raises:
-        UserError: another process holds one, or the leases cannot be read or written.
+        InUseError: another process holds one.
+        UserError: the leases cannot be read or written.
     """
     taken: list[Held] = []
     ended = threading.Event()
@@ -101,6 +106,33 @@ def held(folder: Path, names: Sequence[str]) -> Iterator[None]:
             if lease in _held:
                 _held.remove(lease)
             leasefile.release(lease.path)
+
+
+@contextlib.contextmanager
+def awaited(folder: Path, name: str, purpose: str) -> Iterator[None]:
+    """Hold a lease while the block runs, after waiting until no other process holds it.
+
+    Args:
+        purpose: what this process waits to do, for the user.
+
+    Raises:
+        UserError: the leases cannot be read or written.
+    """
+    with contextlib.ExitStack() as stack:
+        said = False
+        while True:
+            if found := first_holder(folder, [name]):
+                if not said:
+                    console.print(f"{purpose}: waits for {found[1]}, which does the same")
+                said = True
+                time.sleep(LOOK_SECONDS)
+                continue
+            try:
+                stack.enter_context(held(folder, [name]))
+            except InUseError:  # another process that waited was faster
+                continue
+            break
+        yield
 
 
 def require_held() -> None:
@@ -139,7 +171,7 @@ def _lost(folder: Path, names: Sequence[str]) -> dict[str, Look]:
     """The newest lease of each name, after waiting until it is known that no living process holds it.
 
     Raises:
-        UserError: a living process holds one.
+        InUseError: a living process holds one.
     """
     lost = {}
     for name, look, alive in _verdicts(folder, names):
@@ -218,7 +250,7 @@ def _take(folder: Path, name: str, lost: Look) -> Held:
     """Take the lease after the one that its holder has lost.
 
     Raises:
-        UserError: another process was faster.
+        InUseError: another process was faster.
     """
     series, begun, ourselves = folder / name, _now(), leasefile.ourselves()
     series.mkdir(parents=True, exist_ok=True)
@@ -266,8 +298,8 @@ def _say_waiting(cases: dict[str, Look]) -> None:
     )
 
 
-def _refusal(folder: Path, name: str, look: Look) -> UserError:
-    return UserError(f"{folder.parent}: {name} is in use by another xlr ({look.user}); wait until it ends, or end it")
+def _refusal(folder: Path, name: str, look: Look) -> InUseError:
+    return InUseError(f"{folder.parent}: {name} is in use by another xlr ({look.user}); wait until it ends, or end it")
 
 
 @contextlib.contextmanager

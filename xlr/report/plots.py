@@ -253,3 +253,27 @@ def accuracies(title: str, run: str, series: Mapping[str, Mapping[str, tuple[flo
         for kind, own in series.items()
     ]
     return Plot(title, numbers, _drawn(draw, "% of pairs", "", f"accuracies {title} {run}", "upper left"))
+
+
+def gains(title: str, unit: str, points: Mapping[str, tuple[float, tuple[float, float, float]]]) -> Plot:
+    """What variants gain against what they take, each with its number; the base, at 0, is dotted.
+
+    Args:
+        unit: of what they take.
+        points: variant -> what it takes, and its gain with low and high, in percentage points.
+    """
+
+    def draw(axes: Axes) -> None:
+        width = max(taken for taken, _ in points.values()) - min(taken for taken, _ in points.values())
+        for number, (taken, (gain, low, high)) in enumerate(points.values()):
+            aside = taken + 0.01 * width * number  # variants of equal cost stay apart
+            axes.errorbar([aside], [gain], [[gain - low], [high - gain]], marker="o", markersize=5, capsize=3)
+            axes.annotate(str(number + 1), (aside, high), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        axes.axhline(0, color=_INK, linewidth=0.8, linestyle=":")
+        axes.margins(x=0.1, y=0.15)
+
+    numbers = [
+        f"{number} {name}: {gain:+.1f} ({low:+.1f} … {high:+.1f}) for {taken:,.3g} {unit}"
+        for number, (name, (taken, (gain, low, high))) in enumerate(points.items(), 1)
+    ]
+    return Plot(title, numbers, _drawn(draw, unit, "percentage points", f"gains {title}"))

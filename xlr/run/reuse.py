@@ -5,7 +5,7 @@ Files of artefacts are never changed in place, so runs that share one do not dis
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +41,45 @@ def take(target: Artifact, folder: Path) -> list[str] | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return []
-    if manifest["settings"] == target.recorded_settings and manifest["inputs"] == target.input_digests:
-        _link(folder, target.folder, manifest, manifest["files"])
-        for name in manifest["records"]:
-            shutil.copy2(folder.with_name(name), target.folder.with_name(name))  # such files grow in place
-        write_json(manifest_path(target.folder), manifest)
+    if same(target, manifest):
+        take_whole(target, folder, manifest)
         return None
-    parts = _same_parts(target, manifest)
-    if parts:
-        kept = kept_folder(target.run, target.folder)
-        _link(folder, kept, manifest, [name for name in manifest["files"] if part_of(name) in parts])
-        recorded = {part: record for part, record in manifest["parts"].items() if part in parts}
-        facts = {name: value for name, value in manifest.items() if name not in ("parts", "seal")}
-        write_json(manifest_path(kept), sealed({**facts, "parts": recorded}))
+    if parts := same_parts(target, manifest):
+        take_parts(target, folder, manifest, parts)
     return parts
 
 
-def _same_parts(target: Artifact, manifest: Manifest) -> list[str]:
+def same(target: Artifact, manifest: Manifest) -> bool:
+    """Whether a manifest is of an artefact from the same settings and inputs."""
+    return manifest["settings"] == target.recorded_settings and manifest["inputs"] == target.input_digests
+
+
+def take_whole(target: Artifact, folder: Path, manifest: Manifest) -> None:
+    """Take over an artefact of another run.
+
+    Raises:
+        UserError: a file of the other run is missing or has changed.
+    """
+    _link(folder, target.folder, manifest, manifest["files"])
+    for name in manifest["records"]:
+        shutil.copy2(folder.with_name(name), target.folder.with_name(name))  # such files grow in place
+    write_json(manifest_path(target.folder), manifest)
+
+
+def take_parts(target: Artifact, folder: Path, manifest: Manifest, parts: Collection[str]) -> None:
+    """Keep these languages of another run's artefact aside for the stage that makes the target.
+
+    Raises:
+        UserError: a file of the other run is missing or has changed.
+    """
+    kept = kept_folder(target.run, target.folder)
+    _link(folder, kept, manifest, [name for name in manifest["files"] if part_of(name) in parts])
+    recorded = {part: record for part, record in manifest["parts"].items() if part in parts}
+    facts = {name: value for name, value in manifest.items() if name not in ("parts", "seal")}
+    write_json(manifest_path(kept), sealed({**facts, "parts": recorded}))
+
+
+def same_parts(target: Artifact, manifest: Manifest) -> list[str]:
     """The languages that a manifest has from the same settings and inputs."""
     if settings_of_parts(manifest["settings"]) != target.part_settings:
         return []
@@ -103,7 +125,7 @@ class Kept:
         for fault in kept_faults(target):
             raise UserError(fault)
         manifest = read_manifest(folder)
-        self.languages = _same_parts(target, manifest) if manifest is not None else []
+        self.languages = same_parts(target, manifest) if manifest is not None else []
         self.facts: Any = manifest["facts"] if manifest is not None else {}
         """The facts of the artefact that they come from."""
         names = _kept_names(manifest) if manifest is not None else []

@@ -157,6 +157,10 @@ class Config(Section):
 
     run_dir: Annotated[str, OPERATIONAL, Location.PATH]
     """Folder of the run's artefacts."""
+    reuse: Annotated[tuple[str, ...], OPERATIONAL, Location.PATH] = ()
+    """Other run directories, or folders of run directories, from which finished work is taken over by reference where
+    its settings and inputs are the same. Runs that name the same folder never make the same artefact twice: the second
+    waits for the first."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of sampling and data order."""
     iterations: Annotated[int, Field(ge=1, le=1000), OPERATIONAL] = 2

@@ -19,7 +19,6 @@ from xlr.foreign.hub import is_dataset_name
 from xlr.foreign.texts import brief, cut, reason
 from xlr.settings.config import Config
 from xlr.settings.schema import Location, Section, marks
-from xlr.settings.slurmconfig import SlurmConfig
 from xlr.shipped import RECIPES, recipes
 
 # The key under which a file names another one, whose settings it takes over except for those it sets itself.
@@ -85,13 +84,13 @@ def load_here(source: str | Path, overrides: list[str] | None = None) -> Config:
     return load(source, [*here, *(overrides or [])])
 
 
-def load_site(path: Path) -> SlurmConfig:
-    """Read a site profile.
+def load_section(path: Path, section: type[AnySection]) -> AnySection:
+    """Read a file that is no run's configuration: a site profile or a sweep.
 
     Raises:
         UserError: naming the file and the key.
     """
-    return _validated(SlurmConfig, *_read(path))
+    return _validated(section, *_read(path))
 
 
 def dump(config: Config) -> str:
@@ -121,7 +120,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
     name = own.pop(EXTENDS, None)
     if name is None:
         return own, files
-    base = _extended_file(name, path)
+    base = base_file(name, path, EXTENDS)
     if base.resolve() in {file.resolve() for file in files}:
         chain = " -> ".join(map(str, (*files, base)))
         raise UserError(f"{path}: extends: the files extend each other in a circle ({chain}); remove one `extends`")
@@ -139,18 +138,23 @@ def _parse(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _extended_file(name: Any, path: Path) -> Path:
-    """The file that `extends: name` means in the file `path`.
+def base_file(name: Any, path: Path, key: str) -> Path:
+    """The file that another one starts from: a recipe, or a file relative to it.
+
+    Args:
+        name: what the other file names.
+        path: the other file.
+        key: the key in it.
 
     Raises:
         UserError: there is none.
     """
     if name in recipes():
         return RECIPES / f"{name}.yaml"
-    base = path.parent / _expanded(str(name), f"{path}: extends")
+    base = path.parent / expanded(str(name), f"{path}: {key}")
     if not os.path.lexists(base):
         raise UserError(
-            f"{path}: extends: {brief(name)} is neither a recipe ({', '.join(recipes())}) nor a file "
+            f"{path}: {key}: {brief(name)} is neither a recipe ({', '.join(recipes())}) nor a file "
             f"relative to this one ({base}); name one of these"
         )
     return base
@@ -274,6 +278,8 @@ def _absolute(value: Any, config: Config, position: str, location: Location | No
         return value.model_copy(update=found)
     if isinstance(value, dict):
         return {name: _absolute(entry, config, position, location) for name, entry in value.items()}
+    if isinstance(value, tuple) and location:
+        return tuple(_absolute(entry, config, position, location) for entry in value)
     return _located(value, location, config, position) if location and isinstance(value, str) else value
 
 
@@ -282,12 +288,12 @@ def _located(value: str, location: Location, config: Config, position: str) -> s
     if not _is_path(value, location, config):
         return value
     try:
-        return str(_expanded(value.replace("{recipes}", str(RECIPES)), position).absolute())
+        return str(expanded(value.replace("{recipes}", str(RECIPES)), position).absolute())
     except OSError as error:  # of the folder that the command runs in
         raise UserError(f"{position}: {brief(value)}: {reason(error)}; go to a folder that exists") from error
 
 
-def _expanded(value: str, position: str) -> Path:
+def expanded(value: str, position: str) -> Path:
     """The path with `~` and variables replaced.
 
     Raises:

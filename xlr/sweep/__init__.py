@@ -1,0 +1,1 @@
+"""Several variants of one run: what they share is made once, and they are compared in one report."""
