@@ -8,6 +8,7 @@ from xlr.errors import UserError
 _PACKAGE = Path(__file__).parent
 
 RECIPES = _PACKAGE / "recipes"
+SWEEPS = ("paper-ablations",)  # of the recipes
 
 
 def recipes() -> list[str]:

@@ -1,9 +1,13 @@
 """Pairs of one language from its scores: which response is rejected, which pairs are kept, what is said of others."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from xlr.data.quality import penalised
 from xlr.records import Prompt, Score
 from xlr.rewarding.pairs import choose, pair_language
 from xlr.settings.config import PairConfig
@@ -47,6 +51,33 @@ def test_the_pairs_with_the_largest_margins_are_kept_and_the_others_counted() ->
     pairs, facts = pair_language(section, *scores(*rewards))
     assert [pair.id for pair in pairs] == ["b", "c"]
     assert facts["dropped"] == {"margin too small for pair.keep": 2}
+
+
+def test_penalties_lower_the_rewards_of_flawed_responses() -> None:
+    """The best response is in another language and cut off; without penalties it is chosen."""
+    rows, prompts = scores(("a", [5.0, 4.0, 0.0]))
+    rows[0] = replace(rows[0], detected_lang="en", finish_reason="length")
+    for penalties, chosen in (
+        ({}, 0),
+        ({"wrong_language": 0.9}, 0),
+        ({"wrong_language": 1.1}, 1),
+        ({"wrong_language": 0.6, "truncated": 0.6}, 1),  # they add up
+        ({"repeated": 9.0}, 0),
+    ):
+        section = PairConfig.model_validate({"length_control": False, "penalties": penalties})
+        pairs, _ = pair_language(section, rows, prompts)
+        assert pairs[0].chosen[0]["content"] == rows[chosen].response
+        expected = rows[chosen].reward - (sum(penalties.values()) if chosen == 0 and "repeated" not in penalties else 0)
+        assert pairs[0].chosen_score == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=8), st.floats(0.1, 20), st.integers(0, 255))
+def test_a_penalty_is_a_plain_subtraction(rewards: list[float], penalty: float, wrong: int) -> None:
+    rows, _ = scores(("a", rewards))
+    rows = [replace(row, detected_lang="en" if wrong >> row.sample & 1 else "es") for row in rows]
+    found = penalised(rows, {"wrong_language": penalty})
+    for row, own in zip(rows, found, strict=True):
+        assert own.reward == row.reward - (penalty if row.detected_lang == "en" else 0.0)
 
 
 def test_a_prompt_without_a_worse_response_gives_no_pair() -> None:

@@ -17,9 +17,9 @@ from xlr.settings import configfile
 from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.schema import Location, marks
 from xlr.settings.slurmconfig import SlurmConfig
-from xlr.shipped import RECIPES, recipes
+from xlr.shipped import RECIPES, SWEEPS, recipes
 
-RUN_RECIPES = [name for name in recipes() if name != "site"]
+RUN_RECIPES = [name for name in recipes() if name not in ("site", *SWEEPS)]
 
 
 @pytest.fixture

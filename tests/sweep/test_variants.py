@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Cli
 from tests.sweep.conftest import Write
 from xlr.errors import UserError
+from xlr.shipped import SWEEPS
 from xlr.sweep.variants import open_sweep, recorded_runs
 
 
@@ -82,6 +84,16 @@ def test_what_is_wrong_is_named(sweep: dict[str, Any], message: str, write_sweep
     with pytest.raises(UserError, match=message) as refused:
         open_sweep(path)
     assert str(refused.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("recipe", SWEEPS)
+def test_a_recipe_is_a_sweep(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli_here: Cli) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = cli_here("init", "mine", "--recipe", recipe)
+    assert written.stdout == "mine.yaml: written. Edit it, then: xlr sweep run mine.yaml --dry-run\n", written.stderr
+    sweep = open_sweep("mine.yaml")
+    assert [one.name for one in sweep.variants] == ["base", *sweep.settings.variants]
+    assert sweep.variants[-1].context.config.iterations == 3
 
 
 def test_a_sweep_that_is_not_there_or_has_not_begun_is_named(write_sweep: Write, tmp_path: Path) -> None:

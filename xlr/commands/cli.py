@@ -301,7 +301,7 @@ def init(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Shipped recipe to copy.")] = "quickstart",
 ) -> None:
     """Create a configuration file from a recipe."""
-    from xlr.shipped import RECIPES, recipes
+    from xlr.shipped import RECIPES, SWEEPS, recipes
 
     if recipe not in recipes():
         raise UserError(f"--recipe {recipe}: no such recipe; choose one of {', '.join(recipes())}")
@@ -312,8 +312,9 @@ def init(
         target.write_text((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    use = f"xlr submit --site {target}, or move it to ~/.config/xlr" if recipe == "site" else f"xlr run {target}"
-    print(f"{target}: written. Edit it, then: {use}")
+    uses = {"site": f"xlr submit --site {target}, or move it to ~/.config/xlr"}
+    uses |= dict.fromkeys(SWEEPS, f"xlr sweep run {target} --dry-run")
+    print(f"{target}: written. Edit it, then: {uses.get(recipe, f'xlr run {target}')}")
 
 
 def _require_no_dashes(arguments: list[str]) -> None:

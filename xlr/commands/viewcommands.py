@@ -55,7 +55,7 @@ def status(
 ) -> None:
     """Show the state, rows and time of every stage, and the Slurm jobs if there are any."""
     from xlr import pipeline
-    from xlr.findings.status import show_jobs, show_status
+    from xlr.findings.status import show_advice, show_jobs, show_status
     from xlr.jobs import submission
     from xlr.planning import planfile
     from xlr.terminal.console import console
@@ -65,6 +65,7 @@ def status(
         if watch:
             console.clear()
         show_status(pipeline.status(context), planfile.read(context.run.path))
+        show_advice(context.run.path)
         show_jobs(submission.table(context))
         if not watch:
             return

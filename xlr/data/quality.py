@@ -4,7 +4,8 @@ By default nothing is excluded, as in the paper. Empty responses are dropped bef
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from xlr.detection import is_in
 from xlr.records import Score
@@ -52,6 +53,20 @@ def without(rows: Sequence[Score], filters: Collection[Flaw]) -> tuple[list[Scor
     found = flaws(rows)
     kept = [row for row, own in zip(rows, found, strict=True) if own.isdisjoint(filters)]
     return kept, _count(own.intersection(filters) for own in found)
+
+
+def penalised(rows: Sequence[Score], penalties: Mapping[Flaw, float]) -> list[Score]:
+    """The rows with lower rewards where they have flaws.
+
+    Args:
+        penalties: flaw -> nats; those of several flaws add up.
+    """
+    if not penalties:
+        return list(rows)
+    return [
+        replace(row, reward=row.reward - sum(penalties[flaw] for flaw in own & penalties.keys()))
+        for row, own in zip(rows, flaws(rows), strict=True)
+    ]
 
 
 def _count(found: Iterable[set[Flaw]]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
 from xlr.findings.found import Change, Found, JudgedWinRates, ModelFound, preferences_of
+from xlr.findings.stopping import advise
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
 from xlr.run.manifests import json_of, read_manifest
@@ -28,7 +29,7 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
     manifests = {model: _manifests(folder) for model, folder in folders.items()}
     iterations = {model: _model(folder, manifests[model]) for model, folder in folders.items()}
     finished = [manifest for own in manifests.values() for manifest in own]
-    return {
+    found: Found = {
         "name": name,
         "languages": list(config.trained_languages),
         "evaluated": list(config.evaluated_languages),
@@ -38,7 +39,9 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
         "finished": max((manifest["finished"] for manifest in finished), default=""),
         "iterations": iterations,
         "changes": _changes(config, directory, iterations),
+        "advice": None,
     }
+    return {**found, "advice": advise(found)}
 
 
 def _mentioned(config: Config, iterations: Mapping[str, ModelFound]) -> Iterator[str]:

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
@@ -89,6 +89,29 @@ class ModelFound(TypedDict):
 Change = TypedDict("Change", {"from": str, "to": str, "digests": list[str], "difference": WinRateDifference})
 
 
+class Sign(TypedDict):
+    """Something that was measured and speaks against another iteration, or for it."""
+
+    text: str
+    """One or two sentences."""
+    against: bool
+    """Whether it speaks against it."""
+
+
+class Advice(TypedDict):
+    """Whether another iteration is worth its cost; see `stopping`."""
+
+    iteration: int
+    """Number of that iteration."""
+    verdict: Literal["yes", "no", "not clear"]
+    signs: list[Sign]
+    """What speaks for it or against it."""
+    hours: float
+    """What the last iteration took; the next may take as much."""
+    unit: str
+    """What hours are counted in: GPU-hours or CPU-hours."""
+
+
 @with_config(ConfigDict(use_attribute_docstrings=True, extra="forbid"))
 class Found(TypedDict):
     """report.json of xlr: what the finished stages of a run left."""
@@ -111,6 +134,8 @@ class Found(TypedDict):
     """Number of the iteration, or name of a model of evaluate.models -> what was found of it."""
     changes: list[Change]
     """Paired differences of win rates between iterations, with the digests of the judgements they compare."""
+    advice: Advice | None
+    """Whether another iteration is worth its cost; null before the first is evaluated."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from xlr.maths.shares import difference_interval, share_interval
 from xlr.records import START
 from xlr.settings.config import Reward
 
+RIGHT_LANGUAGE, ENGLISH_PREFERENCES = "Right language", "English preferences"  # titles of measures
+
 
 @dataclass(frozen=True)
 class Share:
@@ -66,12 +68,12 @@ def of_answers(found: Found) -> list[Measure]:
             _answers(found, lambda own: own["complete"]),
         ),
         Measure(
-            "Right language",
+            RIGHT_LANGUAGE,
             "Share of held-out answers in the language that was asked for" + _undetected(found),
             _answers(found, lambda own: own["in_language"]),
         ),
         Measure(
-            "English preferences",
+            ENGLISH_PREFERENCES,
             "Share of held-out English pairs in which the model's reward log π − log π_I prefers the better answer. A "
             "fall means that alignment in English is being forgotten",
             {ENGLISH: own} if (own := dict(_accuracies(found, ENGLISH, "multilingual"))) else {},
@@ -101,6 +103,20 @@ def reward_accuracy(found: Found) -> dict[str, Mapping[str, Share]]:
         for lang in found["names"]  # in the order of the run's languages
         if lang in preferences
     }
+
+
+def reward_by_model(found: Found) -> Measure:
+    """How often the reward of each model is right in each language but English, asked as the run scores."""
+    by_language = {
+        lang: own
+        for lang in found["names"]
+        if lang != ENGLISH
+        if (own := dict(_accuracies(found, lang, found["settings"]["score.reward"])))
+        or (own := dict(_accuracies(found, lang, "multilingual")))
+    }
+    return Measure(
+        "Reward accuracy", "Share of held-out pairs in which the reward prefers the better answer", by_language
+    )
 
 
 def changes(measure: Measure) -> list[Change]:

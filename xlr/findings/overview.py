@@ -6,16 +6,18 @@ from xlr.findings import measures
 from xlr.findings.conclusion import conclude
 from xlr.findings.found import Found
 from xlr.findings.measures import Measure, Share
+from xlr.findings.stopping import sentences
 
 
 def lines(found: Found) -> list[str]:
-    """The answer, then one sentence for each thing that was measured without a judge."""
+    """The answer, a sentence for each thing that was measured without a judge, and whether to go on."""
     conclusion = conclude(found)
     answer = [f"{conclusion.caution}."] if conclusion.caution else []
     answer.append(conclusion.sentence)
     accuracy = measures.reward_accuracy(found)
     reward = [reward_sentence(found, accuracy)] if accuracy else []
-    return [*answer, *reward, *(line for one in measures.of_answers(found) for line in _changed(found, one))]
+    changes = [line for one in measures.of_answers(found) for line in _changed(found, one)]
+    return [*answer, *reward, *changes, *(sentences(found["advice"]) if found["advice"] else ())]
 
 
 def reward_sentence(found: Found, accuracy: Mapping[str, Mapping[str, Share]]) -> str:

@@ -1,11 +1,16 @@
 """`xlr status` on the terminal: the stages of a run, and its Slurm jobs."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import rich.table
 
+from xlr.errors import UserError
+from xlr.findings.found import Found
+from xlr.findings.stopping import sentences
 from xlr.planning.planfile import Plan
+from xlr.run.files import read_json
 from xlr.terminal.console import Table, console, duration, number_columns, text_columns
 from xlr.terminal.progress import details, headline
 
@@ -37,6 +42,16 @@ def show_status(stages: Sequence[Mapping[str, Any]], planned: Plan | None = None
             console.print(headline(stage["progress"]))
             for line in details(stage["progress"]):
                 console.print(f"  {line}")
+
+
+def show_advice(run: Path) -> None:
+    """Print whether another iteration is worth its cost, as the last report says; nothing without a report."""
+    try:
+        last: Found = read_json(run / "report.json", Found)
+    except UserError:  # there is none, or another version wrote it; `xlr report` writes it again
+        return
+    for line in sentences(last["advice"]) if last["advice"] else ():
+        console.print(line)
 
 
 def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:

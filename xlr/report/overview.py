@@ -7,6 +7,7 @@ from xlr.findings import measures
 from xlr.findings.found import Found, Run, label, models
 from xlr.findings.measures import Change, Measure, Share
 from xlr.findings.overview import reward_sentence
+from xlr.findings.stopping import sentences
 from xlr.records import START, Question, Response
 from xlr.report import plots
 from xlr.report.examples import shortened
@@ -58,6 +59,8 @@ class Overview:
     accuracy: Plot | None
     accuracy_sentence: str
     measures: Sequence[ShownMeasure]
+    advice: Sequence[str]
+    """Whether another iteration is worth its cost: the answer, then the reasons."""
     examples: Sequence[BeforeAfter]
 
 
@@ -70,6 +73,7 @@ def overview(run: Run) -> Overview:
         _accuracy(found, accuracy) if accuracy else None,
         reward_sentence(found, accuracy) if accuracy else "",
         [_shown(found, measure) for measure in measures.of_answers(found)],
+        sentences(found["advice"]) if found["advice"] else [],
         _before_and_after(run),
     )
 

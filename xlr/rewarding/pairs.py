@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from xlr import detection
 from xlr.chat.format import chat_settings
 from xlr.data.prompts import sources
-from xlr.data.quality import without
+from xlr.data.quality import penalised, without
 from xlr.errors import UserError
 from xlr.records import Pair, Prompt, Score, messages
 from xlr.rewarding import scores
@@ -54,21 +54,26 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 
 def check(context: Context) -> None:
-    """Check early that the filters of responses can be applied, and warn of languages in which one has no effect.
+    """Check early that filters and penalties can be applied, and warn of languages in which one has no effect.
 
     Raises:
         UserError: wrong_language would have no effect, unless a package is installed.
     """
-    if "wrong_language" not in context.config.pair.filters:
-        return
+    for key in ("filters", "penalties"):
+        if "wrong_language" in getattr(context.config.pair, key):
+            _check_detection(context, f"pair.{key}")
+
+
+def _check_detection(context: Context, key: str) -> None:
+    """Check that a setting that names wrong_language has an effect; see `check`."""
     for lang in detection.undetected(context.config.trained_languages):
         named = f"{lang} ({context.config.language_name(lang)})"
         if detection.is_in_extra(lang):
             raise UserError(
-                f"pair.filters: wrong_language would have no effect in {named}: {detection.why_not(lang)}; install it, "
-                "or remove wrong_language"
+                f"{key}: wrong_language would have no effect in {named}: {detection.why_not(lang)}; install it, or "
+                "remove wrong_language"
             )
-        console.print(f"  warning: pair.filters: wrong_language has no effect in {named}: {detection.why_not(lang)}")
+        console.print(f"  warning: {key}: wrong_language has no effect in {named}: {detection.why_not(lang)}")
 
 
 def make(context: Context, iteration: int) -> PairStageFacts:
@@ -148,7 +153,7 @@ def choose(
     """
     from xlr.maths.lengthcontrol import NOTHING, choose_pairs, largest_margins  # imports torch
 
-    candidates, filtered = candidates_by_prompt(rows, section.filters)
+    candidates, filtered = candidates_by_prompt(penalised(rows, section.penalties), section.filters)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
     rewards = [[row.reward - (alpha or 0.0) * row.num_chars for row in group] for _, group in groups]
     lengths = [[row.num_chars for row in group] for _, group in groups]

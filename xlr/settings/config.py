@@ -96,6 +96,9 @@ class PairConfig(Section):
     """Flaws for which a response is left out before pairing. truncated: cut off at max_new_tokens. repeated: more than
     half of its 4-grams of tokens occur earlier in it. wrong_language: detected as another language. duplicate: the
     text of an earlier sample for the same prompt."""
+    penalties: Annotated[dict[Flaw, Annotated[float, Field(gt=0, le=1e9)]], Later.ADDED] = Field({})
+    """Flaw -> nats that are subtracted from the reward of a response that has it. It may still be chosen, unlike with
+    filters."""
     length_control: ByIteration[bool] = True
     """Subtract a length penalty from the rewards, fitted per language so that chosen and rejected responses are equally
     long on average."""

@@ -14,7 +14,7 @@ from xlr.foreign import yamlfiles
 from xlr.run.context import Context
 from xlr.run.files import write_text
 from xlr.settings import configfile
-from xlr.settings.config import Config, settings
+from xlr.settings.config import Config
 from xlr.settings.sweepconfig import Overrides, SweepConfig
 
 BASE = "base"
@@ -55,10 +55,10 @@ def open_sweep(source: str | Path) -> Sweep:
     path, own = _read(Path(source))
     folder = Path(str(own.sweep_dir))
     variants: list[Variant] = []
-    known: dict[str, str] = {}  # settings -> the variant that has them
+    known: dict[str, str] = {}  # configuration -> the variant that has it
     for name, overrides in _named(path, own):
         config = _config(path, own, folder, name, overrides)
-        decided = json.dumps(settings(config), sort_keys=True, default=str)
+        decided = configfile.dump(config.model_copy(update={"run_dir": ""}))
         if decided not in known:
             known[decided] = name
             variants.append(Variant(name, Context(config), overrides))
