@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from tests import inprocess
-from tests.conftest import Cli, tiny_tree
+from tests.conftest import Cli, assert_refused, tiny_tree
 from tests.inprocess import ANNOTATION, digests, inodes, made, with_settings
 from tests.waiting import wait_until
 from xlr import pipeline
+from xlr.leases import lease
 from xlr.run import sharing
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.manifests import manifest_path
+from xlr.settings import configfile
 from xlr.settings.config import Config
 
 
@@ -158,3 +160,22 @@ def test_reuse_says_what_a_run_has(first: Context, config: Config, tmp_path: Pat
         pass
     done = cli_here("reuse", tmp_path / "new")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/new: 3 of 4 stages done\n"), done.stderr
+
+
+def test_a_run_that_another_needs_is_not_removed(first: Context, config: Config, tmp_path: Path, cli_here: Cli) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(first.run.path, runs / "first")
+    needing = opened(config, runs / "second", runs, train={"beta": 0.2})
+    needing.run.create()
+    (needing.run.path / "config.yaml").write_text(configfile.dump(needing.config), encoding="utf-8")
+    refused = cli_here("remove", runs / "first", "--yes")
+    assert_refused(refused, f"{runs}/second needs what it has made for generate 1; finish that run, or let it take it")
+    assert_refused(cli_here("remove", tmp_path / "none", "--yes"), "no such run directory")
+    with lease.held(needing.run.leases, ["iter1/model"]):
+        assert_refused(cli_here("remove", runs / "second", "--yes"), "iter1/model is being made (process")
+    assert cli_here("reuse", runs / "second").returncode == 0
+    removed = cli_here("remove", runs / "first", "--yes")
+    assert removed.returncode == 0, removed.stderr
+    assert "stay, because other runs share them" in removed.stdout
+    assert [path.name for path in runs.iterdir()] == ["second"]
+    assert "no faults" in cli_here("verify", runs / "second").stdout

@@ -1,4 +1,4 @@
-"""The commands that change one thing of a run: `xlr fork`, `xlr redo` and `xlr reuse`."""
+"""The commands that change one thing of a run: `xlr fork`, `xlr redo`, `xlr reuse` and `xlr remove`."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ from xlr.commands.stagecommands import (
 
 def add_change_commands(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (fork, redo, reuse):
+    for command in (fork, redo, reuse, remove):
         app.command()(command)
 
 
@@ -72,3 +72,22 @@ def reuse(source: Source, overrides: Overrides = None) -> None:
     with pipeline.holding(context, ()):
         plan = pipeline.stages(context.config)
         print(f"{context.run.path}: {sum(pipeline.done(context, stage) for stage in plan)} of {len(plan)} stages done")
+
+
+def remove(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    yes: YesOption = False,
+) -> None:
+    """Remove a run directory, unless it works or an unfinished run beside it needs what it has made."""
+    from xlr.sweep import removal
+    from xlr.terminal.console import console, size
+
+    require_run(source)
+    context = open_context(source, None)
+    removal.require_removable(context)
+    freed, kept = removal.sizes(context.run.path)
+    also = f"; {size(kept)} stay, because other runs share them" if kept else ""
+    console.print(f"{context.run.path}: frees {size(freed)}{also}")
+    if not yes:
+        confirm(f"xlr remove {source}")
+    removal.remove(context)

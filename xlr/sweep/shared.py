@@ -67,8 +67,8 @@ def divide(variants: Sequence[Variant], machines_of: Callable[[Context], Callabl
     """
     first: dict[str, str] = {}
     planned = []
-    finished = {key for variant in variants for key in _finished(variant.context)}
-    finished |= {key for run in _others(variants[0].context) for key in _finished(run)}
+    finished = {key for variant in variants for key in finished_keys(variant.context)}
+    finished |= {key for run in _others(variants[0].context) for key in finished_keys(run)}
     for variant in variants:
         context, own = variant.context, keys(variant.context)
         left = [stage for stage in own if own[stage] not in finished]
@@ -78,7 +78,7 @@ def divide(variants: Sequence[Variant], machines_of: Callable[[Context], Callabl
     return planned
 
 
-def _finished(context: Context) -> Iterator[str]:
+def finished_keys(context: Context) -> Iterator[str]:
     """The keys of what a run has finished."""
     for stage, key in keys(context).items():
         if pipeline.done(context, stage):
