@@ -49,7 +49,7 @@ class Answer:
     """What `Pool` reads of a worker's answer. The real one is in a module that imports torch, as 64 processes would."""
 
     def __init__(self, result: Any):
-        self.result, self.load_seconds, self.compute_seconds, self.splits = result, 0.0, 0.0, 0
+        self.result, self.load_seconds, self.compute_seconds, self.splits, self.peak_memory = result, 0.0, 0.0, 0, 0
 
 
 class IdleWorker:

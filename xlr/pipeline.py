@@ -246,6 +246,8 @@ class StageStatus(TypedDict):
     """done, running, interrupted or waiting."""
     rows: int | None
     seconds: float | None
+    memory: int
+    """Peak memory of a process, in bytes; 0 where it is not known."""
     progress: StepState | None
     """The progress of an unfinished stage; see `progress.Step.state`."""
 
@@ -264,11 +266,13 @@ def _status(context: Context, stage: Stage) -> StageStatus:
             "state": "done",
             "rows": manifest["rows"],
             "seconds": manifest["seconds"],
+            "memory": manifest.get("memory", 0),
             "progress": None,
         }
     begun = context.run.log(stage.name, stage.iteration).is_file() or any(folder.parent.glob(f"{folder.name}.*"))
     state = "waiting" if not begun else "running" if holder(context, stage) else "interrupted"
-    return {"stage": str(stage), "state": state, "rows": None, "seconds": None, "progress": _progress(folder)}
+    progress = _progress(folder)
+    return {"stage": str(stage), "state": state, "rows": None, "seconds": None, "memory": 0, "progress": progress}
 
 
 def _progress(folder: Path) -> StepState | None:

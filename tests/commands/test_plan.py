@@ -1,6 +1,7 @@
 """`xlr plan`: what a run takes, from the models' configuration and the real prompts."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,23 @@ def test_machines_prices_and_limits_come_from_the_jobs(
     assert shown.returncode == 0, shown.stderr
     assert "GPU-hours; queues come on top." in shown.stdout
     assert "EUR." in shown.stdout
+
+
+def test_automatic_limits_are_those_of_the_plan(cli: Cli, large: dict[str, Any], write_config: Write) -> None:
+    large["slurm"] = {"gpus": 8, "hardware": "h100", "time": "auto", "jobs": {"evaluate": {"time": "1:00:00"}}}
+    plan = planned(cli, write_config(large))
+    queued = cli("submit", write_config(large), "--dry-run")
+    assert queued.returncode == 0, queued.stderr
+    for kind, stages in {"annotate": ("generate 1", "score 1", "pair 1"), "train": ("train 1",)}.items():
+        seconds = sum(own["high"] for own in plan["stages"] if own["stage"] in stages)
+        halves = math.ceil(1.2 * seconds / 1800)  # half hours
+        command = next(line for line in queued.stdout.splitlines() if f"{kind}-1-%j.out" in line)
+        assert f"--time={halves // 2}:{halves % 2 * 30:02d}:00 " in command
+    assert "--time=1:00:00" in next(line for line in queued.stdout.splitlines() if "evaluate-1-%j.out" in line)
+    large["judge"] = {"backend": "transformers", "model": large["model"]["initial"]}
+    large["slurm"]["jobs"] = {}
+    refused = cli("submit", write_config(large), "--dry-run")
+    assert_refused(refused, "slurm.jobs.evaluate.time: is auto, but judging cannot be timed")
 
 
 @pytest.mark.parametrize(

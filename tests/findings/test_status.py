@@ -24,12 +24,19 @@ def test_unfinished_stages_show_their_progress(console: Console) -> None:
     step = Step("generate", {"en": 4}, "responses", {"en": 1}, lambda state: None)
     status.show_status(
         [
-            {"stage": "align", "state": "done", "rows": 12, "seconds": 75.2, "progress": None},
-            {"stage": "generate 1", "state": "running", "rows": None, "seconds": None, "progress": step.state()},
+            {"stage": "align", "state": "done", "rows": 12, "seconds": 75.2, "memory": 5_000_000_000, "progress": None},
+            {
+                "stage": "generate 1",
+                "state": "running",
+                "rows": None,
+                "seconds": None,
+                "memory": 0,
+                "progress": step.state(),
+            },
         ]
     )
     lines = said(console).splitlines()
-    assert any("align" in line and "12" in line and "1:15" in line for line in lines)
+    assert any("align" in line and "12" in line and "1:15" in line and "5 GB" in line for line in lines)
     assert lines[-2].startswith("generate: 1/4 responses")
     assert lines[-1] == "  en 1/4"
 

@@ -257,6 +257,7 @@ class Pool:
         tally.load_seconds += answer.load_seconds
         tally.compute_seconds += answer.compute_seconds
         tally.splits += answer.splits
+        tally.peak_memory = max(tally.peak_memory, answer.peak_memory)
         if answer.load_seconds > _SLOW_LOAD_SECONDS:
             console.print(
                 f"  loading models on {tally.node} took {duration(answer.load_seconds)}: is their folder on a slow "

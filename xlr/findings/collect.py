@@ -8,8 +8,10 @@ from typing import Any, cast
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
-from xlr.findings.found import Change, Found, JudgedWinRates, ModelFound, preferences_of
+from xlr.findings.found import Change, Found, JudgedWinRates, ModelFound, Planned, model_key, preferences_of
 from xlr.findings.stopping import advise
+from xlr.pipeline import Stage
+from xlr.planning import planfile
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
 from xlr.run.manifests import json_of, read_manifest
@@ -27,7 +29,8 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
     """
     folders = {str(model): directory.iteration(model) for model in config.evaluated_models}
     manifests = {model: _manifests(folder) for model, folder in folders.items()}
-    iterations = {model: _model(folder, manifests[model]) for model, folder in folders.items()}
+    planned = _planned(directory)
+    iterations = {model: _model(folder, manifests[model], planned, model) for model, folder in folders.items()}
     finished = [manifest for own in manifests.values() for manifest in own]
     found: Found = {
         "name": name,
@@ -68,19 +71,37 @@ def _versions(manifests: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
-def _model(folder: Path, manifests: Sequence[Mapping[str, Any]]) -> ModelFound:
+def _planned(directory: RunDir) -> Mapping[str, Planned]:
+    """What the run's last plan said of each stage; empty without a plan."""
+    plan = planfile.read(directory.path)
+    return {
+        own["stage"]: {"seconds": own["seconds"], "memory": sum(own["memory"].values())}
+        for own in (plan["stages"] if plan else ())
+    }
+
+
+def _model(
+    folder: Path, manifests: Sequence[Mapping[str, Any]], planned: Mapping[str, Planned], model: str
+) -> ModelFound:
     """What was found of one model."""
-    stages = {manifest["stage"]: {key: manifest[key] for key in _FROM_MANIFEST} for manifest in manifests}
+    stages = {
+        manifest["stage"]: {
+            **{key: manifest[key] for key in _FROM_MANIFEST},
+            "memory": manifest.get("memory", 0),
+            "planned": planned.get(str(Stage(manifest["stage"], model_key(model)))),
+        }
+        for manifest in manifests
+    }
     judgements: JudgedWinRates | None = None
     if "judge" in stages:
-        found = json_of(folder / "judgements", "winrates.json", WinRates)
-        judgements = found | {"judge": stages["judge"]["facts"]["judge"]}
-    model = {
+        rates = json_of(folder / "judgements", "winrates.json", WinRates)
+        judgements = rates | {"judge": stages["judge"]["facts"]["judge"]}
+    found_of = {
         "evaluation": json_of(folder / "eval", "eval.json", EvaluationFacts) if "evaluate" in stages else None,
         "judgements": judgements,
         "stages": stages,
     }
-    return cast("ModelFound", model)  # a stage's name decides the type of its facts, which mypy cannot follow
+    return cast("ModelFound", found_of)  # a stage's name decides the type of its facts, which mypy cannot follow
 
 
 def _changes(config: Config, directory: RunDir, iterations: Mapping[str, ModelFound]) -> list[Change]:

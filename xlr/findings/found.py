@@ -37,6 +37,14 @@ class Processors(TypedDict):
     gpus: float
 
 
+class Planned(TypedDict):
+    """What the run's last `xlr plan` said of a stage."""
+
+    seconds: float
+    memory: float
+    """Peak memory of a process, in bytes; 0 if it takes next to none."""
+
+
 class StageFound(TypedDict, Generic[Facts]):
     """One finished stage, from its manifest."""
 
@@ -45,6 +53,10 @@ class StageFound(TypedDict, Generic[Facts]):
     seconds: float
     """Run time of the process that finished the stage, in seconds."""
     processors: Processors
+    memory: int
+    """Peak memory of a process that computed, in bytes; 0 where it is not known."""
+    planned: Planned | None
+    """Null without a plan."""
     finished: str
     """When it finished: ISO 8601, UTC."""
     digest: str

@@ -11,7 +11,7 @@ from xlr.findings.found import Found
 from xlr.findings.stopping import sentences
 from xlr.planning.planfile import Plan
 from xlr.run.files import read_json
-from xlr.terminal.console import Table, console, duration, number_columns, text_columns
+from xlr.terminal.console import Table, console, duration, number_columns, size, text_columns
 from xlr.terminal.progress import details, headline
 
 
@@ -19,10 +19,12 @@ def show_status(stages: Sequence[Mapping[str, Any]], planned: Plan | None = None
     """Print the state of every stage, and the progress of those that are unfinished.
 
     Args:
-        planned: the plan of the run, whose times stand beside.
+        planned: the plan of the run, whose times and memory stand beside.
     """
-    columns = (*text_columns("stage", "state"), *number_columns("rows", "time", *(["planned"] if planned else [])))
+    numbers = ("rows", "time", "planned", "memory", "planned") if planned else ("rows", "time", "memory")
+    columns = (*text_columns("stage", "state"), *number_columns(*numbers))
     times = {own["stage"]: own["seconds"] for own in planned["stages"]} if planned else {}
+    memory = {own["stage"]: sum(own["memory"].values()) for own in planned["stages"]} if planned else {}
     rows = [
         (
             stage["stage"],
@@ -30,6 +32,8 @@ def show_status(stages: Sequence[Mapping[str, Any]], planned: Plan | None = None
             str(stage["rows"] or ""),
             "" if stage["seconds"] is None else duration(stage["seconds"]),
             *([duration(times[stage["stage"]]) if times.get(stage["stage"]) else ""] if planned else []),
+            size(stage["memory"]) if stage["memory"] else "",
+            *([size(int(memory[stage["stage"]])) if memory.get(stage["stage"]) else ""] if planned else []),
         )
         for stage in stages
     ]

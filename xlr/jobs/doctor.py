@@ -49,7 +49,7 @@ def examine(context: Context, site: Path | None, deep: bool) -> Iterator[Check]:
     Args:
         deep: whether the job also runs `xlr selftest` on its first node.
     """
-    slurm = submission.settings(context, site)
+    slurm = submission.timed(context, site)
     with pipeline.holding(context, []):  # writes the configuration that the job reads
         passed = True
         for check in (*_models(context), _disk(context), *_requests(context, slurm)):

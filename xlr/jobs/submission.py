@@ -30,6 +30,8 @@ from xlr.shipped import shipped
 from xlr.terminal.console import console
 
 SITE = Path("~/.config/xlr/site.yaml")
+AUTO = "auto"
+_OF_NOTHING = "0:30:00"  # of a kind of job whose stages are all finished
 
 # What to do about a reason that Slurm gives.
 _REMEDIES = {
@@ -71,6 +73,39 @@ def settings(context: Context, site: Path | None) -> SlurmConfig:
     return jobs.layered(jobs.DEFAULTS, *layers, context.config.slurm)
 
 
+def timed(context: Context, site: Path | None) -> SlurmConfig:
+    """The settings of the run, with planned time limits where they say `auto`.
+
+    Raises:
+        UserError: the profile is not valid, the run cannot be planned, or a stage of such a job cannot be timed.
+    """
+    slurm = settings(context, site)
+    automatic = [name for name in slurm.jobs if jobs.wants(slurm, name).time == AUTO]
+    if not automatic:
+        return slurm
+    from xlr.planning import choose  # imports torch
+    from xlr.planning import plan as planning
+    from xlr.planning.planner import Planner
+
+    stages = planning.make(Planner(context, machines.of_jobs(context.config, slurm)), lambda _: None)["stages"]
+    limits = choose.limits(stages, jobs.kinds_of_stages(slurm).__getitem__)
+    left = {jobs.kinds_of_stages(slurm)[own["stage"].split(" ")[0]] for own in stages if own["took"] is None}
+    for name in automatic:
+        if name in left and name not in limits:
+            raise UserError(
+                f"slurm.jobs.{name}.time: is {AUTO}, but judging cannot be timed; give the job a limit, such as "
+                '"4:00:00", or let another kind of job judge'
+            )
+    times = SlurmConfig.model_validate(
+        {
+            "jobs": {
+                name: {"time": limits.get(name, _OF_NOTHING), "stages": slurm.jobs[name].stages} for name in automatic
+            }
+        }
+    )
+    return jobs.layered(slurm, times)
+
+
 def plan(context: Context, slurm: SlurmConfig) -> list[Job]:
     """The jobs of all unfinished stages."""
     needs = pipeline.needs(context)
@@ -106,7 +141,7 @@ def _not_fitting(context: Context, slurm: SlurmConfig) -> list[str]:
 
 def describe(context: Context, site: Path | None) -> str:
     """What `submit` would do: graph, sbatch commands, environment and scripts. Needs no Slurm and writes nothing."""
-    slurm, run = settings(context, site), context.run.path
+    slurm, run = timed(context, site), context.run.path
     todo = plan(context, slurm)
     commands = [jobs.command(job, slurm, run, [f"<{name}>" for name in job.after]) for job in todo]
     parts = [
@@ -129,7 +164,7 @@ def submit(context: Context, site: Path | None, accept: Collection[str] = ()) ->
         UserError: jobs of the run are queued or running, a stage has bad input, or Slurm refuses a job.
     """
     scheduler.require()
-    slurm = settings(context, site)
+    slurm = timed(context, site)
     require_idle(context)
     with pipeline.holding(context, pipeline.stages(context.config), accept):
         todo = plan(context, slurm)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from xlr.errors import UserError
+from xlr.model.gpus import peak_memory
 from xlr.records import Task
 from xlr.versions import DETECTORS, FUSED, LIBRARIES, VLLM, versions
 
@@ -22,13 +23,14 @@ Halves: TypeAlias = tuple[Sequence[Item], Sequence[Item]] | None
 class Answer:
     """The result of a task and what it took.
 
-    `splits` counts how often a batch ran out of memory and was halved.
+    `splits` counts how often a batch ran out of memory and was halved. `peak_memory` is that of the process, in bytes.
     """
 
     result: Any
     load_seconds: float
     compute_seconds: float
     splits: int
+    peak_memory: int
 
 
 class Actor:
@@ -47,11 +49,15 @@ class Actor:
         raise NotImplementedError
 
     def run(self, task: Task) -> Answer:
-        """Compute a task and measure its time and splits."""
+        """Compute a task and measure its time, splits and memory."""
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         begun, loaded, splits = time.monotonic(), self._load_seconds, self._splits
         result = self.compute(task)
         load_seconds = self._load_seconds - loaded
-        return Answer(result, load_seconds, time.monotonic() - begun - load_seconds, self._splits - splits)
+        seconds = time.monotonic() - begun - load_seconds
+        peak = peak_memory(torch.cuda.is_initialized())
+        return Answer(result, load_seconds, seconds, self._splits - splits, peak)
 
     @contextmanager
     def loading(self) -> Iterator[None]:

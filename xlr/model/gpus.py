@@ -1,6 +1,7 @@
 """Settings of torch for computations on GPUs, which change nothing on CPUs; and how fast a device is."""
 
 import os
+import resource
 import time
 
 import torch
@@ -36,6 +37,13 @@ def set_up_gpus() -> None:
     keep_on_node()
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def peak_memory(on_gpu: bool) -> int:
+    """Peak memory of this process in bytes: on its GPU since the peak was reset, or of the host since it began."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_flops(device: torch.device) -> float:

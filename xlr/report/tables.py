@@ -14,7 +14,7 @@ from xlr.maths.shares import share_interval
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
 from xlr.settings.config import Flaw
-from xlr.terminal.console import Column, Table, duration, number_columns, text_columns
+from xlr.terminal.console import Column, Table, duration, number_columns, size, text_columns
 
 Row: TypeAlias = tuple[str, ...]
 
@@ -100,12 +100,12 @@ def data(runs: Sequence[Found]) -> list[Table]:
 
 
 def costs(runs: Sequence[Found]) -> list[Table]:
-    """Time, processors, tokens and price of each stage."""
+    """Time, processors, memory, tokens and price of each stage, beside what was planned."""
     columns = (
         *text_columns("iteration", "stage"),
-        *number_columns("time"),
+        *number_columns("time", "planned"),
         *text_columns("processors"),
-        *number_columns("GPU-hours", "CPU-hours", "tokens", "price"),
+        *number_columns("memory of a process", "planned memory", "GPU-hours", "CPU-hours", "tokens", "price"),
     )
     return _tables(runs, _Design("Costs", columns, _costs))
 
@@ -308,7 +308,7 @@ def _costs(found: Found) -> Iterator[Row]:
     total_hours: Processors = {"cpus": 0.0, "gpus": 0.0}
     for key, model in models(found):
         for name, stage in stages(model).items():
-            seconds, processors = stage["seconds"], stage["processors"]
+            seconds, processors, planned = stage["seconds"], stage["processors"], stage["planned"]
             hours: Processors = {
                 "cpus": processors["cpus"] * seconds / 3600,
                 "gpus": processors["gpus"] * seconds / 3600,
@@ -320,13 +320,16 @@ def _costs(found: Found) -> Iterator[Row]:
                 str(key),
                 name,
                 duration(seconds),
+                duration(planned["seconds"]) if planned and planned["seconds"] else "",
                 _processors(processors),
+                size(stage["memory"]) if stage["memory"] else "",
+                size(int(planned["memory"])) if planned and planned["memory"] else "",
                 *_hours(hours),
                 ", ".join(f"{count:,} {what}" for what, count in stage["tokens"].items() if count),
                 number(stage["facts"]["cost"], ".2f") if name == "judge" else "",
             )
     if total:
-        yield ("all", "", duration(total), "", *_hours(total_hours), "", "")
+        yield ("all", "", duration(total), "", "", "", "", *_hours(total_hours), "", "")
 
 
 def _processors(counts: Processors) -> str:

@@ -186,6 +186,7 @@ class Artifact:
             "seconds": round(clock.total, 3),
             "time": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
             "processors": clock.processors,
+            "memory": clock.memory,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "tokens": dict(tokens or {}),
             "facts": facts,

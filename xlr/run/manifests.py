@@ -37,6 +37,8 @@ class Manifest(TypedDict):
     """Seconds by activity."""
     processors: dict[str, float]
     """Peak number of CPUs and GPUs in use."""
+    memory: NotRequired[int]
+    """Peak memory in bytes of a process that computed; 0 where it is not known. Earlier versions did not record it."""
     finished: str
     """Time in UTC, ISO 8601."""
     tokens: dict[str, int]

@@ -61,8 +61,8 @@ class JobConfig(Section):
     memory: str | None = None
     """Memory per node, in the format of sbatch --mem. "0" asks for all of it."""
     time: str | None = None
-    """Time limit, in the format of sbatch --time; quote it, because YAML reads 1:30 as a number. A job that reaches it
-    saves its work and is requeued."""
+    """Time limit, in the format of sbatch --time; quote it, because YAML reads 1:30 as a number. auto takes the planned
+    time with a margin, as `xlr plan --write` does. A job that reaches it saves its work and is requeued."""
     partition: str | None = None
     """Partition, or several separated by commas."""
     account: str | None = None

@@ -69,7 +69,7 @@ def plan(planned: Sequence[Planned], site: Path | None, at_once: int | None) -> 
     of_stage: dict[tuple[str, Stage], tuple[str, str]] = {}
     lanes = _Lanes([0.0] * at_once, [None] * at_once) if at_once else None
     for one in planned:
-        slurm, name = submission.settings(one.variant.context, site), one.variant.name
+        slurm, name = submission.timed(one.variant.context, site), one.variant.name
         for job in jobs.plan({stage: one.needs[stage] for stage in one.own}, slurm):
             needed = (need for stage in job.stages for need in one.needs[stage] if need in one.makers)
             after = tuple(dict.fromkeys(of_stage[one.makers[need], need] for need in needed if need not in job.stages))

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from xlr.terminal.console import console, duration
 
@@ -33,6 +33,8 @@ class Clock:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.processors = {"cpus": 1.0, "gpus": 0.0}
         """Peak number of processors in use; at least one CPU, for this process."""
+        self.memory = 0
+        """Peak memory in bytes of a process that computed; 0 where it is not known."""
 
     @property
     def total(self) -> float:
@@ -52,6 +54,10 @@ class Clock:
         """Record that a part of the stage uses this many processors."""
         counted = {"cpus": cpus, "gpus": gpus}
         self.processors = {name: max(peak, counted[name]) for name, peak in self.processors.items()}
+
+    def count_memory(self, peak: int) -> None:
+        """Record the peak memory of a process that computes, in bytes."""
+        self.memory = max(self.memory, peak)
 
     def table(self) -> Table:
         """The seconds of every name and their share of the total, for the end of a stage."""
@@ -75,6 +81,7 @@ class Tally:
     compute_seconds: float = 0.0
     splits: int = 0
     lost: bool = False
+    peak_memory: int = 0
     cpus: float = 0
     gpus: float = 0
 
@@ -88,6 +95,7 @@ class WorkerState(TypedDict):
     compute_seconds: float
     splits: int
     lost: bool
+    peak_memory: NotRequired[int]  # files of earlier versions lack it
     cpus: float
     gpus: float
 

@@ -23,6 +23,7 @@ from xlr.cluster.ranks import Ranks
 from xlr.maths.batching import Batch
 from xlr.maths.memory import CHECKPOINT_BYTES
 from xlr.model import fused
+from xlr.model.gpus import peak_memory
 from xlr.model.modelcard import model_card
 from xlr.model.weights import resolve_dtype
 from xlr.records import START
@@ -41,7 +42,6 @@ from xlr.training.facts import MetricsRow, TrainingFacts
 from xlr.training.gates import require_first_loss, require_same_model, require_scorers_logps, scored_probes
 from xlr.training.heartbeat import heartbeats
 from xlr.training.inputs import Training
-from xlr.training.metrics import peak_memory_gb
 from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps, no_logps
 from xlr.training.watch import Watch
 from xlr.versions import versions
@@ -105,6 +105,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     first = checkpoint.step if checkpoint else 0
     with heartbeats(ranks):
         last_metrics = _loop(rank, trainer, log, watch, first, request, checkpoints, clock)
+    clock.count_memory(int(1e9 * last_metrics.get("perf/peak_memory_gb", 0.0)))
     train_pairs, held_out = training.split
     facts: TrainingFacts = {
         "steps": len(rank.steps),
@@ -207,7 +208,7 @@ def _loop(
             late = train.save_minutes > 0 and time.monotonic() - saved_at > 60 * train.save_minutes
             near = deadline.near(time.monotonic() - begun) and not last
             asked, near, late, values["perf/peak_memory_gb"] = _agree(
-                [request.received, near, late], peak_memory_gb(rank.device), rank.device
+                [request.received, near, late], peak_memory(rank.device.type == "cuda") / 1e9, rank.device
             )
             stop = asked or near
             if log:

@@ -3,7 +3,6 @@
 Shapes: `L` layers with experts, `E` experts.
 """
 
-import resource
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -75,10 +74,3 @@ class Metrics:
                 means_M = (sums_GM[group, :-2] / sums_GM[group, -2]).tolist()
                 values |= {prefix + name: mean for name, mean in zip(self._names, means_M, strict=True)}
         return values
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process so far, in 10^9 bytes: GPU memory on GPUs, else host memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -253,5 +253,6 @@ def _count_workers(context: Context, seconds: float) -> None:
     load = sum(worker.load_seconds for worker in workers) / len(workers)
     compute = sum(worker.compute_seconds for worker in workers) / len(workers)
     context.clock.seconds.update({"load": load, "compute": compute, "wait": max(seconds - load - compute, 0.0)})
+    context.clock.count_memory(max(worker.peak_memory for worker in workers))
     at_work = [worker for worker in workers if not worker.lost]
     context.clock.count_processors(sum(worker.cpus for worker in at_work), sum(worker.gpus for worker in at_work))
