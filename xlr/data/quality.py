@@ -19,8 +19,11 @@ def repetition(token_ids: Sequence[int], n: int = 4) -> float:
 
     Source: seq-rep-n of arXiv 1908.04319, section 6.
     """
-    grams = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    ids, count = list(token_ids), len(token_ids) - n + 1
+    if count < 1:
+        return 0.0
+    # zip makes the n-grams in C: the driver computes this for every response.
+    return 1 - len(set(zip(*(ids[offset:] for offset in range(n)), strict=False))) / count
 
 
 def flaws(rows: Sequence[Score]) -> list[set[Flaw]]:
