@@ -22,8 +22,11 @@ from xlr.sweep.variants import open_sweep, recorded_runs
 BASE = {
     "extends": "quickstart",
     "iterations": 1,
+    "prompts": {"limit": 16},
+    "generate": {"num_samples": 4},  # with two, all pairings choose the same
+    "train": {"max_steps": 2},
     # The accuracy of the reward does not differ between the variants' start, and takes as long as all their training.
-    "evaluate": {"preferences": None, "prompts": {"path": "{recipes}/quickstart/heldout", "limit": 20}},
+    "evaluate": {"preferences": None, "prompts": {"path": "{recipes}/quickstart/heldout", "limit": 12}},
 }
 GRID = {"score.reward": ["crosslingual", "multilingual"], "pair.rejected": ["worst", "median", "nearest_mean"]}
 

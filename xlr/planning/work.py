@@ -217,7 +217,9 @@ def _pairs(own: Setting) -> list[tuple[float, float, float]]:
     """Tokens of a prompt and of an answer, and the number of pairs, in each language of a training."""
     if own.iteration == START:
         return [(one.prompt, one.response, one.prompts) for one in own.preferences]
-    return [(one.prompt, one.response, _PAIRED * one.prompts) for one in own.lengths.values()]
+    assert isinstance(own.iteration, int)  # models of evaluate.models are not trained
+    times = _PAIRED * (1 + own.training.replay * (own.iteration - 1))
+    return [(one.prompt, one.response, times * one.prompts) for one in own.lengths.values()]
 
 
 def _reference(own: Setting) -> Estimate:

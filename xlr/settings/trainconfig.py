@@ -81,6 +81,9 @@ class TrainConfig(Section):
     """AdamW's epsilon."""
     max_grad_norm: float = Field(1.0, ge=0, le=1e9)
     """Maximum gradient norm; larger gradients are clipped to it. 0 turns clipping off."""
+    replay: Annotated[ByIteration[Annotated[float, Field(ge=0, le=1)]], Later.ADDED] = 0.0
+    """Share of the pairs of each earlier iteration, in each language, that an iteration trains on beside its own. The
+    authors' best second iterations replayed all pairs of the first."""
     num_train_epochs: ByIteration[Annotated[int, Field(ge=1, le=10_000)]] = 1
     """Passes over the pairs."""
     max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
@@ -137,6 +140,8 @@ class AlignConfig(TrainConfig):
         Ignored("the align stage starts from model.initial, so both values name the same model"),
     ] = "start"
     """DPO reference: always model.initial, from which the align stage starts."""
+    replay: Annotated[float, Ignored("the align stage has no earlier iterations"), Later.ADDED] = 0.0
+    """Always 0."""
     preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
     """English preferences with prompt, chosen and rejected, each a string or a list of messages: a file, a folder with
     such a file named en, or a dataset, saved or on the hub."""

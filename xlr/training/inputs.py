@@ -62,7 +62,15 @@ class Training:
     @property
     def settings(self) -> dict[str, Any]:
         """Those of its settings that affect the result, flat."""
-        return deciding(self.config, self.stage)
+        own = deciding(self.config, self.stage)
+        if not self.replayed:  # runs that differ in this share their first iteration
+            own.pop("train.replay", None)
+        return own
+
+    @property
+    def replayed(self) -> list[int]:
+        """The earlier iterations whose pairs are trained on again."""
+        return list(range(START + 1, self.iteration)) if self.config.replay else []
 
     @property
     def start(self) -> str:
@@ -86,7 +94,9 @@ class Training:
         """The files or rows that the pairs are read from, by name."""
         if self.iteration == START:
             return {"preferences": english_source(self.preferences)}
-        return {"pairs": self.context.run.iteration(self.iteration) / "pairs"}
+        run = self.context.run
+        earlier = {f"pairs of iteration {number}": run.iteration(number) / "pairs" for number in self.replayed}
+        return {"pairs": run.iteration(self.iteration) / "pairs", **earlier}
 
     @cached_property
     def _loaded(self) -> tuple[list[TrainingPair], Dropped]:
@@ -109,13 +119,22 @@ class Training:
         if self.iteration == START:
             found = load_preferences(self.preferences, self.context.config.model.system_prompt)
             return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected) for one in found]
-        folder = self.context.run.iteration(self.iteration) / "pairs"
-        command = f"xlr pair {self.context.run.path} --iteration {self.iteration}"
-        require(pairs.artifact(self.context, self.iteration), command)
+        rows = [(pair.id, pair) for pair in self._pairs_of(self.iteration)]
+        for number in self.replayed:
+            again = replayed(self._pairs_of(number), self.config.replay, f"{self.context.config.seed} {number}")
+            rows += [(f"{pair.id} of iteration {number}", pair) for pair in again]
         return [
-            (pair.id, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"])
-            for pair in rows_of(folder, Pair)
+            (key, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"]) for key, pair in rows
         ]
+
+    def _pairs_of(self, iteration: int) -> list[Pair]:
+        """The pairs that an iteration has made.
+
+        Raises:
+            UserError: the pair stage is not finished.
+        """
+        require(pairs.artifact(self.context, iteration), f"xlr pair {self.context.run.path} --iteration {iteration}")
+        return rows_of(self.context.run.iteration(iteration) / "pairs", Pair)
 
     @property
     def pairs(self) -> list[TrainingPair]:
@@ -144,6 +163,21 @@ class Training:
         """The batches of every step and rank; see the function `plan_steps`."""
         lengths, rows = pair_costs(self.split[0], self.context.config.model.attn_implementation)
         return plan_steps(lengths, rows, self.config, self.context.config.seed, world_size)
+
+
+def replayed(earlier: Sequence[Pair], share: float, seed: str) -> list[Pair]:
+    """A share of an earlier iteration's pairs in each language, rounded to whole pairs, in their order.
+
+    Args:
+        seed: decides which.
+
+    Source: mixing pairs of earlier iterations, as in arXiv 2406.09760.
+    """
+    kept: set[int] = set()
+    for lang in dict.fromkeys(pair.lang for pair in earlier):
+        own = [index for index, pair in enumerate(earlier) if pair.lang == lang]
+        kept.update(Random(f"{seed} {lang}").sample(own, round(share * len(own))))
+    return [earlier[index] for index in sorted(kept)]
 
 
 def pair_costs(pairs: Sequence[TrainingPair], attn_implementation: str) -> tuple[list[int], list[int] | None]:

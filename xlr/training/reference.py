@@ -39,6 +39,8 @@ def artifact(context: Context, iteration: int) -> Artifact:
         "max_length": training.config.max_length,
         **chat_settings(context.config.model),
     }
+    if training.replayed:
+        own["train.replay"] = training.config.replay
     inputs = {"reference": training.reference, **training.sources}
     run = context.run
     return Artifact(run.path, run.iteration(iteration) / "reference", "reference", own, inputs)

@@ -1,0 +1,74 @@
+"""Replay: an iteration trains on its own pairs and on a share of those of earlier iterations."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import tiny_tree
+from tests.inprocess import made, opened, with_settings
+from xlr.records import Pair
+from xlr.run.manifests import manifest_path
+from xlr.settings.config import Config
+from xlr.training import inputs, model, reference
+from xlr.training.inputs import Training, replayed
+
+
+def pairs(langs: str) -> list[Pair]:
+    return [Pair(str(number), lang, [], [], [], 1.0, 0.0) for number, lang in enumerate(langs)]
+
+
+@given(st.text("ef", max_size=40), st.floats(0, 1), st.text(max_size=3))
+def test_a_share_of_each_language_is_kept_in_order(langs: str, share: float, seed: str) -> None:
+    given_pairs = pairs(langs)
+    kept = replayed(given_pairs, share, seed)
+    assert [pair.id for pair in kept] == sorted((pair.id for pair in kept), key=int)
+    assert Counter(pair.lang for pair in kept) == Counter(
+        {lang: count for lang, own in Counter(langs).items() if (count := round(share * own))}
+    )
+    assert kept == replayed(given_pairs, share, seed)
+
+
+def test_other_seeds_keep_other_pairs() -> None:
+    given_pairs = pairs("e" * 40)
+    assert len({tuple(pair.id for pair in replayed(given_pairs, 0.5, str(seed))) for seed in range(5)}) == 5
+
+
+@pytest.fixture(scope="module")
+def config(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    tree = tiny_tree.__wrapped__(tiny_models, tmp_path_factory.mktemp("replay"))  # type: ignore[attr-defined]
+    tree["evaluate"] = {}
+    return Config.model_validate(tree | {"iterations": 2})
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_second_iteration_trains_on_the_pairs_of_the_first_too(
+    share: float, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pairs of the second iteration are those of the first under another name."""
+    run = made(config, tmp_path / "run").run
+    shutil.copytree(run.path / "iter1" / "pairs", run.path / "iter2" / "pairs")
+    shutil.copy(manifest_path(run.path / "iter1" / "pairs"), manifest_path(run.path / "iter2" / "pairs"))
+    monkeypatch.setattr(inputs, "require", lambda artifact, command: None)
+    context = opened(with_settings(config, train={"replay": share}), run.path)
+    first, second = Training(context, 1).pairs, Training(context, 2).pairs
+    again = [pair for pair in second if pair.id.endswith(" of iteration 1")]
+    assert [pair.id for pair in second if pair not in again] == [pair.id for pair in first]
+    assert len(again) == round(share * 4) * 2  # of four pairs in each of two languages
+    known: Any = {(pair.lang, pair.id): pair.example for pair in first}
+    assert all(pair.example == known[pair.lang, pair.id.removesuffix(" of iteration 1")] for pair in again)
+
+
+def test_what_is_replayed_decides_the_model_and_not_that_of_the_first_iteration(config: Config, tmp_path: Path) -> None:
+    plain = opened(config, tmp_path / "run")
+    half, whole = (opened(with_settings(config, train={"replay": share}), tmp_path / "run") for share in (0.5, 1.0))
+    assert model.artifact(plain, 1).settings == model.artifact(half, 1).settings == model.artifact(whole, 1).settings
+    assert model.artifact(half, 2).settings != model.artifact(whole, 2).settings != model.artifact(plain, 2).settings
+    assert reference.artifact(half, 2).settings != reference.artifact(whole, 2).settings
+    assert "pairs of iteration 1" in model.artifact(half, 2).inputs
+    assert "pairs of iteration 1" in reference.artifact(half, 2).inputs
+    assert set(model.artifact(plain, 2).inputs) == set(model.artifact(plain, 1).inputs)
