@@ -140,7 +140,7 @@ class AlignConfig(TrainConfig):
         Ignored("the align stage starts from model.initial, so both values name the same model"),
     ] = "start"
     """DPO reference: always model.initial, from which the align stage starts."""
-    replay: Annotated[float, Ignored("the align stage has no earlier iterations"), Later.ADDED] = 0.0
+    replay: Annotated[float, Field(ge=0, le=1), Ignored("the align stage has no earlier iterations"), Later.ADDED] = 0.0
     """Always 0."""
     preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
     """English preferences with prompt, chosen and rejected, each a string or a list of messages: a file, a folder with
