@@ -59,10 +59,18 @@ on_first_node() {
 
 # Run a command in all tasks of all nodes; each reads its rank from Slurm.
 in_ranks() {
+  local kept=$run/micro_batches.json before
   MASTER_ADDR=$(address "${nodes[0]}")
   export MASTER_ADDR MASTER_PORT=$((port + 2))
-  # Ranks of one socket's GPUs get that socket's cores; by default srun deals the sockets out in turn.
-  step --kill-on-bad-exit=0 --distribution=block:block "$@"
+  while true; do
+    before=$(cat "$kept" 2>/dev/null || true)
+    # Ranks of one socket's GPUs get that socket's cores; by default srun deals the sockets out in turn.
+    step --kill-on-bad-exit=0 --distribution=block:block "$@"
+    # A rank whose memory runs out records a smaller size and ends; then all ranks start again.
+    if [ "$code" = 0 ] || [ "$(cat "$kept" 2>/dev/null || true)" = "$before" ]; then break; fi
+    echo "memory ran out; the ranks start again with smaller micro-batches"
+    MASTER_PORT=$((port + 2 + (MASTER_PORT - port - 1) % 2)) # the other one of two, which is free at once
+  done
 }
 
 # Start a Ray cluster over the allocation. It accepts only clients with its token, which only this user can read. xlr

@@ -76,6 +76,17 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckedAnswer:
+    """A model's answer to a question that has a right answer."""
+
+    id: str
+    lang: str
+    response: str
+    expected: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """The instruction of a held-out prompt, as it stands beside the answers."""
 

@@ -91,6 +91,15 @@ STAGES = (
         any_model=True,
     ),
     StageKind(
+        "check",
+        "xlr.evaluation.checked",
+        "checked",
+        "evaluate",
+        "Stage 5b: have a model answer questions whose right answers are known.",
+        default=0,
+        any_model=True,
+    ),
+    StageKind(
         "judge",
         "xlr.evaluation.judgements",
         "judgements",

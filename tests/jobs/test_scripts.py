@@ -53,6 +53,31 @@ def test_ray_runs_in_a_new_private_folder_which_is_removed_with_those_of_killed_
         own.rmdir()
 
 
+def test_ranks_start_again_as_long_as_their_micro_batches_get_smaller(tmp_path: Path) -> None:
+    """The step fails three times: twice with a smaller size, then for another reason."""
+    (tmp_path / "run").mkdir()
+    script = f"""
+    set -euo pipefail
+    {function("in_ranks")}
+    run={tmp_path}/run port=100 nodes=(node) starts=0
+    address() {{ echo 127.0.0.1; }}
+    step() {{
+      starts=$((starts + 1))
+      echo "start $starts at port $MASTER_PORT: ${{*: -1}}"
+      [ "$starts" = 3 ] || echo "$starts" >"$run/micro_batches.json"
+      code=137
+    }}
+    in_ranks xlr train
+    echo "code $code"
+    """
+    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    again = "memory ran out; the ranks start again with smaller micro-batches"
+    assert printed.splitlines() == [
+        *("start 1 at port 102: train", again, "start 2 at port 103: train", again, "start 3 at port 102: train"),
+        "code 137",
+    ]
+
+
 @pytest.mark.parametrize(("setup", "expected"), [("", "1"), ("export HF_HUB_OFFLINE=0", "0")])
 def test_jobs_do_not_ask_the_hub_unless_setup_says_so(tmp_path: Path, setup: str, expected: str) -> None:
     (tmp_path / "slurm").mkdir()

@@ -17,6 +17,7 @@ from xlr.cluster.preemption import Preempted
 from xlr.cluster.ranks import RENDEZVOUS
 from xlr.cluster.scratch import PrivateFolder
 from xlr.errors import UserError
+from xlr.terminal.console import console
 
 ERROR_FILE = "XLR_ERROR_FILE"
 """Environment variable with the path of a file. A rank writes a message about bad input there for the launcher."""
@@ -30,7 +31,7 @@ _STOPPED_LOOKS = 6  # half a minute: sooner than another process can take a leas
 
 
 def spawn(arguments: list[str], processes: int, log: Path) -> None:
-    """Run `xlr ARGUMENTS` as several ranks on this machine and wait for them.
+    """Run `xlr ARGUMENTS` as several ranks on this machine and wait for them; start them again where one asks for it.
 
     Rank 0 writes to this process's standard output. All ranks write their standard error to the log. If one rank fails,
     the others are killed. All ranks die with this process, however it ends, and end if it is stopped for half a minute.
@@ -43,6 +44,22 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
     """
     error_file = log.with_suffix(".error")
     error_file.unlink(missing_ok=True)
+    while preemption.AGAIN_CODE in (codes := _run(arguments, processes, log, error_file)):
+        console.print(f"  memory ran out: all ranks start again with smaller micro-batches; see {log}")
+    if set(codes) == {preemption.EXIT_CODE}:
+        raise Preempted("training ended early; a checkpoint is saved: start again to continue")
+    if error_file.is_file():
+        message = error_file.read_text(encoding="utf-8")
+        error_file.unlink()
+        raise UserError(message)
+    if any(codes):
+        rank = next(rank for rank, code in enumerate(codes) if code)
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
+        raise RuntimeError(f"rank {rank} of {processes} ended with code {codes[rank]}; {log} ends with:\n{tail}")
+
+
+def _run(arguments: list[str], processes: int, log: Path, error_file: Path) -> list[int]:
+    """Start the ranks, wait for them, and return their exit codes."""
     with contextlib.ExitStack() as ending:
         errors = ending.enter_context(log.open("ab"))
         folder = PrivateFolder()
@@ -59,17 +76,7 @@ def spawn(arguments: list[str], processes: int, log: Path) -> None:
             for rank in range(processes)
         ]
         ending.enter_context(preemption.passed_on(children))
-        codes = _wait(children)
-    if set(codes) == {preemption.EXIT_CODE}:
-        raise Preempted("training ended early; a checkpoint is saved: start again to continue")
-    if error_file.is_file():
-        message = error_file.read_text(encoding="utf-8")
-        error_file.unlink()
-        raise UserError(message)
-    if any(codes):
-        rank = next(rank for rank, code in enumerate(codes) if code)
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
-        raise RuntimeError(f"rank {rank} of {processes} ended with code {codes[rank]}; {log} ends with:\n{tail}")
+        return _wait(children)
 
 
 def free_port() -> int:

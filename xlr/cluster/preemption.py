@@ -12,11 +12,20 @@ from types import FrameType
 from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+AGAIN_CODE = 76
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(BaseException):
     """The process ends on request, with its work saved. As with KeyboardInterrupt, `except Exception` misses it."""
+
+    code = EXIT_CODE
+
+
+class StartAgain(Preempted):
+    """A rank ends because all ranks have to start again. Whoever started them does that."""
+
+    code = AGAIN_CODE
 
 
 class Request:

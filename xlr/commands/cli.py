@@ -350,7 +350,7 @@ def main() -> None:
     except BaseException as error:
         if message := said(error):
             print(shown(message), file=sys.stderr)
-            sys.exit(EXIT_CODE)
+            sys.exit(getattr(error, "code", EXIT_CODE))
         if not isinstance(error, UserError):
             raise
         if ERROR_FILE in os.environ:

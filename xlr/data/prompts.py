@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -194,23 +194,40 @@ def sources(section: PromptsConfig, languages: Iterable[str]) -> dict[str, Path 
 
 
 def _read_language(section: PromptsConfig, lang: str) -> _Instructions:
-    columns = section.columns
     found: dict[str, Conversation] = {}
     numbered = False
-    for index, (position, row) in enumerate(own_rows(section, lang)):
-        name = columns.id or next((name for name in _IDS if name in row), None)
-        if index == 0:
-            numbered = name is None
-        if not numbered and (name is None or row.get(name) is None):
-            missing = columns.id or "instruction_id (or id)"
-            raise UserError(f"{position}: the row has no {missing}; every instruction needs one{_there(row)}")
-        key = str(index + 1) if numbered or name is None else identifier(row[name], position, name)
-        if key in found:
-            raise UserError(f"{position}: duplicate id {key!r}; ids must be unique in a language")
-        found[key] = _conversation(row, columns.instruction, key, position, lang)
+    for key, position, row in identified(section, lang):
+        numbered = numbered or _id_column(section, row) is None
+        found[key] = _conversation(row, section.columns.instruction, key, position, lang)
     if not found:
         raise UserError(f"{section.path}: {lang} has no instructions; add some, or remove the language")
     return _Instructions(found, numbered)
+
+
+def identified(section: PromptsConfig, lang: str) -> Iterator[tuple[str, str, Row]]:
+    """The rows of a language, each with its id and its position. Rows without ids have their number as id.
+
+    Raises:
+        UserError: a source cannot be read, or a row has no id or one that another row has.
+    """
+    seen: set[str] = set()
+    numbered = False
+    for index, (position, row) in enumerate(own_rows(section, lang)):
+        name = _id_column(section, row)
+        if index == 0:
+            numbered = name is None
+        if not numbered and (name is None or row.get(name) is None):
+            missing = section.columns.id or "instruction_id (or id)"
+            raise UserError(f"{position}: the row has no {missing}; every instruction needs one{_there(row)}")
+        key = str(index + 1) if numbered or name is None else identifier(row[name], position, name)
+        if key in seen:
+            raise UserError(f"{position}: duplicate id {key!r}; ids must be unique in a language")
+        seen.add(key)
+        yield key, position, row
+
+
+def _id_column(section: PromptsConfig, row: Row) -> str | None:
+    return section.columns.id or next((name for name in _IDS if name in row), None)
 
 
 def _conversation(row: Row, column: str | None, key: str, position: str, lang: str) -> Conversation:

@@ -3,7 +3,7 @@
 Rates are in percent, differences of rates in percentage points, intervals are 95 % bootstrap intervals.
 """
 
-from typing import Literal, final
+from typing import Literal, TypeAlias, final
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -57,6 +57,19 @@ class EvaluationFacts(TypedDict):
     preferences: NotRequired[dict[str, dict[Reward, PreferenceFacts]]]
     """Language -> kind of instruction, as in score.reward -> held-out preferences. English has only `multilingual`,
     since all kinds ask the same there. Only for iterations, and only with evaluate.preferences."""
+
+
+class CheckedFacts(TypedDict):
+    """The answers of a model in one language to questions that have right answers."""
+
+    rows: int
+    """Number of questions."""
+    right: float
+    """Share of right answers, from 0 to 1."""
+
+
+# Facts of check, by language.
+CheckFacts: TypeAlias = dict[str, CheckedFacts]
 
 
 class AnnotationRow(TypedDict):

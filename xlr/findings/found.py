@@ -11,6 +11,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from xlr.evaluation.facts import (
+    CheckFacts,
     EvaluationFacts,
     JudgeFacts,
     PreferenceFacts,
@@ -77,6 +78,7 @@ class StagesFound(TypedDict, total=False):
     reference: StageFound[ReferenceFacts]
     train: StageFound[TrainingFacts]
     evaluate: StageFound[EvaluationFacts]
+    check: StageFound[CheckFacts]
     judge: StageFound[JudgeFacts]
 
 

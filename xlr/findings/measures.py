@@ -10,7 +10,8 @@ from xlr.maths.shares import difference_interval, share_interval
 from xlr.records import START
 from xlr.settings.config import Reward
 
-RIGHT_LANGUAGE, ENGLISH_PREFERENCES = "Right language", "English preferences"  # titles of measures
+# Titles of measures.
+RIGHT_LANGUAGE, RIGHT_ANSWERS, ENGLISH_PREFERENCES = "Right language", "Right answers", "English preferences"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ def of_answers(found: Found) -> list[Measure]:
             RIGHT_LANGUAGE,
             "Share of held-out answers in the language that was asked for" + _undetected(found),
             _answers(found, lambda own: own["in_language"]),
+        ),
+        Measure(
+            RIGHT_ANSWERS,
+            "Share of questions with a known answer, such as a number, that are answered rightly. A fall is what "
+            "alignment cost",
+            _right_answers(found),
         ),
         Measure(
             ENGLISH_PREFERENCES,
@@ -136,6 +143,15 @@ def _answers(found: Found, share: Callable[[AnswerFacts], float | None]) -> dict
             for lang, own in evaluation["languages"].items():
                 if (value := share(own)) is not None:
                     by_language.setdefault(lang, {})[label(key)] = Share(value, own["rows"])
+    return by_language
+
+
+def _right_answers(found: Found) -> dict[str, dict[str, Share]]:
+    by_language: dict[str, dict[str, Share]] = {}
+    for key, model in models(found):
+        if isinstance(key, int) and "check" in model["stages"]:
+            for lang, own in model["stages"]["check"]["facts"].items():
+                by_language.setdefault(lang, {})[label(key)] = Share(own["right"], own["rows"])
     return by_language
 
 

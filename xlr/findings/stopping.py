@@ -6,6 +6,7 @@ The rule: against it speaks each of these, and one is enough.
 - The reward that the next iteration would score with is clearly less often right on held-out preferences than that of
   pi^0, or not clearly better than chance in a language in which that of pi^0 was.
 - The model answers clearly less often in the language that was asked for than pi^0.
+- It answers clearly fewer questions with known answers rightly than pi^0.
 - The model's reward is clearly less often right on English preferences than that of pi^0, which is forgotten then.
 
 For it speaks that the expected gain is beyond chance. Without a judge nothing can speak for it.
@@ -87,7 +88,7 @@ def _reward(found: Found) -> Iterator[Sign]:
 def _fallen(found: Found) -> Iterator[Sign]:
     """Shares of answers and of English preferences that are clearly lower than those of pi^0."""
     for measure in measures.of_answers(found):
-        if measure.title in (measures.RIGHT_LANGUAGE, measures.ENGLISH_PREFERENCES):
+        if measure.title in (measures.RIGHT_LANGUAGE, measures.RIGHT_ANSWERS, measures.ENGLISH_PREFERENCES):
             yield from _falls(found, measure)
 
 

@@ -1,15 +1,16 @@
 """What a plan is made from: prompts, preferences and the model's sizes, each read once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from xlr import pipeline
 from xlr.data.preferences import load_parallel_preferences, load_preferences
+from xlr.data.prompts import load_held_out
 from xlr.pipeline import Stage
 from xlr.planning.lengths import ASSUMED, Lengths, lengths, mean_tokens, of_preferences
 from xlr.planning.machines import Machines
 from xlr.planning.shapes import read_shape
 from xlr.planning.work import Setting
-from xlr.records import INITIAL, START
+from xlr.records import INITIAL, START, Prompt
 from xlr.run.context import Context
 
 
@@ -30,7 +31,12 @@ class Planner:
         self.model = context.model(START if context.config.model.aligned else INITIAL)
         self.shape = read_shape(self.model)
         self._lengths: dict[int, tuple[dict[str, Lengths], str]] = {}
-        self._held_out = list(self._questions())
+        evaluate = context.config.evaluate
+        self._held_out = list(self._questions(context.held_out, evaluate.max_new_tokens))
+        asked = context.pinned(evaluate.checked)
+        langs = context.config.evaluated_languages
+        questions = load_held_out(asked, langs, context.config.model.system_prompt) if asked else {}
+        self._checked = list(self._questions(questions, asked.max_new_tokens if asked else 0))
         given = context.pinned(context.config.align.preferences)
         system = context.config.model.system_prompt
         aligned = load_preferences(given, system) if given and context.config.model.aligned is None else []
@@ -58,14 +64,14 @@ class Planner:
             self._preferences,
             self._compared,
             self._machines_of(stage),
+            self._checked,
         )
 
-    def _questions(self) -> Iterator[Lengths]:
-        """Held-out prompts. Their answers are expected to be as long as those of training prompts."""
+    def _questions(self, prompts: Mapping[str, Sequence[Prompt]], most: int) -> Iterator[Lengths]:
+        """Held-out prompts. Their answers are expected to be as long as those of training prompts, up to `most`."""
         trained, _ = self.lengths(1)
         for lang in self.context.config.evaluated_languages:
-            if own := self.context.held_out.get(lang):
+            if own := prompts.get(lang):
                 prompt = mean_tokens(self.context, own)
-                most = self.context.config.evaluate.max_new_tokens
                 response = trained[lang].response if lang in trained else float(self._assumed or ASSUMED)
                 yield Lengths(len(own), prompt, prompt, min(response, most))

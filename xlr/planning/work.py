@@ -83,6 +83,8 @@ class Setting:
     compared: Sequence[Lengths]
     """Of held-out preferences, in each language."""
     machines: Machines
+    checked: Sequence[Lengths] = ()
+    """Of questions with right answers, in each language."""
 
     @property
     def training(self) -> TrainConfig:
@@ -349,6 +351,12 @@ def _evaluate(own: Setting) -> Estimate:
     )
 
 
+def _check(own: Setting) -> Estimate:
+    most = own.config.evaluate.checked.max_new_tokens if own.config.evaluate.checked else 0
+    found = _sampled(own, [(one, one.prompts) for one in own.checked], most)
+    return replace(found, disk=found.tokens * _RESPONSE_BYTES)
+
+
 def _judge(own: Setting) -> Estimate:
     judge = own.config.judge
     questions = sum(one.prompts for one in own.held_out) * (2 if judge.both_orders else 1)
@@ -364,6 +372,7 @@ ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {
     "align": _train,
     "train": _train,
     "evaluate": _evaluate,
+    "check": _check,
     "judge": _judge,
 }
 """By the name of the stage."""

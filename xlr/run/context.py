@@ -18,11 +18,18 @@ from xlr.run.directory import RunDir
 from xlr.run.files import read_json, sealed, write_json
 from xlr.run.manifests import manifest_path, verified
 from xlr.settings.config import Config
-from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
+from xlr.settings.dataconfig import CheckedConfig, PreferencesConfig, PromptsConfig
 from xlr.terminal.progress import Clock
 
 COMMITS = "hub.json"
-Given = TypeVar("Given", PromptsConfig, PromptsConfig | None, str | PreferencesConfig, str | PreferencesConfig | None)
+Given = TypeVar(
+    "Given",
+    PromptsConfig,
+    PromptsConfig | None,
+    CheckedConfig | None,
+    str | PreferencesConfig,
+    str | PreferencesConfig | None,
+)
 
 
 class _Commits(TypedDict):

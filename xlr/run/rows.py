@@ -89,7 +89,7 @@ def _arrow_type(hint: Any) -> Any:
         return pa.list_(_arrow_type(hint.__args__[0]))
     if hint is Message:
         return pa.struct([("role", pa.string()), ("content", pa.string())])
-    return {str: pa.string(), int: pa.int64(), float: pa.float64()}[hint]
+    return {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[hint]
 
 
 def read_rows(

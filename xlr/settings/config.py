@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from xlr import languages
 from xlr.errors import UserError
 from xlr.records import START, DType, ModelKey
-from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
+from xlr.settings.dataconfig import CheckedConfig, PreferencesConfig, PromptsConfig
 from xlr.settings.judgeconfig import JudgeConfig
 from xlr.settings.languageconfig import Language, NamedLanguage, tag_of
 from xlr.settings.modelconfig import ModelConfig
@@ -127,6 +127,9 @@ class EvaluateConfig(Section):
     """Held-out preferences in the format of align.preferences: a file in English, a folder with a file for each
     language, such as en.jsonl, or a dataset in English or with a part for each language. A row's English prompt is that
     of the same id in English, or its field `english`."""
+    checked: CheckedConfig | None = None
+    """Questions with right answers, such as those of MGSM. Models answer them greedily; the share of right answers
+    shows what alignment costs or brings, without a judge."""
     temperature: Temperature = 0.6
     """Sampling temperature."""
     top_p: TopP = 0.9
@@ -233,7 +236,8 @@ class Config(Section):
     @property
     def opened_datasets(self) -> list[str]:
         """Paths and hub names of all prompts and preferences."""
-        given = (self.prompts, self.evaluate.prompts, self.align.preferences, self.evaluate.preferences)
+        evaluate = self.evaluate
+        given = (self.prompts, evaluate.prompts, evaluate.checked, self.align.preferences, evaluate.preferences)
         return [one if isinstance(one, str) else one.path for one in given if one is not None]
 
     @property

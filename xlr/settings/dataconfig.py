@@ -38,6 +38,21 @@ class PromptsConfig(Section):
     before the 6,001st. null uses all."""
 
 
+class CheckedColumnsConfig(ColumnsConfig):
+    """Names of the columns of questions with right answers."""
+
+    answer: str | None = None
+    """The right answer: a number, a capital letter that names a choice, or a text. null: answer or response."""
+
+
+class CheckedConfig(PromptsConfig):
+    """Questions whose answers can be checked without a judge, parallel in all languages, as prompts are."""
+
+    columns: CheckedColumnsConfig = CheckedColumnsConfig()
+    max_new_tokens: int = Field(512, ge=1, le=10_000_000)
+    """Maximum length of an answer, in tokens."""
+
+
 class PreferencesConfig(Section):
     """Preferences in a dataset. A path alone needs no section: `preferences: PATH`."""
 

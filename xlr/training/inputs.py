@@ -21,6 +21,7 @@ from xlr.run.manifests import rows_of
 from xlr.settings.config import deciding
 from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.trainconfig import TrainConfig
+from xlr.zero import halving
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,16 @@ class Training:
         """
         return hold_out(self.pairs, self.config.eval_pairs, self.context.config.seed)
 
+    @cached_property
+    def fitting(self) -> TrainConfig:
+        """The settings of its stage, with smaller micro-batches if memory ran out before."""
+        tokens = halving.tokens(self.context.run.path, self.stage, self.config.micro_batch_tokens)
+        return self.config.model_copy(update={"micro_batch_tokens": tokens})
+
     def plan_steps(self, world_size: int) -> list[list[list[Batch]]]:
         """The batches of every step and rank; see the function `plan_steps`."""
         lengths, rows = pair_costs(self.split[0], self.context.config.model.attn_implementation)
-        return plan_steps(lengths, rows, self.config, self.context.config.seed, world_size)
+        return plan_steps(lengths, rows, self.fitting, self.context.config.seed, world_size)
 
 
 def replayed(earlier: Sequence[Pair], share: float, seed: str) -> list[Pair]:

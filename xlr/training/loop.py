@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 
 from xlr.chat.format import chat_format
-from xlr.cluster.preemption import Preempted, Request
+from xlr.cluster.preemption import Preempted, Request, StartAgain
 from xlr.cluster.ranks import Ranks
+from xlr.errors import UserError
 from xlr.maths.batching import Batch
 from xlr.maths.memory import CHECKPOINT_BYTES
 from xlr.model import fused
@@ -46,7 +47,7 @@ from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps, no
 from xlr.training.watch import Watch
 from xlr.versions import versions
 from xlr.work.pieces import PROGRESS
-from xlr.zero import engine
+from xlr.zero import engine, halving
 
 _CHECKPOINTS = "checkpoints"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "xlr")  # a new version may change the weights
@@ -113,7 +114,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
         "held_out": len(held_out),
         "dropped": training.dropped.counts(),
         "world_size": ranks.world_size,
-        "warnings": watch.warnings,
+        "warnings": [*_cut(training), *watch.warnings],
     }
     _export(rank, trainer, facts, last_metrics)
     if log:
@@ -123,6 +124,14 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
         remove(checkpoints)
     dist.barrier()
     engine.close_distributed()
+
+
+def _cut(training: Training) -> list[str]:
+    """A warning if the micro-batches are smaller than the settings say."""
+    wanted, used = training.config.micro_batch_tokens, training.fitting.micro_batch_tokens
+    if used == wanted:
+        return []
+    return [f"memory ran out with {training.stage}.micro_batch_tokens={wanted}; {used} were used instead"]
 
 
 def _claim_checkpoints(rank: _Rank) -> None:
@@ -160,7 +169,9 @@ def _open(rank: _Rank, checkpoint: engine.Checkpoint | None) -> Trainer:
     policy = engine.open_policy(
         training.start, train, rank.dtype, attention, len(rank.steps), checkpoint, fuse, micro_steps
     )
-    trainer = Trainer(train, policy, reference_logps, attention, rank.device, rank.ranks, train_pairs, held_out)
+    trainer = Trainer(
+        training.fitting, policy, reference_logps, attention, rank.device, rank.ranks, train_pairs, held_out
+    )
     if checkpoint is None:
         scored_low = training.context.config.score.dtype == "bfloat16"
         require_scorers_logps(trainer, scored_probes(training), scored_low or rank.dtype != torch.float32)
@@ -199,7 +210,11 @@ def _loop(
     with _shown(rank, first, checkpoints) as shown:
         for number in range(first, total):
             done, last, begun = number + 1, number + 1 == total, time.monotonic()
-            values = trainer.step(rank.steps[number])
+            try:
+                values = trainer.step(rank.steps[number])
+            except RuntimeError as error:
+                _require_room(rank, number, error)
+                raise
             if number == 0:
                 pairs = sum(len(batch) for micro_step in rank.steps[0] for batch in micro_step)
                 require_first_loss(values, pairs, train, training.start == training.reference, rank.dtype)
@@ -234,6 +249,30 @@ def _loop(
                 why = "on request" if asked else "before the end of its job"
                 raise Preempted(f"{training.title}: ended {why} after step {done} of {total}; a checkpoint is saved")
     return values
+
+
+def _require_room(rank: _Rank, number: int, error: RuntimeError) -> None:
+    """Let all ranks start again with smaller micro-batches if a step failed for lack of memory.
+
+    Raises:
+        UserError: the micro-batches of the step cannot be smaller.
+        StartAgain: they can.
+    """
+    if not halving.is_out_of_memory(error):
+        return
+    training, used = rank.training, rank.training.fitting.micro_batch_tokens
+    reason = halving.reason(error)
+    if all(len(batch) <= 1 for micro_step in rank.steps[number] for batch in micro_step):
+        raise UserError(
+            f"{training.title}: out of memory with a single pair at a time ({reason}); set "
+            f"{training.stage}.gradient_checkpointing or {training.stage}.reference_mode=cached, use more ranks, or "
+            "ask `xlr plan` what fits"
+        ) from error
+    smaller = halving.halve(training.context.run.path, training.stage, used)
+    raise StartAgain(
+        f"{training.title}: out of memory in step {number + 1} with {training.stage}.micro_batch_tokens={used} "
+        f"({reason}); all ranks start again with {smaller}"
+    ) from error
 
 
 def _tell(checkpoint: Path, seconds: float, step_seconds: float) -> None:
