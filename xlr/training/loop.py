@@ -42,7 +42,7 @@ from xlr.training.export import export
 from xlr.training.facts import MetricsRow, TrainingFacts
 from xlr.training.gates import require_first_loss, require_same_model, require_scorers_logps, scored_probes
 from xlr.training.heartbeat import heartbeats
-from xlr.training.inputs import Training
+from xlr.training.inputs import Training, pair_costs
 from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps, no_logps
 from xlr.training.watch import Watch
 from xlr.versions import versions
@@ -268,7 +268,9 @@ def _require_room(rank: _Rank, number: int, error: RuntimeError) -> None:
             f"{training.stage}.gradient_checkpointing or {training.stage}.reference_mode=cached, use more ranks, or "
             "ask `xlr plan` what fits"
         ) from error
-    smaller = halving.halve(training.context.run.path, training.stage, used)
+    lengths, _ = pair_costs(training.split[0], rank.models.attn_implementation)
+    largest = max(sum(lengths[i] for i in batch) for micro_step in rank.steps[number] for batch in micro_step)
+    smaller = halving.halve(training.context.run.path, training.stage, min(used, largest))
     raise StartAgain(
         f"{training.title}: out of memory in step {number + 1} with {training.stage}.micro_batch_tokens={used} "
         f"({reason}); all ranks start again with {smaller}"
