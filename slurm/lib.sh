@@ -57,6 +57,13 @@ on_first_node() {
   step --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --nodelist="${nodes[0]}" "$@"
 }
 
+# Take over what other runs have made by now: what training reads may lie in another run.
+take_over() {
+  [ -n "$reuses" ] || return 0
+  on_first_node "${xlr[@]}" reuse "$run"
+  [ "$code" = 0 ] || finish
+}
+
 # Run a command in all tasks of all nodes; each reads its rank from Slurm.
 in_ranks() {
   local kept=$run/micro_batches.json before
@@ -67,7 +74,8 @@ in_ranks() {
     # Ranks of one socket's GPUs get that socket's cores; by default srun deals the sockets out in turn.
     step --kill-on-bad-exit=0 --distribution=block:block "$@"
     # A rank whose memory runs out records a smaller size and ends; then all ranks start again.
-    if [ "$code" = 0 ] || [ "$(cat "$kept" 2>/dev/null || true)" = "$before" ]; then break; fi
+    case $code in 0 | 2 | 75 | 138) break ;; esac # see finish
+    if [ "$(cat "$kept" 2>/dev/null || true)" = "$before" ]; then break; fi
     echo "memory ran out; the ranks start again with smaller micro-batches"
     MASTER_PORT=$((port + 2 + (MASTER_PORT - port - 1) % 2)) # the other one of two, which is free at once
   done

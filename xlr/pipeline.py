@@ -89,11 +89,14 @@ def stages(config: Config) -> list[Stage]:
 
 
 @contextlib.contextmanager
-def holding(context: Context, plan: Sequence[Stage], accept: Collection[str] = ()) -> Iterator[None]:
+def holding(
+    context: Context, plan: Sequence[Stage], accept: Collection[str] = (), taking: bool = True
+) -> Iterator[None]:
     """Hold the leases of these stages while the block runs, after checking the run directory.
 
     Args:
         accept: kinds of changed conditions under which their unfinished pieces may be continued; see `identity`.
+        taking: first take over what the runs in `reuse` have made.
 
     Raises:
         UserError: another process works on one of the stages, the prompts are not usable, or a finished artefact or a
@@ -113,20 +116,24 @@ def holding(context: Context, plan: Sequence[Stage], accept: Collection[str] = (
         for folder in (context.run.path, context.run.path / "slurm"):
             tidy(folder)
         _record(context, plan)
-        _take_over(context, plan)
+        if taking:
+            _take_over(context, plan)
         yield
 
 
 def _take_over(context: Context, plan: Sequence[Stage]) -> None:
-    """Take over what the runs in `reuse` have finished of this run, but not stages that another process works on."""
+    """Take over what the runs in `reuse` have finished of this run, but not stages that another process works on.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    for place in context.config.reuse:
+        if not Path(place).is_dir():
+            raise UserError(f"reuse: {place}: no such folder; name a run directory, or a folder of run directories")
     for stage in stages(context.config) if context.config.reuse else ():
         artifact = stage.artifact(context)
-        if artifact.manifest() is None:
-            try:
-                with lease.held(context.run.leases, [] if stage in plan else [artifact.title]):
-                    sharing.take_over(artifact, context.config.reuse)
-            except lease.InUseError:
-                continue
+        if artifact.manifest() is None and (stage in plan or holder(context, stage) is None):
+            sharing.take_over(artifact, context.config.reuse)
 
 
 def _record(context: Context, plan: Sequence[Stage]) -> None:

@@ -13,7 +13,7 @@ from tests import inprocess
 from tests.conftest import Cli, tiny_tree
 from xlr.data.expected import ExpectedAnswers, load_expected
 from xlr.errors import UserError
-from xlr.evaluation import checked
+from xlr.evaluation import answers, checked
 from xlr.evaluation.finalanswers import is_right
 from xlr.findings.collect import collect
 from xlr.findings.measures import RIGHT_ANSWERS, of_answers
@@ -48,6 +48,13 @@ from xlr.settings.dataconfig import CheckedConfig
         ("B", "A is tempting, but B", True),
         ("B", "B is tempting, but it is A", False),
         ("B", "Because", False),
+        ("B", "The answer is B. I hope this helps.", True),
+        ("18", "1.8", False),
+        ("100", "10.0", False),
+        ("18.0", "180", False),
+        ("1234567.5", "1.234.567,5", True),
+        ("हाँ", "हो", False),
+        ("∞", "…", False),
         ("Paris", "Let me think.\n\nparis.\n", True),
         ("Paris", "Paris is not it.\nLondon", False),
         ("Москва", "Ответ:\n**москва**", True),
@@ -122,6 +129,19 @@ def test_a_changed_answer_makes_the_stage_again_and_an_unchanged_model_does_not(
     file.write_text(file.read_text(encoding="utf-8").replace('"response": "3"', '"response": "4"'), encoding="utf-8")
     after = checked.artifact(context, 0).input_digests
     assert {name for name in before if before[name] != after[name]} == {"prompts es", "answers es"}
+
+
+def test_other_questions_do_not_make_the_evaluation_again(
+    questions: Path, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    tree = tiny_tree.__wrapped__(tiny_models, tmp_path)  # type: ignore[attr-defined]
+    found = []
+    for section_of in (None, section(questions), section(questions, limit=2)):
+        tree["evaluate"]["checked"] = section_of
+        context = inprocess.opened(Config.model_validate(tree), tmp_path / "run")
+        found.append(answers.artifact(context, 0).recorded_settings)
+    assert found[0] == found[1] == found[2]
+    assert not any("checked" in key for key in found[0])
 
 
 def test_answers_are_part_of_the_digest_of_one_file_for_all_languages(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Is another iteration worth it? On what is known of the paper's runs, and by each of the rule's signs."""
 
+import random
 from itertools import pairwise
 from typing import Any
 
@@ -54,7 +55,7 @@ def run(models: list[int], **shares: list[float]) -> dict[str, Any]:
         iterations[str(number)] = {
             "evaluation": {"languages": {"es": answers}, "preferences": preferences},
             "judgements": None,
-            "stages": {"train": stage, "score": stage},
+            "stages": {"train": stage, "evaluate": stage},
         }
     return {
         "names": {"en": "English", "es": "Spanish", "ru": "Russian"},
@@ -102,9 +103,8 @@ def test_gains_shrink_by_the_same_factor() -> None:
     [
         (
             {"reward": [0.95, 0.60]},
-            "is right in 60 % of the held-out pairs in Spanish, clearly less often than that of π0",
+            "The reward's accuracy on held-out preferences fell clearly since π0 in Spanish: 95 → 60 %.",
         ),
-        ({"reward": [0.61, 0.55]}, "in Spanish, no longer clearly above chance, 50 % (61 %)"),
         ({"language": [1.0, 0.8]}, "Right language fell clearly since π0 in Spanish: 100 → 80 %"),
         ({"english": [0.98, 0.8]}, "English preferences fell clearly since π0 in English: 98 → 80 %"),
     ],
@@ -117,6 +117,25 @@ def test_each_sign_is_enough(shares: dict[str, list[float]], text: str) -> None:
     assert text in "\n".join(sentences(advice))
     same: Any = run([0, 1], **{name: [values[0]] * 2 for name, values in shares.items()})
     assert verdict(same) == "not clear", "without the change nothing speaks against it"
+
+
+def test_chance_alone_rarely_speaks_against_it() -> None:
+    """Nothing changes in truth, in six languages of 40 pairs each and as many English ones: at most 1 in 20 says no."""
+    draw = random.Random(0)
+    said = 0
+    for _ in range(300):
+        found: Any = run([0, 1])
+        for model in found["iterations"].values():
+            share = [sum(draw.random() < 0.8 for _ in range(40)) / 40 for _ in range(7)]
+            preferences = {
+                lang: {"crosslingual": {"accuracy": own, "pairs": 40}}
+                for lang, own in zip(("es", "ru", "de", "fr", "zh", "ja"), share, strict=False)
+            }
+            preferences["en"] = {"multilingual": {"accuracy": share[6], "pairs": 40}}
+            model["evaluation"]["preferences"] = preferences
+        found["names"] = {lang: lang for lang in ("en", "es", "ru", "de", "fr", "zh", "ja")}
+        said += verdict(found) == "no"
+    assert said / 300 <= 0.05
 
 
 def test_the_cost_is_that_of_the_last_iteration() -> None:

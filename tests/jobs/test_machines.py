@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from xlr.errors import UserError
 from xlr.jobs import graph, machines
 from xlr.pipeline import Stage
 from xlr.planning import hardware
@@ -46,3 +47,9 @@ def test_the_gpus_of_this_machine_are_counted(monkeypatch: pytest.MonkeyPatch) -
     assert machines.named(config, "here:4")(SCORE).count == 4
     assert machines.named(config, "h100")(SCORE).count == 8
     assert machines.named(config, "h100:4:3")(SCORE).count == 12
+
+
+def test_a_stage_without_a_kind_of_job_is_named() -> None:
+    """A site that lists the stages of its jobs may lack a new one."""
+    with pytest.raises(UserError, match=r"slurm\.jobs: no kind of job has pair; add it"):
+        of_jobs({"gpus": 1, "jobs": {"annotate": {"stages": ["generate", "score", "reference"]}}})

@@ -13,6 +13,7 @@ from tests.conftest import Cli, assert_refused, tiny_tree
 from tests.inprocess import ANNOTATION, digests, inodes, made, with_settings
 from tests.waiting import wait_until
 from xlr import pipeline
+from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.run import sharing
 from xlr.run.context import Context
@@ -144,6 +145,53 @@ def test_a_run_waits_for_the_one_that_makes_the_same(
     wait_until(entered.is_set, "the end of the wait", 60)
     waiting.join()
     assert "iter1/responses: waits for process" in capsys.readouterr().out
+
+
+def test_a_process_of_the_same_run_waits_while_another_takes_over(
+    first: Context, config: Config, tmp_path: Path
+) -> None:
+    """Two jobs of one run start at once: neither fails, and neither works without what the other is taking over."""
+    context = opened(config, tmp_path / "new", first.run.path)
+    context.run.create()
+    entered = threading.Event()
+
+    def start() -> None:
+        with pipeline.holding(opened(config, tmp_path / "new", first.run.path), ANNOTATION[2:]):
+            entered.set()
+
+    with lease.held(context.run.leases, ["taking/iter1/responses"]):
+        waiting = threading.Thread(target=start)
+        waiting.start()
+        assert not entered.wait(3)
+    wait_until(entered.is_set, "the end of the wait", 60)
+    waiting.join()
+    assert digests(context) == digests(first)
+
+
+def test_a_stage_that_another_process_makes_is_left_to_it(first: Context, config: Config, tmp_path: Path) -> None:
+    context = opened(config, tmp_path / "new", first.run.path)
+    context.run.create()
+    (context.run.path / "config.yaml").write_text(configfile.dump(context.config), encoding="utf-8")
+    with lease.held(context.run.leases, ["iter1/responses"]):
+        with pipeline.holding(context, ()):
+            pass
+        assert not digests(context)
+
+
+def test_redo_says_which_run_would_give_the_stage_back(
+    first: Context, config: Config, tmp_path: Path, cli_here: Cli
+) -> None:
+    context = opened(config, tmp_path / "new", first.run.path)
+    with pipeline.holding(context, ()):
+        pass
+    refused = cli_here("redo", tmp_path / "new", "score", "--yes")
+    assert_refused(refused, f"score 1: {first.run.path} has made the same, and this run would take it over again")
+
+
+def test_a_run_to_share_with_that_does_not_exist_is_named(config: Config, tmp_path: Path) -> None:
+    context = opened(config, tmp_path / "new", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"reuse: .*/nowhere: no such folder"), pipeline.holding(context, ()):
+        pass
 
 
 def test_what_other_settings_decide_has_another_key(config: Config, tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ def test_the_second_iteration_trains_on_the_pairs_of_the_first_too(
     assert len(again) == round(share * 4) * 2  # of four pairs in each of two languages
     known: Any = {(pair.lang, pair.id): pair.example for pair in first}
     assert all(pair.example == known[pair.lang, pair.id.removesuffix(" of iteration 1")] for pair in again)
+    holding_out = opened(with_settings(config, train={"replay": share, "eval_pairs": 1}), run.path)
+    train, held_out = Training(holding_out, 2).split
+    assert [pair.replays for pair in held_out] == ["", ""]
+    prompts = {(pair.lang, pair.id) for pair in held_out}
+    assert not prompts & {(pair.lang, pair.replays or pair.id) for pair in train}, "a held-out prompt is trained on"
 
 
 def test_what_is_replayed_decides_the_model_and_not_that_of_the_first_iteration(config: Config, tmp_path: Path) -> None:

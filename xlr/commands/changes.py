@@ -10,7 +10,7 @@ from xlr import pipeline
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.pipeline import Stage
-from xlr.run import reuse
+from xlr.run import reuse, sharing
 from xlr.run.context import Context
 from xlr.run.manifests import read_manifest
 from xlr.settings.configfile import dump
@@ -102,8 +102,13 @@ def forget(context: Context, stage: Stage) -> None:
     """Let a stage be made again.
 
     Raises:
-        UserError: the stage, or one that reads what it makes, is running.
+        UserError: the stage, or one that reads what it makes, is running; or another run would give it back at once.
     """
     _require_idle(context, [*followers(context, stage), stage], "wait until it ends, or cancel it")
-    with pipeline.holding(context, [stage]):
+    if other := sharing.source(stage.artifact(context), context.config.reuse):
+        raise UserError(
+            f"{stage}: {other} has made the same, and this run would take it over again; redo it there, or remove that "
+            "run from `reuse` first"
+        )
+    with pipeline.holding(context, [stage], taking=False):
         stage.artifact(context).forget()

@@ -335,7 +335,7 @@ def main() -> None:
     other failure, with a traceback. Only this user can read what the process and its child processes write.
     """
     from xlr.cluster.launcher import ERROR_FILE, end_with_launcher
-    from xlr.cluster.preemption import EXIT_CODE, end_on_signals, said
+    from xlr.cluster.preemption import EXIT_CODE, Preempted, end_on_signals, said
 
     os.umask(0o077)
     end_on_signals()
@@ -350,7 +350,7 @@ def main() -> None:
     except BaseException as error:
         if message := said(error):
             print(shown(message), file=sys.stderr)
-            sys.exit(getattr(error, "code", EXIT_CODE))
+            sys.exit(error.code if isinstance(error, Preempted) else EXIT_CODE)
         if not isinstance(error, UserError):
             raise
         if ERROR_FILE in os.environ:

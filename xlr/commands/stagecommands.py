@@ -126,7 +126,9 @@ def run_stages(
     # The launcher holds the leases of the ranks that it started. Otherwise the first rank takes them.
     takes_leases = found.rank == 0 and ERROR_FILE not in os.environ
     context.look_up()
-    with pipeline.holding(context, plan, accepted(accept)) if takes_leases else contextlib.nullcontext():
+    # The other ranks may read already, so nothing is taken over here; the job did that before.
+    held = pipeline.holding(context, plan, accepted(accept), taking=False)
+    with held if takes_leases else contextlib.nullcontext():
         model.join(context, int(iteration), found)
 
 

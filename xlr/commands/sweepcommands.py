@@ -69,6 +69,7 @@ def status(source: Sweep) -> None:
     from xlr.sweep.variants import recorded_runs
 
     folder, runs = recorded_runs(source)
+    _gather(runs)
     show_runs(folder, runs)
     for directory in runs:
         show_jobs([{"variant": directory.name} | row for row in submission.table(open_context(str(directory), None))])
@@ -80,7 +81,22 @@ def report(source: Sweep) -> None:
     from xlr.sweep import report as comparison
     from xlr.sweep.variants import recorded_runs
 
-    comparison.make(*recorded_runs(source))
+    folder, runs = recorded_runs(source)
+    _gather(runs)
+    comparison.make(folder, runs)
+
+
+def _gather(runs: list[Path]) -> None:
+    """Let variants take over what others have made since their own last job, or if they have no job at all."""
+    from xlr import pipeline
+    from xlr.terminal.console import console
+
+    for directory in runs:
+        try:
+            with pipeline.holding(open_context(str(directory), None), ()):
+                pass
+        except UserError as error:  # its state is shown all the same
+            console.print(f"{directory.name}: {error}")
 
 
 @sweep_app.command()

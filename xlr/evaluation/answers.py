@@ -36,6 +36,8 @@ _Row = TypeVar("_Row", Response, Score, PreferenceLogps)
 
 # All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
+# Settings in the section that decide another stage, or that are recorded under another name.
+_OF_OTHERS = ("evaluate.languages", "evaluate.checked")
 
 
 def iterations(config: Config) -> list[ModelKey]:
@@ -67,7 +69,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         context.run.path,
         context.run.iteration(model) / "eval",
         "evaluate",
-        {name: value for name, value in deciding(section, "evaluate").items() if name != "evaluate.languages"}
+        {name: value for name, value in deciding(section, "evaluate").items() if not name.startswith(_OF_OTHERS)}
         | {
             "seed": config.seed,
             "languages": list(config.evaluated_languages),

@@ -11,7 +11,7 @@ from xlr.findings.numbers import interval, number
 from xlr.maths.shares import Z, holm, share_interval, two_sided_p
 
 _EQUAL_WIN_RATE = 50.0  # percent
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Finding:
     @property
     def verdict(self) -> str:
         """`better` or `worse` if chance alone rarely goes that far, and the interval excludes `even`."""
-        if self.p > _SIGNIFICANT or self.low <= self.even <= self.high:
+        if self.p > SIGNIFICANT or self.low <= self.even <= self.high:
             return "not clear"
         return "better" if self.value > self.even else "worse"
 

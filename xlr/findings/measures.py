@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from xlr.evaluation.facts import AnswerFacts
 from xlr.findings.found import Found, label, models, preferences_of
 from xlr.languages import ENGLISH
-from xlr.maths.shares import difference_interval, share_interval
+from xlr.maths.shares import Z, difference_interval, share_interval, two_sided_p
 from xlr.records import START
 from xlr.settings.config import Reward
 
 # Titles of measures.
+REWARD_ACCURACY = "The reward's accuracy on held-out preferences"
 RIGHT_LANGUAGE, RIGHT_ANSWERS, ENGLISH_PREFERENCES = "Right language", "Right answers", "English preferences"
 
 
@@ -51,6 +52,12 @@ class Change:
         return difference_interval(
             self.before.value, max(self.before.count, 1), self.after.value, max(self.after.count, 1)
         )
+
+    @property
+    def p(self) -> float:
+        """The probability of a change at least as large by chance, from the interval."""
+        low, high = self.interval
+        return two_sided_p(self.after.value - self.before.value, (high - low) / (2 * Z))
 
     @property
     def clear(self) -> bool:
@@ -122,7 +129,7 @@ def reward_by_model(found: Found) -> Measure:
         or (own := dict(_accuracies(found, lang, "multilingual")))
     }
     return Measure(
-        "Reward accuracy", "Share of held-out pairs in which the reward prefers the better answer", by_language
+        REWARD_ACCURACY, "Share of held-out pairs in which the reward prefers the better answer", by_language
     )
 
 

@@ -4,10 +4,12 @@ The rule: against it speaks each of these, and one is enough.
 
 - The next gain in win rate, if gains go on shrinking by the same factor, is within the chance of the last one.
 - The reward that the next iteration would score with is clearly less often right on held-out preferences than that of
-  pi^0, or not clearly better than chance in a language in which that of pi^0 was.
+  pi^0.
 - The model answers clearly less often in the language that was asked for than pi^0.
 - It answers clearly fewer questions with known answers rightly than pi^0.
 - The model's reward is clearly less often right on English preferences than that of pi^0, which is forgotten then.
+
+Clearly: all languages and measures are tested together, with Holm's correction.
 
 For it speaks that the expected gain is beyond chance. Without a judge nothing can speak for it.
 """
@@ -17,11 +19,18 @@ from typing import Literal
 
 from xlr.evaluation.facts import RateDifferences
 from xlr.findings import measures
-from xlr.findings.conclusion import preferred_rate
+from xlr.findings.conclusion import SIGNIFICANT, preferred_rate
 from xlr.findings.found import AVERAGE, Advice, Found, Sign, by_language, model_key, models, stages
-from xlr.findings.measures import Measure
+from xlr.maths.shares import holm
 from xlr.maths.stopping import expected_gain
 from xlr.records import START
+
+_WATCHED = (
+    measures.REWARD_ACCURACY,
+    measures.RIGHT_LANGUAGE,
+    measures.RIGHT_ANSWERS,
+    measures.ENGLISH_PREFERENCES,
+)
 
 
 def advise(found: Found) -> Advice | None:
@@ -29,11 +38,11 @@ def advise(found: Found) -> Advice | None:
     evaluated = [
         key
         for key, model in models(found)
-        if isinstance(key, int) and key > START and (model["evaluation"] or model["judgements"])
+        if isinstance(key, int) and key > START and {"evaluate", "check", "judge"} & model["stages"].keys()
     ]
     if not evaluated:
         return None
-    signs = [*_gains(found), *_reward(found), *_fallen(found)]
+    signs = [*_gains(found), *_fallen(found)]
     verdict: Literal["yes", "no", "not clear"] = "not clear"
     if any(sign["against"] for sign in signs):
         verdict = "no"
@@ -71,36 +80,20 @@ def _gains(found: Found) -> Iterator[Sign]:
     }
 
 
-def _reward(found: Found) -> Iterator[Sign]:
-    """The reward that the next iteration would score with, on held-out preferences."""
-    for change in measures.changes(measures.reward_by_model(found)):
-        name = found["names"][change.lang]
-        fell = change.clear and change.after.value < change.before.value
-        lost = change.before.interval[0] > 0.5 >= change.after.interval[0]
-        if fell or lost:
-            how = "clearly less often than that of π0" if fell else "no longer clearly above chance, 50 %"
-            yield _against(
-                f"The reward of the next iteration is right in {100 * change.after.value:.0f} % of the held-out pairs "
-                f"in {name}, {how} ({100 * change.before.value:.0f} %)."
-            )
-
-
 def _fallen(found: Found) -> Iterator[Sign]:
-    """Shares of answers and of English preferences that are clearly lower than those of pi^0."""
-    for measure in measures.of_answers(found):
-        if measure.title in (measures.RIGHT_LANGUAGE, measures.RIGHT_ANSWERS, measures.ENGLISH_PREFERENCES):
-            yield from _falls(found, measure)
-
-
-def _falls(found: Found, measure: Measure) -> Iterator[Sign]:
-    for change in measures.changes(measure):
-        if change.clear and change.after.value < change.before.value:
+    """What is clearly lower than for pi^0: the reward's accuracy, and shares of answers."""
+    tested = [
+        (measure, change)
+        for measure in (measures.reward_by_model(found), *measures.of_answers(found))
+        if measure.title in _WATCHED
+        for change in measures.changes(measure)
+    ]
+    corrected = holm([change.p for _, change in tested])
+    for (measure, change), p in zip(tested, corrected, strict=True):
+        if p <= SIGNIFICANT and change.after.value < change.before.value:
             values = f"{100 * change.before.value:.0f} → {100 * change.after.value:.0f} %"
-            yield _against(f"{measure.title} fell clearly since π0 in {found['names'][change.lang]}: {values}.")
-
-
-def _against(text: str) -> Sign:
-    return {"text": text, "against": True}
+            text = f"{measure.title} fell clearly since π0 in {found['names'][change.lang]}: {values}."
+            yield {"text": text, "against": True}
 
 
 def _cost(found: Found, iteration: int) -> tuple[str, float]:
@@ -116,7 +109,7 @@ def sentences(advice: Advice) -> list[str]:
     answers = {
         "yes": "It is likely to be worth it",
         "no": "It is not likely to be worth it",
-        "not clear": "Nothing that was measured speaks against it, and no judge says whether answers get better",
+        "not clear": "Nothing that was measured speaks against it, and nothing shows that it would help",
     }
     cost = f"Iteration {advice['iteration']} would take about {advice['hours']:.3g} {advice['unit']}."
     return [f"{answers[advice['verdict']]}. {cost}", *(sign["text"] for sign in advice["signs"])]

@@ -4,7 +4,7 @@ Pure functions of the configuration; `submission` calls Slurm.
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,7 @@ def plan(needs: Mapping[Stage, Sequence[Stage]], slurm: SlurmConfig) -> list[Job
         UserError: two kinds of jobs would wait for each other, or no kind of job has a stage.
     """
     kind_of = kinds_of_stages(slurm)
-    if missing := {stage.name for stage in needs} - set(kind_of):
-        raise UserError(
-            f"slurm.jobs: no kind of job has {', '.join(sorted(missing))}; add it to the stages of one of them"
-        )
+    require_kinds({stage.name for stage in needs}, slurm)
     members: dict[tuple[str, ModelKey], list[Stage]] = {}
     for stage in needs:
         members.setdefault((kind_of[stage.name], stage.iteration), []).append(stage)
@@ -116,6 +113,18 @@ def kinds_of_stages(slurm: SlurmConfig) -> dict[str, str]:
             if other.job == start.job and other.name in kind_of:
                 kind_of[start.name] = kind_of[other.name]
     return kind_of
+
+
+def require_kinds(stages: Collection[str], slurm: SlurmConfig) -> None:
+    """Check that each of these stages has a kind of job.
+
+    Raises:
+        UserError: one has none.
+    """
+    if missing := set(stages) - kinds_of_stages(slurm).keys():
+        raise UserError(
+            f"slurm.jobs: no kind of job has {', '.join(sorted(missing))}; add it to the stages of one of them"
+        )
 
 
 def wants(slurm: SlurmConfig, kind: str) -> JobConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.errors import UserError
 from xlr.jobs import graph
@@ -19,13 +20,14 @@ def of_jobs(config: Config, slurm: SlurmConfig) -> Callable[[Stage], Machines]:
     """What each stage's job asks for; this machine if no job asks for GPUs.
 
     Raises:
-        UserError: the hardware of the site profile is not known.
+        UserError: the hardware of the site profile is not known, or a stage has no kind of job.
     """
     wanted = {stage: graph.wants(slurm, kind) for stage, kind in graph.kinds_of_stages(slurm).items()}
     if not any(graph.gpus_per_node(own) for own in wanted.values()):
         used = hardware.chosen(slurm.hardware, hardware.HERE)
         return _of_cpus_or_gpus(config, used, None if slurm.hardware else hardware.gpus_here() or None, 1)
     used = hardware.chosen(slurm.hardware, _FALLBACK)
+    graph.require_kinds({stage.name for stage in pipeline.stages(config)}, slurm)
     return lambda stage: Machines(used, wanted[stage.name].nodes or 1, max(graph.gpus_per_node(wanted[stage.name]), 1))
 
 

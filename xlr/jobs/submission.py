@@ -80,6 +80,7 @@ def timed(context: Context, site: Path | None) -> SlurmConfig:
         UserError: the profile is not valid, the run cannot be planned, or a stage of such a job cannot be timed.
     """
     slurm = settings(context, site)
+    jobs.require_kinds({stage.name for stage in pipeline.stages(context.config)}, slurm)
     automatic = [name for name in slurm.jobs if jobs.wants(slurm, name).time == AUTO]
     if not automatic:
         return slurm

@@ -121,7 +121,7 @@ def awaited(folder: Path, name: str, purpose: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         said = False
         while True:
-            if found := first_holder(folder, [name]):
+            if found := first_holder(folder, [name], say=not said):
                 if not said:
                     console.print(f"{purpose}: waits for {found[1]}, which does the same")
                 said = True
@@ -158,13 +158,13 @@ def holder(folder: Path, name: str) -> str | None:
     return look.user if alive else None
 
 
-def first_holder(folder: Path, names: Sequence[str]) -> tuple[str, str] | None:
+def first_holder(folder: Path, names: Sequence[str], say: bool = True) -> tuple[str, str] | None:
     """The first of these leases that a living process holds, and this process in words.
 
     Waits up to `STALE_SECONDS` where only the renewals show whether the holder is alive.
     """
     with _usable(folder):
-        return next(((name, look.user) for name, look, alive in _verdicts(folder, names) if alive), None)
+        return next(((name, look.user) for name, look, alive in _verdicts(folder, names, say) if alive), None)
 
 
 def _lost(folder: Path, names: Sequence[str]) -> dict[str, Look]:
@@ -181,7 +181,7 @@ def _lost(folder: Path, names: Sequence[str]) -> dict[str, Look]:
     return lost
 
 
-def _verdicts(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, Look, bool]]:
+def _verdicts(folder: Path, names: Sequence[str], say: bool = True) -> Iterator[tuple[str, Look, bool]]:
     """Each name with its newest lease and whether a living process holds it, as soon as that is known."""
     open_cases = {name: Watch(folder / name) for name in names}
     rounds = 0
@@ -194,7 +194,7 @@ def _verdicts(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, Look, b
                 del open_cases[name]
                 yield name, watch.seen, alive
         rounds += 1
-        if rounds == 2 and open_cases:  # at the first look, a new holder may not have written its record
+        if say and rounds == 2 and open_cases:  # at the first look, a new holder may not have written its record
             _say_waiting({name: watch.seen for name, watch in open_cases.items()})
         if open_cases:
             time.sleep(LOOK_SECONDS)

@@ -55,7 +55,24 @@ def take_over(target: Artifact, places: Sequence[str]) -> bool:
     """
     if None in target.input_digests.values():
         return False
-    found = list(_finished(target, places))
+    found = [own for own in _finished(target, places) if _agrees(target, own.manifest)]
+    if not found:
+        return False
+    with lease.awaited(RunDir(target.run).leases, f"taking/{target.title}", target.title):
+        return read_manifest(target.folder) is not None or _taken_from(target, found)
+
+
+def source(target: Artifact, places: Sequence[str]) -> Path | None:
+    """A run that has made the same artefact, if there is one."""
+    found = (own.run for own in _finished(target, places) if reuse.same(target, own.manifest))
+    return next(found, None)
+
+
+def _agrees(target: Artifact, manifest: Manifest) -> bool:
+    return reuse.same(target, manifest) or bool(reuse.same_parts(target, manifest))
+
+
+def _taken_from(target: Artifact, found: Sequence[_Found]) -> bool:
     for other in found:
         if reuse.same(target, other.manifest):
             with _naming_damage(target, other.run):
@@ -64,7 +81,7 @@ def take_over(target: Artifact, places: Sequence[str]) -> bool:
                 console.print(f"{target.title}: taken over from {other.run}")
                 return True
     # Pieces of an interrupted start were planned with the languages that it had taken over.
-    if not found or any(target.pieces_folders()) or manifest_path(kept_folder(target.run, target.folder)).is_file():
+    if any(target.pieces_folders()) or manifest_path(kept_folder(target.run, target.folder)).is_file():
         return False
     other = max(found, key=lambda one: len(reuse.same_parts(target, one.manifest)))
     if parts := reuse.same_parts(target, other.manifest):

@@ -165,8 +165,8 @@ class Config(Section):
     """Folder of the run's artefacts."""
     reuse: Annotated[tuple[str, ...], OPERATIONAL, Location.PATH] = ()
     """Other run directories, or folders of run directories, from which finished work is taken over by reference where
-    its settings and inputs are the same. Runs that name the same folder never make the same artefact twice: the second
-    waits for the first."""
+    its settings and inputs are the same. Of two runs that name the same folder, the second waits while the first makes
+    what both need."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of sampling and data order."""
     iterations: Annotated[int, Field(ge=1, le=1000), OPERATIONAL] = 2
@@ -283,7 +283,9 @@ def _check_lists(config: Config) -> None:
                 raise UserError(
                     f"{setting.dotted}: is a list by iteration, but {once} has no iterations; give one value"
                 )
-    for key, prompts in (("prompts", config.prompts), ("evaluate.prompts", config.evaluate.prompts)):
+    evaluate = config.evaluate
+    given = {"prompts": config.prompts, "evaluate.prompts": evaluate.prompts, "evaluate.checked": evaluate.checked}
+    for key, prompts in given.items():
         if prompts and prompts.slice is not None and prompts.limit is not None:
             raise UserError(f'{key}: has a limit and a slice; write the limit as slice: ":{prompts.limit}"')
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from xlr.detection import detector, is_in
 from xlr.findings.comparison import compare
-from xlr.findings.conclusion import Conclusion, Finding, sentence, together
+from xlr.findings.conclusion import Conclusion, Finding, sentence
 from xlr.findings.found import AVERAGE, Found, Run, StageFound, label, models, stages
 from xlr.findings.numbers import interval
 from xlr.maths.paired import Paired, mean_difference
-from xlr.maths.shares import holm
+from xlr.maths.shares import Z, holm, two_sided_p
 from xlr.records import Response, Score
 from xlr.run.manifests import rows_of
 
@@ -89,9 +89,7 @@ def sides(runs: Sequence[Run]) -> list[Side]:
 
 def conclusions(base: Side, others: Sequence[Side]) -> list[tuple[str, Conclusion]]:
     """Name and answer of each variant: by the judge where all have used the same, else by the implicit reward."""
-    judged = [conclusion for _, conclusion in compare([base.run, *(side.run for side in others)])]
-    by_judge = all(conclusion.findings for conclusion in judged)
-    found = judged if by_judge else [_by_reward(base, side) for side in others]
+    found = _by_judge(base, others) or [_by_reward(base, side) for side in others]
     named = base.run.found["names"]
     return [
         (side.run.name, replace(own, findings=findings, sentence=sentence(named, side.title, base.title, findings)))
@@ -99,18 +97,31 @@ def conclusions(base: Side, others: Sequence[Side]) -> list[tuple[str, Conclusio
     ]
 
 
+def _by_judge(base: Side, others: Sequence[Side]) -> list[Conclusion]:
+    """The answer of the judge for each variant; empty if the same judge has not judged all of them."""
+    if not all(side.run.found["iterations"][str(side.iteration)]["judgements"] for side in (base, *others)):
+        return []
+    found = [conclusion for _, conclusion in compare([base.run, *(side.run for side in others)])]
+    if not all(conclusion.findings for conclusion in found):
+        return []
+    return [replace(own, findings=[replace(one, p=_p(one)) for one in own.findings]) for own in found]
+
+
+def _p(one: Finding) -> float:
+    """The p-value of a finding alone, from its interval."""
+    return two_sided_p(one.value - one.even, (one.high - one.low) / (2 * Z))
+
+
 def _by_reward(base: Side, side: Side) -> Conclusion:
     before, after = base.rewards, side.rewards
     wins = {key: float(after[key] > before[key]) - float(after[key] < before[key]) for key in before if key in after}
-    rows = by_language(wins)
-    findings = [_finding(lang, own) for lang, own in rows.items()]
     return Conclusion(
         "",
         "The reward is log π0 − log π_I of held-out answers to the same prompts. Training optimises this kind of "
         "reward, so it is weaker evidence than a judge",
         f"Answers with a higher reward less answers with a lower one, {base.title} → {side.title}, in percentage "
         "points",
-        together(findings),
+        [_finding(lang, own) for lang, own in by_language(wins).items()],
     )
 
 
@@ -136,10 +147,18 @@ def by_language(differences: Mapping[Key, float]) -> dict[str, Paired]:
 
 
 def _corrected(families: Sequence[Sequence[Finding]]) -> list[list[Finding]]:
-    """The findings of several variants, with p-values that are also corrected for the number of variants."""
+    """The findings of several variants, with p-values corrected for all variants and languages together.
+
+    The averages over languages are a family of their own.
+    """
     found = [list(findings) for findings in families]
-    for lang in dict.fromkeys(one.lang for findings in found for one in findings):
-        places = [(row, column) for row, own in enumerate(found) for column, one in enumerate(own) if one.lang == lang]
+    for averages in (False, True):
+        places = [
+            (row, column)
+            for row, own in enumerate(found)
+            for column, one in enumerate(own)
+            if (one.lang == AVERAGE) is averages
+        ]
         corrected = holm([found[row][column].p for row, column in places])
         for (row, column), p in zip(places, corrected, strict=True):
             found[row][column] = replace(found[row][column], p=p)

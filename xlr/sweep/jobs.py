@@ -80,10 +80,12 @@ def plan(planned: Sequence[Planned], site: Path | None, at_once: int | None) -> 
     return nodes
 
 
-def divide(sweep: Sweep, site: Path | None) -> list[Planned]:
-    """Which variant makes which stage, with times on the machines of the jobs."""
+def divide(sweep: Sweep, site: Path | None, taken_over: bool = False) -> list[Planned]:
+    """Which variant makes which stage, with times on the machines of the jobs; see `shared.divide`."""
     return shared.divide(
-        sweep.variants, lambda context: machines.of_jobs(context.config, submission.settings(context, site))
+        sweep.variants,
+        lambda context: machines.of_jobs(context.config, submission.settings(context, site)),
+        taken_over,
     )
 
 
@@ -118,7 +120,7 @@ def submit(sweep: Sweep, site: Path | None, accept: Collection[str] = ()) -> lis
         for variant in sweep.variants:
             stages = pipeline.stages(variant.context.config)
             held.enter_context(pipeline.holding(variant.context, stages, accept))
-        nodes = plan(divide(sweep, site), site, sweep.settings.at_once)
+        nodes = plan(divide(sweep, site, taken_over=True), site, sweep.settings.at_once)
         console.print(describe(nodes))
         for name in dict.fromkeys(node.key[0] for node in nodes):
             own = [node for node in nodes if node.key[0] == name]

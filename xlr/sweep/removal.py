@@ -61,7 +61,7 @@ def sizes(run: Path) -> tuple[int, int]:
 
 def remove(context: Context) -> None:
     """Remove a run directory. A removal that is interrupted leaves nothing that looks like a run."""
-    run = context.run.path
+    run = context.run.path.resolve()
     hidden = run.with_name(f".{run.name}.removed")
     if hidden.exists():  # of an interrupted removal
         shutil.rmtree(hidden)

@@ -15,7 +15,7 @@ from xlr.sweep.comparison import Cost, Measure, conclusions, costs, measures, sh
 from xlr.terminal.console import Table, console, number_columns, plain, text_columns
 
 _NOTE = (
-    "The variants are tested together, with Holm’s correction for their number and for the number of languages. "
+    "All variants and languages are tested together, with Holm’s correction; the averages are a family of their own. "
     "Answers to the same prompt are compared with each other."
 )
 

@@ -1,5 +1,6 @@
 """What the variants of a sweep share, before anything is computed, and what it saves."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +42,14 @@ class Planned:
         return sum(self.seconds.get(str(stage), 0.0) for stage in stages)
 
 
-def keys(context: Context) -> dict[Stage, str]:
+def keys(context: Context, by_content: bool = False) -> dict[Stage, str]:
     """A key of each stage: stages of two runs with equal keys make equal artefacts.
 
-    The content of what stages read from each other is not known yet, so the key of the stage that makes it stands for
-    it. Stages with different keys may turn out to be equal, too.
+    Where the content of what stages read from each other is not known yet, the key of the stage that makes it stands
+    for it. Stages with different keys may turn out to be equal, too.
+
+    Args:
+        by_content: use the content where it is known. Runs in which different stages are finished then differ.
     """
     plan, found = pipeline.stages(context.config), dict[Stage, str]()
     makers = {stage.artifact(context).folder: stage for stage in plan}
@@ -54,24 +58,32 @@ def keys(context: Context) -> dict[Stage, str]:
         inputs: dict[str, Any] = {}
         for name, source in artifact.inputs.items():
             maker = makers.get(Path(str(source)))
-            inputs[name] = artifact.input_digests[name] if maker is None else found[maker]
+            known = maker is None or (by_content and artifact.input_digests[name] is not None)
+            inputs[name] = artifact.input_digests[name] if known or maker is None else found[maker]
         found[stage] = sharing.key(artifact, inputs)
     return found
 
 
-def divide(variants: Sequence[Variant], machines_of: Callable[[Context], Callable[[Stage], Machines]]) -> list[Planned]:
+def divide(
+    variants: Sequence[Variant],
+    machines_of: Callable[[Context], Callable[[Stage], Machines]],
+    taken_over: bool = False,
+) -> list[Planned]:
     """Give each unfinished stage to the first variant that has it.
 
     Args:
         machines_of: what the stages of a variant run on.
+        taken_over: whether the variants have taken over already what there is, so that nothing else counts as finished.
     """
     first: dict[str, str] = {}
     planned = []
-    finished = {key for variant in variants for key in finished_keys(variant.context)}
-    finished |= {key for run in _others(variants[0].context) for key in finished_keys(run)}
+    finished: set[str] = set()
+    if not taken_over:
+        finished = {key for variant in variants for key in finished_keys(variant.context)}
+        finished |= {key for run in _others(variants[0].context) for key in finished_keys(run)}
     for variant in variants:
-        context, own = variant.context, keys(variant.context)
-        left = [stage for stage in own if own[stage] not in finished]
+        context, own = variant.context, keys(variant.context, by_content=taken_over)
+        left = [stage for stage in own if own[stage] not in finished and not pipeline.done(context, stage)]
         makers = {stage: first.setdefault(own[stage], variant.name) for stage in left}
         seconds = _seconds(context, machines_of(context))
         planned.append(Planned(variant, pipeline.needs(context), makers, seconds))
@@ -79,10 +91,15 @@ def divide(variants: Sequence[Variant], machines_of: Callable[[Context], Callabl
 
 
 def finished_keys(context: Context) -> Iterator[str]:
-    """The keys of what a run has finished."""
-    for stage, key in keys(context).items():
-        if pipeline.done(context, stage):
-            yield key
+    """The keys of what a run has finished with its present configuration and inputs."""
+    try:
+        found = keys(context)
+    except UserError:  # an input is gone
+        return
+    for stage, key in found.items():
+        with contextlib.suppress(UserError):  # it was made with other inputs, which were changed since
+            if pipeline.done(context, stage):
+                yield key
 
 
 def _others(context: Context) -> Iterator[Context]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from xlr.errors import UserError
 from xlr.foreign import yamlfiles
-from xlr.run.context import Context
+from xlr.run.context import Context, read_commits
 from xlr.run.files import write_text
 from xlr.settings import configfile
 from xlr.settings.config import Config
@@ -66,6 +66,8 @@ def open_sweep(source: str | Path) -> Sweep:
             raise UserError(f"{path}: variants.{name}: has the same settings as {known[decided]}; remove it")
     if len(variants) == 1:
         raise UserError(f"{path}: has no variants; write them under variants or grid")
+    for name, commit in (read_commits(Path(own.base)) if os.path.isdir(own.base) else {}).items():
+        variants[0].context.commits.setdefault(name, commit)
     for other in variants[1:]:  # all read the same commits of the hub's repositories
         other.context.__dict__["commits"] = variants[0].context.commits
     return Sweep(folder, own, variants)

@@ -31,6 +31,8 @@ class TrainingPair:
     id: str
     lang: str
     example: Example
+    replays: str = ""
+    """Id of the prompt, if an earlier iteration made the pair."""
 
     @property
     def length(self) -> int:
@@ -104,9 +106,9 @@ class Training:
         limit, encoder = self.config.max_length, self.context.encoder
         kept: list[TrainingPair] = []
         dropped = Dropped()
-        for key, lang, prompt, chosen, rejected in self._rows():
+        for key, lang, prompt, chosen, rejected, replays in self._rows():
             answers = encoder.response(chosen), encoder.response(rejected)
-            pair = TrainingPair(key, lang, Example(encoder.prompt_of(prompt), answers))
+            pair = TrainingPair(key, lang, Example(encoder.prompt_of(prompt), answers), replays)
             if pair.length > limit:
                 dropped.add(f"longer than max_length={limit}", [(lang, key)])
             else:
@@ -115,17 +117,18 @@ class Training:
             raise UserError(f"{self.title}: every pair is longer than max_length={limit} tokens; raise it")
         return kept, dropped
 
-    def _rows(self) -> list[tuple[str, str, list[Message], str, str]]:
-        """Id, language, prompt, chosen and rejected text of every pair."""
+    def _rows(self) -> list[tuple[str, str, list[Message], str, str, str]]:
+        """Id, language, prompt, chosen and rejected text of every pair, and the id that it has if it is replayed."""
         if self.iteration == START:
             found = load_preferences(self.preferences, self.context.config.model.system_prompt)
-            return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected) for one in found]
-        rows = [(pair.id, pair) for pair in self._pairs_of(self.iteration)]
+            return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected, "") for one in found]
+        rows = [(pair.id, pair, "") for pair in self._pairs_of(self.iteration)]
         for number in self.replayed:
             again = replayed(self._pairs_of(number), self.config.replay, f"{self.context.config.seed} {number}")
-            rows += [(f"{pair.id} of iteration {number}", pair) for pair in again]
+            rows += [(f"{pair.id} of iteration {number}", pair, pair.id) for pair in again]
         return [
-            (key, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"]) for key, pair in rows
+            (key, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"], replays)
+            for key, pair, replays in rows
         ]
 
     def _pairs_of(self, iteration: int) -> list[Pair]:
@@ -153,12 +156,16 @@ class Training:
 
     @cached_property
     def split(self) -> tuple[list[TrainingPair], list[TrainingPair]]:
-        """The pairs to train on, and the held-out pairs.
+        """The pairs to train on, and the held-out pairs. No replayed pair of a held-out prompt is trained on.
 
         Raises:
             UserError: a language would have no pairs left to train on.
         """
-        return hold_out(self.pairs, self.config.eval_pairs, self.context.config.seed)
+        own = [pair for pair in self.pairs if not pair.replays]
+        train, held_out = hold_out(own, self.config.eval_pairs, self.context.config.seed)
+        prompts = {(pair.lang, pair.id) for pair in held_out}
+        again = [pair for pair in self.pairs if pair.replays and (pair.lang, pair.replays) not in prompts]
+        return [*train, *again], held_out
 
     @cached_property
     def fitting(self) -> TrainConfig:

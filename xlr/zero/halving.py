@@ -8,8 +8,6 @@ Sums of gradients over smaller micro-batches are the same up to rounding.
 import re
 from pathlib import Path
 
-import torch
-
 from xlr.run.files import read_json, write_json
 
 FILE = "micro_batches.json"  # slurm/lib.sh knows the name
@@ -34,6 +32,8 @@ def halve(run: Path, stage: str, used: int) -> int:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch could not allocate memory, on a GPU or on the host."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError) or _OF_CPU in str(error)
 
 
