@@ -129,7 +129,7 @@ def _take_over(context: Context, plan: Sequence[Stage]) -> None:
     """
     for place in context.config.reuse:
         if not Path(place).is_dir():
-            raise UserError(f"reuse: {place}: no such folder; name a run directory, or a folder of run directories")
+            raise UserError(f"reuse: {place}: no such folder; name run directories, folders of them, or []")
     for stage in stages(context.config) if context.config.reuse else ():
         artifact = stage.artifact(context)
         if artifact.manifest() is None and (stage in plan or holder(context, stage) is None):
