@@ -21,18 +21,20 @@ from xlr.zero import halving
 
 ROOM = """
 import os
-import resource
 
-def _limit(megabytes):
+def _limit(most):
+    import torch
     from xlr.training.step import Trainer
-    first = Trainer.step
-    def step(self, micro_steps):
-        Trainer.step = first
-        with open("/proc/self/status", encoding="utf-8") as file:
-            used = next(int(line.split()[1]) for line in file if line.startswith("VmData:"))
-        resource.setrlimit(resource.RLIMIT_DATA, (1024 * used + megabytes * 10**6,) * 2)
-        return first(self, micro_steps)
-    Trainer.step = step
+    step, logps = Trainer.step, Trainer.logps
+    def refusing(self, examples, engine=None):
+        tokens = sum(example.num_tokens for example in examples)
+        if tokens > most:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tokens} bytes. GPU 0 has none left")
+        return logps(self, examples, engine)
+    def limited(self, micro_steps):
+        Trainer.logps = refusing
+        return step(self, micro_steps)
+    Trainer.step = limited
 
 if os.environ.get("RANK") == os.environ["XLR_ROOM_RANK"]:
     import importlib.abc, sys
@@ -45,22 +47,22 @@ if os.environ.get("RANK") == os.environ["XLR_ROOM_RANK"]:
             return None
     sys.meta_path.insert(0, Finder())
 """
-"""Put before the ranks' modules as sitecustomize: one rank may allocate so many MB from its first step on, no more."""
+"""Put before the ranks' modules as sitecustomize: from its first step on, one rank has memory for so many tokens."""
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose activations take 0.25 MB a token, far more than its weights."""
+    """A small model."""
     folder = tmp_path_factory.mktemp("wide")
     tokenizer = tiny.make_tokenizer("qwen")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
     )
@@ -70,7 +72,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def align(wide: Path, folder: Path, room: int | None, ranks: int, limited: int = 0) -> Any:
-    """`xlr align` on real preferences, in which one rank has so many MB for its steps."""
+    """`xlr align` on real preferences, in which one rank has memory for so many tokens in its steps."""
     folder.mkdir()
     lines = (RECIPES / "quickstart" / "preferences.jsonl").read_text(encoding="utf-8").splitlines(True)
     (folder / "preferences.jsonl").write_text("".join(lines[:32]), encoding="utf-8")
@@ -114,11 +116,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "run" / "iter0" / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize(("ranks", "limited", "room"), [(1, 0, 450), (2, 1, 350)])
+@pytest.mark.parametrize(("ranks", "limited", "room"), [(1, 0, 500), (2, 1, 500)])
 def test_micro_batches_are_halved_until_they_fit(
     ranks: int, limited: int, room: int, wide: Path, free: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """The memory limit is the kernel's. With two ranks only one has it, and both start again."""
+    """The allocator of one rank refuses. With two ranks both start again."""
     short = tmp_path / "short"
     found = align(wide, short, room, ranks, limited)
     log = (short / "run" / "logs" / "align-0.log").read_text(encoding="utf-8", errors="replace")
@@ -134,7 +136,7 @@ def test_micro_batches_are_halved_until_they_fit(
 
 
 def test_a_pair_that_does_not_fit_alone_ends_with_what_to_do(wide: Path, tmp_path: Path) -> None:
-    found = align(wide, tmp_path / "none", 30, ranks=1)
+    found = align(wide, tmp_path / "none", 20, ranks=1)
     assert found.returncode == 2, found.stdout + found.stderr
     assert "align: out of memory with a single pair at a time" in found.stderr
     assert "set align.gradient_checkpointing or align.reference_mode=cached" in found.stderr
