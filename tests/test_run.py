@@ -310,6 +310,7 @@ def test_a_second_xlr_on_the_same_artefact_is_refused(
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     lease = tmp_path / "run" / "leases" / "iter1" / "responses" / "000001"
     wait_until(lambda: lease.is_file() and lease.read_text(), "the lease")
+    wait_until((tmp_path / "run" / "config.yaml").is_file, "the recorded configuration")
     second = cli_here(*command[3:])
     assert second.returncode == 2
     assert f"iter1/responses is in use by another xlr (process {first.pid}" in second.stderr

@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 -m tests.training.families_at_two_ranks FOLDER TYPE...
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -45,3 +46,5 @@ def main(folder: Path, model_types: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    sys.stdout.flush()
+    os._exit(0)  # threads of libraries may abort the process while Python ends
