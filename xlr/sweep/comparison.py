@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 from xlr.detection import detector, is_in
@@ -32,10 +33,13 @@ class Side:
         """How sentences call its model."""
         return f"{self.run.name}'s {label(self.iteration)}"
 
+    @property
+    def _folder(self) -> Path:
+        return self.run.directory.iteration(self.iteration) / "eval"
+
     @cached_property
     def _scores(self) -> dict[Key, Score]:
-        folder = self.run.directory.iteration(self.iteration) / "eval"
-        return {(row.lang, row.id): row for row in rows_of(folder, Score, "scores/*")}
+        return {(row.lang, row.id): row for row in rows_of(self._folder, Score, "scores/*")}
 
     @cached_property
     def rewards(self) -> dict[Key, float]:
@@ -45,8 +49,7 @@ class Side:
     @cached_property
     def complete(self) -> dict[Key, float]:
         """1 for an answer that ends by itself, else 0."""
-        folder = self.run.directory.iteration(self.iteration) / "eval"
-        rows = rows_of(folder, Response, "responses/*")
+        rows = rows_of(self._folder, Response, "responses/*")
         return {(row.lang, row.id): float(row.finish_reason == "stop") for row in rows}
 
     @cached_property

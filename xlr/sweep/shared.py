@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,17 @@ class Planned:
     makers: Mapping[Stage, str]
     """Stage -> the variant that makes its artefact: this one, or one before it. Stages that this variant has finished,
     or can take over at once, are left out."""
-    seconds: Mapping[str, float]
-    """Stage -> how long it is planned to take; empty where that is not known."""
+    machines_of: Callable[[Stage], Machines]
+    """What a stage runs on."""
+
+    @cached_property
+    def seconds(self) -> Mapping[str, float]:
+        """Stage -> how long it is planned to take; empty where the model's family has no formulas."""
+        try:
+            found = planning.make(Planner(self.variant.context, self.machines_of), lambda _: None, ran_there=False)
+        except UserError:
+            return {}
+        return {own["stage"]: own["seconds"] for own in found["stages"]}
 
     @property
     def own(self) -> list[Stage]:
@@ -85,8 +95,7 @@ def divide(
         context, own = variant.context, keys(variant.context, by_content=taken_over)
         left = [stage for stage in own if own[stage] not in finished and not pipeline.done(context, stage)]
         makers = {stage: first.setdefault(own[stage], variant.name) for stage in left}
-        seconds = _seconds(context, machines_of(context))
-        planned.append(Planned(variant, pipeline.needs(context), makers, seconds))
+        planned.append(Planned(variant, pipeline.needs(context), makers, machines_of(context)))
     return planned
 
 
@@ -109,15 +118,6 @@ def _others(context: Context) -> Iterator[Context]:
             yield Context(configfile.load_here(run))
         except UserError:
             continue
-
-
-def _seconds(context: Context, machines_of: Callable[[Stage], Machines]) -> dict[str, float]:
-    """The planned time of each stage; empty where the model's family has no formulas."""
-    try:
-        found = planning.make(Planner(context, machines_of), lambda _: None, ran_there=False)
-    except UserError:
-        return {}
-    return {own["stage"]: own["seconds"] for own in found["stages"]}
 
 
 def table(planned: Sequence[Planned]) -> Table:

@@ -188,10 +188,17 @@ def replayed(earlier: Sequence[Pair], share: float, seed: str) -> list[Pair]:
     Source: mixing pairs of earlier iterations, as in arXiv 2406.09760.
     """
     kept: set[int] = set()
-    for lang in dict.fromkeys(pair.lang for pair in earlier):
-        own = [index for index, pair in enumerate(earlier) if pair.lang == lang]
+    for lang, own in _by_language(earlier).items():
         kept.update(Random(f"{seed} {lang}").sample(own, round(share * len(own))))
     return [earlier[index] for index in sorted(kept)]
+
+
+def _by_language(found: Sequence[Pair | TrainingPair]) -> dict[str, list[int]]:
+    """The indices of the pairs of each language, in their order."""
+    indices: dict[str, list[int]] = {}
+    for index, pair in enumerate(found):
+        indices.setdefault(pair.lang, []).append(index)
+    return indices
 
 
 def pair_costs(pairs: Sequence[TrainingPair], attn_implementation: str) -> tuple[list[int], list[int] | None]:
@@ -211,8 +218,7 @@ def hold_out(
         UserError: a language would have no pairs left to train on.
     """
     held: set[int] = set()
-    for lang in dict.fromkeys(pair.lang for pair in training_pairs):
-        own = [index for index, pair in enumerate(training_pairs) if pair.lang == lang]
+    for lang, own in _by_language(training_pairs).items():
         if per_language >= len(own):
             raise UserError(
                 f"eval_pairs: holding out {per_language} of the {len(own)} pairs in {lang} leaves none to train on; "
