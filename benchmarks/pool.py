@@ -123,11 +123,11 @@ def prepare(context: Context, rows: int) -> None:
     room.positions_of_run = lambda context: None
 
 
-def seconds_of(stage: Callable[[Context, int], Any], context: Context) -> float:
-    """Time of a stage of iteration 1, from its first read to its manifest."""
-    begun = time.monotonic()
+def seconds_of(stage: Callable[[Context, int], Any], context: Context) -> tuple[float, float]:
+    """Time of a stage of iteration 1, from its first read to its manifest, and this process's CPU time."""
+    begun, used = time.monotonic(), time.process_time()
     stage(context, 1)
-    return time.monotonic() - begun
+    return time.monotonic() - begun, time.process_time() - used
 
 
 def start_workers(context: Context, workers: int) -> None:
@@ -163,6 +163,10 @@ def peak_memory() -> Iterator[list[float]]:
         thread.join()
 
 
+def _driver(memory: list[float], cpu_seconds: float, rows: int) -> str:
+    return f"driver {1000 * cpu_seconds / rows:.2f} ms of CPU a row, {memory[1]:.2f} GB before, {memory[0]:.2f} at most"
+
+
 def main() -> None:
     """Print both rates and the driver's memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -184,11 +188,13 @@ def main() -> None:
     start_workers(context, arguments.workers)
     prepare(context, arguments.rows)
     with peak_memory() as sampling:
-        rate = arguments.rows / seconds_of(responses.make, context)
-    print(f"sampling: {rate:.0f} rows/s; driver {sampling[1]:.2f} GB before, {sampling[0]:.2f} GB at most", flush=True)
+        seconds, used = seconds_of(responses.make, context)
+    rate = arguments.rows / seconds
+    print(f"sampling: {rate:.0f} rows/s; {_driver(sampling, used, arguments.rows)}", flush=True)
     with peak_memory() as scoring:
-        batches = arguments.rows / (EXAMPLES * SAMPLES) / seconds_of(scores.make, context)
-    print(f"scoring: {batches:.1f} batches/s; driver {scoring[1]:.2f} GB before, {scoring[0]:.2f} GB at most")
+        seconds, used = seconds_of(scores.make, context)
+    batches = arguments.rows / (EXAMPLES * SAMPLES) / seconds
+    print(f"scoring: {batches:.1f} batches/s; {_driver(scoring, used, arguments.rows)}")
     context.close()
     remove(context.run.path)
     remove(Path(context.config.prompts.path))

@@ -13,8 +13,7 @@ from xlr.run.rows import Row
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """The records of a Parquet file, or of all Parquet files in a folder in the order of their names."""
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    known: dict[int, int] = {}
-    return [row for file in files for row in rows.read_rows(file, row_type, known)]
+    return [row for file in files for row in rows.read_rows(file, row_type)]
 
 
 def reseal(folder: Path, same_digest: bool = False) -> None:

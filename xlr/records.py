@@ -112,7 +112,7 @@ class Response:
     lang: str
     sample: int
     response: str
-    token_ids: list[int]
+    token_ids: Sequence[int]
     finish_reason: str
 
     @property

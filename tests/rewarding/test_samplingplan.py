@@ -105,3 +105,14 @@ def test_lengths_are_learnt_from_an_earlier_iteration(tmp_path: Path) -> None:
     assert samplingplan.learnt(folder, prompts) == {}  # not finished
     Artifact(tmp_path, folder, "generate", {}, {}).finish(3, {}, Clock())
     assert samplingplan.learnt(folder, prompts) == {prompts["es"][0]: 6.0, prompts["es"][1]: 4.0}
+
+
+@given(prompts=st.integers(0, 5), each=st.integers(1, 4))
+def test_samples_are_the_list_that_they_stand_for(prompts: int, each: int) -> None:
+    asked = [Prompt(str(number), "es", "x") for number in range(prompts)]
+    plain = [(prompt, sample) for prompt in asked for sample in range(each)]
+    samples = samplingplan.Samples(asked, each)
+    assert list(samples) == plain
+    assert len(samples) == len(plain)
+    assert samples[1:4] == plain[1:4]
+    assert samples[::-1] == plain[::-1]

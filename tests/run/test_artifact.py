@@ -1,6 +1,7 @@
 """Manifests record the settings and inputs of an artefact, and differences are refused."""
 
 import os
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from xlr.run.rows import write_rows
 from xlr.terminal.progress import Clock
 
 SETTINGS = {"seed": 1, "top_p": 0.9}
-ROWS = [Response(f"q{i}", "es", i, f"¿Qué? {i} 你好", [i, i + 1], "stop") for i in range(5)]
+ROWS = [Response(f"q{i}", "es", i, f"¿Qué? {i} 你好", array("I", [i, i + 1]), "stop") for i in range(5)]
 
 
 def make_artifact(tmp_path: Path) -> Artifact:

@@ -39,7 +39,9 @@ def even_batches(lengths: Sequence[int], budget: int) -> list[Batch]:
 
     Uses the smallest budget that still suffices, so no batch is a small remainder.
     """
-    count = len(token_budget_batches(lengths, budget))
+    batches = token_budget_batches(lengths, budget)
+    if (count := len(batches)) == 1:
+        return batches
     smallest = bisect_left(range(budget), True, key=lambda less: len(token_budget_batches(lengths, less)) <= count)
     return token_budget_batches(lengths, smallest)
 

@@ -5,11 +5,10 @@ Reads the prompts and the model; writes `RUN/iter{t}/responses/{lang}-*.parquet`
 """
 
 import hashlib
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 from xlr.chat.encoding import ChatEncoder
@@ -89,13 +88,8 @@ def make(context: Context, iteration: int) -> GenerateFacts:
     config, target, prompts = context.config.at(iteration), artifact(context, iteration), context.prompts_of(iteration)
     policy, kept = context.require_model(iteration - 1), Kept(target)
     _require_room(context)
-    wanted = [
-        (prompt, sample)
-        for lang in config.trained_languages
-        if lang not in kept.languages
-        for prompt in prompts[lang]
-        for sample in range(config.generate.num_samples)
-    ]
+    asked = [prompt for lang in config.trained_languages if lang not in kept.languages for prompt in prompts[lang]]
+    wanted = samplingplan.Samples(asked, config.generate.num_samples)
     if config.generate.backend == "transformers" and len(wanted) > _MANY and context.pool.on_gpus:
         console.print(
             f"  warning: {len(wanted):,} responses with generate.backend=transformers: on GPUs, vllm is estimated to "
@@ -170,15 +164,14 @@ class Sampling:
         Args:
             expected: how long responses to each prompt are expected to be, in tokens; empty if nothing is known.
         """
-        ids = self._prompt_ids(wanted)
-        planned = samplingplan.plan(wanted, self.generate, lambda prompt: len(ids[prompt]), expected)
+        planned = self._planned(wanted, expected)
         ranks = {items: rank for rank, items in enumerate(planned)}
         numbers: Counter[str] = Counter()
         found = []
         for items in sorted(planned, key=lambda own: own.start):
             lang = wanted[items.start][0].lang
             digest = keys_digest([_key(wanted[item])] for item in items)
-            plan = partial(self._work, wanted, ids, planned[items])
+            plan = partial(self._work, wanted, planned[items])
             name = f"{lang}-{numbers[lang]:05d}"
             found.append(Shard(name, digest, Counter({lang: len(items)}), plan, ranks[items]))
             numbers[lang] += 1
@@ -186,9 +179,7 @@ class Sampling:
 
     def work(self, wanted: samplingplan.Wanted) -> Work[Response]:
         """The batches of one response for every `(prompt, sample)`."""
-        ids = self._prompt_ids(wanted)
-        planned = samplingplan.plan(wanted, self.generate, lambda prompt: len(ids[prompt]), {})
-        return self._work(wanted, ids, [batch for own in planned.values() for batch in own])
+        return self._work(wanted, [batch for own in self._planned(wanted, {}).values() for batch in own])
 
     def compute(
         self, target: Artifact, pieces: str, shards: Sequence[Shard[Work[Response]]], label: str
@@ -201,23 +192,22 @@ class Sampling:
     def _settings(self) -> SampleSettings:
         return sample_settings(self.generate, self.encoder, self.model)
 
-    def _prompt_ids(self, wanted: samplingplan.Wanted) -> dict[Prompt, "array[int]"]:
-        # As arrays, which take 4 bytes a token: a list of Python's integers takes up to 36.
-        prompts = {prompt for prompt, _ in wanted}
-        return {prompt: array("I", self.encoder.prompt_of(messages(prompt.conversation))) for prompt in prompts}
+    def _planned(self, wanted: samplingplan.Wanted, expected: Mapping[Prompt, float]) -> dict[range, list[Batch]]:
+        lengths = cache(lambda prompt: len(self._prompt_ids(prompt)))
+        return samplingplan.plan(wanted, self.generate, lengths, expected)
 
-    def _work(
-        self, wanted: samplingplan.Wanted, ids: Mapping[Prompt, "array[int]"], batches: Sequence[Batch]
-    ) -> Work[Response]:
+    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        return self.encoder.prompt_of(messages(prompt.conversation))
+
+    def _work(self, wanted: samplingplan.Wanted, batches: Sequence[Batch]) -> Work[Response]:
         seed = self.context.config.seed
 
         def task(batch: Batch) -> SampleTask:
-            prompts = {prompt: tuple(ids[prompt]) for prompt in {wanted[item][0] for item in batch}}
-            seeds = (
-                row_seed(seed, self.iteration, prompt.lang, prompt.id, sample)
-                for prompt, sample in (wanted[item] for item in batch)
-            )
-            requests = map(SampleRequest, (prompts[wanted[item][0]] for item in batch), seeds)
+            asked = [wanted[item] for item in batch]
+            # Encoded here and not for all prompts at once: the ids of 150,000 prompts take much memory.
+            ids = {prompt: self._prompt_ids(prompt) for prompt in {prompt for prompt, _ in asked}}
+            seeds = (row_seed(seed, self.iteration, prompt.lang, prompt.id, sample) for prompt, sample in asked)
+            requests = map(SampleRequest, (ids[prompt] for prompt, _ in asked), seeds)
             return SampleTask(self.model, tuple(requests), self._settings)
 
         def to_rows(batch: Batch, result: Sequence[tuple[list[int], str]]) -> list[Response]:

@@ -2,7 +2,9 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from xlr.maths.batching import Batch, consecutive, dealt
 from xlr.records import Prompt
@@ -12,6 +14,30 @@ from xlr.settings.config import GenerateConfig
 
 Wanted = Sequence[tuple[Prompt, int]]
 """Prompt and number of the sample, for each response."""
+
+
+@dataclass(frozen=True)
+class Samples(Sequence[tuple[Prompt, int]]):
+    """Several responses to every prompt: `Wanted`, without an object for each of a million responses."""
+
+    prompts: Sequence[Prompt]
+    each: int
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.each
+
+    @overload
+    def __getitem__(self, item: int) -> tuple[Prompt, int]: ...
+
+    @overload
+    def __getitem__(self, item: slice) -> list[tuple[Prompt, int]]: ...
+
+    def __getitem__(self, item: int | slice) -> tuple[Prompt, int] | list[tuple[Prompt, int]]:
+        if isinstance(item, slice):
+            return [self[number] for number in range(*item.indices(len(self)))]
+        return self.prompts[item // self.each], item % self.each
+
+
 _HALVED = 0.2  # of the responses, the last ones: in tasks of half the size, so that no worker waits long at the end
 
 

@@ -7,7 +7,7 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -269,11 +269,11 @@ def _conversations(context: Context, mode: Reward) -> Callable[[Response | Score
     by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
     name = context.config.language_name
 
-    def conversation(row: Response | Score) -> Conversation:
-        english = by_prompt[ENGLISH, row.id]
-        return scoring_conversation(mode, by_prompt[row.lang, row.id], english, name(row.lang))
+    @cache  # a prompt has many responses
+    def of_prompt(lang: str, prompt: str) -> Conversation:
+        return scoring_conversation(mode, by_prompt[lang, prompt], by_prompt[ENGLISH, prompt], name(lang))
 
-    return conversation
+    return lambda row: of_prompt(row.lang, row.id)
 
 
 def score_rows(

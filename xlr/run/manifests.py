@@ -174,9 +174,8 @@ def rows_of(folder: Path, row_type: type[Row], pattern: str = "*", part: str | N
     Raises:
         UserError: see `verified`.
     """
-    known: dict[int, int] = {}
     files = (path for path in parquet_files(folder, pattern) if part is None or part_of(path.name) == part)
-    return [row for path in files for row in read_rows(path, row_type, known)]
+    return [row for path in files for row in read_rows(path, row_type)]
 
 
 def json_of(folder: Path, name: str, kind: Any) -> Any:

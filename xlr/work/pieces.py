@@ -66,8 +66,7 @@ class Finished(Generic[Row]):
         Raises:
             UserError: see `table`.
         """
-        known: dict[int, int] = {}
-        return [row for name in names or self.files for row in records(self.table(name), self.row_type, known)]
+        return [row for name in names or self.files for row in records(self.table(name), self.row_type)]
 
 
 class _Open(Generic[Row]):
