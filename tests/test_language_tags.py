@@ -117,8 +117,8 @@ def test_a_filter_that_needs_a_detector_is_refused_or_warned_of(
         pairs.check(context)
 
 
-def test_inspect_takes_any_spelling_of_a_tag(finished: Path, cli: Cli) -> None:
-    found = cli("inspect", finished / "run", "--prompts", 1, "--languages", "pt-br,quc", "--json")
+def test_certify_takes_any_spelling_of_a_tag(finished: Path, cli: Cli) -> None:
+    found = cli("certify", finished / "run", "--prompts", 1, "--languages", "pt-br,quc", "--json")
     assert found.returncode == 0, found.stderr
     languages = json.loads(found.stdout)["languages"]
     assert list(languages) == ["pt-BR", "quc"]

@@ -100,10 +100,10 @@ def test_a_stage_that_does_not_exist_is_refused(finished: tuple[Path, dict[str, 
     assert_refused(cli_here("logs", run, "bogus"), "bogus 1")
 
 
-def test_an_inspection_that_is_refused_writes_nothing(finished: tuple[Path, dict[str, Any]], cli_here: Cli) -> None:
+def test_a_certificate_that_is_refused_writes_nothing(finished: tuple[Path, dict[str, Any]], cli_here: Cli) -> None:
     run = finished[0] / "run"
     before = (run / "config.yaml").read_bytes()
-    assert_refused(cli_here("inspect", run, "train.beta=0.2", "--iteration", 9), "--iteration 9")
+    assert_refused(cli_here("certify", run, "train.beta=0.2", "--iteration", 9), "--iteration 9")
     assert (run / "config.yaml").read_bytes() == before
 
 

@@ -267,6 +267,8 @@ class ScoreTask:
     none."""
     expected: tuple[str, ...] = ()
     """The languages that detection considers, in addition to the most common ones."""
+    by_token: bool = False
+    """Whether the log-probability of each token is wanted, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,8 @@ class Scored:
     """For each response, its log-probability under each model, in nats."""
     languages: list[str]
     """For each text of the task, the code of its language; empty where it cannot be detected."""
+    token_logps: Sequence[tuple[list[float], ...]] = ()
+    """For each response, those of its tokens under each model, in nats; none unless they are wanted."""
 
 
 Task: TypeAlias = SampleTask | ScoreTask

@@ -100,6 +100,14 @@ STAGES = (
         any_model=True,
     ),
     StageKind(
+        "benchmark",
+        "xlr.evaluation.benchmarks",
+        "benchmarks",
+        "evaluate",
+        "Stage 5c: run benchmarks of multiple choice with lm-eval.",
+        default=0,
+    ),
+    StageKind(
         "judge",
         "xlr.evaluation.judgements",
         "judgements",

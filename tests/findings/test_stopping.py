@@ -62,6 +62,7 @@ def run(models: list[int], **shares: list[float]) -> dict[str, Any]:
         "evaluated": ["es", "ru"],
         "settings": {"score.reward": "crosslingual", "evaluate.max_new_tokens": 32},
         "changes": [],
+        "certificates": {},
         "iterations": iterations,
     }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xlr.data.quality import penalised
 from xlr.records import Prompt, Score
-from xlr.rewarding.pairs import choose, pair_language
+from xlr.rewarding.pairs import averaged, choose, pair_language
 from xlr.settings.config import PairConfig
 
 
@@ -78,6 +78,26 @@ def test_a_penalty_is_a_plain_subtraction(rewards: list[float], penalty: float, 
     found = penalised(rows, {"wrong_language": penalty})
     for row, own in zip(rows, found, strict=True):
         assert own.reward == row.reward - (penalty if row.detected_lang == "en" else 0.0)
+
+
+@given(st.lists(st.tuples(st.floats(-50, 50), st.integers(1, 900)), min_size=2, max_size=8))
+def test_rewards_a_token_keep_their_scale(given: list[tuple[float, int]]) -> None:
+    """The plain quotient orders the responses; where all are equally long, nothing changes."""
+    rows, _ = scores(("a", [reward for reward, _ in given]))
+    rows = [replace(row, num_tokens=tokens) for row, (_, tokens) in zip(rows, given, strict=True)]
+    mean = sum(tokens for _, tokens in given) / len(given)
+    assert [row.reward for row in averaged(rows)] == pytest.approx([mean * reward / tokens for reward, tokens in given])
+    even = [replace(row, num_tokens=7) for row in rows]
+    assert [row.reward for row in averaged(even)] == pytest.approx([row.reward for row in rows])
+
+
+def test_a_long_response_with_a_high_sum_loses_by_its_reward_a_token() -> None:
+    rows, prompts = scores(("a", [8.0, 6.0, 1.0]))
+    rows = [replace(row, num_tokens=tokens) for row, tokens in zip(rows, (40, 10, 10), strict=True)]
+    for per_token, chosen in ((False, 0), (True, 1)):
+        pairs, _ = pair_language(PairConfig(length_control=False, per_token=per_token), rows, prompts)
+        assert pairs[0].chosen[0]["content"] == rows[chosen].response
+    assert pairs[0].chosen_score == pytest.approx(6.0 / 10 * 20)  # the mean length is 20
 
 
 def test_a_prompt_without_a_worse_response_gives_no_pair() -> None:

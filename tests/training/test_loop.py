@@ -244,19 +244,29 @@ def test_weights_that_are_not_one_for_each_loss_are_refused(cli_here: Cli, align
     assert_refused(refused, "align.loss_weights: has 1, but align.loss_type names 2; give each loss one weight")
 
 
-@pytest.mark.parametrize(("tied", "recompute"), [(True, "true"), (False, "true"), (False, "selective")])
+@pytest.mark.parametrize(
+    ("tied", "recompute", "zero", "processes"),
+    [
+        (True, "true", "zero3", 2),
+        (False, "true", "zero3", 2),
+        (False, "selective", "zero3", 2),
+        (False, "true", "zero3_hpz", 4),  # as on two nodes of two GPUs
+    ],
+)
 def test_fully_partitioned_weights_train_the_same(
-    tied: bool, recompute: str, align: Cli, preferences: Path, tmp_path: Path
+    tied: bool, recompute: str, zero: str, processes: int, align: Cli, preferences: Path, tmp_path: Path
 ) -> None:
     """As on many GPUs: every weight is partitioned and gathered for each use, and activations are recomputed."""
     initial = tiny.save(tmp_path / "model", seed=3, tied=tied)
     names = []
-    for name in ("zero3", "reference"):
+    for name in (zero, "reference"):
         tree = json.loads(shipped("ds_configs", f"{name}.json").read_text(encoding="utf-8"))
         tree["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+        if "zero_hpz_partition_size" in tree["zero_optimization"]:
+            tree["zero_optimization"]["zero_hpz_partition_size"] = 2
         (tmp_path / f"{name}.json").write_text(json.dumps(tree))
         names.append(tmp_path / f"{name}.json")
-    settings = [f"model.initial={initial}", "align.processes=2", f"align.gradient_checkpointing={recompute}"]
+    settings = [f"model.initial={initial}", f"align.processes={processes}", f"align.gradient_checkpointing={recompute}"]
     settings += [f"align.ds_config={names[0]}", f"align.reference_ds_config={names[1]}"]
     result = align(*settings)
     assert result.returncode == 0, result.stderr

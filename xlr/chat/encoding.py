@@ -268,9 +268,9 @@ class ChatEncoder:
         answer = text.partition(self._closing)[2].lstrip()
         return text[: len(text) - len(answer)]
 
-    def decode(self, token_ids: list[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a sampled response, without the terminator and other special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
 
 def load_tokenizer(model: str | Path) -> Any:

@@ -91,29 +91,32 @@ app.add_typer(sweep_app, name="sweep")
 
 
 @app.command()
-def inspect(
+def certify(
     source: Source,
     overrides: Overrides = None,
     iteration: IterationOption = 1,
-    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts, which are the same in every language.")] = 4,
+    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts, which are the same in every language.")] = 30,
+    samples: Annotated[int, typer.Option(min=2, help="Responses to each prompt.")] = 4,
     languages: Annotated[str | None, typer.Option(help="Only these languages of the run, for example es,ru.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="Prompts of each language that are shown with responses.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with uncut texts.")] = False,
 ) -> None:
-    """Score the responses to a few prompts in every reward mode and compare the modes, before scoring everything."""
+    """Say for each language whether its reward may be trusted, from a few samples, before anything dear is computed."""
     from xlr import pipeline
-    from xlr.inspection import inspection, inspectionview
+    from xlr.certificate import certificate, certificateview
     from xlr.terminal.console import console
 
     context = open_context(source, overrides)
     console.stderr = as_json
     langs = context.config.trained_languages if languages is None else list(map(canonical, languages.split(",")))
-    inspection.require_valid(context.config, iteration, langs)
+    extent = certificate.Extent(iteration, prompts, samples, langs)
+    certificate.require_valid(context.config, extent)
     with pipeline.holding(context, ()):
-        found = inspection.inspect(context, iteration, prompts, langs)
+        found = certificate.certify(context, extent)
     if as_json:
         print(shown(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)))
     else:
-        inspectionview.show(found)
+        certificateview.show(found, show)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from xlr.chat.pieces import END, Pieces
 from xlr.data.conversations import with_system
 from xlr.errors import UserError
 from xlr.foreign.texts import shown
@@ -18,9 +19,8 @@ from xlr.run.context import Context
 from xlr.run.files import write_text
 from xlr.settings.config import GenerateConfig
 from xlr.terminal.console import console
+from xlr.terminal.tokens import token_background, token_style
 
-_END = " ■"  # stands for the terminator
-_STRONG, _WEAK = 1.0, 0.2  # nats of a token, from which on it is coloured strongly or weakly
 _PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>body{{font:16px/1.6 system-ui;margin:2rem auto;max-width:75rem;padding:0 1rem}}
 main{{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:2rem}}p{{white-space:pre-wrap}}
@@ -89,34 +89,22 @@ def _answer(
         temperature=section.temperature, top_p=section.top_p, max_new_tokens=section.max_new_tokens
     )
     settings = sample_settings(generate, encoder, context.model(model))
-    tokens: list[int] = []
+    texts = Pieces(encoder)
     pieces: list[tuple[str, float]] = []
-    said, waiting, reward, finished = "", 0.0, 0.0, False
+    reward, finished = 0.0, False
     row = row_seed(seed, 0, "", instruction, 0)
     asked = with_system([{"role": "user", "content": instruction}], context.config.model.system_prompt, lang)
     for step in stream(policy, initial, encoder.prompt_of(asked), settings, row):
         reward += step.log_ratio
         if step.token in settings.stop_ids:
             finished = True
-            pieces.append((_END, step.log_ratio))
-            console.print(Text(_END, style(step.log_ratio)), end="")
+            pieces.append((END, step.log_ratio))
+            console.print(Text(END, token_style(step.log_ratio)), end="")
             break
-        tokens.append(step.token)
-        waiting += step.log_ratio
-        text = encoder.decode(tokens)
-        if not text.endswith("\ufffd") and text.startswith(said):  # else a character is not complete yet
-            pieces.append((text[len(said) :], waiting))
-            console.print(Text(shown(pieces[-1][0]), style(waiting)), end="")
-            said, waiting = text, 0.0
+        if piece := texts.add(step.token, step.log_ratio):
+            pieces.append(piece)
+            console.print(Text(shown(piece[0]), token_style(piece[1])), end="")
     return Answer(name_of(model), pieces, reward, finished)
-
-
-def style(log_ratio: float) -> str:
-    """The terminal style of a token."""
-    colour = "green" if log_ratio > 0 else "red"
-    if abs(log_ratio) < _WEAK:
-        return ""
-    return f"bold {colour}" if abs(log_ratio) >= _STRONG else colour
 
 
 def write_page(path: Path, instruction: str, answers: Sequence[Answer]) -> None:
@@ -138,11 +126,6 @@ def write_page(path: Path, instruction: str, answers: Sequence[Answer]) -> None:
 
 def _spans(own: Answer) -> str:
     return "".join(
-        f'<span title="{ratio:+.2f} nats" style="background:{_colour(ratio)}">{html.escape(text)}</span>'
+        f'<span title="{ratio:+.2f} nats" style="background:{token_background(ratio)}">{html.escape(text)}</span>'
         for text, ratio in own.pieces
     )
-
-
-def _colour(log_ratio: float) -> str:
-    strength = min(abs(log_ratio), 1.0)
-    return f"rgba({'0,150,80' if log_ratio > 0 else '210,40,40'},{0.5 * strength:.2f})"

@@ -37,7 +37,7 @@ _Row = TypeVar("_Row", Response, Score, PreferenceLogps)
 # All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
 # Settings in the section that decide another stage, or that are recorded under another name.
-_OF_OTHERS = ("evaluate.languages", "evaluate.checked")
+_OF_OTHERS = ("evaluate.languages", "evaluate.checked", "evaluate.benchmarks")
 
 
 def iterations(config: Config) -> list[ModelKey]:

@@ -11,7 +11,7 @@ from xlr.data.preferences import ParallelPreference, Preference, load_parallel_p
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
-from xlr.records import INITIAL, Example, PreferenceLogps, RowKey, Scored
+from xlr.records import INITIAL, Example, ModelKey, PreferenceLogps, RowKey, Scored
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -62,27 +62,29 @@ def measure(
     target: Artifact,
     given: str | PreferencesConfig,
     iteration: int,
-    of_start: Sequence[PreferenceLogps],
+    of_start: Sequence[PreferenceLogps] = (),
     without: Collection[str] = (),
+    reference: ModelKey = INITIAL,
 ) -> tuple[list[PreferenceLogps], dict[str, dict[Reward, PreferenceFacts]]]:
-    """The implicit rewards log pi^t - log pi_I of all pairs in every language and mode, and what they amount to.
+    """The implicit rewards log pi^t - log pi_ref of all pairs in every language and mode, and what they amount to.
 
     Args:
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
         without: languages that are left out.
+        reference: pi_ref, by default pi_I.
     """
     asked = [one for one in _asked(context.config, given) if one.lang not in without]
-    reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
+    of_reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
     policy = context.model(iteration)
     rows = resumable_logps(
         context,
         target,
         "preferences",
-        (policy,) if of_start else (policy, context.model(INITIAL)),
+        (policy,) if of_start else (policy, context.model(reference)),
         context.config.scoring_dtype,
         PreferenceLogps,
-        [shard.replanned(partial(_plan, context, reference)) for shard in by_language(asked, lambda one: one.key)],
-        f"evaluate {iteration}: preferences",
+        [shard.replanned(partial(_plan, context, of_reference)) for shard in by_language(asked, lambda one: one.key)],
+        f"{target.stage} {iteration}: preferences",
         "preferences",
     ).rows()
     facts: dict[str, dict[Reward, PreferenceFacts]] = {}

@@ -5,10 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+from xlr.certificate.facts import Certificate
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
-from xlr.findings.found import Change, Found, JudgedWinRates, ModelFound, Planned, model_key, preferences_of
+from xlr.findings.found import Certified, Change, Found, JudgedWinRates, ModelFound, Planned, model_key, preferences_of
 from xlr.findings.stopping import advise
 from xlr.pipeline import Stage
 from xlr.planning import planfile
@@ -42,6 +43,7 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
         "finished": max((manifest["finished"] for manifest in finished), default=""),
         "iterations": iterations,
         "changes": _changes(config, directory, iterations),
+        "certificates": _certificates(config, directory),
         "advice": None,
     }
     return {**found, "advice": advise(found)}
@@ -102,6 +104,24 @@ def _model(
         "stages": stages,
     }
     return cast("ModelFound", found_of)  # a stage's name decides the type of its facts, which mypy cannot follow
+
+
+def _certificates(config: Config, directory: RunDir) -> dict[str, Certified]:
+    """The last certificate of each language: that of the latest iteration, and of the most prompts."""
+    found: dict[str, Certified] = {}
+    for iteration in config.trained_iterations:
+        files = directory.iteration(iteration).glob("certify-*.manifest.json")
+        certificates = [
+            read_json(path.with_name(path.name.replace(".manifest", "")), Certificate) for path in sorted(files)
+        ]
+        for one in sorted(certificates, key=_prompts):
+            for lang, own in one["languages"].items():
+                found[lang] = {"iteration": iteration, "verdict": own["verdict"], "tokens": own["tokens"]}
+    return found
+
+
+def _prompts(certificate: Certificate) -> int:
+    return max(len(own["prompts"]) for own in certificate["languages"].values())
 
 
 def _changes(config: Config, directory: RunDir, iterations: Mapping[str, ModelFound]) -> list[Change]:

@@ -10,7 +10,9 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+from xlr.certificate.facts import TokenMap, Verdict
 from xlr.evaluation.facts import (
+    BenchmarkFacts,
     CheckFacts,
     EvaluationFacts,
     JudgeFacts,
@@ -79,6 +81,7 @@ class StagesFound(TypedDict, total=False):
     train: StageFound[TrainingFacts]
     evaluate: StageFound[EvaluationFacts]
     check: StageFound[CheckFacts]
+    benchmark: StageFound[BenchmarkFacts]
     judge: StageFound[JudgeFacts]
 
 
@@ -126,6 +129,16 @@ class Advice(TypedDict):
     """What hours are counted in: GPU-hours or CPU-hours."""
 
 
+class Certified(TypedDict):
+    """What the last certificate says of a language. Its own file in the folder of the iteration has the figures."""
+
+    iteration: int
+    """The iteration that was certified."""
+    verdict: Verdict
+    tokens: list[TokenMap]
+    """A chosen and a rejected response, token by token."""
+
+
 @with_config(ConfigDict(use_attribute_docstrings=True, extra="forbid"))
 class Found(TypedDict):
     """report.json of xlr: what the finished stages of a run left."""
@@ -148,6 +161,8 @@ class Found(TypedDict):
     """Number of the iteration, or name of a model of evaluate.models -> what was found of it."""
     changes: list[Change]
     """Paired differences of win rates between iterations, with the digests of the judgements they compare."""
+    certificates: dict[str, Certified]
+    """Language -> whether its reward may be trusted, where `xlr certify` was run."""
     advice: Advice | None
     """Whether another iteration is worth its cost; null before the first is evaluated."""
 

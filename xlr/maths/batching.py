@@ -3,8 +3,10 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from heapq import heapreplace
+from typing import TypeVar
 
 Batch = list[int]
+Item = TypeVar("Item")
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> list[Batch]:
@@ -113,3 +115,9 @@ def _cost(batch: Batch, lengths: Sequence[int], rows: Sequence[int] | None) -> i
     if rows is None:
         return sum(lengths[i] for i in batch)
     return max((lengths[i] for i in batch), default=0) * sum(rows[i] for i in batch)
+
+
+def spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, evenly spaced."""
+    count = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]

@@ -61,6 +61,19 @@ class LogprobModel(nn.Module):
 
         The decoder collects its routers' logits while it runs forward, so recomputation in the backward pass adds none.
         """
+        logps_N, output = self._decode(batch, balanced)
+        logps_S = sum_per_response(logps_N, batch.lengths_S)
+        if not balanced:
+            return logps_S
+        return logps_S, *balance(self.causal_lm, output.router_logits, batch.counted_RT)
+
+    def by_token(self, batch: PackedBatch) -> list[Tensor]:
+        """Log-probabilities of the tokens of each response of the batch, in nats; their sums are those of `forward`."""
+        logps_N, _ = self._decode(batch, balanced=False)
+        return list(logps_N.split(batch.lengths_S.tolist()))
+
+    def _decode(self, batch: PackedBatch, balanced: bool) -> tuple[Tensor, Any]:
+        """The log-probabilities `(N,)` of the predicted tokens, and the decoder's output."""
         output = decoder(self.causal_lm)(
             input_ids=batch.input_ids_RT,
             position_ids=batch.position_ids_RT,
@@ -68,11 +81,7 @@ class LogprobModel(nn.Module):
             **({"output_router_logits": True} if balanced else {}),
             **_attention_arguments(batch, self.causal_lm.dtype),
         )
-        logps_N = self.head(output.last_hidden_state.flatten(0, 1)[batch.predict_N], batch.labels_N)
-        logps_S = sum_per_response(logps_N, batch.lengths_S)
-        if not balanced:
-            return logps_S
-        return logps_S, *balance(self.causal_lm, output.router_logits, batch.counted_RT)
+        return self.head(output.last_hidden_state.flatten(0, 1)[batch.predict_N], batch.labels_N), output
 
 
 def _attention_arguments(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from xlr.model.fused import fuse
 from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel, batch_logps, decoder, require_sound_logps
 from xlr.model.products import compute_repeatably
+from xlr.packing.batch import batch
 from xlr.packing.layout import default_attention
 from xlr.records import (
     DType,
@@ -106,7 +107,8 @@ class Worker(Actor):
         assert isinstance(task, ScoreTask)
         logps = self.score(task.models, task.examples, task.dtype)
         detected = [detection.detect(texts, task.expected) for texts in task.texts] or [[] for _ in logps]
-        return [Scored(own, langs) for own, langs in zip(logps, detected, strict=True)]
+        tokens = self._by_token(task) if task.by_token else [()] * len(logps)
+        return [Scored(*found) for found in zip(logps, detected, tokens, strict=True)]
 
     def sample(
         self, model: str, requests: Sequence[SampleRequest], settings: SampleSettings
@@ -180,6 +182,17 @@ class Worker(Actor):
             self._probed.add((model, causal_lm.dtype))
         remedy = f"{model}: set ray.one_model_at_a_time, or drop long sequences (score.max_length)"
         return self.in_halves(lambda part: self._logps(causal_lm, part), examples, _example_halves, remedy)
+
+    @torch.inference_mode()
+    def _by_token(self, task: ScoreTask) -> list[list[tuple[list[float], ...]]]:
+        """For each example, for each of its responses, the log-probabilities of its tokens under each model."""
+        of_models = []
+        for name in task.models:
+            model = LogprobModel(self._model(name, self.attn_implementation, task.dtype))
+            packed = batch(task.examples, self.attn_implementation).to(self.device)
+            of_models.append([logps.tolist() for logps in model.by_token(packed)])
+        each = iter(zip(*of_models, strict=True))
+        return [[next(each) for _ in example.responses] for example in task.examples]
 
     @torch.inference_mode()
     def _logps(self, causal_lm: Any, examples: Sequence[Example]) -> list[float]:

@@ -357,6 +357,11 @@ def _check(own: Setting) -> Estimate:
     return replace(found, disk=found.tokens * _RESPONSE_BYTES)
 
 
+def _benchmark(own: Setting) -> Estimate:
+    tasks = ", ".join(own.config.evaluate.benchmarks.tasks) if own.config.evaluate.benchmarks else ""
+    return Estimate(note=f"{tasks}: their questions are known to lm-eval alone, not timed")
+
+
 def _judge(own: Setting) -> Estimate:
     judge = own.config.judge
     questions = sum(one.prompts for one in own.held_out) * (2 if judge.both_orders else 1)
@@ -373,6 +378,7 @@ ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {
     "train": _train,
     "evaluate": _evaluate,
     "check": _check,
+    "benchmark": _benchmark,
     "judge": _judge,
 }
 """By the name of the stage."""

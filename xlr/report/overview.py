@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from xlr.certificate.facts import Decision
 from xlr.findings import measures
 from xlr.findings.found import Found, Run, label, models
 from xlr.findings.measures import Change, Measure, Share
@@ -13,9 +14,11 @@ from xlr.report import plots
 from xlr.report.examples import shortened
 from xlr.report.plots import Plot
 from xlr.run.manifests import rows_of
+from xlr.terminal.tokens import token_background
 
 # Kind of instruction -> how the page calls it.
 _KINDS = {"crosslingual": "asked in English", "multilingual": "asked in its own language"}
+_COLOURS: dict[Decision, str] = {"go": "better", "go with": "better", "do not": "worse", "not clear": "even"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,26 @@ class BeforeAfter:
 
 
 @dataclass(frozen=True)
+class ShownCertificate:
+    """Whether the reward of a language may be trusted."""
+
+    lang: str
+    name: str
+    decision: str
+    colour: str
+    reasons: Sequence[str]
+    tokens: Sequence[tuple[str, Sequence[tuple[str, str, str]]]]
+    """Chosen or rejected with the reward, and for each token its text, log-ratio and background."""
+
+
+@dataclass(frozen=True)
 class Overview:
     """The first screen of one run, below the answer."""
 
     run: str
     accuracy: Plot | None
     accuracy_sentence: str
+    certificates: Sequence[ShownCertificate]
     measures: Sequence[ShownMeasure]
     advice: Sequence[str]
     """Whether another iteration is worth its cost: the answer, then the reasons."""
@@ -72,6 +89,7 @@ def overview(run: Run) -> Overview:
         run.name,
         _accuracy(found, accuracy) if accuracy else None,
         reward_sentence(found, accuracy) if accuracy else "",
+        [_certificate(found, lang) for lang in found["names"] if lang in found["certificates"]],
         [_shown(found, measure) for measure in measures.of_answers(found)],
         sentences(found["advice"]) if found["advice"] else [],
         _before_and_after(run),
@@ -86,6 +104,27 @@ def _accuracy(found: Found, accuracy: Mapping[str, Mapping[str, Share]]) -> Plot
             own = (100 * share.value, 100 * low, 100 * high)
             series.setdefault(_KINDS[mode], {})[found["names"][lang]] = own
     return plots.accuracies("Reward accuracy by language", found["name"], series)
+
+
+def _certificate(found: Found, lang: str) -> ShownCertificate:
+    own = found["certificates"][lang]
+    verdict = own["verdict"]
+    strongest = max((abs(ratio) for one in own["tokens"] for _, ratio in one["pieces"]), default=0.0) or 1.0
+    shown = [
+        (
+            f"{'chosen' if one['chosen'] else 'rejected'}, {sum(ratio for _, ratio in one['pieces']):+.1f} nats",
+            [(text, f"{ratio:+.2f} nats", token_background(ratio / strongest)) for text, ratio in one["pieces"]],
+        )
+        for one in own["tokens"]
+    ]
+    return ShownCertificate(
+        lang,
+        found["names"][lang],
+        " ".join([verdict["decision"], *verdict["settings"]]),
+        _COLOURS[verdict["decision"]],
+        [remark["text"] for remark in verdict["remarks"]],
+        shown,
+    )
 
 
 def _shown(found: Found, measure: Measure) -> ShownMeasure:

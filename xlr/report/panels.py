@@ -12,7 +12,7 @@ from xlr.maths import lengthcontrol
 from xlr.records import Score
 from xlr.report import plots
 from xlr.report.plots import Plot
-from xlr.rewarding.pairs import candidates_by_prompt, rule_of
+from xlr.rewarding.pairs import candidates_by_prompt, rewarded, rule_of
 from xlr.run.manifests import manifest_path, rows_of
 from xlr.settings.config import PairConfig
 from xlr.tracking.metricslog import whole_rows
@@ -121,7 +121,7 @@ def _scores(run: Run, iteration: int) -> Iterator[tuple[str, list[Score]]]:
 
 def _length_gaps(section: PairConfig, rows: Sequence[Score]) -> list[float]:
     """|mean length of chosen - mean length of rejected| of one language for every alpha of the grid, in characters."""
-    candidates, _ = candidates_by_prompt(rows, section.filters)
+    candidates, _ = candidates_by_prompt(rewarded(section, rows), section.filters)
     if not candidates:
         return []
     return lengthcontrol.length_gaps(

@@ -3,14 +3,16 @@
 With several runs each row names its run.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple, TypeAlias, get_args
 
-from xlr.evaluation.facts import RateDifference, Rates
+from xlr.evaluation.facts import Metric, RateDifference, Rates
 from xlr.findings.found import AVERAGE, Found, Processors, by_language, label, model_key, models, preferences_of, stages
 from xlr.findings.numbers import interval, number
-from xlr.maths.shares import share_interval
+from xlr.maths.shares import Z, share_interval
+from xlr.records import START
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
 from xlr.settings.config import Flaw
@@ -57,6 +59,14 @@ def quality(runs: Sequence[Found]) -> list[Table]:
             "Held-out prompts: one answer each",
             (*text_columns("language", "model"), *number_columns(*answers), *text_columns("dropped")),
             _held_out,
+        ),
+        _Design(
+            "Benchmarks of multiple choice: what alignment costs or brings",
+            (
+                *text_columns("task", "metric", "model"),
+                *number_columns("questions", "value %", "change from π0", "95 % interval"),
+            ),
+            _benchmarks,
         ),
         _Design(
             "Held-out preferences: implicit reward log π − log π_I",
@@ -232,6 +242,34 @@ def _preferences(found: Found) -> Iterator[Row]:
                     number(own["length_controlled_accuracy"], scale=100),
                     number(own["longer_accuracy"], scale=100),
                 )
+
+
+def _benchmarks(found: Found) -> Iterator[Row]:
+    """The intervals of changes are those of independent questions; of the same questions they are rather too wide."""
+    first: dict[tuple[str, str], Metric] = {}
+    for key, model in models(found):
+        for task, own in model["stages"]["benchmark"]["facts"].items() if "benchmark" in model["stages"] else ():
+            for name, metric in own["metrics"].items():
+                before = first.get((task, name))
+                if key == START:
+                    first[task, name] = metric
+                yield (
+                    task,
+                    name,
+                    label(key),
+                    number(own["rows"], ","),
+                    number(metric["value"], scale=100),
+                    *(_since(before, metric) if before else ("", "")),
+                )
+
+
+def _since(first: Metric, last: Metric) -> tuple[str, str]:
+    """A change in percentage points, and its 95 % interval."""
+    change = 100 * (last["value"] - first["value"])
+    if first["error"] is None or last["error"] is None:
+        return f"{change:+.1f}", ""
+    half = 100 * Z * math.hypot(first["error"], last["error"])
+    return f"{change:+.1f}", interval([change - half, change + half])
 
 
 def _responses(found: Found) -> Iterator[Row]:

@@ -1,1 +1,1 @@
-"""Steps 1 to 3 of the method. Reads prompts; writes responses, scores, pairs, and what `xlr inspect` finds."""
+"""Steps 1 to 3 of the method. Reads prompts; writes responses, scores and pairs."""

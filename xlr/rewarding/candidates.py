@@ -9,7 +9,7 @@ from xlr.chat.encoding import ChatEncoder
 from xlr.data.quality import repetition
 from xlr.maths.batching import even_batches
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
-from xlr.records import Conversation, Example, Prompt, Response, Score, Scored, messages
+from xlr.records import Conversation, DType, Example, Prompt, Response, Score, Scored, messages
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -100,10 +100,14 @@ def score_shards(
     reference: str,
     shards: Sequence[Shard[Sequence[Candidate]]],
     label: str,
+    dtype: DType | None = None,
 ) -> Finished[Score]:
     """The log-ratio of every candidate that is not longer than `score.max_length` and the models' positions.
 
     Candidates with the same prompt share a batch, so that the prompt is computed once.
+
+    Args:
+        dtype: the precision; by default the run's own.
 
     Returns:
         Scores of each shard, in the order of its candidates.
@@ -113,7 +117,7 @@ def score_shards(
     """
     for name in (policy, reference):
         context.require_same_tokenizer(name)
-    models, dtype = (policy, reference), context.config.scoring_dtype
+    models, dtype = (policy, reference), dtype or context.config.scoring_dtype
     plans = [shard.replanned(partial(_plan, context, limit(context)[0])) for shard in shards]
     return resumable_logps(context, target, "parts", models, dtype, Score, plans, label, "responses")
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -140,27 +140,22 @@ class Choices:
     """Reason -> number of prompts without a pair."""
 
 
-def choose(
-    section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt], alpha: float | None = None
-) -> Choices:
+def choose(section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt]) -> Choices:
     """Choose the pairs of one language.
-
-    Args:
-        alpha: the length penalty; by default the one that makes chosen and rejected equally long.
 
     Raises:
         UserError: a reward is not finite.
     """
     from xlr.maths.lengthcontrol import NOTHING, choose_pairs, largest_margins  # imports torch
 
-    candidates, filtered = candidates_by_prompt(penalised(rows, section.penalties), section.filters)
+    candidates, filtered = candidates_by_prompt(rewarded(section, rows), section.filters)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
-    rewards = [[row.reward - (alpha or 0.0) * row.num_chars for row in group] for _, group in groups]
+    rewards = [[row.reward for row in group] for _, group in groups]
     lengths = [[row.num_chars for row in group] for _, group in groups]
     upper_bound = math.inf if section.upper_bound is None else section.upper_bound
-    length_control = section.length_control and alpha is None
+    rule = rule_of(section)
     try:
-        choice = choose_pairs(rewards, lengths, length_control, upper_bound, rule_of(section)) if groups else NOTHING
+        choice = choose_pairs(rewards, lengths, section.length_control, upper_bound, rule) if groups else NOTHING
     except ValueError as error:
         broken = next(row for row in rows if not math.isfinite(row.reward))
         raise UserError(
@@ -176,14 +171,27 @@ def choose(
             dropped[reason] += 1
         else:
             pairs.append((prompt, group[chosen], group[rejected]))
-    used = choice.alpha if alpha is None else alpha
     margins = [
-        chosen.reward - rejected.reward - used * (chosen.num_chars - rejected.num_chars)
+        chosen.reward - rejected.reward - choice.alpha * (chosen.num_chars - rejected.num_chars)
         for _, chosen, rejected in pairs
     ]
     kept = largest_margins(margins, section.keep)
     dropped["margin too small for pair.keep"] = kept.count(False)
-    return Choices(list(compress(pairs, kept)), used, choice.length_gap, filtered, dropped)
+    return Choices(list(compress(pairs, kept)), choice.alpha, choice.length_gap, filtered, dropped)
+
+
+def rewarded(section: PairConfig, rows: Sequence[Score]) -> list[Score]:
+    """The rows of one language with the rewards that pairs are chosen by, before length control."""
+    return penalised(averaged(rows) if section.per_token else rows, section.penalties)
+
+
+def averaged(rows: Sequence[Score]) -> list[Score]:
+    """The rows of one language with rewards a token, times the mean number of tokens, so that the scale stays.
+
+    Source: the averaged reward among the ablations of arXiv 2503.04647's published code.
+    """
+    mean = sum(row.num_tokens for row in rows) / max(len(rows), 1)
+    return [replace(row, reward=row.reward / row.num_tokens * mean) for row in rows]
 
 
 def rule_of(section: PairConfig) -> "Rejected":

@@ -18,7 +18,7 @@ from xlr.foreign.modelfiles import load_config
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
-from xlr.records import INITIAL, Conversation, Prompt, Response, Score, messages, row_key
+from xlr.records import INITIAL, Conversation, DType, Prompt, Response, Score, messages, row_key
 from xlr.rewarding import responses, room
 from xlr.rewarding.candidates import Candidate, candidate, limit, score_shards, scoring_conversation
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
@@ -240,11 +240,13 @@ def score_in_mode(
     shards: Sequence[Shard[Sequence[Response]]],
     iteration: int,
     label: str,
+    dtype: DType | None = None,
 ) -> InMode:
     """Score responses of one iteration in one reward mode.
 
     Args:
         shards: the responses; none of them English if the mode is translate.
+        dtype: the precision; by default the run's own.
     """
     policy = context.require_model(iteration - 1)
     reference = context.require_model(context.reward_reference(iteration))
@@ -259,7 +261,7 @@ def score_in_mode(
         return [one for one in found if one.text.strip()]
 
     asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]
-    scores = score_shards(context, target, policy, reference, asked, label)
+    scores = score_shards(context, target, policy, reference, asked, label, dtype)
     no_text = "no answer after thinking" if translations is None else "empty translation"
     return InMode(shards, scores, candidates, no_text, limit(context)[1])
 
@@ -284,16 +286,18 @@ def score_rows(
     iteration: int,
     label: str,
     dropped: Dropped,
+    dtype: DType | None = None,
 ) -> list[Score]:
     """Score a few responses of one iteration; see `score_in_mode`.
 
     Args:
         dropped: receives the rows that cannot be scored.
+        dtype: the precision; by default the run's own.
 
     Returns:
         Scores in the order of `rows`.
     """
-    found = score_in_mode(context, target, mode, whole(rows, [[row.key] for row in rows]), iteration, label)
+    found = score_in_mode(context, target, mode, whole(rows, [[row.key] for row in rows]), iteration, label, dtype)
     return [score for _, _, table in found.by_shard(dropped) for score in records(table, Score)]
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from xlr import languages
 from xlr.errors import UserError
 from xlr.records import START, DType, ModelKey
-from xlr.settings.dataconfig import CheckedConfig, PreferencesConfig, PromptsConfig
+from xlr.settings.dataconfig import BenchmarksConfig, CheckedConfig, PreferencesConfig, PromptsConfig
 from xlr.settings.judgeconfig import JudgeConfig
 from xlr.settings.languageconfig import Language, NamedLanguage, tag_of
 from xlr.settings.modelconfig import ModelConfig
@@ -99,6 +99,9 @@ class PairConfig(Section):
     penalties: Annotated[dict[Flaw, Annotated[float, Field(gt=0, le=1e9)]], Later.ADDED] = Field({})
     """Flaw -> nats that are subtracted from the reward of a response that has it. It may still be chosen, unlike with
     filters."""
+    per_token: Annotated[ByIteration[bool], Later.ADDED] = False
+    """Divide each reward by its response's tokens, and multiply it by their mean in the language, so that it keeps its
+    scale."""
     length_control: ByIteration[bool] = True
     """Subtract a length penalty from the rewards, fitted per language so that chosen and rejected responses are equally
     long on average."""
@@ -130,6 +133,8 @@ class EvaluateConfig(Section):
     checked: CheckedConfig | None = None
     """Questions with right answers, such as those of MGSM. Models answer them greedily; the share of right answers
     shows what alignment costs or brings, without a judge."""
+    benchmarks: BenchmarksConfig | None = None
+    """Benchmarks of multiple choice: what alignment costs or brings elsewhere."""
     temperature: Temperature = 0.6
     """Sampling temperature."""
     top_p: TopP = 0.9

@@ -53,6 +53,21 @@ class CheckedConfig(PromptsConfig):
     """Maximum length of an answer, in tokens."""
 
 
+class BenchmarksConfig(Section):
+    """Benchmarks of multiple choice, run by the package lm-eval: `pip install "xlr[benchmarks]"`."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of tasks or groups of lm-eval, such as xcopa_id or arc_es."""
+    include: Annotated[str | None, Location.DATA] = None
+    """A folder of own tasks, as lm-eval's YAML files."""
+    num_fewshot: int | None = Field(None, ge=0, le=1000)
+    """Solved questions before each question. null leaves it to the task."""
+    limit: int | None = Field(None, ge=1)
+    """Questions of each task, from its beginning. null takes all."""
+    chat_template: bool = False
+    """Whether questions are asked in the chat template."""
+
+
 class PreferencesConfig(Section):
     """Preferences in a dataset. A path alone needs no section: `preferences: PATH`."""
 

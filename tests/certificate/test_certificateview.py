@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from xlr.inspection import inspectionview
+from xlr.certificate import certificateview
 from xlr.terminal.console import Console
 
 CHINESE = "睡前不要喝咖啡，也不要看手机。" * 30
@@ -23,7 +23,6 @@ def found() -> dict[str, Any]:
         "reward_deviation": 0.5,
         "length_correlation": None,
         "alpha": 0.012,
-        "alpha_of": "pairs",
     }
     candidates = [
         {
@@ -42,19 +41,25 @@ def found() -> dict[str, Any]:
     prompt = {"id": "q1", "instruction": "怎样睡得更好？", "english": "How to sleep better?", "candidates": candidates}
     own = {
         "name": "Chinese",
-        "verdict": [{"text": "a warning", "warning": True}],
+        "verdict": {
+            "decision": "go with",
+            "settings": ["pair.filters=[truncated]"],
+            "remarks": [{"text": "a warning", "warning": True}],
+        },
+        "tokens": [{"id": "q1", "sample": 0, "chosen": True, "pieces": [("怎\x1b[31m", 1.5), (" ■", -0.5)]}],
         "modes": {"crosslingual": mode},
         "agreement": [],
         "prompts": [prompt],
     }
-    names = {"iteration": 1, "policy": "p", "reference": "r", "formula": "f", "reward": "crosslingual"}
+    names: dict[str, Any] = {"iteration": 1, "policy": "p", "reference": "r", "formula": "f", "reward": "crosslingual"}
+    names["cost"] = {"seconds": 90.0, "sampled": 0.012, "scored": 0.03}
     return {**names, "languages": {"zh": own}}
 
 
 def test_the_terminal_shows_each_text_below_its_figures_and_cuts_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), width=80, soft_wrap=True)
-    monkeypatch.setattr(inspectionview, "console", console)
-    inspectionview.show(found())
+    monkeypatch.setattr(certificateview, "console", console)
+    certificateview.show(found(), 1)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     lines = printed.splitlines()
     assert max(map(cell_len, lines)) <= 80
@@ -69,13 +74,15 @@ def test_the_terminal_shows_each_text_below_its_figures_and_cuts_long_ones(monke
     cut = next(line for line in lines if line.rstrip().endswith("…"))
     assert cut.strip()[:-1] in CHINESE
     assert best < lines.index(f"     {ARABIC}") < lines.index(cut) < empty
-    assert "0.012*" in printed
+    assert "0.012" in printed
+    assert "q1, chosen, +1.0 nats: 怎 [31m ■" in printed
     assert "20/20/–" in printed
-    assert lines[-2:] == ["Chinese (zh): 1 warning", "  ! a warning"]
+    assert lines[-4:-2] == ["Chinese (zh): go with pair.filters=[truncated]", "  ! a warning"]
+    assert lines[-2].startswith("It took 1:30: 1.2 % of the responses that the iteration samples")
 
 
 def test_no_text_breaks_a_markdown_table() -> None:
-    lines = inspectionview.markdown(found()).splitlines()
+    lines = certificateview.markdown(found()).splitlines()
     rows = [line for line in lines if line.startswith("| ")]
     assert "bold \\[31mred \\]0;title \\| pipe new line" in rows[-4]
     assert ARABIC in rows[-3]

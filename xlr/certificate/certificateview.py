@@ -1,4 +1,4 @@
-"""The result of `xlr inspect` on the terminal and as Markdown."""
+"""A certificate on the terminal and as Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -8,47 +8,77 @@ from rich.cells import cell_len
 from rich.padding import Padding
 from rich.text import Text
 
-from xlr.foreign.texts import beginning
-from xlr.rewarding.facts import (
-    InspectedCandidate,
-    InspectedLanguage,
-    InspectedPrompt,
-    Inspection,
+from xlr.certificate.facts import (
+    Certificate,
+    CertifiedLanguage,
+    Decision,
     ModeFacts,
     Remark,
-    RewardFacts,
+    ShownCandidate,
+    ShownPrompt,
+    TokenMap,
 )
+from xlr.foreign.texts import beginning
+from xlr.rewarding.facts import RewardFacts
 from xlr.settings.config import Reward
-from xlr.terminal.console import Column, Table, console, number_columns, text_columns
+from xlr.terminal.console import Column, Table, console, duration, number_columns, text_columns
+from xlr.terminal.tokens import token_style
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LINES = 2  # lines of a text on the terminal; longer texts are cut
 _INDENT = 5
 _MARKDOWN_CHARACTERS = 500  # longer texts are cut in Markdown
 _LEGEND = (
     "Rewards are in nats. + marks the best and - the worst candidate after length control; the two make the pair. "
     "spread: standard deviation within prompts. length ρ: Spearman's correlation of reward and length. "
-    "α: length penalty that makes chosen and rejected equally long, fitted on these candidates, or with * on the run's "
-    "own pairs. chars, in language: all candidates/best/worst."
+    "α: length penalty that makes chosen and rejected equally long. chars, in language: all candidates/best/worst."
 )
 
 
-def show(found: Inspection) -> None:
-    """Print candidates and figures. The verdicts come last, where they stay visible above the prompt."""
+def show(found: Certificate, prompts: int) -> None:
+    """Print candidates and figures. The verdicts come last, where they stay visible above the prompt.
+
+    Args:
+        prompts: how many prompts of each language are shown with their candidates.
+    """
     for lang, own in found["languages"].items():
         console.rule(f"{own['name']} ({lang})", align="left", style="bold")
-        for prompt in own["prompts"]:
+        for prompt in own["prompts"][:prompts]:
             _show_prompt(prompt, list(own["modes"]), found["reward"])
         for table in _figures(own):
             console.print(table.on_terminal())
+        for map_ in own["tokens"]:
+            console.print(_coloured(map_))
     console.print(Text(_LEGEND, style="dim"), soft_wrap=False)
     for lang, own in found["languages"].items():
-        console.print(Text(_headline(lang, own), style="bold"))
-        for remark in own["verdict"]:
+        console.print(Text(headline(lang, own), style=f"bold {_COLOURS[own['verdict']['decision']]}"))
+        for remark in own["verdict"]["remarks"]:
             line = Text(_bullet(remark), style="yellow" if remark["warning"] else "")
             console.print(Padding(line, (0, 0, 0, 2), expand=False), soft_wrap=False)
+    console.print(Text(_cost(found), style="dim"), soft_wrap=False)
 
 
-def markdown(found: Inspection) -> str:
+_COLOURS: dict[Decision, str] = {"go": "green", "go with": "green", "do not": "red", "not clear": "yellow"}
+
+
+def _cost(found: Certificate) -> str:
+    cost = found["cost"]
+    return (
+        f"It took {duration(cost['seconds'])}: {100 * cost['sampled']:.1f} % of the responses that the iteration "
+        f"samples in these languages, and {100 * cost['scored']:.1f} % of those that it scores."
+    )
+
+
+def _coloured(found: TokenMap) -> Text:
+    """A response whose tokens have colours by their share of the reward."""
+    side = "chosen" if found["chosen"] else "rejected"
+    text = Text(f"{found['id']}, {side}, {sum(ratio for _, ratio in found['pieces']):+.1f} nats: ", style="bold")
+    for piece, ratio in found["pieces"]:
+        text.append(_CONTROL.sub(" ", piece), style=token_style(ratio))
+    return text
+
+
+def markdown(found: Certificate) -> str:
     """The result as a Markdown page; each language begins with its verdict."""
     lines = [
         f"# Rewards of iteration {found['iteration']}",
@@ -56,7 +86,8 @@ def markdown(found: Inspection) -> str:
         f"{found['formula']}, policy `{found['policy']}`, reference `{found['reference']}`. {_LEGEND}",
     ]
     for lang, own in found["languages"].items():
-        lines += ["", f"## {_headline(lang, own)}", "", *(f"- {_bullet(remark)}" for remark in own["verdict"])]
+        remarks = own["verdict"]["remarks"]
+        lines += ["", f"## {headline(lang, own)}", "", *(f"- {_bullet(remark)}" for remark in remarks)]
         modes, tables = list(own["modes"]), _figures(own)
         for prompt in own["prompts"]:
             rows = [
@@ -69,16 +100,17 @@ def markdown(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-def _headline(lang: str, own: InspectedLanguage) -> str:
-    warnings = sum(remark["warning"] for remark in own["verdict"])
-    return f"{own['name']} ({lang}): {warnings or 'no'} warning{'' if warnings == 1 else 's'}"
+def headline(lang: str, own: CertifiedLanguage) -> str:
+    """The verdict in a line."""
+    verdict = own["verdict"]
+    return f"{own['name']} ({lang}): {' '.join([verdict['decision'], *verdict['settings']])}"
 
 
 def _bullet(remark: Remark) -> str:
     return f"{'!' if remark['warning'] else '·'} {remark['text']}"
 
 
-def _show_prompt(prompt: InspectedPrompt, modes: Sequence[Reward], main: Reward) -> None:
+def _show_prompt(prompt: ShownPrompt, modes: Sequence[Reward], main: Reward) -> None:
     """Print one prompt. Texts have their own lines: right-to-left or wide characters would shift the figures."""
     console.print(Text(f"\n{prompt['id']}: {_one_line(prompt['instruction'])}", style="bold"))
     if prompt["english"] != prompt["instruction"]:
@@ -105,7 +137,7 @@ def _fitting(text: str, cells: int) -> str:
     return f"{beginning(text, next(index for index, end in enumerate(ends) if end >= cells))}…"
 
 
-def _ordered(prompt: InspectedPrompt, modes: Sequence[Reward], main: Reward) -> list[InspectedCandidate]:
+def _ordered(prompt: ShownPrompt, modes: Sequence[Reward], main: Reward) -> list[ShownCandidate]:
     """Candidates by the reward in the run's own mode, the best first and those without a reward last."""
     order = main if main in modes else modes[0]
     return sorted(prompt["candidates"], key=lambda row: -row["rewards"].get(order, float("-inf")))
@@ -115,12 +147,12 @@ def _columns(modes: Sequence[Reward]) -> tuple[Column, ...]:
     return (*number_columns("#", *modes, "chars"), *text_columns("lang", "flaws"))
 
 
-def _cells(row: InspectedCandidate, modes: Sequence[Reward]) -> list[str]:
+def _cells(row: ShownCandidate, modes: Sequence[Reward]) -> list[str]:
     flaws = ", ".join(row["flaws"]).replace("_", " ")
     return [str(row["sample"]), *(_reward(row, mode) for mode in modes), str(row["chars"]), row["language"], flaws]
 
 
-def _reward(row: InspectedCandidate, mode: Reward) -> str:
+def _reward(row: ShownCandidate, mode: Reward) -> str:
     if mode not in row["rewards"]:
         return ""
     mark = "+" if mode in row["chosen_by"] else "-" if mode in row["rejected_by"] else " "
@@ -132,7 +164,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"{sample:>4}{''.join(f'{cell:>15}' for cell in rewards)}{chars:>8}  {lang:<5} {flaws}"
 
 
-def _figures(own: InspectedLanguage) -> list[Table]:
+def _figures(own: CertifiedLanguage) -> list[Table]:
     """The tables of a language: its rewards, and the agreement of its modes if there are several."""
     rewards = [
         (
@@ -140,7 +172,7 @@ def _figures(own: InspectedLanguage) -> list[Table]:
             f"{facts['candidates']['reward_mean']:.2f}",
             _number(facts["reward_deviation"]),
             _number(facts["length_correlation"]),
-            f"{facts['alpha']:.3f}{'*' * (facts['alpha_of'] == 'pairs')}",
+            f"{facts['alpha']:.3f}",
             "/".join(_rounded(group["chars_mean"], group) for group in _groups(facts)),
             _in_language(facts),
         )
@@ -192,4 +224,4 @@ def _cut(text: str) -> str:
 
 def _one_line(text: str) -> str:
     """The text on one line, without control characters: a model may write some that steer the terminal."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+    return " ".join(_CONTROL.sub(" ", text).split())

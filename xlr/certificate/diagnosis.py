@@ -1,7 +1,7 @@
-"""Do the reward modes make sense in a language? Figures and a verdict in words, from a few scored candidates."""
+"""Do the reward modes make sense in a language? Figures of a few scored candidates."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, isnan
@@ -9,28 +9,17 @@ from statistics import mean
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from xlr import detection
+from xlr.certificate.facts import Agreement, ModeFacts, ShownCandidate, ShownPrompt
 from xlr.data.quality import flaws
 from xlr.languages import ENGLISH
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 from xlr.records import Prompt, Response, Score
-from xlr.rewarding.facts import Agreement, InspectedCandidate, InspectedLanguage, ModeFacts, Remark
 from xlr.rewarding.pairs import Choices, choose
 from xlr.rewarding.scoretotals import reward_facts
-from xlr.settings.config import Flaw, PairConfig, Reward
-
-_MOSTLY_LENGTH = 0.7  # from this rank correlation with length on, a reward is mostly length
-_FOREIGN = 0.2  # above this share of texts in another language, a warning
-_TWO_SIDED = 1.96  # standard deviations around the mean that hold 95 % of a normal distribution
-_WIDE = 0.25  # if the 95 % interval of chance reaches further from one half, there are too few candidates to judge
-
-# Flaw -> its wording in the verdict, and the share of chosen candidates above which it is a warning.
-_FLAWS: dict[Flaw, tuple[str, float]] = {
-    "wrong_language": ("in another language", _FOREIGN),
-    "truncated": ("cut off at generate.max_new_tokens", 0.5),
-    "repeated": ("that repeat themselves", 0.5),
-}
+from xlr.settings.config import PairConfig, Reward
 
 
 @dataclass(frozen=True)
@@ -44,29 +33,31 @@ class Candidates:
     """Prompt id -> the same instruction in English."""
     responses: list[Response]
     scores: dict[Reward, list[Score]]
-    alphas: dict[Reward, float]
-    """Reward mode -> length penalty of the run's own pairs. For other modes it is fitted on these candidates."""
 
 
-def diagnose(section: PairConfig, candidates: Candidates) -> InspectedLanguage:
-    """All figures of one language, its candidates and a verdict.
+class Figures(TypedDict):
+    """What a language's candidates show."""
+
+    modes: dict[Reward, ModeFacts]
+    agreement: list[Agreement]
+    prompts: list[ShownPrompt]
+
+
+def plain(section: PairConfig) -> PairConfig:
+    """The settings of pairs that take the best and the worst candidate of every prompt, whatever is trained on."""
+    return section.model_copy(update={"rejected": "worst", "keep": 1.0})
+
+
+def diagnose(section: PairConfig, candidates: Candidates) -> Figures:
+    """All figures of one language, and its candidates.
 
     Args:
         section: the settings by which pairs are chosen.
     """
-    # Of all prompts, whatever is trained on, the best and the worst candidate.
-    plain = section.model_copy(update={"rejected": "worst", "keep": 1.0})
-    choices = {
-        mode: choose(plain, rows, candidates.prompts, candidates.alphas.get(mode))
-        for mode, rows in candidates.scores.items()
-    }
-    modes = {mode: _mode_facts(candidates, mode, own) for mode, own in choices.items()}
-    agreement = [_agreement(both, candidates, choices) for both in combinations(choices, 2)]
+    choices = {mode: choose(plain(section), rows, candidates.prompts) for mode, rows in candidates.scores.items()}
     return {
-        "name": candidates.name,
-        "verdict": _verdict(candidates.prompts[0].lang, candidates.name, modes, agreement),
-        "modes": modes,
-        "agreement": agreement,
+        "modes": {mode: _mode_facts(candidates, mode, own) for mode, own in choices.items()},
+        "agreement": [_agreement(both, candidates, choices) for both in combinations(choices, 2)],
         "prompts": [
             {
                 "id": prompt.id,
@@ -96,7 +87,6 @@ def _mode_facts(candidates: Candidates, mode: Reward, choices: Choices) -> ModeF
         "rejected": reward_facts([rejected for _, _, rejected in choices.pairs]),
         "not_english": _not_english(rows) if mode == "translate" else 0,
         "alpha": choices.alpha,
-        "alpha_of": "pairs" if mode in candidates.alphas else "candidates",
     }
 
 
@@ -151,7 +141,7 @@ def _mean(values: Iterable[float]) -> float | None:
     return mean(defined) if defined else None
 
 
-def _describe(candidates: Candidates, choices: Mapping[Reward, Choices], prompt: Prompt) -> list[InspectedCandidate]:
+def _describe(candidates: Candidates, choices: Mapping[Reward, Choices], prompt: Prompt) -> list[ShownCandidate]:
     """The candidates of one prompt. A candidate that no mode could score has no rewards."""
     scored = {
         mode: {row.sample: row for row in _by_prompt(rows)[prompt.id]} for mode, rows in candidates.scores.items()
@@ -177,68 +167,3 @@ def _describe(candidates: Candidates, choices: Mapping[Reward, Choices], prompt:
         }
         for row in sampled
     ]
-
-
-def _verdict(lang: str, name: str, modes: Mapping[Reward, ModeFacts], agreement: Sequence[Agreement]) -> list[Remark]:
-    """What the figures say, in sentences."""
-    remarks = [_on_agreement(own) for own in agreement]
-    if lang == ENGLISH:
-        remarks.append(_remark(f"{name} is scored under the English instruction in every mode, so there is one reward"))
-    remarks += [_warning(text) for mode, own in modes.items() for text in _on_reward(mode, own)]
-    remarks += [_warning(text) for text in _on_flaws(modes)]
-    if not any(remark["warning"] for remark in remarks):
-        remarks.append(_remark(f"no sign of a problem with the reward in {name}"))
-    return remarks
-
-
-def _remark(text: str) -> Remark:
-    return {"text": text, "warning": False}
-
-
-def _warning(text: str) -> Remark:
-    return {"text": text, "warning": True}
-
-
-def _on_agreement(own: Agreement) -> Remark:
-    names = " and ".join(own["modes"])
-    share, deviation = own["same_order"], own["chance_deviation"]
-    if own["spearman"] is None or share is None or deviation is None:
-        return _remark(f"{names} cannot be compared: for no prompt do both give its candidates different rewards")
-    within = _TWO_SIDED * deviation
-    text = (
-        f"{names} order {100 * share:.0f} % of candidate pairs alike (chance: 50 ± {100 * within:.0f} %) and choose "
-        f"the same best candidate for {own['same_best']} of {own['prompts']} prompts"
-    )
-    if within > _WIDE:
-        return _remark(f"{text}: too few candidates to judge; raise --prompts")
-    if abs(share - 0.5) <= within:
-        return _warning(f"{text}: no more than by chance")
-    return _warning(f"{text}: they contradict each other") if share < 0.5 else _remark(text)
-
-
-def _on_reward(mode: str, own: ModeFacts) -> Iterator[str]:
-    """Warnings about the rewards of one mode."""
-    rows, foreign = own["candidates"]["rows"], own["not_english"]
-    if foreign > _FOREIGN * rows:
-        yield f"{foreign} of {rows} translations are not English: the policy cannot translate, so do not use {mode}"
-    if not own["reward_deviation"]:
-        yield f"{mode} gives all candidates of a prompt the same reward"
-    correlation, deviation = own["length_correlation"] or 0.0, own["length_correlation_deviation"] or 0.0
-    if abs(correlation) >= max(_MOSTLY_LENGTH, _TWO_SIDED * deviation):
-        winners = (
-            "long responses win before length control"
-            if correlation > 0
-            else "short responses win, and length control only penalises long ones"
-        )
-        yield f"{mode} follows mostly length (rank correlation {correlation:+.2f}): {winners}"
-
-
-def _on_flaws(modes: Mapping[Reward, ModeFacts]) -> Iterator[str]:
-    """Warnings about flaws that many chosen candidates have."""
-    candidates = next(iter(modes.values()))["candidates"]
-    for flaw, (wording, most) in _FLAWS.items():
-        counts = {mode: (own["chosen"]["flaws"].get(flaw, 0), own["chosen"]["rows"]) for mode, own in modes.items()}
-        above = [f"{mode} {count} of {rows}" for mode, (count, rows) in counts.items() if count > most * rows]
-        if above:
-            share = 100 * candidates["flaws"].get(flaw, 0) / candidates["rows"]
-            yield f"best candidates {wording}: {', '.join(above)}; of all candidates {share:.0f} %"

@@ -1,1 +1,0 @@
-"""Does the reward make sense? Its agreement with other rewards, its scale by language. Command: `xlr inspect`."""
