@@ -18,7 +18,7 @@ from xlr.run.artifact import Artifact
 from xlr.run.files import remove
 from xlr.run.manifests import rows_of, verified
 from xlr.run.rows import write_rows, write_shards
-from xlr.settings.config import PairConfig
+from xlr.settings.pairconfig import PairConfig
 from xlr.terminal.progress import Clock
 
 SAMPLES, CHARACTERS = 10, 1500

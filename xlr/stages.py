@@ -101,7 +101,7 @@ STAGES = (
     ),
     StageKind(
         "benchmark",
-        "xlr.evaluation.benchmarks",
+        "xlr.benchmarking.benchmarks",
         "benchmarks",
         "evaluate",
         "Stage 5c: run benchmarks of multiple choice with lm-eval.",

@@ -10,7 +10,8 @@ from xlr.certificate.facts import RightWrong, Verdict
 from xlr.certificate.verdict import Evidence, decide
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.records import Prompt, Response, Score
-from xlr.settings.config import Config, PairConfig
+from xlr.settings.config import Config
+from xlr.settings.pairconfig import PairConfig
 
 PROMPTS, SAMPLES = 4, 10
 Reward = Callable[[int], float]

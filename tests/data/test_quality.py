@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from xlr.data.quality import count_flaws, flaws, repetition, without
 from xlr.records import Score
-from xlr.settings.config import Flaw
+from xlr.settings.pairconfig import Flaw
 
 FLAWS = get_args(Flaw)
 

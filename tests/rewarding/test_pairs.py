@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from xlr.data.quality import penalised
 from xlr.records import Prompt, Score
 from xlr.rewarding.pairs import averaged, choose, pair_language
-from xlr.settings.config import PairConfig
+from xlr.settings.pairconfig import PairConfig
 
 
 def scores(*rewards: tuple[str, list[float]]) -> tuple[list[Score], list[Prompt]]:

@@ -46,6 +46,7 @@ def test_a_field_that_speaks_of_a_file_is_marked_as_one(dotted: str) -> None:
 IGNORED = {
     "align.reference": ("initial", {}),
     "align.replay": (0.5, {}),
+    "align.replay_english": (0.5, {}),
     "align.label_smoothing": (0.1, {"align": {"loss_type": "ipo"}}),
     "train.label_smoothing": (0.1, {"train": {"loss_type": ["ipo", "hinge"]}}),
     **{f"{stage}.simpo_gamma": (0.7, {}) for stage in ("align", "train")},

@@ -30,6 +30,7 @@ from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.cluster.preemption import EXIT_CODE
 from xlr.cluster.ranks import Ranks
 from xlr.data.preferences import load_preferences
+from xlr.data.subsets import hold_out
 from xlr.errors import UserError
 from xlr.records import Example, ReferenceLogps
 from xlr.run.context import Context
@@ -40,7 +41,7 @@ from xlr.settings.modelconfig import SHARED_PROMPT
 from xlr.settings.trainconfig import LossType, TrainConfig
 from xlr.shipped import RECIPES, shipped
 from xlr.training import export, gates, loop, reference
-from xlr.training.inputs import Training, TrainingPair, hold_out, plan_steps
+from xlr.training.inputs import Training, TrainingPair, plan_steps
 from xlr.training.pairlosses import pair_losses
 from xlr.training.step import Trainer, frozen_logps
 from xlr.zero import engine

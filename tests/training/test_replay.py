@@ -1,5 +1,6 @@
 """Replay: an iteration trains on its own pairs and on a share of those of earlier iterations."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 
 from tests.conftest import tiny_tree
 from tests.inprocess import made, opened, with_settings
+from xlr.data.subsets import replayed
+from xlr.errors import UserError
 from xlr.records import Pair
 from xlr.run.manifests import manifest_path
 from xlr.settings.config import Config
+from xlr.shipped import RECIPES
 from xlr.training import inputs, model, reference
-from xlr.training.inputs import Training, replayed
+from xlr.training.inputs import Training
 
 
 def pairs(langs: str) -> list[Pair]:
@@ -77,3 +81,31 @@ def test_what_is_replayed_decides_the_model_and_not_that_of_the_first_iteration(
     assert "pairs of iteration 1" in model.artifact(half, 2).inputs
     assert "pairs of iteration 1" in reference.artifact(half, 2).inputs
     assert set(model.artifact(plain, 2).inputs) == set(model.artifact(plain, 1).inputs)
+
+
+def test_english_preferences_are_trained_on_too(config: Config, tmp_path: Path) -> None:
+    given = RECIPES / "quickstart" / "preferences.jsonl"
+    run = made(config, tmp_path / "run").run
+    sections: dict[str, Any] = {"align": {"preferences": str(given)}}
+    plain = Training(opened(with_settings(config, **sections), run.path), 1)
+    half = Training(opened(with_settings(config, **sections, train={"replay_english": 0.5}), run.path), 1)
+    english = [pair for pair in half.pairs if pair.id.endswith(" of align")]
+    assert [pair for pair in half.pairs if pair not in english] == plain.pairs
+    assert len(english) == 32
+    assert {pair.lang for pair in english} == {"en"}
+    rows = map(json.loads, given.read_text(encoding="utf-8").splitlines())
+    known = {one["prompt"][0]["content"] for one in rows}
+    assert all(any(text in half.context.encoder.decode(pair.example.prompt) for text in known) for pair in english)
+    assert "English preferences" in half.sources
+    assert half.settings != plain.settings
+    holding = Training(
+        opened(with_settings(config, **sections, train={"replay_english": 1.0, "eval_pairs": 1}), run.path), 1
+    )
+    train, held_out = holding.split
+    assert not any(pair.replays for pair in held_out)
+    assert sum(bool(pair.replays) for pair in train) == 64
+
+
+def test_english_preferences_that_are_not_given_are_refused(config: Config) -> None:
+    with pytest.raises(UserError, match=r"train\.replay_english: there are no English preferences"):
+        with_settings(config, train={"replay_english": 0.5})

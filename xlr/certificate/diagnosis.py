@@ -19,7 +19,8 @@ from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman,
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding.pairs import Choices, choose
 from xlr.rewarding.scoretotals import reward_facts
-from xlr.settings.config import PairConfig, Reward
+from xlr.settings.config import Reward
+from xlr.settings.pairconfig import PairConfig
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from xlr.rewarding.pairs import choose
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
-from xlr.settings.config import PairConfig
+from xlr.settings.pairconfig import PairConfig
 
 
 def rescored(context: Context, target: Artifact, rows: Sequence[Response], iteration: int) -> list[Score]:

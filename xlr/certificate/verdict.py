@@ -18,7 +18,8 @@ from xlr.certificate.facts import Agreement, Decision, ModeFacts, Precision, Rem
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.shares import Z, share_interval
-from xlr.settings.config import Config, Flaw, Reward
+from xlr.settings.config import Config, Reward
+from xlr.settings.pairconfig import Flaw
 
 _MOSTLY_LENGTH = 0.7  # from this rank correlation with length on, a reward is mostly length
 _FOREIGN = 0.2  # above this share of texts in another language, a warning

@@ -30,7 +30,7 @@ def fetch(context: Context) -> None:
         missing += found.missing_bytes
         console.print(f"{name} at commit {found.commit[:8]}: {size(found.num_bytes)}, {_to_download(found)}")
     if context.config.evaluate.benchmarks:
-        from xlr.evaluation.benchmarks import check
+        from xlr.benchmarking.benchmarks import check
 
         check(context)
         console.print(f"the data of {', '.join(context.config.evaluate.benchmarks.tasks)} is in the cache of datasets")

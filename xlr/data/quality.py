@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from xlr.detection import is_in
 from xlr.records import Score
-from xlr.settings.config import Flaw
+from xlr.settings.pairconfig import Flaw
 
 REPEATED = 0.5
 

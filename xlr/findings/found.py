@@ -10,9 +10,9 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+from xlr.benchmarking.facts import BenchmarkFacts
 from xlr.certificate.facts import TokenMap, Verdict
 from xlr.evaluation.facts import (
-    BenchmarkFacts,
     CheckFacts,
     EvaluationFacts,
     JudgeFacts,

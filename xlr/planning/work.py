@@ -221,7 +221,8 @@ def _pairs(own: Setting) -> list[tuple[float, float, float]]:
         return [(one.prompt, one.response, one.prompts) for one in own.preferences]
     assert isinstance(own.iteration, int)  # models of evaluate.models are not trained
     times = _PAIRED * (1 + own.training.replay * (own.iteration - 1))
-    return [(one.prompt, one.response, times * one.prompts) for one in own.lengths.values()]
+    english = [(one.prompt, one.response, own.training.replay_english * one.prompts) for one in own.preferences]
+    return [*((one.prompt, one.response, times * one.prompts) for one in own.lengths.values()), *english]
 
 
 def _reference(own: Setting) -> Estimate:

@@ -14,7 +14,7 @@ from xlr.report import plots
 from xlr.report.plots import Plot
 from xlr.rewarding.pairs import candidates_by_prompt, rewarded, rule_of
 from xlr.run.manifests import manifest_path, rows_of
-from xlr.settings.config import PairConfig
+from xlr.settings.pairconfig import PairConfig
 from xlr.tracking.metricslog import whole_rows
 
 # Metric of metrics.jsonl -> title and unit of its plot.

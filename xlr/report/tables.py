@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple, TypeAlias, get_args
 
-from xlr.evaluation.facts import Metric, RateDifference, Rates
+from xlr.benchmarking.facts import Metric
+from xlr.evaluation.facts import RateDifference, Rates
 from xlr.findings.found import AVERAGE, Found, Processors, by_language, label, model_key, models, preferences_of, stages
 from xlr.findings.numbers import interval, number
 from xlr.maths.shares import Z, share_interval
 from xlr.records import START
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
-from xlr.settings.config import Flaw
+from xlr.settings.pairconfig import Flaw
 from xlr.terminal.console import Column, Table, duration, number_columns, size, text_columns
 
 Row: TypeAlias = tuple[str, ...]

@@ -24,7 +24,8 @@ from xlr.run.context import Context, require
 from xlr.run.files import atomic_path
 from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
-from xlr.settings.config import Config, Flaw, PairConfig, deciding
+from xlr.settings.config import Config, deciding
+from xlr.settings.pairconfig import Flaw, PairConfig
 from xlr.terminal.console import console
 
 if TYPE_CHECKING:

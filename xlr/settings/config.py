@@ -13,6 +13,7 @@ from xlr.settings.dataconfig import BenchmarksConfig, CheckedConfig, Preferences
 from xlr.settings.judgeconfig import JudgeConfig
 from xlr.settings.languageconfig import Language, NamedLanguage, tag_of
 from xlr.settings.modelconfig import ModelConfig
+from xlr.settings.pairconfig import PairConfig
 from xlr.settings.schema import (
     OPERATIONAL,
     ByIteration,
@@ -34,7 +35,6 @@ ModelName = Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]{0,63}$")]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 TopP = Annotated[float, Field(ge=1e-6, le=1)]
 Reward = Literal["crosslingual", "multilingual", "translate"]
-Flaw = Literal["truncated", "repeated", "wrong_language", "duplicate"]
 
 _ENGINE_ONLY = Ignored("transformers samples on one GPU and takes the memory it needs", unless=("backend", "vllm"))
 
@@ -87,35 +87,6 @@ class ScoreConfig(Section):
     float32 where the rewards of a prompt's responses differ little. On GPUs float32 is several times slower."""
     max_length: int = Field(8192, ge=2, le=10_000_000)
     """Maximum length of prompt plus response, in tokens. Longer ones are left out, counted and reported."""
-
-
-class PairConfig(Section):
-    """Stage 3: make preference pairs."""
-
-    filters: tuple[Flaw, ...] = ()
-    """Flaws for which a response is left out before pairing. truncated: cut off at max_new_tokens. repeated: more than
-    half of its 4-grams of tokens occur earlier in it. wrong_language: detected as another language. duplicate: the
-    text of an earlier sample for the same prompt."""
-    penalties: Annotated[dict[Flaw, Annotated[float, Field(gt=0, le=1e9)]], Later.ADDED] = Field({})
-    """Flaw -> nats that are subtracted from the reward of a response that has it. It may still be chosen, unlike with
-    filters."""
-    per_token: Annotated[ByIteration[bool], Later.ADDED] = False
-    """Divide each reward by its response's tokens, and multiply it by their mean in the language, so that it keeps its
-    scale."""
-    length_control: ByIteration[bool] = True
-    """Subtract a length penalty from the rewards, fitted per language so that chosen and rejected responses are equally
-    long on average."""
-    upper_bound: ByIteration[Annotated[float, Field(ge=-1e9, le=1e9)] | None] = None
-    """A response whose penalised reward reaches this is never chosen. null sets no bound."""
-    rejected: Annotated[Literal["worst", "median", "nearest_mean", "quantile"], Later.ADDED] = "worst"
-    """Which response is rejected, of those with a lower penalised reward than the chosen one: the worst, the median,
-    the one nearest to the mean of all, or the one at rejected_quantile."""
-    rejected_quantile: Annotated[
-        float, Field(ge=0, le=1), Ignored("no quantile is asked for", unless=("rejected", "quantile")), Later.ADDED
-    ] = 0.25
-    """With 0 the worst is rejected, with 1 the best of those that are worse than the chosen one."""
-    keep: Annotated[ByIteration[Annotated[float, Field(gt=0, le=1)]], Later.ADDED] = 1.0
-    """Share of each language's pairs that is kept: those with the largest difference between the penalised rewards."""
 
 
 class EvaluateConfig(Section):
@@ -263,6 +234,7 @@ class Config(Section):
         _check_judged_answers(self)
         _check_baseline(self)
         _check_translated_languages(self)
+        _check_replay(self)
         _check_losses(self)
         refuse_ignored(self)
         return self
@@ -313,6 +285,14 @@ def _check_aligned_model(config: Config) -> None:
         raise UserError(
             "model.aligned: not set; name the English-aligned model, or set align.preferences to English preference "
             "pairs on which the align stage trains one"
+        )
+
+
+def _check_replay(config: Config) -> None:
+    if config.train.replay_english and config.align.preferences is None:
+        raise UserError(
+            "train.replay_english: there are no English preferences; set align.preferences to those that the aligned "
+            "model was trained on, or remove it"
         )
 
 

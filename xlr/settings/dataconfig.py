@@ -62,7 +62,7 @@ class BenchmarksConfig(Section):
     """A folder of own tasks, as lm-eval's YAML files."""
     num_fewshot: int | None = Field(None, ge=0, le=1000)
     """Solved questions before each question. null leaves it to the task."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=10_000_000)
     """Questions of each task, from its beginning. null takes all."""
     chat_template: bool = False
     """Whether questions are asked in the chat template."""

@@ -84,6 +84,9 @@ class TrainConfig(Section):
     replay: Annotated[ByIteration[Annotated[float, Field(ge=0, le=1)]], Later.ADDED] = 0.0
     """Share of the pairs of each earlier iteration, in each language, that an iteration trains on beside its own. The
     authors' best second iterations replayed all pairs of the first."""
+    replay_english: Annotated[ByIteration[Annotated[float, Field(ge=0, le=1)]], Later.ADDED] = 0.0
+    """Share of the English preferences of align.preferences that an iteration trains on beside its own pairs, so that
+    the model does not forget them."""
     num_train_epochs: ByIteration[Annotated[int, Field(ge=1, le=10_000)]] = 1
     """Passes over the pairs."""
     max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
@@ -141,6 +144,10 @@ class AlignConfig(TrainConfig):
     ] = "start"
     """DPO reference: always model.initial, from which the align stage starts."""
     replay: Annotated[float, Field(ge=0, le=1), Ignored("the align stage has no earlier iterations"), Later.ADDED] = 0.0
+    """Always 0."""
+    replay_english: Annotated[
+        float, Field(ge=0, le=1), Ignored("the align stage trains on all English preferences"), Later.ADDED
+    ] = 0.0
     """Always 0."""
     preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
     """English preferences with prompt, chosen and rejected, each a string or a list of messages: a file, a folder with

@@ -7,7 +7,8 @@ from random import Random
 from typing import Any
 
 from xlr.data.preferencerows import english_source
-from xlr.data.preferences import load_preferences
+from xlr.data.preferences import Preference, load_preferences
+from xlr.data.subsets import hold_out, replayed
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.maths.batching import Batch, micro_batches
@@ -32,7 +33,7 @@ class TrainingPair:
     lang: str
     example: Example
     replays: str = ""
-    """Id of the prompt, if an earlier iteration made the pair."""
+    """Id of the prompt, if an earlier iteration made the pair; or that of an English preference."""
 
     @property
     def length(self) -> int:
@@ -98,8 +99,9 @@ class Training:
         if self.iteration == START:
             return {"preferences": english_source(self.preferences)}
         run = self.context.run
-        earlier = {f"pairs of iteration {number}": run.iteration(number) / "pairs" for number in self.replayed}
-        return {"pairs": run.iteration(self.iteration) / "pairs", **earlier}
+        found: dict[str, Source] = {"pairs": run.iteration(self.iteration) / "pairs"}
+        found |= {f"pairs of iteration {number}": run.iteration(number) / "pairs" for number in self.replayed}
+        return found | ({"English preferences": english_source(self.preferences)} if self.config.replay_english else {})
 
     @cached_property
     def _loaded(self) -> tuple[list[TrainingPair], Dropped]:
@@ -120,8 +122,7 @@ class Training:
     def _rows(self) -> list[tuple[str, str, list[Message], str, str, str]]:
         """Id, language, prompt, chosen and rejected text of every pair, and the id that it has if it is replayed."""
         if self.iteration == START:
-            found = load_preferences(self.preferences, self.context.config.model.system_prompt)
-            return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected, "") for one in found]
+            return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected, "") for one in self._english(1.0)]
         rows = [(pair.id, pair, "") for pair in self._pairs_of(self.iteration)]
         for number in self.replayed:
             again = replayed(self._pairs_of(number), self.config.replay, f"{self.context.config.seed} {number}")
@@ -129,7 +130,18 @@ class Training:
         return [
             (key, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"], replays)
             for key, pair, replays in rows
+        ] + [
+            (f"{one.id} of align", ENGLISH, one.prompt, one.chosen, one.rejected, f"align {one.id}")
+            for one in self._english(self.config.replay_english)
         ]
+
+    def _english(self, share: float) -> list[Preference]:
+        """A share of the align stage's preferences, in their order."""
+        if not share:
+            return []
+        found = load_preferences(self.preferences, self.context.config.model.system_prompt)
+        kept = Random(f"{self.context.config.seed} {share}").sample(range(len(found)), round(share * len(found)))
+        return [found[index] for index in sorted(kept)]
 
     def _pairs_of(self, iteration: int) -> list[Pair]:
         """The pairs that an iteration has made.
@@ -179,54 +191,9 @@ class Training:
         return plan_steps(lengths, rows, self.fitting, self.context.config.seed, world_size)
 
 
-def replayed(earlier: Sequence[Pair], share: float, seed: str) -> list[Pair]:
-    """A share of an earlier iteration's pairs in each language, rounded to whole pairs, in their order.
-
-    Args:
-        seed: decides which.
-
-    Source: mixing pairs of earlier iterations, as in arXiv 2406.09760.
-    """
-    kept: set[int] = set()
-    for lang, own in _by_language(earlier).items():
-        kept.update(Random(f"{seed} {lang}").sample(own, round(share * len(own))))
-    return [earlier[index] for index in sorted(kept)]
-
-
-def _by_language(found: Sequence[Pair | TrainingPair]) -> dict[str, list[int]]:
-    """The indices of the pairs of each language, in their order."""
-    indices: dict[str, list[int]] = {}
-    for index, pair in enumerate(found):
-        indices.setdefault(pair.lang, []).append(index)
-    return indices
-
-
 def pair_costs(pairs: Sequence[TrainingPair], attn_implementation: str) -> tuple[list[int], list[int] | None]:
     """The size of each pair in a batch: `(lengths, rows)` as the functions of `maths.batching` take them."""
     return batch_shape([pair.example for pair in pairs], attn_implementation)
-
-
-def hold_out(
-    training_pairs: Sequence[TrainingPair], per_language: int, seed: int
-) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Hold out some pairs of every language. The choice depends only on the pairs and the seed.
-
-    Returns:
-        `(train, held_out)`, each in the order of the input.
-
-    Raises:
-        UserError: a language would have no pairs left to train on.
-    """
-    held: set[int] = set()
-    for lang, own in _by_language(training_pairs).items():
-        if per_language >= len(own):
-            raise UserError(
-                f"eval_pairs: holding out {per_language} of the {len(own)} pairs in {lang} leaves none to train on; "
-                "lower it"
-            )
-        held.update(Random(f"{seed} {lang}").sample(own, per_language))
-    train = [pair for index, pair in enumerate(training_pairs) if index not in held]
-    return train, [training_pairs[index] for index in sorted(held)]
 
 
 def plan_steps(

@@ -41,6 +41,8 @@ def artifact(context: Context, iteration: int) -> Artifact:
     }
     if training.replayed:
         own["train.replay"] = training.config.replay
+    if training.config.replay_english and iteration != START:
+        own["train.replay_english"] = training.config.replay_english
     inputs = {"reference": training.reference, **training.sources}
     run = context.run
     return Artifact(run.path, run.iteration(iteration) / "reference", "reference", own, inputs)

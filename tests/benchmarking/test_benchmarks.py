@@ -91,8 +91,8 @@ def test_log_probabilities_of_choices_are_those_of_lm_evals_own_backend(
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from xlr.evaluation import benchmarks
-    from xlr.evaluation.lmharness import _Workers
+    from xlr.benchmarking import benchmarks
+    from xlr.benchmarking.lmharness import _Workers
     from xlr.run.context import Context
     from xlr.settings.configfile import load
 

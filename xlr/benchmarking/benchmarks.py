@@ -8,9 +8,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from xlr.benchmarking.facts import BenchmarkFacts
 from xlr.chat.format import chat_settings
 from xlr.errors import UserError
-from xlr.evaluation.facts import BenchmarkFacts
 from xlr.records import ModelKey
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context
@@ -58,14 +58,14 @@ def check(context: Context) -> None:
         raise UserError(
             'evaluate.benchmarks: lm-eval is not installed; run `pip install "xlr[benchmarks]"`, or remove the section'
         )
-    from xlr.evaluation.lmharness import load_tasks
+    from xlr.benchmarking.lmharness import load_tasks
 
     load_tasks(_section(context))
 
 
 def make(context: Context, model: ModelKey) -> BenchmarkFacts:
     """Run the benchmarks of one model."""
-    from xlr.evaluation.lmharness import evaluate
+    from xlr.benchmarking.lmharness import evaluate
 
     folder = context.require_model(model)
     target, section = artifact(context, model), _section(context)

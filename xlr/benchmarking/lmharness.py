@@ -14,8 +14,8 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
+from xlr.benchmarking.facts import BenchmarkFacts, Metric
 from xlr.errors import UserError
-from xlr.evaluation.facts import BenchmarkFacts, Metric
 from xlr.foreign.modelfiles import reason
 from xlr.records import Example, Logps, Scored
 from xlr.run.artifact import Artifact

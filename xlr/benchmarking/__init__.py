@@ -1,0 +1,1 @@
+"""What alignment costs elsewhere: benchmarks of the package lm-eval. Command: `xlr benchmark`."""

@@ -1,0 +1,38 @@
+"""Settings of stage 3: how preference pairs are made from scored responses."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from xlr.settings.schema import ByIteration, Ignored, Later, Section
+
+Flaw = Literal["truncated", "repeated", "wrong_language", "duplicate"]
+
+
+class PairConfig(Section):
+    """Stage 3: make preference pairs."""
+
+    filters: tuple[Flaw, ...] = ()
+    """Flaws for which a response is left out before pairing. truncated: cut off at max_new_tokens. repeated: more than
+    half of its 4-grams of tokens occur earlier in it. wrong_language: detected as another language. duplicate: the
+    text of an earlier sample for the same prompt."""
+    penalties: Annotated[dict[Flaw, Annotated[float, Field(gt=0, le=1e9)]], Later.ADDED] = Field({})
+    """Flaw -> nats that are subtracted from the reward of a response that has it. It may still be chosen, unlike with
+    filters."""
+    per_token: Annotated[ByIteration[bool], Later.ADDED] = False
+    """Divide each reward by its response's tokens, and multiply it by their mean in the language, so that it keeps its
+    scale."""
+    length_control: ByIteration[bool] = True
+    """Subtract a length penalty from the rewards, fitted per language so that chosen and rejected responses are equally
+    long on average."""
+    upper_bound: ByIteration[Annotated[float, Field(ge=-1e9, le=1e9)] | None] = None
+    """A response whose penalised reward reaches this is never chosen. null sets no bound."""
+    rejected: Annotated[Literal["worst", "median", "nearest_mean", "quantile"], Later.ADDED] = "worst"
+    """Which response is rejected, of those with a lower penalised reward than the chosen one: the worst, the median,
+    the one nearest to the mean of all, or the one at rejected_quantile."""
+    rejected_quantile: Annotated[
+        float, Field(ge=0, le=1), Ignored("no quantile is asked for", unless=("rejected", "quantile")), Later.ADDED
+    ] = 0.25
+    """With 0 the worst is rejected, with 1 the best of those that are worse than the chosen one."""
+    keep: Annotated[ByIteration[Annotated[float, Field(gt=0, le=1)]], Later.ADDED] = 1.0
+    """Share of each language's pairs that is kept: those with the largest difference between the penalised rewards."""
