@@ -1,5 +1,6 @@
 """`xlr certify` with tiny models: killed and resumed, compared with the scores of the run, and bad input."""
 
+import html
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from xlr.records import Prompt, Response, Score
 from xlr.run.files import read_json
 from xlr.run.rows import write_rows
 
-NAME = "certify-3-3-en-es"
+NAME = "certify-translate-3-3-en-es"
 SIZE = ("--prompts", "3", "--samples", "3")
 COMMAND = [sys.executable, "-m", "xlr"]
 Found = dict[str, Any]
@@ -88,7 +89,7 @@ def test_all_evidence_is_there(certified: Found) -> None:
         modes = {"multilingual"} if lang == "en" else {"crosslingual", "multilingual"}
         assert {mode: facts["pairs"] for mode, facts in own["preferences"].items()} == dict.fromkeys(modes, 4)
         assert set(own["checked"]) == {"crosslingual", "multilingual"}
-        assert all(0 <= facts["right"] <= 1 for facts in own["checked"].values())
+        assert all(facts["answers"] == 9 for facts in own["checked"].values())
     precision = certified["languages"]["es"]["precision"]
     assert precision["precisions"] == ["float32", "bfloat16"]
     assert precision["responses"] == 3 * 3
@@ -99,7 +100,7 @@ def test_all_evidence_is_there(certified: Found) -> None:
 
 def test_the_log_ratios_of_tokens_sum_to_the_reward(certified: Found) -> None:
     for lang, own in certified["languages"].items():
-        assert {found["chosen"] for found in own["tokens"]} <= {True, False}
+        assert [found["chosen"] for found in own["tokens"]] == [True, False]
         for found in own["tokens"]:
             row = candidates(certified, lang)[found["id"], found["sample"]]
             reward = row["rewards"]["crosslingual"]
@@ -128,8 +129,9 @@ def test_a_second_call_computes_nothing(run: Path, certified: Found, cli_here: C
 
 
 def test_responses_and_rewards_are_those_of_the_run(run: Path, certified: Found, cli_here: Cli) -> None:
-    folder = run.parent / "run"
-    result = cli_here("run", folder, "--stages", "generate,score", "score.reward=crosslingual")
+    folder = run.parent / "sampled"
+    plain = (f"run_dir={folder}", "score.reward=crosslingual")
+    result = cli_here("run", run, "--stages", "generate,score", *plain)
     assert result.returncode == 0, result.stderr
     shown = candidates(certified, "es") | {("en", *key): row for key, row in candidates(certified, "en").items()}
     scores = [row for row in read_rows(folder / "iter1" / "scores", Score) if (row.id, row.sample) in shown]
@@ -139,6 +141,20 @@ def test_responses_and_rewards_are_those_of_the_run(run: Path, certified: Found,
         assert own["response"] == row.response
         assert own["rewards"]["crosslingual"] == pytest.approx(row.reward, abs=1e-4)
         assert own["language"] == row.detected_lang
+
+
+def test_another_reward_has_its_own_certificate(run: Path, certified: Found, cli_here: Cli) -> None:
+    """And its pairs are those of the iteration's own settings, which may be lists."""
+    folder = run.parent / "run"
+    other = ("score.reward=multilingual", "pair.upper_bound=[null]", "pair.length_control=[false]")
+    result = cli_here("certify", run, f"run_dir={run.parent / 'other'}", *SIZE, *other, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["reward"] == "multilingual"
+    assert set(found["languages"]["es"]["modes"]) == {"crosslingual", "multilingual"}
+    assert found["languages"]["en"]["precision"]["responses"] == 9
+    assert not (run.parent / "other" / "iter1" / NAME).exists()
+    assert (folder / "iter1" / NAME).exists()
 
 
 @pytest.mark.parametrize(
@@ -183,4 +199,5 @@ def test_the_report_shows_verdicts_and_tokens(run: Path, certified: Found, cli_h
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "May the reward be trusted?" in page
     for own in certified["languages"].values():
-        assert own["verdict"]["decision"] in page
+        assert f'">{own["verdict"]["decision"]}' in page
+        assert html.escape(own["verdict"]["remarks"][0]["text"], quote=False) in html.unescape(page)

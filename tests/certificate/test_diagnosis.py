@@ -1,10 +1,13 @@
 """The figures and the verdict of a language, from candidates made by hand."""
 
+import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from xlr.certificate import precision, rightwrong, tokens
 from xlr.certificate.diagnosis import Candidates, diagnose
 from xlr.certificate.facts import RightWrong, Verdict
 from xlr.certificate.verdict import Evidence, decide
@@ -57,23 +60,29 @@ def diagnosed(
 
 def certified(candidates: Candidates, **facts: Any) -> dict[str, Any]:
     """The figures with their verdict."""
-    found = diagnose(PairConfig(), candidates)
+    section = PairConfig.model_validate({key: facts[key] for key in ("filters", "penalties") if key in facts})
+    found = diagnose(section, candidates)
     own = facts.get("preferences", {}), facts.get("checked", {}), facts.get("precision")
-    config = configured(facts.get("mode", "crosslingual"))
-    return {**found, "verdict": decide("es", "Spanish", config, Evidence(found["modes"], found["agreement"], *own))}
+    config = configured(facts.get("mode", "crosslingual"), section)
+    return {
+        **found,
+        "verdict": decide(
+            "es", "Spanish", config, Evidence(found["modes"], found["agreement"], *own, len(candidates.prompts))
+        ),
+    }
 
 
-def configured(mode: str) -> Config:
+def configured(mode: str, pair: PairConfig) -> Config:
     """A configuration whose reward mode is this one."""
     models = {"initial": "a", "aligned": "b"}
     tree = {"run_dir": "run", "languages": ["en", "es"], "model": models, "prompts": {"path": "p"}}
-    return Config.model_validate(tree | {"score": {"reward": mode}})
+    return Config.model_validate(tree | {"score": {"reward": mode}}).model_copy(update={"pair": pair})
 
 
 def translated(text: str) -> dict[str, Any]:
     """The diagnosis for translate mode, if every translation is this text."""
 
-    rows = [Score("q0", "es", i, "hola", "stop", text, float(i), 0.0, float(i), 1, 4, "es", 0.0) for i in range(5)]
+    rows = [Score("q0", "es", i, f"hola {i}", "stop", text, float(i), 0.0, float(i), 1, 4, "es", 0.0) for i in range(5)]
     responses = [Response(row.id, row.lang, row.sample, row.response, [1], "stop") for row in rows]
     candidates = Candidates("Spanish", [Prompt("q0", "es", "¿?")], {"q0": "?"}, responses, {"translate": rows})
     return certified(candidates, mode="translate")
@@ -100,7 +109,7 @@ def test_modes_that_agree_give_no_warning() -> None:
     assert (own["same_best"], own["same_worst"], own["prompts"]) == (PROMPTS, PROMPTS, PROMPTS)
     assert own["chance_deviation"] == pytest.approx((4 * 10 * 9 * 25 / 18) ** 0.5 / 2 / 180)
     assert not warnings(found)
-    assert "order 100 % of candidate pairs alike (chance: 50 ± 12 %)" in found["verdict"]["remarks"][0]["text"]
+    assert "order 100 % of pairs of responses alike (chance: 50 ± 12 %)" in found["verdict"]["remarks"][0]["text"]
     assert found["verdict"]["decision"] == "go"
 
 
@@ -112,7 +121,7 @@ def test_agreement_by_chance_and_contradiction_give_warnings() -> None:
     found = diagnosed(fair, lambda sample: -fair(sample))
     assert found["verdict"]["decision"] == "do not"
     (against,) = warnings(found)
-    assert "order 0 % of candidate pairs alike" in against
+    assert "order 0 % of pairs of responses alike" in against
     assert against.endswith("they contradict each other")
 
 
@@ -121,10 +130,10 @@ def test_a_reward_that_follows_length_gives_a_warning_in_both_directions() -> No
         return 10 + 3 * sample
 
     (long,) = warnings(diagnosed(lambda sample: sample**2, lambda sample: sample**2 + fair(sample) * 9, chars))
-    assert long.startswith("crosslingual follows mostly length (rank correlation +1.00): long responses win")
+    assert long.startswith("the crosslingual reward follows mostly length (rank correlation +1.00): long responses win")
     short = warnings(diagnosed(lambda sample: -sample, lambda sample: -(sample**3), chars))
     assert [text.split(":")[0] for text in short] == [
-        f"{mode} follows mostly length (rank correlation -1.00)" for mode in ("crosslingual", "multilingual")
+        f"the {mode} reward follows mostly length (rank correlation -1.00)" for mode in ("crosslingual", "multilingual")
     ]
 
 
@@ -141,8 +150,8 @@ def test_few_candidates_may_follow_length_by_chance() -> None:
 
 def test_best_candidates_in_another_language_give_a_warning() -> None:
     found = diagnosed(fair, fair, language=lambda sample: "en" if sample == 1 else "es")
-    expected = "best candidates in another language: crosslingual 4 of 4, multilingual 4 of 4; of all candidates 10 %"
-    assert warnings(found) == [f"{expected}; set pair.filters=[wrong_language]"]
+    expected = "best responses in another language: crosslingual 4 of 4, multilingual 4 of 4; of all responses 10 %"
+    assert warnings(found) == [f"{expected}; pair.filters=[wrong_language] cures it"]
     assert (found["verdict"]["decision"], found["verdict"]["settings"]) == (
         "go with",
         ["pair.filters=[wrong_language]"],
@@ -157,7 +166,7 @@ def test_translations_that_are_not_english_give_a_warning() -> None:
 
 def test_equal_rewards_give_a_warning_and_no_agreement() -> None:
     found = diagnosed(fair, lambda _: 2.5)
-    assert warnings(found) == ["multilingual gives all candidates of a prompt the same reward"]
+    assert warnings(found) == ["the multilingual reward is the same for all responses to a prompt"]
     assert "cannot be compared" in " ".join(remark["text"] for remark in found["verdict"]["remarks"])
     assert found["verdict"]["decision"] == "not clear"
     assert found["agreement"][0]["spearman"] is None
@@ -186,10 +195,28 @@ def preferred(right: int, pairs: int, controlled: int | None = None, longer: flo
         ({"preferences": preferred(80, 100, 52, 0.9)}, "not clear"),  # only length
         ({"preferences": preferred(50, 100)}, "do not"),  # with 100 pairs, 60 % would have been seen
         ({"preferences": preferred(5, 10)}, "go"),  # too few to say anything: agreement decides
+        ({"preferences": preferred(0, 3)}, "go"),
+        ({"preferences": preferred(1, 10)}, "do not"),
+        ({"preferences": preferred(216, 400)}, "do not"),  # 54 %, 49 to 59
+        ({"preferences": preferred(1050, 2000)}, "do not"),  # above chance, but clearly below 60 %
         ({"preferences": preferred(55, 100)}, "not clear"),
         ({"preferences": preferred(30, 100)}, "do not"),
-        ({"checked": {"crosslingual": RightWrong(questions=40, right=0.4, accuracy=0.8, interval=(0.65, 0.9))}}, "go"),
-        ({"checked": {"crosslingual": RightWrong(questions=0, right=0.0, accuracy=None, interval=None)}}, "go"),
+        (
+            {
+                "checked": {
+                    "crosslingual": RightWrong(answers=160, questions=40, right=0.4, accuracy=0.8, interval=(0.65, 0.9))
+                }
+            },
+            "go",
+        ),
+        (
+            {
+                "checked": {
+                    "crosslingual": RightWrong(answers=160, questions=0, right=0.0, accuracy=None, interval=None)
+                }
+            },
+            "go",
+        ),
         (
             {
                 "precision": {
@@ -227,3 +254,63 @@ def test_preferences_decide_where_the_modes_contradict_each_other() -> None:
     found = diagnosed(fair, lambda sample: -fair(sample), preferences=preferred(80, 100))
     assert found["verdict"]["decision"] == "go"
     assert any("contradict" in text for text in warnings(found))
+
+
+def test_a_language_whose_responses_are_all_filtered_is_refused() -> None:
+    found = diagnosed(fair, fair, language=lambda _: "en", filters=("wrong_language",))
+    assert found["verdict"]["decision"] == "do not"
+    assert any(text.startswith("0 of 4 prompts give a pair") for text in warnings(found))
+
+
+def test_the_filters_of_the_run_stay_in_what_is_advised() -> None:
+    english = {"language": lambda sample: "en" if sample == 1 else "es"}
+    found = diagnosed(fair, fair, filters=("duplicate",), **english)
+    assert found["verdict"]["settings"] == ["pair.filters=[duplicate,wrong_language]"]
+
+
+def test_figures_are_those_of_the_rewards_that_pairs_are_chosen_by() -> None:
+    """With a penalty on every response but one, that one is the best, and the spread grows."""
+    english = {"language": lambda sample: "es" if sample == 4 else "en"}
+    plain = diagnosed(fair, fair, **english)
+    found = diagnosed(fair, fair, penalties={"wrong_language": 50.0}, **english)
+    assert found["modes"]["crosslingual"]["reward_deviation"] > plain["modes"]["crosslingual"]["reward_deviation"] + 10
+    best = [row["sample"] for row in found["prompts"][0]["candidates"] if row["chosen_by"]]
+    assert best == [4]
+
+
+def test_right_and_wrong_answers_are_compared_within_their_question() -> None:
+    """Against a plain count: question a has 2 right and 1 wrong answer, b one of each, c only wrong ones."""
+    answers = {
+        (str(n),): own for n, own in enumerate([("a", True), ("a", False), ("a", True), ("b", False), ("b", True)])
+    }
+    answers |= {("5",): ("c", False), ("6",): ("c", False)}
+    rewards = {("0",): 3.0, ("1",): 2.0, ("2",): 1.0, ("3",): 5.0, ("4",): 5.0, ("5",): 9.0, ("6",): 8.0}
+    found = rightwrong.figures(answers, rewards)
+    assert (found["answers"], found["questions"], found["right"]) == (7, 2, pytest.approx(3 / 7))
+    assert found["accuracy"] == pytest.approx(((1 + 0) / 2 + 0.5) / 2)
+    assert rightwrong.figures({("5",): ("c", False)}, rewards)["accuracy"] is None
+
+
+def test_what_the_precision_changes_is_counted_for_each_prompt() -> None:
+    rows = [Score("q0", "es", i, f"{i}" * 5, "stop", "", float(i), 0.0, float(i), 1, 5, "es", 0.0) for i in range(3)]
+    rows += [replace(row, id="q1") for row in rows]
+    other = [replace(row, reward=-row.reward if row.id == "q1" else row.reward) for row in rows]
+    prompts = [Prompt(name, "es", "?") for name in ("q0", "q1")]
+    own = precision.compare(("bfloat16", "float32"), PairConfig(length_control=False), rows, other[1:], prompts)["es"]
+    assert (own["responses"], own["prompts"], own["changed"]) == (5, 2, 1)
+    assert own["noise"] == pytest.approx(statistics.stdev([0.0, 0.0, 0.0, 2.0, 4.0]))
+
+
+class Bytes:
+    """A tokenizer of bytes."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        return bytes(token_ids).decode("utf-8", "replace")
+
+
+def test_no_token_is_lost_from_a_text_that_is_cut_within_a_character() -> None:
+    cut = "a你".encode()[:-1]
+    found = tokens._pieces(Bytes(), [*cut, 0], [0.5, -5.0, 2.0, 1.0])  # type: ignore[arg-type]
+    assert found == [("a", 0.5), ("\ufffd", -3.0), (" ■", 1.0)]
+    whole = tokens._pieces(Bytes(), [*"a你".encode(), 0], [0.5, -5.0, 2.0, 4.0, 1.0])  # type: ignore[arg-type]
+    assert whole == [("a", 0.5), ("你", 1.0), (" ■", 1.0)]

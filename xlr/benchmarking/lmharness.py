@@ -15,9 +15,11 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from xlr.benchmarking.facts import BenchmarkFacts, Metric
+from xlr.data.conversations import with_system
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import reason
-from xlr.records import Example, Logps, Scored
+from xlr.languages import ENGLISH
+from xlr.records import Example, Logps, Message, Scored
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.settings.dataconfig import BenchmarksConfig
@@ -44,7 +46,7 @@ def load_tasks(section: BenchmarksConfig) -> dict[str, Any]:
     try:
         with _quiet():
             tasks: dict[str, Any] = manager.load(list(section.tasks))["tasks"]
-    except (OSError, ValueError, KeyError, ConnectionError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"evaluate.benchmarks: the data of {', '.join(section.tasks)} cannot be read ({reason(error)}); "
             "`xlr fetch` downloads it where there is a network"
@@ -93,10 +95,15 @@ def evaluate(context: Context, target: Artifact, model: str, section: Benchmarks
 
 
 def _metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, Metric]]:
-    """Each metric of a task without a filter, such as acc, with its standard error."""
+    """Each metric of a task without a filter, such as acc, with its standard error.
+
+    Without exact_match, which asks whether a choice is what the model would say by itself: that is not computed.
+    """
     for key, value in result.items():
         name, _, chosen = key.partition(",")
-        if chosen == "none" and not name.endswith("_stderr") and isinstance(value, int | float):
+        if chosen == "none" and not name.startswith("exact_match") and isinstance(value, int | float):
+            if name.endswith("_stderr"):
+                continue
             error = result.get(f"{name}_stderr,none")
             yield name, {"value": float(value), "error": float(error) if isinstance(error, int | float) else None}
 
@@ -145,14 +152,12 @@ class _Workers(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of a conversation."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        *before, last = chat_history
+        asked = chat_history if add_generation_prompt else before  # else the last message begins the answer
+        system = self._context.config.model.system_prompt
+        turns = [Message(role=turn["role"], content=turn["content"]) for turn in asked]
+        text = self._context.encoder.render(with_system(turns, system, ENGLISH))
+        return text if add_generation_prompt else text + last["content"]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any

@@ -1,28 +1,30 @@
 """`xlr certify RUN`: may the implicit reward be trusted in each language? Evidence before anything dear is computed.
 
 Samples a few responses to a few prompts, scores them in the reward modes, and measures the reward on preferences and
-on questions with known answers, where the run has some. Writes `RUN/iter{t}/certify-{prompts}-{samples}-{languages}/`,
-and beside it the same name with `.json`, which holds everything that was found, and with `.md`, which is for reading.
+on questions with known answers, where the run has some. Writes the folder
+`RUN/iter{t}/certify-{mode}-{prompts}-{samples}-{languages}/`, and beside it the same name with `.json`, which holds
+everything that was found, and with `.md`, which is for reading.
 """
 
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import get_args
 
 from xlr.certificate import certificateview, precision, rightwrong, tokens, verdict
-from xlr.certificate.diagnosis import Candidates, diagnose, plain
+from xlr.certificate.diagnosis import Candidates, diagnose
 from xlr.certificate.facts import Certificate, CertifiedLanguage, CertifyFacts
 from xlr.certificate.verdict import Evidence
 from xlr.data.preferencerows import preference_sources
 from xlr.errors import UserError
-from xlr.evaluation import preferences
+from xlr.evaluation import checked, preferences
+from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.leases import lease
 from xlr.maths.batching import spaced
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding import responses, scores
-from xlr.rewarding.pairs import choose
 from xlr.rewarding.samplingplan import Samples
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -30,9 +32,11 @@ from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json, write_text
 from xlr.run.manifests import rows_of
 from xlr.run.rows import write_rows
-from xlr.settings.config import Config, Reward
+from xlr.settings.config import Config, Reward, deciding
 
-_OTHERS = ("score.reward", "generate.num_samples")  # settings of responses and scores that decide nothing here
+_OTHERS = ("generate.num_samples",)  # settings of responses and scores that decide nothing here
+_TWO = 2  # responses to a prompt that are shown token by token
+_AGAIN = "other-precision.parquet"
 _OF_PRECISION = 8  # prompts of a language that are scored in both precisions
 
 
@@ -75,6 +79,7 @@ def certify(context: Context, extent: Extent) -> Certificate:
         manifest = target.manifest()
         target.tidy(manifest is not None)
         if manifest is None:
+            _check(context)
             _make(context, target, extent)
         found = _read(context, target, extent)
         write_json(target.folder.with_name(f"{target.folder.name}.json"), found)
@@ -82,8 +87,23 @@ def certify(context: Context, extent: Extent) -> Certificate:
     return found
 
 
+def _check(context: Context) -> None:
+    """Check what is sampled and scored before anything is.
+
+    Raises:
+        UserError: see the checks of the stages.
+    """
+    section = context.config.evaluate
+    responses.check(context)
+    scores.check(context)
+    if section.preferences:
+        preferences.check(context, context.pinned(section.preferences))
+    if section.checked:
+        checked.check(context)
+
+
 def artifact(context: Context, extent: Extent) -> Artifact:
-    """What the certificate computes. It depends on what decides responses and scores, except for score.reward."""
+    """What the certificate computes. It depends on what decides responses and scores."""
     sampled = responses.artifact(context, extent.iteration)
     scored = scores.artifact(context, extent.iteration)
     own = {key: value for key, value in (sampled.settings | scored.settings).items() if key not in _OTHERS}
@@ -95,7 +115,9 @@ def artifact(context: Context, extent: Extent) -> Artifact:
         inputs |= preferences.inputs(preference_sources(context.pinned(section.preferences)))
     if section.checked:
         inputs |= rightwrong.inputs(context, extent.langs)
-    name = f"certify-{extent.prompts}-{extent.samples}-{'-'.join(extent.langs)}"
+        own |= deciding(section.checked, "evaluate.checked")
+    mode = context.config.at(extent.iteration).score.reward
+    name = f"certify-{mode}-{extent.prompts}-{extent.samples}-{'-'.join(extent.langs)}"
     folder = context.run.iteration(extent.iteration) / name
     return replace(sampled, folder=folder, stage="certify", settings=own | shape, inputs=inputs, parts={})
 
@@ -130,26 +152,22 @@ def _make(context: Context, target: Artifact, extent: Extent) -> None:
     scored, dropped = _scored(context, target, rows, extent)
     few = [row for row in rows if row.id in spaced(ids, _OF_PRECISION)]
     again = precision.rescored(context, target, few, iteration)
-    given = context.config.evaluate.preferences
-    measured = (
-        preferences.measure(
-            context, target, context.pinned(given), iteration - 1, reference=context.reward_reference(iteration)
-        )[1]
-        if given
-        else {}
-    )
+    answered = rightwrong.measure(context, target, iteration, langs, extent.prompts, extent.samples)
+    measured = _preferences(context, target, extent)
     whole = config.generate.num_samples * sum(len(prompts[lang]) for lang in langs)
     facts: CertifyFacts = {
         "prompts": ids,
         "dropped": {mode: found.counts() for mode, found in dropped.items()},
-        "preferences": {lang: own for lang, own in measured.items() if lang in langs},
-        "checked": rightwrong.measure(context, target, extent.iteration, langs, extent.prompts, extent.samples),
-        "precision": precision.compare(context, scored.get(config.score.reward, []), again, asked),
-        "tokens": tokens.maps(context, iteration, _first_pairs(config, scored["crosslingual"], asked, langs)),
+        "preferences": measured,
+        "checked": answered,
+        "precisions": precision.precisions(context),
+        "tokens": tokens.maps(context, iteration, _extremes(rows, scored["crosslingual"], langs)),
         "cost": {
             "seconds": context.clock.total,
             "sampled": len(rows) / whole,
             "scored": (sum(map(len, scored.values())) + len(again)) / whole,
+            "labelled": sum(2 * own["pairs"] for by_mode in measured.values() for own in by_mode.values())
+            + sum(own["answers"] for by_mode in answered.values() for own in by_mode.values() if own["questions"]),
         },
     }
     with atomic_path(target.folder) as folder:
@@ -157,6 +175,7 @@ def _make(context: Context, target: Artifact, extent: Extent) -> None:
         write_rows(folder / "responses.parquet", Response, rows)
         for mode, found in scored.items():
             write_rows(folder / f"{mode}.parquet", Score, found)
+        write_rows(folder / _AGAIN, Score, again)
     target.finish(len(rows), facts, context.clock)
     target.remove_pieces()
 
@@ -188,15 +207,25 @@ def _scored(
     return scored, dropped
 
 
-def _first_pairs(
-    config: Config, scored: Sequence[Score], asked: Sequence[Prompt], langs: Sequence[str]
-) -> dict[str, list[Score]]:
-    """Language -> chosen and rejected response of the first prompt that has a pair."""
-    found = {}
-    for lang in langs:
-        of_lang = [row for row in scored if row.lang == lang]
-        pairs = choose(plain(config.pair), of_lang, [prompt for prompt in asked if prompt.lang == lang]).pairs
-        found[lang] = [*pairs[0][1:]] if pairs else []
+def _preferences(context: Context, target: Artifact, extent: Extent) -> dict[str, dict[Reward, PreferenceFacts]]:
+    """Language -> reward mode -> held-out preferences; empty if the run has none."""
+    given = context.config.evaluate.preferences
+    if given is None:
+        return {}
+    pinned = context.pinned(given)
+    others = preference_sources(pinned).keys() - set(extent.langs)
+    reference = context.reward_reference(extent.iteration)
+    return preferences.measure(context, target, pinned, extent.iteration - 1, (), others, reference)[1]
+
+
+def _extremes(rows: Sequence[Response], scored: Sequence[Score], langs: Sequence[str]) -> dict[str, list[Response]]:
+    """Language -> the responses of the highest and the lowest reward to the first prompt that has two."""
+    of_key = {row.key: row for row in rows}
+    found: dict[str, list[Response]] = {lang: [] for lang in langs}
+    for _, group in groupby(scored, lambda row: (row.lang, row.id)):
+        ordered = sorted(group, key=lambda row: row.reward)
+        if not found[ordered[0].lang] and len(ordered) >= _TWO:
+            found[ordered[0].lang] = [of_key[row.key] for row in (ordered[-1], ordered[0])]
     return found
 
 
@@ -215,6 +244,15 @@ def _read(context: Context, target: Artifact, extent: Extent) -> Certificate:
         if (target.folder / f"{mode}.parquet").is_file()
     }
 
+    rounded = precision.compare(
+        facts["precisions"],
+        config.pair,
+        # English is scored once, as all modes ask the same.
+        [row for mode, own in scored.items() for row in own if row.lang == ENGLISH or mode == config.score.reward],
+        rows_of(target.folder, Score, _AGAIN),
+        [prompt for lang in extent.langs for prompt in prompts[lang]],
+    )
+
     def certified(lang: str) -> CertifiedLanguage:
         candidates = Candidates(
             context.config.language_name(lang),
@@ -229,7 +267,8 @@ def _read(context: Context, target: Artifact, extent: Extent) -> Certificate:
             found["agreement"],
             facts["preferences"].get(lang, {}),
             facts["checked"].get(lang, {}),
-            facts["precision"].get(lang),
+            rounded.get(lang),
+            len(candidates.prompts),
         )
         return {
             "name": candidates.name,

@@ -65,7 +65,8 @@ def _cost(found: Certificate) -> str:
     cost = found["cost"]
     return (
         f"It took {duration(cost['seconds'])}: {100 * cost['sampled']:.1f} % of the responses that the iteration "
-        f"samples in these languages, and {100 * cost['scored']:.1f} % of those that it scores."
+        f"samples in these languages, {100 * cost['scored']:.1f} % of those that it scores, and {cost['labelled']:,} "
+        "scored answers of preferences and questions."
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb, isnan
 from statistics import mean
@@ -17,7 +17,7 @@ from xlr.data.quality import flaws
 from xlr.languages import ENGLISH
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 from xlr.records import Prompt, Response, Score
-from xlr.rewarding.pairs import Choices, choose
+from xlr.rewarding.pairs import Choices, choose, rewarded
 from xlr.rewarding.scoretotals import reward_facts
 from xlr.settings.config import Reward
 from xlr.settings.pairconfig import PairConfig
@@ -56,6 +56,9 @@ def diagnose(section: PairConfig, candidates: Candidates) -> Figures:
         section: the settings by which pairs are chosen.
     """
     choices = {mode: choose(plain(section), rows, candidates.prompts) for mode, rows in candidates.scores.items()}
+    # Those that the pairs are chosen by, before length control.
+    own_rewards = {mode: rewarded(section, rows) for mode, rows in candidates.scores.items()}
+    candidates = replace(candidates, scores=own_rewards)
     return {
         "modes": {mode: _mode_facts(candidates, mode, own) for mode, own in choices.items()},
         "agreement": [_agreement(both, candidates, choices) for both in combinations(choices, 2)],

@@ -66,6 +66,8 @@ class Agreement(TypedDict):
 class RightWrong(TypedDict):
     """How often the reward of right answers is higher than that of wrong answers to the same question."""
 
+    answers: int
+    """Number of sampled answers."""
     questions: int
     """Number of questions with a right and a wrong answer."""
     right: float
@@ -191,6 +193,8 @@ class Cost(TypedDict):
     """Sampled responses, as a share of those of the iteration in these languages."""
     scored: float
     """Scored responses, counted once for each mode, as a share of those of the iteration in these languages."""
+    labelled: int
+    """Number of answers scored beside, of preferences and questions, counted once for each mode."""
 
 
 class Certificate(TypedDict):
@@ -223,8 +227,8 @@ class CertifyFacts(TypedDict):
     """Language -> reward mode -> held-out preferences."""
     checked: dict[str, dict[Reward, RightWrong]]
     """Language -> reward mode -> questions with known answers."""
-    precision: dict[str, Precision]
-    """Language -> what the precision changes."""
+    precisions: tuple[str, str]
+    """The run's own precision, and the other."""
     tokens: dict[str, list[TokenMap]]
     """Language -> responses token by token."""
     cost: Cost

@@ -81,6 +81,7 @@ def figures(
     shares = [fmean((better > worse) + 0.5 * (better == worse) for worse, better in product(*own)) for own in both]
     accuracy = fmean(shares) if shares else None
     return {
+        "answers": len(answers),
         "questions": len(both),
         "right": fmean(is_true for _, is_true in answers.values()),
         "accuracy": accuracy,
@@ -94,11 +95,11 @@ def _of(context: Context, langs: Sequence[str]) -> list[str]:
 
 
 def _mixed(answers: Sequence[Response], right: Mapping[tuple[str, ...], bool]) -> list[Response]:
-    """The answers that are not empty, to questions with right and wrong ones."""
+    """The answers to questions with right and wrong ones."""
     kinds: dict[tuple[str, str], set[bool]] = {}
     for row in answers:
         kinds.setdefault((row.lang, row.id), set()).add(right[row.key])
-    return [row for row in answers if len(kinds[row.lang, row.id]) > 1 and row.response.strip()]
+    return [row for row in answers if len(kinds[row.lang, row.id]) > 1]
 
 
 def _rewards(
@@ -125,6 +126,7 @@ def _rewards(
         )
         for row in answers
     ]
+    candidates = [one for one in candidates if one.text.strip()]
     policy, reference = context.model(iteration - 1), context.model(context.reward_reference(iteration))
     pieces = replace(target, folder=target.folder.with_name(f"{target.folder.name}.checked-{mode}"))
     label = f"certify iteration {iteration}: questions, {mode}"

@@ -3,45 +3,57 @@
 from collections.abc import Mapping, Sequence
 
 from xlr.certificate.facts import TokenMap
+from xlr.chat.encoding import ChatEncoder
 from xlr.chat.pieces import END, Pieces
 from xlr.languages import ENGLISH
-from xlr.records import Example, Score, ScoreTask, messages
-from xlr.rewarding.candidates import scoring_conversation
+from xlr.records import Example, Response, ScoreTask, messages
+from xlr.rewarding.candidates import Candidate, candidate, scoring_conversation
 from xlr.run.context import Context
 
 
-def maps(context: Context, iteration: int, pairs: Mapping[str, Sequence[Score]]) -> dict[str, list[TokenMap]]:
-    """Language -> the maps of its chosen and its rejected response, as they are scored under the English instruction.
+def maps(context: Context, iteration: int, pairs: Mapping[str, Sequence[Response]]) -> dict[str, list[TokenMap]]:
+    """Language -> the maps of two responses to a prompt, the better one first, as they are scored in English.
 
     Args:
-        pairs: language -> a chosen and a rejected response; none if there is no pair.
+        pairs: language -> a response of higher and one of lower reward; none if there are no such two.
     """
     models = context.model(iteration - 1), context.model(context.reward_reference(iteration))
-    english = {prompt.id: prompt for prompt in context.prompts_of(iteration)[ENGLISH]}
-    tasks = {}
-    for lang, rows in pairs.items():
-        if rows:
-            own = next(prompt for prompt in context.prompts_of(iteration)[lang] if prompt.id == rows[0].id)
-            name = context.config.language_name(lang)
-            asked = scoring_conversation("crosslingual", own, english[own.id], name)
-            texts = context.encoder.responses([row.response for row in rows])
-            example = Example(context.encoder.prompt_of(messages(asked)), tuple(texts))
-            tasks[lang] = ScoreTask(models, (example,), context.config.scoring_dtype, by_token=True)
-    found = dict(context.pool.map(tasks.items()))
-    return {
-        lang: [
-            {"id": row.id, "sample": row.sample, "chosen": number == 0, "pieces": _pieces(context, response, logps)}
-            for number, (row, response, logps) in enumerate(
-                zip(pairs[lang], tasks[lang].examples[0].responses, found[lang][0].token_logps, strict=True)
-            )
-        ]
-        for lang in tasks
-    }
+    found = {lang: [_candidate(context, iteration, row) for row in rows] for lang, rows in pairs.items() if rows}
+    examples = {lang: tuple(_example(context, one) for one in own) for lang, own in found.items()}
+    # One model after the other, so that a worker that holds one of them loads each once.
+    tasks = (
+        ((model, lang), ScoreTask((model,), own, context.config.scoring_dtype, by_token=True))
+        for model in models
+        for lang, own in examples.items()
+    )
+    logps = {key: [scored.token_logps[0][0] for scored in result] for key, result in context.pool.map(tasks)}
+    maps: dict[str, list[TokenMap]] = {}
+    for lang, own in found.items():
+        for number, one in enumerate(own):
+            ratios = [
+                policy - reference
+                for policy, reference in zip(*(logps[model, lang][number] for model in models), strict=True)
+            ]
+            pieces = _pieces(context.encoder, examples[lang][number].responses[0], ratios)
+            shown: TokenMap = {"id": one.row.id, "sample": one.row.sample, "chosen": number == 0, "pieces": pieces}
+            maps.setdefault(lang, []).append(shown)
+    return maps
 
 
-def _pieces(context: Context, response: Sequence[int], logps: tuple[list[float], ...]) -> list[tuple[str, float]]:
+def _candidate(context: Context, iteration: int, row: Response) -> Candidate:
+    prompts = context.prompts_of(iteration)
+    own, english = (next(one for one in prompts[lang] if one.id == row.id) for lang in (row.lang, ENGLISH))
+    asked = scoring_conversation("crosslingual", own, english, context.config.language_name(row.lang))
+    return candidate(row, asked, context.encoder, context.config.model.thinking)
+
+
+def _example(context: Context, one: Candidate) -> Example:
+    prompt = context.encoder.prompt_of(messages(one.asked)) + context.encoder.beginning(one.thought)
+    return Example(prompt, (context.encoder.response(one.text),))
+
+
+def _pieces(encoder: ChatEncoder, response: Sequence[int], ratios: Sequence[float]) -> list[tuple[str, float]]:
     """Each token's text and log-ratio. The last is that of the terminator."""
-    ratios = [policy - reference for policy, reference in zip(*logps, strict=True)]
-    texts = Pieces(context.encoder)
+    texts = Pieces(encoder)
     added = [texts.add(token, ratio) for token, ratio in zip(response[:-1], ratios[:-1], strict=True)]
-    return [*(piece for piece in added if piece), (END, ratios[-1])]
+    return [*(piece for piece in added if piece), *texts.rest(), (END, ratios[-1])]

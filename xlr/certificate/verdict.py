@@ -1,14 +1,16 @@
 """Go on in a language, with which settings, or not? The rule:
 
-- Do not: on held-out preferences, or on right and wrong answers, the reward of the run's mode is clearly no better than
-  chance; or it gives all candidates of a prompt the same reward; or it contradicts the reward under the other
-  instruction; or the policy cannot translate, in the mode that needs it.
-- Go: the reward is clearly better than chance on held-out preferences or on right and wrong answers, or, where few or
-  none are there, the two instructions clearly agree.
-- Not clear: neither.
+- What is labelled decides first: held-out preferences, and right and wrong answers to one question. The reward is
+  clearly right if the 95 % interval of its accuracy is above 50 %, from at least 10 cases. It is clearly not worth
+  training on if the interval is below 60 %, from at least 30 cases, or below 50 %. A reward that is clearly right only
+  with the help of length decides nothing.
+- Where fewer than 30 cases decide nothing, or there are none, the two instructions do: go if their rewards clearly
+  agree, do not if they clearly contradict each other. Clearly: chance explains it in fewer than 1 of 20 cases.
+- Do not, in any case: the reward is the same for all responses to a prompt, no prompt gives a pair, or the policy
+  cannot translate where the reward needs it.
+- Else it is not clear.
 
-Clearly: the 95 % interval excludes chance. A reward that is clearly right only with the help of length is no reason to
-go. With go stand the settings that cure flaws of the best candidates, or choices that rounding turns around.
+With go stand the settings that cure flaws of the best responses, or choices that rounding turns around.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +27,8 @@ _MOSTLY_LENGTH = 0.7  # from this rank correlation with length on, a reward is m
 _FOREIGN = 0.2  # above this share of texts in another language, a warning
 _WIDE = 0.25  # if the 95 % interval of chance reaches further from one half, there are too few candidates to judge
 _WORTH = 0.6  # a reward that is clearly less often right than this is not worth training on
-_MANY = 30  # with so many labelled cases that show nothing, agreement is no reason to go on
+_FEW, _MANY = 10, 30  # labelled cases: the fewest that can be a reason to go on, and to decide that there is none
+_HALF = 0.5  # below this share of prompts that give a pair, a warning
 _TURNED = 0.05  # above this share of choices that rounding changes, a warning
 
 # Flaw -> its wording in the verdict, and the share of chosen candidates above which it is a warning.
@@ -45,6 +48,8 @@ class Evidence:
     preferences: dict[Reward, PreferenceFacts]
     checked: dict[Reward, RightWrong]
     precision: Precision | None
+    prompts: int
+    """Number of prompts that were asked."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
     agreeing = [sign for own in evidence.agreement for sign in _on_agreement(mode, own)]
     others = [
         *(sign for own, facts in evidence.modes.items() for sign in _on_reward(own, facts, own == mode)),
+        *_on_pairs(evidence.modes[mode]["chosen"]["rows"], evidence.prompts),
         *_on_flaws(mode, evidence.modes, config),
         *_on_precision(evidence.precision),
     ]
@@ -84,7 +90,7 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
     against = [sign for sign in ([*decisive, *others] if decisive else signs) if sign.against]
     unclear = any(sign.caution for sign in labelled)
     good = [sign for sign in decisive or ([] if unclear else agreeing) if sign.good]
-    settings = _merged([sign.setting for sign in others if sign.setting])
+    settings = _merged([sign.setting for sign in others if sign.setting], config.pair.filters)
     decision: Decision = "do not" if against else ("go with" if settings else "go") if good else "not clear"
     ordered = sorted(signs, key=lambda sign: not (sign.against or sign.good))
     return {
@@ -96,15 +102,15 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
 
 
 def _remark(sign: _Sign) -> Remark:
-    cure = f"; set {sign.setting}" if sign.setting else ""
+    cure = f"; {sign.setting} cures it" if sign.setting else ""
     return {"text": f"{sign.text}{cure}", "warning": sign.against or sign.caution}
 
 
-def _merged(settings: Sequence[str]) -> list[str]:
-    """The settings, those of pair.filters joined."""
+def _merged(settings: Sequence[str], filters: Sequence[Flaw]) -> list[str]:
+    """The settings, those of pair.filters joined with the filters that the run has."""
     flaws = [own.removeprefix(_FILTER).rstrip("]") for own in settings if own.startswith(_FILTER)]
     others = [own for own in settings if not own.startswith(_FILTER)]
-    return [*([f"{_FILTER}{','.join(flaws)}]"] if flaws else []), *others]
+    return [*([f"{_FILTER}{','.join([*filters, *flaws])}]"] if flaws else []), *others]
 
 
 _FILTER = "pair.filters=["
@@ -118,23 +124,23 @@ def _on_preferences(lang: str, mode: Reward, found: Mapping[Reward, PreferenceFa
     low, high = share_interval(own["accuracy"], own["pairs"])
     even_low, _ = share_interval(own["length_controlled_accuracy"], own["pairs"])
     text = (
-        f"{mode} prefers the better answer in {_percent(own['accuracy'])} of {own['pairs']} held-out pairs "
+        f"the {mode} reward prefers the better answer in {_percent(own['accuracy'])} of {own['pairs']} held-out pairs "
         f"({100 * low:.0f} to {100 * high:.0f} %), with length controlled in "
         f"{_percent(own['length_controlled_accuracy'])}; the longer answer is the better one in "
         f"{_percent(own['longer_accuracy'])}"
     )
-    if low > 0.5 and even_low <= 0.5:
-        yield _Sign(f"{text}: what is beyond length is not clear", caution=True)
-    else:
-        yield _against_chance(text, low, high, own["pairs"])
+    sign = _against_chance(text, low, high, own["pairs"])
+    if sign.good and even_low <= 0.5:
+        sign = _Sign(f"{text}: what is beyond length is not clear", caution=True)
+    yield sign
 
 
 def _against_chance(text: str, low: float, high: float, count: int) -> _Sign:
     """What the 95 % interval of an accuracy says, that of `count` cases."""
-    if low > 0.5:
+    if high < 0.5 or (high < _WORTH and count >= _MANY):
+        return _Sign(f"{text}: {'less often than by chance' if high < 0.5 else 'too rarely'}", against=True)
+    if low > 0.5 and count >= _FEW:
         return _Sign(text, good=True)
-    if high < _WORTH:
-        return _Sign(f"{text}: no better than chance", against=True)
     return _Sign(f"{text}: not clearly better than chance" if count >= _MANY else text, caution=count >= _MANY)
 
 
@@ -151,7 +157,7 @@ def _on_answers(mode: Reward, found: Mapping[Reward, RightWrong]) -> Iterator[_S
         return
     low, high = own["interval"]
     text = (
-        f"{mode} prefers a right answer to a wrong one in {_percent(own['accuracy'])} of the cases "
+        f"the {mode} reward prefers a right answer to a wrong one in {_percent(own['accuracy'])} of the cases "
         f"({100 * low:.0f} to {100 * high:.0f} %, {own['questions']} questions)"
     )
     yield _against_chance(text, low, high, own["questions"])
@@ -162,15 +168,15 @@ def _on_agreement(mode: Reward, own: Agreement) -> Iterator[_Sign]:
     names = " and ".join(own["modes"])
     share, deviation = own["same_order"], own["chance_deviation"]
     if own["spearman"] is None or share is None or deviation is None:
-        yield _Sign(f"{names} cannot be compared: for no prompt do both give its candidates different rewards")
+        yield _Sign(f"the {names} rewards cannot be compared: in no prompt do the responses differ in both")
         return
     within = Z * deviation
     text = (
-        f"{names} order {_percent(share)} of candidate pairs alike (chance: 50 ± {100 * within:.0f} %) and choose "
-        f"the same best candidate for {own['same_best']} of {own['prompts']} prompts"
+        f"the {names} rewards order {_percent(share)} of pairs of responses alike (chance: 50 ± {100 * within:.0f} %) "
+        f"and choose the same best response for {own['same_best']} of {own['prompts']} prompts"
     )
     if within > _WIDE:
-        yield _Sign(f"{text}: too few candidates to judge; raise --prompts or --samples")
+        yield _Sign(f"{text}: too few responses to judge; raise --prompts or --samples")
     elif abs(share - 0.5) <= within:
         yield _Sign(f"{text}: no more than by chance", caution=True)
     elif share < 0.5:
@@ -192,8 +198,8 @@ def _on_reward(mode: Reward, own: ModeFacts, decides: bool) -> Iterator[_Sign]:
             against=decides,
             caution=True,
         )
-    if not own["reward_deviation"]:
-        yield _Sign(f"{mode} gives all candidates of a prompt the same reward", against=decides, caution=True)
+    if own["reward_deviation"] == 0:
+        yield _Sign(f"the {mode} reward is the same for all responses to a prompt", against=decides, caution=True)
     correlation, deviation = own["length_correlation"] or 0.0, own["length_correlation_deviation"] or 0.0
     if abs(correlation) >= max(_MOSTLY_LENGTH, Z * deviation):
         winners = (
@@ -201,7 +207,16 @@ def _on_reward(mode: Reward, own: ModeFacts, decides: bool) -> Iterator[_Sign]:
             if correlation > 0
             else "short responses win, and length control only penalises long ones"
         )
-        yield _Sign(f"{mode} follows mostly length (rank correlation {correlation:+.2f}): {winners}", caution=True)
+        yield _Sign(
+            f"the {mode} reward follows mostly length (rank correlation {correlation:+.2f}): {winners}", caution=True
+        )
+
+
+def _on_pairs(pairs: int, prompts: int) -> Iterator[_Sign]:
+    """How many prompts give a pair."""
+    if pairs < prompts:
+        text = f"{pairs} of {prompts} prompts give a pair: the others have too few usable responses, or equal ones"
+        yield _Sign(text, against=pairs == 0, caution=pairs < _HALF * prompts)
 
 
 def _on_flaws(mode: Reward, modes: Mapping[Reward, ModeFacts], config: Config) -> Iterator[_Sign]:
@@ -212,10 +227,10 @@ def _on_flaws(mode: Reward, modes: Mapping[Reward, ModeFacts], config: Config) -
         above = [own for own, (count, rows) in counts.items() if count > most * rows]
         if above:
             named = ", ".join(f"{own} {counts[own][0]} of {counts[own][1]}" for own in above)
-            share = candidates["flaws"].get(flaw, 0) / candidates["rows"]
+            share = candidates["flaws"].get(flaw, 0) / max(candidates["rows"], 1)
             setting = _cure(flaw, share, config) if mode in above else ""
             yield _Sign(
-                f"best candidates {wording}: {named}; of all candidates {_percent(share)}",
+                f"best responses {wording}: {named}; of all responses {_percent(share)}",
                 caution=True,
                 setting=setting,
             )

@@ -74,7 +74,7 @@ class ChatEncoder:
         assert isinstance(text, str)
         return text
 
-    def _render(self, messages: list[Message]) -> str:
+    def render(self, messages: list[Message]) -> str:
         """A conversation, the generation prompt, and what the template writes between it and an answer.
 
         Raises:
@@ -190,7 +190,7 @@ class ChatEncoder:
     def prompt_of(self, messages: list[Message]) -> tuple[int, ...]:
         """Token ids of a conversation and the generation prompt, with exactly one BOS if the tokenizer adds one."""
         spelled = any(token in message["content"] for message in messages for token in self._special_texts)
-        ids = self._tokenize_apart(messages) if spelled else self._tokenize(self._render(messages))
+        ids = self._tokenize_apart(messages) if spelled else self._tokenize(self.render(messages))
         if self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids = [self._bos_id, *ids]
         return tuple(ids)
@@ -221,7 +221,7 @@ class ChatEncoder:
             {"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)
         ]
         ids: list[int] = []
-        for piece in re.split("(\ue000[0-9]+\ue001)", self._render(marked)):
+        for piece in re.split("(\ue000[0-9]+\ue001)", self.render(marked)):
             ids += self._contents([marks[piece]])[0] if piece in marks else self._tokenize(piece)
         return ids
 

@@ -24,3 +24,9 @@ class Pieces:
         piece = text[len(self._said) :], self._waiting
         self._said, self._waiting = text, 0.0
         return piece
+
+    def rest(self) -> list[tuple[str, float]]:
+        """What is left at the end: the text of a character that was cut off, with its value; nothing otherwise."""
+        text = self._encoder.decode(self._tokens)
+        left = text[len(self._said) :] if text.startswith(self._said) else ""
+        return [(left, self._waiting)] if left or self._waiting else []

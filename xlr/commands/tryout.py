@@ -98,12 +98,14 @@ def _answer(
         reward += step.log_ratio
         if step.token in settings.stop_ids:
             finished = True
-            pieces.append((END, step.log_ratio))
+            pieces += [*texts.rest(), (END, step.log_ratio)]
             console.print(Text(END, token_style(step.log_ratio)), end="")
             break
         if piece := texts.add(step.token, step.log_ratio):
             pieces.append(piece)
             console.print(Text(shown(piece[0]), token_style(piece[1])), end="")
+    if not finished:
+        pieces += texts.rest()
     return Answer(name_of(model), pieces, reward, finished)
 
 

@@ -110,11 +110,10 @@ def _certificates(config: Config, directory: RunDir) -> dict[str, Certified]:
     """The last certificate of each language: that of the latest iteration, and of the most prompts."""
     found: dict[str, Certified] = {}
     for iteration in config.trained_iterations:
-        files = directory.iteration(iteration).glob("certify-*.manifest.json")
-        certificates = [
-            read_json(path.with_name(path.name.replace(".manifest", "")), Certificate) for path in sorted(files)
-        ]
-        for one in sorted(certificates, key=_prompts):
+        folder, mode = directory.iteration(iteration), config.at(iteration).score.reward
+        finished = {path.name.removesuffix(".manifest.json") for path in folder.glob(f"certify-{mode}-*.manifest.json")}
+        files = [path for name in sorted(finished) if (path := folder / f"{name}.json").is_file()]
+        for one in sorted((read_json(path, Certificate) for path in files), key=_prompts):
             for lang, own in one["languages"].items():
                 found[lang] = {"iteration": iteration, "verdict": own["verdict"], "tokens": own["tokens"]}
     return found

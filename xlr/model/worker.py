@@ -189,8 +189,13 @@ class Worker(Actor):
         of_models = []
         for name in task.models:
             model = LogprobModel(self._model(name, self.attn_implementation, task.dtype))
-            packed = batch(task.examples, self.attn_implementation).to(self.device)
-            of_models.append([logps.tolist() for logps in model.by_token(packed)])
+
+            def logps(examples: Sequence[Example], model: LogprobModel = model) -> list[list[float]]:
+                packed = batch(examples, self.attn_implementation).to(self.device)
+                return [own.tolist() for own in model.by_token(packed)]
+
+            remedy = f"{name}: drop long sequences (score.max_length)"
+            of_models.append(self.in_halves(logps, task.examples, _example_halves, remedy))
         each = iter(zip(*of_models, strict=True))
         return [[next(each) for _ in example.responses] for example in task.examples]
 
