@@ -108,3 +108,23 @@ def test_the_command_refuses_bad_input(cli_here: Cli, tmp_path: Path) -> None:
     assert_refused(cli_here("winrate", good, "--difficulty", tmp_path / "none.csv"), "none.csv: cannot be read")
     many = write(tmp_path / "many.json", [row(i, 1.5) for i in range(70)])
     assert_refused(cli_here("winrate", many, "--difficulty", GOLDEN / "df_gamed.csv"), "more instructions than the 60")
+
+
+def test_two_judges_of_the_same_answers_are_compared(tmp_path: Path) -> None:
+    """A tie counts for neither."""
+    rows = [row(number, 1 + (number % 2)) for number in range(8)]
+    other = [row(number, 1 + (number % 2 if number < 6 else 1 - number % 2)) for number in range(8)]
+    other[0] = row(0, 1.5)
+    files = [annotations.read(write(tmp_path / f"{name}.json", own)) for name, own in (("a", rows), ("b", other))]
+    found = winrates.measure(*files, None)["agreement"]
+    assert found is not None
+    assert found["judgements"] == 7
+    assert found["agreement"] == pytest.approx(100 * 5 / 7)
+    assert found["interval"][0] < 100 * 5 / 7 < found["interval"][1]
+
+
+def test_judges_of_other_models_are_not_compared(tmp_path: Path) -> None:
+    rows = [row(number, 1 + (number % 2)) for number in range(8)]
+    other = [one | {"generator_2": "another"} for one in rows]
+    files = [annotations.read(write(tmp_path / f"{name}.json", own)) for name, own in (("a", rows), ("b", other))]
+    assert winrates.measure(*files, None)["agreement"] is None

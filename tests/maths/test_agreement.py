@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
+from xlr.maths.agreement import chance_deviation, kendall, same_order, same_side, spearman, spearman_deviation
 
 VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e3, 1e3))  # with and without ties
 
@@ -96,3 +96,21 @@ def test_deviations_equal_those_over_all_permutations(sizes):
     assert statistics.mean(counts) == pytest.approx(sum(math.comb(size, 2) for size in sizes) / 2)
     assert chance_deviation(sizes) == pytest.approx(statistics.pstdev(counts))
     assert spearman_deviation(sizes) == pytest.approx(statistics.pstdev(sums_of_all_orders(spearman, sizes)))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0, math.nan]), st.sampled_from([0.2, 0.5, 1.0, math.nan]))
+    )
+)
+def test_judges_agree_where_both_prefer_the_same_answer(both: list[tuple[float, float]]) -> None:
+    """Against a plain count, in which ties and failed judgements count for nothing."""
+    agreed = decided = 0
+    for first, second in both:
+        if math.isnan(first) or math.isnan(second) or 0.5 in (first, second):
+            continue
+        decided += 1
+        agreed += (first < 0.5 and second < 0.5) or (first > 0.5 and second > 0.5)
+    count, share = same_side([first for first, _ in both], [second for _, second in both])
+    assert count == decided
+    assert share * count == pytest.approx(agreed)

@@ -216,6 +216,17 @@ class WinRateDifference(RateDifferences):
     """Mean over languages; missing if there is only one language."""
 
 
+class JudgeAgreement(TypedDict):
+    """Two judges of the same answers of the same two models, such as a model and a person."""
+
+    judgements: int
+    """Number of instructions on which both prefer an answer."""
+    agreement: float
+    """Percentage of these on which they prefer the same one."""
+    interval: list[float]
+    """Its interval."""
+
+
 @final
 class WinRateComparison(TypedDict):
     """The JSON of `xlr winrate` for two files."""
@@ -226,3 +237,5 @@ class WinRateComparison(TypedDict):
     """Win rates of the second file."""
     difference: WinRateDifference
     """The second less the first."""
+    agreement: JudgeAgreement | None
+    """How often the judges of the two files prefer the same answer; null if the files are of other answers."""

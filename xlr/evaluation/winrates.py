@@ -9,8 +9,19 @@ from rich.table import Table
 
 from xlr.errors import UserError
 from xlr.evaluation.annotations import Annotations
-from xlr.evaluation.facts import CountedRates, RateDifferences, Rates, WinRateComparison, WinRateDifference, WinRates
+from xlr.evaluation.facts import (
+    CountedRates,
+    JudgeAgreement,
+    RateDifferences,
+    Rates,
+    WinRateComparison,
+    WinRateDifference,
+    WinRates,
+)
+from xlr.judging.ratenotes import comparable
 from xlr.maths import winrate
+from xlr.maths.agreement import same_side
+from xlr.maths.shares import share_interval
 from xlr.maths.winrate import Difficulty
 from xlr.terminal.console import console
 
@@ -47,7 +58,19 @@ def measure(
         "first": _figures(first, own, difficulty),
         "second": _figures(second, other, difficulty),
         "difference": _difference(own, other),
+        "agreement": _agreement(first, second),
     }
+
+
+def _agreement(first: Annotations, second: Annotations) -> JudgeAgreement | None:
+    """How often two judges prefer the same answer; None if they judged other models, or never both prefer one."""
+    if (first.model, first.baseline) != (second.model, second.baseline):
+        return None
+    known = dict(zip(second.keys, second.comparisons.preferences_N.tolist(), strict=True))
+    count, share = same_side(first.comparisons.preferences_N.tolist(), [known[key] for key in first.keys])
+    if not count:
+        return None
+    return {"judgements": count, "agreement": 100 * share, "interval": [100 * x for x in share_interval(share, count)]}
 
 
 def changes(
@@ -138,6 +161,12 @@ def show(figures: WinRates | WinRateComparison) -> None:
     _show_file(figures["first"])
     _show_file(figures["second"])
     _show_difference(figures)
+    if own := figures["agreement"]:
+        low, high = own["interval"]
+        console.print(
+            f"the two judges prefer the same answer in {own['agreement']:.0f} % of the {own['judgements']:,} cases in "
+            f"which both prefer one (95 %: {low:.0f} … {high:.0f}; by chance 50)"
+        )
 
 
 def _show_difference(figures: WinRateComparison) -> None:
@@ -164,7 +193,7 @@ def _show_file(figures: WinRates) -> None:
     if "average" in figures:
         table.add_row("average", *_cells(figures["average"], ""))
     console.print(table)
-    console.print(f"length control: {figures['length_control']}")
+    console.print(f"length control: {comparable(figures['length_control'])}")
     if bias := figures["position_bias"]:
         console.print(
             f"judged in both orders: {bias['instructions']} instructions; the answer shown second wins "

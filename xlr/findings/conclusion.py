@@ -8,6 +8,7 @@ from typing import Any, Literal
 from xlr.evaluation.facts import AnswerFacts, RateDifference, RateDifferences, Rates
 from xlr.findings.found import AVERAGE, Found, JudgedWinRates, by_language, label, model_key, models
 from xlr.findings.numbers import interval, number
+from xlr.judging.ratenotes import comparable
 from xlr.maths.shares import Z, holm, share_interval, two_sided_p
 
 _EQUAL_WIN_RATE = 50.0  # percent
@@ -116,7 +117,7 @@ def _by_judge(found: Found, judged: Mapping[int, JudgedWinRates]) -> Conclusion:
     evidence = (
         f"Judge: {figures['judge']}, which compared the answers with those of {figures['baseline']}"
         f"{_agreement(figures)}. "
-        f"Length control: {figures['length_control']}{rate.note}"
+        f"Length control: {comparable(figures['length_control'])}{rate.note}"
     )
     change, counts = _change(found, first, last), judged_counts(found, figures)
     against_start = found["settings"].get("judge.baseline") == 0

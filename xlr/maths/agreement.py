@@ -1,11 +1,11 @@
-"""How well two rewards agree on the order of a prompt's candidates.
+"""How well two rewards agree on the order of a prompt's candidates, and two judges on the better of two answers.
 
 Shapes: `N` candidates of one prompt. Candidates of different prompts are never compared, because the level of a reward
 differs from prompt to prompt.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -74,3 +74,21 @@ def _signs(values_N: Tensor) -> Tensor:
 def _rank_differences(values_N: Tensor) -> Tensor:
     ranks_N = _signs(values_N).sum(1) / 2  # the average rank minus (N + 1) / 2
     return ranks_N[:, None] - ranks_N[None, :]
+
+
+def same_side(first: Sequence[float], second: Sequence[float]) -> tuple[int, float]:
+    """How often two judges prefer the same answer.
+
+    Args:
+        first: of each pair of answers, one judge's probability that the second is better; NaN if it gave none.
+        second: the other judge's.
+
+    Returns:
+        The number of pairs in which both prefer an answer, and the share of these in which it is the same one.
+    """
+    sides = [(own > 0.5, other > 0.5) for own, other in zip(first, second, strict=True) if _prefers(own, other)]
+    return len(sides), sum(own == other for own, other in sides) / max(len(sides), 1)
+
+
+def _prefers(*preferences: float) -> bool:
+    return all(abs(preference - 0.5) > 0 for preference in preferences)  # false for NaN

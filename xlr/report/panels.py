@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xlr.evaluation.facts import Rates
 from xlr.findings.found import Run, by_language, label, models
 from xlr.findings.summary import reward_formula
+from xlr.judging.ratenotes import comparable
 from xlr.maths import lengthcontrol
 from xlr.records import Score
 from xlr.report import plots
@@ -63,9 +64,11 @@ def _win_rates(run: Run, suffix: str) -> Panel:
         if figures := model["judgements"]:
             for lang, own in by_language(run.found, figures):
                 by_lang[lang][label(key)] = own
+    kinds = {figures["length_control"] for _, model in models(run.found) if (figures := model["judgements"])}
     return Panel(
         f"Win rates{suffix}",
-        "Win rates against the baseline, with 95 % intervals. The dotted line is 50 %: as good as the baseline.",
+        "Win rates against the baseline, with 95 % intervals. The dotted line is 50 %: as good as the baseline."
+        + "".join(f" Length control: {comparable(own)}." for own in sorted(kinds)),
         [
             plots.win_rates(
                 run.found["names"].get(lang, lang), run.name, list(by_model), _kinds_of_rates(list(by_model.values()))
