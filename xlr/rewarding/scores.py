@@ -7,7 +7,7 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,7 @@ def _conversations(context: Context, mode: Reward) -> Callable[[Response | Score
     by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
     name = context.config.language_name
 
-    @cache  # a prompt has many responses
+    @lru_cache(1024)  # a prompt has many responses, one after the other
     def of_prompt(lang: str, prompt: str) -> Conversation:
         return scoring_conversation(mode, by_prompt[lang, prompt], by_prompt[ENGLISH, prompt], name(lang))
 
