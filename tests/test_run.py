@@ -73,7 +73,9 @@ def test_rows_are_read_by_other_tools(finished: tuple[Path, dict[str, Any]], cli
         assert list(pandas.read_parquet(run / "iter1" / name)["id"]) == [row.id for row in rows]
         printed = cli_here("export", run, name, LC_ALL="C")
         assert printed.returncode == 0, printed.stderr
-        assert [json.loads(line) for line in printed.stdout.splitlines()] == [asdict(row) for row in rows]
+        assert [json.loads(line) for line in printed.stdout.splitlines()] == json.loads(
+            json.dumps([asdict(row) for row in rows], default=list)  # token ids are arrays
+        )
     assert_refused(cli_here("export", run, "model"), "choose one of responses, scores, pairs")
     assert_refused(cli_here("export", run, "pairs", "-i", "7"), "iter7/pairs: not finished")
 
@@ -265,6 +267,7 @@ def test_a_worker_that_hangs_is_killed_and_another_does_its_batch(
     parts = tmp_path / "run" / "iter1" / "responses.parts"
     wait_until(lambda: list(parts.rglob("*.parquet")), "the first piece")
     os.kill(worker_of(process.pid), signal.SIGSTOP)
+    wait_until((parts / "progress.json").is_file, "the progress that the status reads")
     status = cli_here("status", tmp_path / "run", COLUMNS="120").stdout
     assert re.search(r"generate: \d+/24 responses, .* tokens/s, .* left", status), status
     assert re.search(r"en \d+/12   es \d+/12\n  \S+: \d+ tasks, computing \d+ % of the time", status), status

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xlr.cluster import raypool
@@ -70,9 +70,10 @@ class Ray:
 
     def get(self, call: Call) -> Any:
         worker = call.worker
-        worker.dead |= worker.deadly[call.task] > 0
+        if not worker.dead and worker.deadly[call.task]:
+            worker.dead = True
+            worker.deadly[call.task] -= 1  # not those of tasks that waited for the dead worker
         if worker.dead:
-            worker.deadly[call.task] -= 1
             raise WorkerLostError
         worker.queue.popleft()
         return SimpleNamespace(result=2 * call.task)
@@ -118,6 +119,7 @@ class Pool:
         return dict(found)
 
 
+@example(workers=1, tasks=2, depth=2, deadly=[0, 1, 1, 1])
 @given(
     workers=st.integers(1, 4),
     tasks=st.integers(1, 20),
