@@ -106,7 +106,9 @@ def score(models: Sequence[str], sampled: Sequence[Sampled], dtype: Any, change:
     worker = Worker(None, dtype, SHARED_PROMPT)
     if change:
         for model in models:
-            change(worker._model(model, SHARED_PROMPT))
+            causal_lm = worker._model(model, SHARED_PROMPT)
+            change(causal_lm)
+            worker._probed.add((model, causal_lm.dtype))  # the check before scoring copies the model to float32
     return [worker.score(models, [one.example])[0] for one in sampled]
 
 
