@@ -48,7 +48,6 @@ def tasks(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(tiny_tree: dict[str, Any], tasks: Path, write_config: Any) -> Path:
     """A run with both tasks of multiple choice."""
-    pytest.importorskip("lm_eval")
     tiny_tree["evaluate"] = {"benchmarks": {"tasks": ["four", "two"], "include": str(tasks)}}
     path: Path = write_config(tiny_tree)
     return path

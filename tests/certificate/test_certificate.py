@@ -144,7 +144,7 @@ def test_responses_and_rewards_are_those_of_the_run(run: Path, certified: Found,
 
 
 def test_another_reward_has_its_own_certificate(run: Path, certified: Found, cli_here: Cli) -> None:
-    """And its pairs are those of the iteration's own settings, which may be lists."""
+    """Settings of pairs may be lists by iteration: the certificate takes the values of its iteration."""
     folder = run.parent / "run"
     other = ("score.reward=multilingual", "pair.upper_bound=[null]", "pair.length_control=[false]")
     result = cli_here("certify", run, f"run_dir={run.parent / 'other'}", *SIZE, *other, "--json")

@@ -19,11 +19,11 @@ from xlr.data.conversations import with_system
 from xlr.errors import UserError
 from xlr.foreign.modelfiles import reason
 from xlr.languages import ENGLISH
-from xlr.records import Example, Logps, Message, Scored
+from xlr.records import Example, Logps, Message
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.settings.dataconfig import BenchmarksConfig
-from xlr.work.logps import Scoring, resumable_logps
+from xlr.work.logps import one_row_each, resumable_logps
 from xlr.work.shards import whole
 
 _KIND = "multiple_choice"
@@ -69,12 +69,11 @@ def evaluate(context: Context, target: Artifact, model: str, section: Benchmarks
     Raises:
         UserError: see `load_tasks`.
     """
-    load_tasks(section)
     workers = _Workers(context, target, model, context.encoder.tokenizer)
     with _quiet():
         found = simple_evaluate(
             workers,
-            tasks=list(section.tasks),
+            tasks=list(load_tasks(section).values()),
             num_fewshot=section.num_fewshot,
             limit=section.limit,
             apply_chat_template=section.chat_template,
@@ -101,9 +100,8 @@ def _metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, Metric]]:
     """
     for key, value in result.items():
         name, _, chosen = key.partition(",")
-        if chosen == "none" and not name.startswith("exact_match") and isinstance(value, int | float):
-            if name.endswith("_stderr"):
-                continue
+        left_out = name.startswith("exact_match") or name.endswith("_stderr")
+        if chosen == "none" and not left_out and isinstance(value, int | float):
             error = result.get(f"{name}_stderr,none")
             yield name, {"value": float(value), "error": float(error) if isinstance(error, int | float) else None}
 
@@ -186,10 +184,6 @@ class _Workers(TemplateLM):
     def _logps(self, examples: Sequence[Example]) -> list[Logps]:
         context, self._rounds = self._context, self._rounds + 1
         keys = [[("benchmarks", str(number))] for number in range(len(examples))]
-
-        def to_rows(_number: int, scored: Scored) -> list[Logps]:
-            return [Logps([logp for (logp,) in scored.logps])]
-
         return resumable_logps(
             context,
             self._target,
@@ -197,7 +191,7 @@ class _Workers(TemplateLM):
             (self._model,),
             context.config.scoring_dtype,
             Logps,
-            [shard.replanned(lambda _: Scoring(examples, keys, to_rows)) for shard in whole(examples, keys)],
+            [shard.replanned(lambda _: one_row_each(examples, keys)) for shard in whole(examples, keys)],
             f"{self._target.stage} {self._target.folder.parent.name}",
             "questions",
         ).rows()

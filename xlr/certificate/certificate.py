@@ -150,7 +150,8 @@ def _make(context: Context, target: Artifact, extent: Extent) -> None:
     asked = [prompt for lang in langs for prompt in prompts[lang] if prompt.id in ids]
     rows = _sampled(context, target, asked, extent)
     scored, dropped = _scored(context, target, rows, extent)
-    few = [row for row in rows if row.id in spaced(ids, _OF_PRECISION)]
+    of_precision = spaced(ids, _OF_PRECISION)
+    few = [row for row in rows if row.id in of_precision]
     again = precision.rescored(context, target, few, iteration)
     answered = rightwrong.measure(context, target, iteration, langs, extent.prompts, extent.samples)
     measured = _preferences(context, target, extent)

@@ -18,6 +18,7 @@ from xlr.certificate.facts import (
     ShownPrompt,
     TokenMap,
 )
+from xlr.certificate.verdict import in_words
 from xlr.foreign.texts import beginning
 from xlr.rewarding.facts import RewardFacts
 from xlr.settings.config import Reward
@@ -103,8 +104,7 @@ def markdown(found: Certificate) -> str:
 
 def headline(lang: str, own: CertifiedLanguage) -> str:
     """The verdict in a line."""
-    verdict = own["verdict"]
-    return f"{own['name']} ({lang}): {' '.join([verdict['decision'], *verdict['settings']])}"
+    return f"{own['name']} ({lang}): {in_words(own['verdict'])}"
 
 
 def _bullet(remark: Remark) -> str:

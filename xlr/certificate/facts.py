@@ -190,9 +190,9 @@ class Cost(TypedDict):
     seconds: float
     """Time that it took, in seconds."""
     sampled: float
-    """Sampled responses, as a share of those of the iteration in these languages."""
+    """Number of responses sampled here, divided by the number that the iteration samples in these languages."""
     scored: float
-    """Scored responses, counted once for each mode, as a share of those of the iteration in these languages."""
+    """Number of responses scored here, once for each mode, divided by the number that the iteration samples."""
     labelled: int
     """Number of answers scored beside, of preferences and questions, counted once for each mode."""
 

@@ -1,6 +1,6 @@
 """Does the reward tell right from wrong answers to one question?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from statistics import fmean
@@ -13,7 +13,7 @@ from xlr.languages import ENGLISH
 from xlr.maths.batching import spaced
 from xlr.maths.shares import share_interval
 from xlr.records import Prompt, Response
-from xlr.rewarding.candidates import candidate, score_candidates, scoring_conversation
+from xlr.rewarding.candidates import candidate, conversations, score_candidates
 from xlr.rewarding.responses import Sampling
 from xlr.rewarding.samplingplan import Samples
 from xlr.run.artifact import Artifact, Source
@@ -46,18 +46,17 @@ def measure(
         return {}
     langs = _of(context, langs)
     loaded = load_held_out(section, [*langs, ENGLISH], context.config.model.system_prompt)
-    questions = {lang: spaced(loaded[lang], count) for lang in langs}
     generate = context.config.at(iteration).generate.model_copy(update={"max_new_tokens": section.max_new_tokens})
     sampling = Sampling(context, context.model(iteration - 1), generate, _SEED_ITERATION, context.encoder)
-    wanted = Samples([prompt for lang in langs for prompt in questions[lang]], samples)
+    wanted = Samples([prompt for lang in langs for prompt in spaced(loaded[lang], count)], samples)
     label = f"certify iteration {iteration}: questions"
     answers = sampling.compute(target, "answers", sampling.shards(wanted, {}), label).rows()
     expected = {lang: load_expected(section, lang) for lang in langs}
     right = {row.key: is_right(expected[row.lang][row.id], row.response) for row in answers}
-    english = {prompt.id: prompt for prompt in loaded[ENGLISH]}
+    mixed, asked = _mixed(answers, right), [prompt for own in loaded.values() for prompt in own]
     found: dict[str, dict[Reward, RightWrong]] = {}
     for mode in _MODES:
-        rewards = _rewards(context, target, mode, iteration, _mixed(answers, right), questions, english)
+        rewards = _rewards(context, target, mode, iteration, mixed, asked)
         for lang in langs:
             of_lang = {row.key: (row.id, right[row.key]) for row in answers if row.lang == lang}
             found.setdefault(lang, {})[mode] = figures(of_lang, rewards)
@@ -108,25 +107,18 @@ def _rewards(
     mode: Reward,
     iteration: int,
     answers: Sequence[Response],
-    questions: Mapping[str, Sequence[Prompt]],
-    english: Mapping[str, Prompt],
+    questions: Iterable[Prompt],
 ) -> dict[tuple[str, ...], float]:
-    """Key of an answer -> its reward."""
+    """Key of an answer -> its reward.
+
+    Args:
+        questions: those of the answers, and the same in English.
+    """
     if not answers:
         return {}
-    of_key = {(prompt.lang, prompt.id): prompt for own in questions.values() for prompt in own}
-    candidates = [
-        candidate(
-            row,
-            scoring_conversation(
-                mode, of_key[row.lang, row.id], english[row.id], context.config.language_name(row.lang)
-            ),
-            context.encoder,
-            context.config.model.thinking,
-        )
-        for row in answers
-    ]
-    candidates = [one for one in candidates if one.text.strip()]
+    asked = conversations(questions, mode, context.config.language_name)
+    encoder, thinking = context.encoder, context.config.model.thinking
+    candidates = [one for row in answers if (one := candidate(row, asked(row), encoder, thinking)).text.strip()]
     policy, reference = context.model(iteration - 1), context.model(context.reward_reference(iteration))
     pieces = replace(target, folder=target.folder.with_name(f"{target.folder.name}.checked-{mode}"))
     label = f"certify iteration {iteration}: questions, {mode}"

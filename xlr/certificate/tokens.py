@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from xlr.certificate.facts import TokenMap
 from xlr.chat.encoding import ChatEncoder
 from xlr.chat.pieces import END, Pieces
-from xlr.languages import ENGLISH
 from xlr.records import Example, Response, ScoreTask, messages
-from xlr.rewarding.candidates import Candidate, candidate, scoring_conversation
+from xlr.rewarding.candidates import Candidate, candidate, conversations
 from xlr.run.context import Context
 
 
@@ -18,7 +17,12 @@ def maps(context: Context, iteration: int, pairs: Mapping[str, Sequence[Response
         pairs: language -> a response of higher and one of lower reward; none if there are no such two.
     """
     models = context.model(iteration - 1), context.model(context.reward_reference(iteration))
-    found = {lang: [_candidate(context, iteration, row) for row in rows] for lang, rows in pairs.items() if rows}
+    prompts = (prompt for own in context.prompts_of(iteration).values() for prompt in own)
+    asked = conversations(prompts, "crosslingual", context.config.language_name)
+    encoder, thinking = context.encoder, context.config.model.thinking
+    found = {
+        lang: [candidate(row, asked(row), encoder, thinking) for row in rows] for lang, rows in pairs.items() if rows
+    }
     examples = {lang: tuple(_example(context, one) for one in own) for lang, own in found.items()}
     # One model after the other, so that a worker that holds one of them loads each once.
     tasks = (
@@ -38,13 +42,6 @@ def maps(context: Context, iteration: int, pairs: Mapping[str, Sequence[Response
             shown: TokenMap = {"id": one.row.id, "sample": one.row.sample, "chosen": number == 0, "pieces": pieces}
             maps.setdefault(lang, []).append(shown)
     return maps
-
-
-def _candidate(context: Context, iteration: int, row: Response) -> Candidate:
-    prompts = context.prompts_of(iteration)
-    own, english = (next(one for one in prompts[lang] if one.id == row.id) for lang in (row.lang, ENGLISH))
-    asked = scoring_conversation("crosslingual", own, english, context.config.language_name(row.lang))
-    return candidate(row, asked, context.encoder, context.config.model.thinking)
 
 
 def _example(context: Context, one: Candidate) -> Example:

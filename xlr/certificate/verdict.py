@@ -31,6 +31,8 @@ _FEW, _MANY = 10, 30  # labelled cases: the fewest that can be a reason to go on
 _HALF = 0.5  # below this share of prompts that give a pair, a warning
 _TURNED = 0.05  # above this share of choices that rounding changes, a warning
 
+_FILTER = "pair.filters=["
+
 # Flaw -> its wording in the verdict, and the share of chosen candidates above which it is a warning.
 _FLAWS: dict[Flaw, tuple[str, float]] = {
     "wrong_language": ("in another language", _FOREIGN),
@@ -101,6 +103,11 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
     }
 
 
+def in_words(verdict: Verdict) -> str:
+    """The decision, with the settings that it asks for."""
+    return " ".join([verdict["decision"], *verdict["settings"]])
+
+
 def _remark(sign: _Sign) -> Remark:
     cure = f"; {sign.setting} cures it" if sign.setting else ""
     return {"text": f"{sign.text}{cure}", "warning": sign.against or sign.caution}
@@ -111,9 +118,6 @@ def _merged(settings: Sequence[str], filters: Sequence[Flaw]) -> list[str]:
     flaws = [own.removeprefix(_FILTER).rstrip("]") for own in settings if own.startswith(_FILTER)]
     others = [own for own in settings if not own.startswith(_FILTER)]
     return [*([f"{_FILTER}{','.join([*filters, *flaws])}]"] if flaws else []), *others]
-
-
-_FILTER = "pair.filters=["
 
 
 def _on_preferences(lang: str, mode: Reward, found: Mapping[Reward, PreferenceFacts]) -> Iterator[_Sign]:

@@ -3,6 +3,7 @@
 It takes and returns token ids and numbers. It does not handle text or files, and does not import ray.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,9 +106,13 @@ class Worker(Actor):
         if isinstance(task, SampleTask):
             return self.sample(task.model, task.requests, task.settings)
         assert isinstance(task, ScoreTask)
-        logps = self.score(task.models, task.examples, task.dtype)
+        if task.by_token:
+            tokens = self._by_token(task)
+            logps = [[tuple(map(math.fsum, own)) for own in of_example] for of_example in tokens]
+        else:
+            logps = self.score(task.models, task.examples, task.dtype)
+            tokens = [[]] * len(logps)
         detected = [detection.detect(texts, task.expected) for texts in task.texts] or [[] for _ in logps]
-        tokens = self._by_token(task) if task.by_token else [()] * len(logps)
         return [Scored(*found) for found in zip(logps, detected, tokens, strict=True)]
 
     def sample(
@@ -176,19 +181,24 @@ class Worker(Actor):
         Raises:
             UserError: the GPU's memory is too small for a single sequence, or `require_sound_logps` refuses the model.
         """
-        causal_lm = self._model(model, self.attn_implementation, dtype)
-        if (model, causal_lm.dtype) not in self._probed:
-            require_sound_logps(causal_lm, self.attn_implementation, model)
-            self._probed.add((model, causal_lm.dtype))
+        causal_lm = self._sound_model(model, dtype)
         remedy = f"{model}: set ray.one_model_at_a_time, or drop long sequences (score.max_length)"
         return self.in_halves(lambda part: self._logps(causal_lm, part), examples, _example_halves, remedy)
+
+    def _sound_model(self, name: str, dtype: DType | None) -> Any:
+        """The model, which `require_sound_logps` has not refused."""
+        causal_lm = self._model(name, self.attn_implementation, dtype)
+        if (name, causal_lm.dtype) not in self._probed:
+            require_sound_logps(causal_lm, self.attn_implementation, name)
+            self._probed.add((name, causal_lm.dtype))
+        return causal_lm
 
     @torch.inference_mode()
     def _by_token(self, task: ScoreTask) -> list[list[tuple[list[float], ...]]]:
         """For each example, for each of its responses, the log-probabilities of its tokens under each model."""
         of_models = []
         for name in task.models:
-            model = LogprobModel(self._model(name, self.attn_implementation, task.dtype))
+            model = LogprobModel(self._sound_model(name, task.dtype))
 
             def logps(examples: Sequence[Example], model: LogprobModel = model) -> list[list[float]]:
                 packed = batch(examples, self.attn_implementation).to(self.device)

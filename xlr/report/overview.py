@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xlr.certificate.facts import Decision
+from xlr.certificate.verdict import in_words
 from xlr.findings import measures
 from xlr.findings.found import Found, Run, label, models
 from xlr.findings.measures import Change, Measure, Share
@@ -120,7 +121,7 @@ def _certificate(found: Found, lang: str) -> ShownCertificate:
     return ShownCertificate(
         lang,
         found["names"][lang],
-        " ".join([verdict["decision"], *verdict["settings"]]),
+        in_words(verdict),
         _COLOURS[verdict["decision"]],
         [remark["text"] for remark in verdict["remarks"]],
         shown,

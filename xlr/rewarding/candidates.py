@@ -1,12 +1,13 @@
 """Scores candidates: texts under instructions, by the log-ratio of two models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 from xlr.chat.encoding import ChatEncoder
 from xlr.data.quality import repetition
+from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
 from xlr.records import Conversation, DType, Example, Prompt, Response, Score, Scored, messages
@@ -70,6 +71,24 @@ def scoring_conversation(mode: Reward, prompt: Prompt, english: Prompt, language
         return english.conversation
     instruction = crosslingual_instruction(english.instruction, prompt.lang, language)
     return replace(english, instruction=instruction).conversation
+
+
+def conversations(
+    prompts: Iterable[Prompt], mode: Reward, name: Callable[[str], str]
+) -> Callable[[Response | Score], Conversation]:
+    """Gives the conversation that a row is scored in.
+
+    Args:
+        prompts: those of the rows, and the same in English.
+        name: gives the English name of a language.
+    """
+    by_prompt = {(prompt.lang, prompt.id): prompt for prompt in prompts}
+
+    @lru_cache(1024)  # a prompt has many responses, one after the other
+    def of_prompt(lang: str, prompt: str) -> Conversation:
+        return scoring_conversation(mode, by_prompt[lang, prompt], by_prompt[ENGLISH, prompt], name(lang))
+
+    return lambda row: of_prompt(row.lang, row.id)
 
 
 def score_candidates(

@@ -7,7 +7,7 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
 from xlr.records import INITIAL, Conversation, DType, Prompt, Response, Score, messages, row_key
 from xlr.rewarding import responses, room
-from xlr.rewarding.candidates import Candidate, candidate, limit, score_shards, scoring_conversation
+from xlr.rewarding.candidates import Candidate, candidate, conversations, limit, score_shards, scoring_conversation
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
 from xlr.rewarding.scoretotals import ScoreTotals
 from xlr.run.artifact import Artifact, Part
@@ -267,15 +267,9 @@ def score_in_mode(
 
 
 def _conversations(context: Context, mode: Reward) -> Callable[[Response | Score], Conversation]:
-    """Gives the conversation that a row is scored in."""
-    by_prompt = {(prompt.lang, prompt.id): prompt for prompts in context.prompts.values() for prompt in prompts}
-    name = context.config.language_name
-
-    @lru_cache(1024)  # a prompt has many responses, one after the other
-    def of_prompt(lang: str, prompt: str) -> Conversation:
-        return scoring_conversation(mode, by_prompt[lang, prompt], by_prompt[ENGLISH, prompt], name(lang))
-
-    return lambda row: of_prompt(row.lang, row.id)
+    """Gives the conversation that a row of the run is scored in."""
+    prompts = (prompt for own in context.prompts.values() for prompt in own)
+    return conversations(prompts, mode, context.config.language_name)
 
 
 def score_rows(

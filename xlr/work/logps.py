@@ -58,7 +58,7 @@ def resumable_logps(
     langs = context.config.all_languages
 
     def of_one_model(own: tuple[str, ...], scoring: Scoring[Row]) -> Work[Logps]:
-        return _work(context, _one_row_each(scoring), own, dtype)
+        return _work(context, one_row_each(scoring.examples, [keys[:1] for keys in scoring.keys]), own, dtype)
 
     for number, own in enumerate(first):
         plans = [shard.replanned(partial(of_one_model, own)) for shard in cut]
@@ -102,10 +102,10 @@ def _work(context: Context, scoring: Scoring[Any], models: tuple[str, ...], dtyp
     )
 
 
-def _one_row_each(scoring: Scoring[Any]) -> Scoring[Logps]:
-    """The same examples, with one row each: the log-probabilities of its responses under one model."""
+def one_row_each(examples: Sequence[Example], keys: Sequence[Sequence[RowKey]]) -> Scoring[Logps]:
+    """Examples that become one row each: the log-probabilities of its responses under one model."""
 
     def to_rows(_item: int, scored: Scored) -> list[Logps]:
         return [Logps([logp for (logp,) in scored.logps])]
 
-    return Scoring(scoring.examples, [keys[:1] for keys in scoring.keys], to_rows)
+    return Scoring(examples, keys, to_rows)
