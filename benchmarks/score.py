@@ -268,7 +268,7 @@ def pool(work: Work) -> Callable[[], list[list[float]]]:
     def score() -> list[list[float]]:
         remove(target.pieces_folder("parts"))
         found = score_candidates(context, target, *models, candidates, work.name, Dropped())
-        return [[row.logp_policy, row.logp_reference] for row in found]
+        return [list(row.logps) for row in found]
 
     return score
 

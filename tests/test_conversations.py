@@ -16,6 +16,7 @@ from xlr.chat.format import chat_format
 from xlr.maths.rewards import crosslingual_instruction
 from xlr.records import Message, Pair, Response, Score
 from xlr.rewarding import scores
+from xlr.rewarding.modes import score_rows
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.manifests import rows_of
@@ -137,7 +138,7 @@ def test_the_reward_counts_the_think_block_or_leaves_it_out(
     dropped = Dropped()
     try:
         target = scores.artifact(context, 1)
-        found = scores.score_rows(context, target, "multilingual", rows, 1, "test", dropped)
+        found = score_rows(context, target, "multilingual", rows, 1, "test", dropped)
     finally:
         context.close()
     before = chatml([("user", prompt.instruction)])

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from xlr.selftest.material import CHATML, byte_level_bpe
 
@@ -88,5 +93,17 @@ def save(
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_reward_model(folder: Path, seed: int, family: str = "qwen", num_labels: int = 1) -> Path:
+    """Write the folder of a tiny reward model with random weights."""
+    tokenizer = make_tokenizer(family)
+    causal_lm = make_model(len(tokenizer), seed)
+    config = LlamaConfig(**{**causal_lm.config.to_dict(), "architectures": None})
+    config.num_labels, config.pad_token_id = num_labels, tokenizer.pad_token_id
+    torch.manual_seed(seed)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -123,10 +123,11 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A response with its implicit reward, `logp_policy - logp_reference`, in nats.
+    """A response with its reward: the implicit one, `logp_policy - logp_reference`, in nats, or another one.
 
-    `scored_text` is the text the log-probabilities are of: the response, or its translation. `detected_lang` is empty
-    where it cannot be told; `repetition` is the share of the response's 4-grams of tokens that stand in it earlier.
+    The log-probabilities are those of the first implicit reward in `score.reward`; None if there is none. `scored_text`
+    is the text they are of: the response, or its translation. `detected_lang` is empty where it cannot be told;
+    `repetition` is the share of the response's 4-grams of tokens that stand in it earlier.
     """
 
     id: str
@@ -135,8 +136,8 @@ class Score:
     response: str
     finish_reason: str
     scored_text: str
-    logp_policy: float
-    logp_reference: float
+    logp_policy: float | None
+    logp_reference: float | None
     reward: float
     num_tokens: int
     num_chars: int
@@ -147,6 +148,13 @@ class Score:
     def key(self) -> RowKey:
         """What identifies it within its iteration."""
         return row_key(self.lang, self.id, self.sample)
+
+    @property
+    def logps(self) -> tuple[float, float]:
+        """The log-probabilities under policy and reference, in nats. Only of a row that has an implicit reward."""
+        assert self.logp_policy is not None
+        assert self.logp_reference is not None
+        return self.logp_policy, self.logp_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +277,8 @@ class ScoreTask:
     """The languages that detection considers, in addition to the most common ones."""
     by_token: bool = False
     """Whether the log-probability of each token is wanted, too."""
+    rating: bool = False
+    """Whether the models are reward models, whose ratings are wanted in place of log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +286,7 @@ class Scored:
     """What a worker finds about an example's responses."""
 
     logps: list[tuple[float, ...]]
-    """For each response, its log-probability under each model, in nats."""
+    """For each response, its log-probability under each model, in nats, or each model's rating of it."""
     languages: list[str]
     """For each text of the task, the code of its language; empty where it cannot be detected."""
     token_logps: Sequence[tuple[list[float], ...]] = ()

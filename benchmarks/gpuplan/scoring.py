@@ -44,7 +44,7 @@ class RandomWorker(Worker):
         self.most_tokens: int | None = None
         """On a CPU: a larger batch runs out of memory."""
 
-    def _load(self, name: str, attn_implementation: str, dtype: torch.dtype) -> Any:
+    def _load(self, *_: Any) -> Any:
         return self.model
 
     def _logps(self, causal_lm: Any, examples: Sequence[Example]) -> list[float]:

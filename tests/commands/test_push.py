@@ -16,8 +16,8 @@ import pytest
 from tests.conftest import Cli, assert_refused
 from tests.hubserver import READER, TOKEN, HubServer, serving
 from tests.waiting import wait_until
+from xlr.foreign.modelcard import model_card
 from xlr.foreign.upload import _WEIGHTS
-from xlr.model.modelcard import model_card
 from xlr.pipeline import Stage
 from xlr.run import digests
 from xlr.run.artifact import Artifact

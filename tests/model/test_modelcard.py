@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from xlr.model.modelcard import model_card
+from xlr.foreign.modelcard import model_card
 
 
 @pytest.mark.parametrize("base", ["org/llama-3-8b", "/models/llama-3-8b/"])

@@ -12,7 +12,7 @@ from xlr.maths.memory import LLAMA3_8B
 from xlr.planning.hardware import PROFILES
 from xlr.planning.lengths import Lengths
 from xlr.planning.machines import Machines
-from xlr.planning.work import ESTIMATES, Setting
+from xlr.planning.work import ESTIMATES, Estimate, Setting
 from xlr.settings.config import Config
 from xlr.stages import KINDS
 
@@ -93,6 +93,23 @@ def test_translations_are_sampled_too_and_english_ones_are_not() -> None:
     )
     assert translated.tokens == ESTIMATES["score"](own).tokens / 2
     assert translated.seconds > ESTIMATES["score"](own).seconds / 2
+
+
+def test_a_reward_model_is_one_pass_and_several_rewards_are_added() -> None:
+    own = setting(H100)
+    implicit = ESTIMATES["score"](own)
+
+    def scored(reward: Any) -> Estimate:
+        config = Config.model_validate(TREE | {"score": {"reward": reward, "model": "rm"}})
+        return ESTIMATES["score"](replace(own, config=config, rater=own.shape))
+
+    rated = scored("model")
+    assert rated.operations == pytest.approx(implicit.operations / 2)
+    assert sum(rated.memory.values()) < sum(implicit.memory.values())
+    both = scored({"crosslingual": 1, "model": 1})
+    assert both.operations == pytest.approx(implicit.operations + rated.operations)
+    assert both.memory == implicit.memory
+    assert both.tokens == implicit.tokens
 
 
 def test_float32_takes_longer_on_gpus_and_the_reference_has_the_precision_of_training() -> None:

@@ -120,6 +120,9 @@ def test_settings_of_the_judge_may_be_given_without_a_judge() -> None:
         ({"judge": {"budget": 1}}, r"^judge\.budget: .*set judge\.input_price and judge\.output_price"),
         ({"judge": {"serve": "vllm serve m"}}, r"^judge\.serve: does not contain \{port\}"),
         ({"languages": ["en"], "score": {"reward": "translate"}}, r"^score\.reward: translate leaves English out"),
+        ({"score": {"reward": "model"}}, r"^score\.model: not set; name the reward model"),
+        ({"score": {"reward": {"crosslingual": 1, "model": 2}}}, r"^score\.model: not set"),
+        ({"score": {"model": "rm"}}, r"^score\.model: has no effect; set score\.reward to model, or to weights"),
         (
             {"train": {"loss_type": ["sigmoid", "hinge"], "loss_weights": [1.0]}},
             r"^train\.loss_weights: has 1, but train\.loss_type names 2; give each loss one weight$",

@@ -7,7 +7,7 @@ everything that was found, and with `.md`, which is for reading.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import get_args
@@ -25,6 +25,7 @@ from xlr.leases import lease
 from xlr.maths.batching import spaced
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding import responses, scores
+from xlr.rewarding.modes import score_rows
 from xlr.rewarding.samplingplan import Samples
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -32,7 +33,8 @@ from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json, write_text
 from xlr.run.manifests import rows_of
 from xlr.run.rows import write_rows
-from xlr.settings.config import Config, Reward, deciding
+from xlr.settings.config import Config, deciding
+from xlr.settings.scoreconfig import Reward
 
 _OTHERS = ("generate.num_samples",)  # settings of responses and scores that decide nothing here
 _TWO = 2  # responses to a prompt that are shown token by token
@@ -116,7 +118,7 @@ def artifact(context: Context, extent: Extent) -> Artifact:
     if section.checked:
         inputs |= rightwrong.inputs(context, extent.langs)
         own |= deciding(section.checked, "evaluate.checked")
-    mode = context.config.at(extent.iteration).score.reward
+    mode = "-".join(context.config.score.weights)
     name = f"certify-{mode}-{extent.prompts}-{extent.samples}-{'-'.join(extent.langs)}"
     folder = context.run.iteration(extent.iteration) / name
     return replace(sampled, folder=folder, stage="certify", settings=own | shape, inputs=inputs, parts={})
@@ -135,11 +137,11 @@ def choose_ids(prompts: Mapping[str, Sequence[Prompt]], langs: Sequence[str], co
     return spaced(common, count)
 
 
-def modes(lang: str, own: Reward) -> tuple[Reward, ...]:
-    """The reward modes of a language: in English there is one. Translations are dear, so only if they are the run's."""
-    if lang == ENGLISH:
-        return ("crosslingual",)
-    return tuple(mode for mode in get_args(Reward) if mode != "translate" or own == "translate")
+def modes(lang: str, own: Collection[Reward]) -> tuple[Reward, ...]:
+    """The rewards that are looked at in a language. Some are dear, or need a reward model: only if the run has them."""
+    wanted = {"crosslingual", *own} if lang == ENGLISH else {"crosslingual", "multilingual", *own}
+    other = {"multilingual", "translate"} if lang == ENGLISH else set()  # the same instruction in English
+    return tuple(mode for mode in get_args(Reward) if mode in wanted - other)
 
 
 def _make(context: Context, target: Artifact, extent: Extent) -> None:
@@ -198,13 +200,13 @@ def _scored(
     dropped: dict[Reward, Dropped] = {}
     # translate comes first: only it samples, so the workers change from the sampler to the scoring models once.
     for mode in reversed(get_args(Reward)):
-        of_mode = [row for row in rows if mode in modes(row.lang, context.config.score.reward)]
+        of_mode = [row for row in rows if mode in modes(row.lang, context.config.score.weights)]
         if of_mode:
             dropped[mode] = Dropped()
             # Each mode keeps its pieces in folders of its own, which `target.remove_pieces` finds by their prefix.
             pieces = replace(target, folder=target.folder.with_name(f"{target.folder.name}.{mode}"))
             label = f"certify iteration {extent.iteration}: {mode}"
-            scored[mode] = scores.score_rows(context, pieces, mode, of_mode, extent.iteration, label, dropped[mode])
+            scored[mode] = score_rows(context, pieces, mode, of_mode, extent.iteration, label, dropped[mode])
     return scored, dropped
 
 
@@ -249,7 +251,7 @@ def _read(context: Context, target: Artifact, extent: Extent) -> Certificate:
         facts["precisions"],
         config.pair,
         # English is scored once, as all modes ask the same.
-        [row for mode, own in scored.items() for row in own if row.lang == ENGLISH or mode == config.score.reward],
+        [row for mode, own in scored.items() for row in own if row.lang == ENGLISH or mode == config.score.first],
         rows_of(target.folder, Score, _AGAIN),
         [prompt for lang in extent.langs for prompt in prompts[lang]],
     )
@@ -260,7 +262,7 @@ def _read(context: Context, target: Artifact, extent: Extent) -> Certificate:
             [prompt for prompt in prompts[lang] if prompt.id in facts["prompts"]],
             english,
             [row for row in sampled if row.lang == lang],
-            {mode: [row for row in scored[mode] if row.lang == lang] for mode in modes(lang, config.score.reward)},
+            {mode: [row for row in scored[mode] if row.lang == lang] for mode in modes(lang, config.score.weights)},
         )
         found = diagnose(config.pair, candidates)
         evidence = Evidence(
@@ -285,8 +287,8 @@ def _read(context: Context, target: Artifact, extent: Extent) -> Certificate:
         "iteration": iteration,
         "policy": context.model(iteration - 1),
         "reference": context.model(context.reward_reference(iteration)),
-        "formula": scores.FORMULA,
-        "reward": config.score.reward,
+        "formula": scores.formula(config),
+        "reward": config.score.first,
         "cost": facts["cost"],
         "languages": {lang: certified(lang) for lang in extent.langs},
     }

@@ -21,7 +21,7 @@ from xlr.certificate.facts import (
 from xlr.certificate.verdict import in_words
 from xlr.foreign.texts import beginning
 from xlr.rewarding.facts import RewardFacts
-from xlr.settings.config import Reward
+from xlr.settings.scoreconfig import Reward
 from xlr.terminal.console import Column, Table, console, duration, number_columns, text_columns
 from xlr.terminal.tokens import token_style
 

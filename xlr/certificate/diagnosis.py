@@ -19,8 +19,8 @@ from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman,
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding.pairs import Choices, choose, rewarded
 from xlr.rewarding.scoretotals import reward_facts
-from xlr.settings.config import Reward
 from xlr.settings.pairconfig import PairConfig
+from xlr.settings.scoreconfig import Reward
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
-from xlr.settings.config import Reward
+from xlr.settings.scoreconfig import Reward
 
 
 class Remark(TypedDict):

@@ -9,7 +9,7 @@ from xlr.certificate.facts import Precision
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.records import DType, Prompt, Response, Score
-from xlr.rewarding import scores
+from xlr.rewarding.modes import score_rows
 from xlr.rewarding.pairs import choose
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -20,13 +20,13 @@ from xlr.terminal.console import console
 
 def rescored(context: Context, target: Artifact, rows: Sequence[Response], iteration: int) -> list[Score]:
     """The scores of responses in the run's reward mode, in the precision that is not the run's own."""
-    mode = context.config.score.reward
+    mode = context.config.score.first
     of_mode = [row for row in rows if row.lang != ENGLISH or mode != "translate"]
     _, other = precisions(context)
     pieces = replace(target, folder=target.folder.with_name(f"{target.folder.name}.{other}"))
     label = f"certify iteration {iteration}: {other}"
     try:
-        return scores.score_rows(context, pieces, mode, of_mode, iteration, label, Dropped(), other)
+        return score_rows(context, pieces, mode, of_mode, iteration, label, Dropped(), other)
     except UserError as error:  # models that fit in bfloat16 may not fit in float32
         console.print(f"  warning: what {other} would change is not measured: {error}")
         return []

@@ -19,7 +19,7 @@ from xlr.rewarding.samplingplan import Samples
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
-from xlr.settings.config import Reward
+from xlr.settings.scoreconfig import Reward
 
 _MODES: tuple[Reward, ...] = ("crosslingual", "multilingual")
 _SEED_ITERATION = -3  # these answers are neither those of an iteration nor the greedy ones of the stage check

@@ -20,8 +20,9 @@ from xlr.certificate.facts import Agreement, Decision, ModeFacts, Precision, Rem
 from xlr.evaluation.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.shares import Z, share_interval
-from xlr.settings.config import Config, Reward
+from xlr.settings.config import Config
 from xlr.settings.pairconfig import Flaw
+from xlr.settings.scoreconfig import Reward
 
 _MOSTLY_LENGTH = 0.7  # from this rank correlation with length on, a reward is mostly length
 _FOREIGN = 0.2  # above this share of texts in another language, a warning
@@ -75,7 +76,7 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
     Args:
         config: the configuration of the certified iteration.
     """
-    mode: Reward = config.score.reward if lang != ENGLISH else "crosslingual"
+    mode: Reward = "crosslingual" if lang == ENGLISH and config.score.first != "model" else config.score.first
     labelled = [*_on_preferences(lang, mode, evidence.preferences), *_on_answers(mode, evidence.checked)]
     agreeing = [sign for own in evidence.agreement for sign in _on_agreement(mode, own)]
     others = [

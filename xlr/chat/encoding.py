@@ -38,7 +38,9 @@ class ChatEncoder:
         self._template = chat.dated(self._own_template(chat.template))
         self._known_ids: dict[int, int] = {}
         exchange = templates.probe(self._apply_template, name)
-        self.terminator_id = self._find_terminator(exchange.rest)
+        rest = self._tokenize(exchange.rest)
+        self.terminator_id = self._find_terminator(rest)
+        self._after_terminator = tuple(rest[1:]) if rest[:1] == [self.terminator_id] else ()
         self._between = self._anchor = ""
         self._closing: str | None = None
         if chat.thinking:
@@ -90,10 +92,9 @@ class ChatEncoder:
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _find_terminator(self, rest: str) -> int:
+    def _find_terminator(self, rest: Sequence[int]) -> int:
         """The special token that the template puts right after an assistant's content, else the tokenizer's EOS."""
-        ids = self._tokenize(rest)
-        terminator = ids[0] if ids and ids[0] in self._special_ids else self.tokenizer.eos_token_id
+        terminator = rest[0] if rest and rest[0] in self._special_ids else self.tokenizer.eos_token_id
         if terminator is None:
             raise UserError(
                 f"{self.name}: neither the chat template nor the tokenizer has an end-of-turn token; "
@@ -238,6 +239,10 @@ class ChatEncoder:
                 # All answers share one int object per id, because scoring keeps the ids of a whole iteration in memory.
                 found.append(tuple(map(self._known_ids.setdefault, ids, ids)))
         return found
+
+    def turns(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Like `responses`, with all that the template writes after the terminator: what a reward model reads."""
+        return [(*ids, *self._after_terminator) for ids in self.responses(texts)]
 
     def beginning(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer that is not at its end."""

@@ -10,7 +10,7 @@ from typing_extensions import NotRequired, TypedDict
 from xlr.records import ModelKey
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
-from xlr.settings.config import Reward
+from xlr.settings.scoreconfig import Reward
 
 
 class AnswerFacts(RewardFacts):

@@ -15,8 +15,9 @@ from xlr.records import INITIAL, Example, ModelKey, PreferenceLogps, RowKey, Sco
 from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.settings.config import Config, Reward
+from xlr.settings.config import Config
 from xlr.settings.dataconfig import PreferencesConfig
+from xlr.settings.scoreconfig import Reward
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.shards import by_language
 

@@ -25,7 +25,8 @@ from xlr.evaluation.facts import (
 from xlr.records import ModelKey
 from xlr.rewarding.facts import GenerateFacts, PairStageFacts, ScoreFacts
 from xlr.run.directory import RunDir
-from xlr.settings.config import Config, Reward
+from xlr.settings.config import Config
+from xlr.settings.scoreconfig import Reward
 from xlr.training.facts import ReferenceFacts, TrainingFacts
 
 Facts = TypeVar("Facts")

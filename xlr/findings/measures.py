@@ -8,7 +8,7 @@ from xlr.findings.found import Found, label, models, preferences_of
 from xlr.languages import ENGLISH
 from xlr.maths.shares import Z, difference_interval, share_interval, two_sided_p
 from xlr.records import START
-from xlr.settings.config import Reward
+from xlr.settings.scoreconfig import Reward
 
 # Titles of measures.
 REWARD_ACCURACY = "The reward's accuracy on held-out preferences"

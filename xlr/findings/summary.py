@@ -5,8 +5,9 @@ from datetime import datetime
 from typing import Any
 
 from xlr.findings.found import Found, models
+from xlr.settings.scoreconfig import Reward
 
-_REWARD_TEXTS = {
+_REWARD_TEXTS: dict[Reward, tuple[str, str]] = {
     "crosslingual": ("y | G(x)", "G(x): the instruction in English, with the request to answer in x's language"),
     "multilingual": ("y | x", "x: the instruction in its own language"),
     "translate": ("y′ | x′", "y′ and x′: response and instruction in English"),
@@ -37,10 +38,29 @@ def summary(found: Found) -> list[tuple[str, str]]:
 
 
 def reward_formula(found: Found) -> str:
-    """The implicit reward as this run computes it."""
-    text, meaning = _REWARD_TEXTS[found["settings"]["score.reward"]]
-    reference = _each(found["settings"]["score.reference"], {"initial": "π_I", "previous": "πᵗ⁻²"}.__getitem__)
-    return f"r = log πᵗ⁻¹({text}) − log {reference}({text}), in nats; {meaning}"
+    """The reward as this run computes it."""
+    own = found["settings"]["score.reward"]
+    if not isinstance(own, dict):
+        return f"r = {_formula(found, own)}"
+    parts = " + ".join(f"{weight:g} × [{_formula(found, mode)}]" for mode, weight in own.items())
+    return f"r = weighted mean of rewards, each standardised in each language: {parts}"
+
+
+def reward_unit(found: Found) -> str:
+    """What the reward is measured in."""
+    own = found["settings"]["score.reward"]
+    if isinstance(own, dict):
+        return "standard deviations"
+    return "points of the reward model" if own == "model" else "nats"
+
+
+def _formula(found: Found, mode: Reward) -> str:
+    own = found["settings"]
+    if mode == "model":
+        return f"rating of y after x by {_model_name(own['score.model'])}"
+    text, meaning = _REWARD_TEXTS[mode]
+    reference = _each(own["score.reference"], {"initial": "π_I", "previous": "πᵗ⁻²"}.__getitem__)
+    return f"log πᵗ⁻¹({text}) − log {reference}({text}), in nats; {meaning}"
 
 
 def _each(value: Any, shown: Callable[[Any], str] = "{:g}".format) -> str:

@@ -1,4 +1,7 @@
-"""The implicit reward, and the instruction under which a response is scored."""
+"""The implicit reward, the instruction under which a response is scored, and the mean of several rewards."""
+
+import statistics
+from collections.abc import Sequence
 
 # Verbatim from arXiv 2503.04647: put before the English version of an instruction, it asks for another language.
 CROSSLINGUAL_PREFIX = (
@@ -16,6 +19,27 @@ def implicit_reward(logp_policy: float, logp_reference: float) -> float:
     Source: arXiv 2503.04647 eq. 3.
     """
     return logp_policy - logp_reference
+
+
+def spread(rewards: Sequence[float]) -> tuple[float, float]:
+    """Mean and population standard deviation of rewards, at least one."""
+    mean = statistics.fmean(rewards)
+    return mean, statistics.fmean((reward - mean) ** 2 for reward in rewards) ** 0.5
+
+
+def standardised_mean(
+    rewards: Sequence[float], spreads: Sequence[tuple[float, float]], weights: Sequence[float]
+) -> float:
+    """The weighted mean of a response's rewards of several kinds, in standard deviations.
+
+    Args:
+        rewards: one of each kind.
+        spreads: mean and standard deviation of each kind over a language. A kind that does not vary counts as 0.
+        weights: of each kind, positive.
+    """
+    kinds = zip(rewards, spreads, weights, strict=True)
+    total = sum(weight * (reward - mean) / deviation for reward, (mean, deviation), weight in kinds if deviation > 0)
+    return total / sum(weights)
 
 
 def crosslingual_instruction(english: str, lang: str, language: str) -> str:

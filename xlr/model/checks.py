@@ -64,6 +64,23 @@ def _refuse(config: Any, attn_implementation: str, what: str, other: str) -> NoR
     )
 
 
+def require_reward_model(model: str | Path, tokenizer: Any, attn_implementation: str) -> None:
+    """Check that a model's files are those of a reward model that can be computed. Weights are not loaded.
+
+    Raises:
+        UserError: they are not.
+    """
+    require_model(model, tokenizer)
+    config = load_config(model)
+    kinds = config.architectures or ["no architecture"]
+    if not kinds[0].endswith("ForSequenceClassification") or config.num_labels != 1:
+        raise UserError(
+            f"score.model: {model} is no reward model: its config.json names {kinds[0]} with {config.num_labels} "
+            "outputs, not a ...ForSequenceClassification with one (num_labels: 1)"
+        )
+    require_attention(model, attn_implementation)
+
+
 def vocabulary_size(config: Any) -> int | None:
     """The number of token ids that a model knows, if its configuration says so."""
     size = getattr(config.get_text_config(), "vocab_size", None)

@@ -79,12 +79,12 @@ class LogprobModel(nn.Module):
             position_ids=batch.position_ids_RT,
             use_cache=False,
             **({"output_router_logits": True} if balanced else {}),
-            **_attention_arguments(batch, self.causal_lm.dtype),
+            **attention_arguments_of(batch, self.causal_lm.dtype),
         )
         return self.head(output.last_hidden_state.flatten(0, 1)[batch.predict_N], batch.labels_N), output
 
 
-def _attention_arguments(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
+def attention_arguments_of(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
     """Keyword arguments of the attention function, which depend on the layout."""
     if batch.groups is not None:
         return attention_arguments(batch.groups, batch.input_ids_RT.device, dtype)

@@ -26,10 +26,25 @@ def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: s
     """
     from transformers import AutoModelForCausalLM
 
+    return _load(AutoModelForCausalLM, model, dtype, attn_implementation)
+
+
+def load_reward_model(model: str | Path, dtype: torch.dtype, attn_implementation: str) -> Any:
+    """Load a sequence classifier with one output, like `load_causal_lm`.
+
+    Raises:
+        UserError: see `load_causal_lm`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, model, dtype, attn_implementation)
+
+
+def _load(kind: Any, model: str | Path, dtype: torch.dtype, attn_implementation: str) -> Any:
     config = load_config(model)
     modelfiles.require_weights(model)
     try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(
+        opened: Any = kind.from_pretrained(
             model,
             config=config,
             dtype=dtype,
@@ -46,13 +61,13 @@ def load_causal_lm(model: str | Path, dtype: torch.dtype, attn_implementation: s
             f"({modelfiles.reason(error)}); check that config.json belongs to these weights, or set another "
             "model.attn_implementation"
         ) from error
-    causal_lm, loaded = opened
+    found, loaded = opened
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         names = ", ".join(map(str, sorted({*loaded["missing_keys"], *loaded["mismatched_keys"]}, key=str)[:3]))
         raise UserError(
             f"{model}: weights are missing or their shape differs from config.json: {names}, ...; get the model again"
         )
-    return causal_lm.eval()
+    return found.eval()
 
 
 def without_dropout(causal_lm: nn.Module) -> None:

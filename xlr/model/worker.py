@@ -4,8 +4,8 @@ It takes and returns token ids and numbers. It does not handle text or files, an
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from xlr.model.fused import fuse
 from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel, batch_logps, decoder, require_sound_logps
 from xlr.model.products import compute_repeatably
+from xlr.model.rewardmodel import batch_ratings, require_sound_ratings
 from xlr.packing.batch import batch
 from xlr.packing.layout import default_attention
 from xlr.records import (
@@ -38,6 +39,9 @@ from xlr.records import (
     ScoreTask,
     Task,
 )
+
+_Load: TypeAlias = Callable[[str, torch.dtype, str], Any]
+Value = TypeVar("Value")
 
 
 class Worker(Actor):
@@ -74,44 +78,48 @@ class Worker(Actor):
         self._models: dict[tuple[str, torch.dtype], Any] = {}
         self._probed: set[tuple[str, torch.dtype]] = set()
 
-    def _model(self, name: str, attn_implementation: str, dtype: DType | None = None) -> Any:
+    def _model(
+        self, name: str, attn_implementation: str, dtype: DType | None = None, load: _Load = weights.load_causal_lm
+    ) -> Any:
         resolved = weights.resolve_dtype(dtype or self._dtype, self.device)
-        causal_lm = self._models.pop((name, resolved), None)
-        if causal_lm is None:
+        model = self._models.pop((name, resolved), None)
+        if model is None:
             while len(self._models) >= self._models_kept:
                 self._models.pop(next(iter(self._models)))
             with self.loading():
-                causal_lm = self._load(name, attn_implementation, resolved)
+                model = self._load(name, attn_implementation, resolved, load)
             # Ignore the model's own sampling settings: the method does not use them.
-            causal_lm.generation_config = GenerationConfig()
-        self._models[name, resolved] = causal_lm  # the most recently used model is last
-        causal_lm.set_attn_implementation(attn_implementation)
-        return causal_lm
+            model.generation_config = GenerationConfig()
+        self._models[name, resolved] = model  # the most recently used model is last
+        model.set_attn_implementation(attn_implementation)
+        return model
 
-    def _load(self, name: str, attn_implementation: str, dtype: torch.dtype) -> Any:
+    def _load(self, name: str, attn_implementation: str, dtype: torch.dtype, load: _Load) -> Any:
         try:
-            causal_lm = weights.load_causal_lm(name, dtype, attn_implementation).to(self.device)
+            model = load(name, dtype, attn_implementation).to(self.device)
         except torch.OutOfMemoryError as error:
             reason = str(error).split(". ")[0]
             raise UserError(
                 f"{name}: does not fit the memory of the GPU ({reason}); set ray.one_model_at_a_time, or use GPUs with "
                 "more memory"
             ) from error
-        weights.require_finite(causal_lm, name)
-        fuse(causal_lm, self._fused_operations, self.device.type == "cuda")
-        return causal_lm
+        weights.require_finite(model, name)
+        fuse(model, self._fused_operations, self.device.type == "cuda")
+        return model
 
     def compute(self, task: Task) -> Any:
         """Compute the responses or log-probabilities that a task asks for."""
         if isinstance(task, SampleTask):
             return self.sample(task.model, task.requests, task.settings)
         assert isinstance(task, ScoreTask)
-        if task.by_token:
+        tokens: Sequence[Any] = [[]] * len(task.examples)
+        if task.rating:
+            logps = self.rate(task.models, task.examples, task.dtype)
+        elif task.by_token:
             tokens = self._by_token(task)
             logps = [[tuple(map(math.fsum, own)) for own in of_example] for of_example in tokens]
         else:
             logps = self.score(task.models, task.examples, task.dtype)
-            tokens = [[]] * len(logps)
         detected = [detection.detect(texts, task.expected) for texts in task.texts] or [[] for _ in logps]
         return [Scored(*found) for found in zip(logps, detected, tokens, strict=True)]
 
@@ -171,9 +179,28 @@ class Worker(Actor):
         self, names: Sequence[str], examples: Sequence[Example], dtype: DType | None = None
     ) -> list[list[tuple[float, ...]]]:
         """Log-probabilities in nats: for each example, for each of its responses, one per model."""
-        logps = [self.logps(name, examples, dtype) for name in names]
-        each = iter(zip(*logps, strict=True))
-        return [[next(each) for _ in example.responses] for example in examples]
+        return _by_example(examples, [self.logps(name, examples, dtype) for name in names])
+
+    def rate(
+        self, names: Sequence[str], examples: Sequence[Example], dtype: DType | None = None
+    ) -> list[list[tuple[float, ...]]]:
+        """Ratings of reward models: for each example, for each of its responses, one per model.
+
+        Raises:
+            UserError: the GPU's memory is too small for a single sequence, or `require_sound_ratings` refuses a model.
+        """
+        return _by_example(examples, [self._ratings(name, examples, dtype) for name in names])
+
+    @torch.inference_mode()
+    def _ratings(self, name: str, examples: Sequence[Example], dtype: DType | None) -> list[float]:
+        classifier = self._model(name, self.attn_implementation, dtype, weights.load_reward_model)
+        if (name, classifier.dtype) not in self._probed:
+            require_sound_ratings(classifier, self.attn_implementation, name)
+            self._probed.add((name, classifier.dtype))
+        remedy = f"{name}: drop long sequences (score.max_length)"
+        return self.in_halves(
+            lambda part: batch_ratings(classifier, part, self.attn_implementation), examples, _example_halves, remedy
+        )
 
     def logps(self, model: str, examples: Sequence[Example], dtype: DType | None = None) -> list[float]:
         """Log-probability of each of the examples' responses, in nats.
@@ -206,12 +233,17 @@ class Worker(Actor):
 
             remedy = f"{name}: drop long sequences (score.max_length)"
             of_models.append(self.in_halves(logps, task.examples, _example_halves, remedy))
-        each = iter(zip(*of_models, strict=True))
-        return [[next(each) for _ in example.responses] for example in task.examples]
+        return _by_example(task.examples, of_models)
 
     @torch.inference_mode()
     def _logps(self, causal_lm: Any, examples: Sequence[Example]) -> list[float]:
         return batch_logps(LogprobModel(causal_lm), examples, self.attn_implementation, self.device).tolist()
+
+
+def _by_example(examples: Sequence[Example], of_models: Sequence[Sequence[Value]]) -> list[list[tuple[Value, ...]]]:
+    """Values of all responses, one list a model: for each example, for each of its responses, one per model."""
+    each = iter(zip(*of_models, strict=True))
+    return [[next(each) for _ in example.responses] for example in examples]
 
 
 def _example_halves(examples: Sequence[Example]) -> Halves[Example]:

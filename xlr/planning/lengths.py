@@ -52,7 +52,7 @@ def lengths(context: Context, iteration: int, assumed: float | None = None) -> t
     found: dict[str, Lengths] = {}
     for lang in config.trained_languages:
         name = config.language_name(lang)
-        asked = [scoring_conversation(config.score.reward, one, english[one.id], name) for one in _some(prompts[lang])]
+        asked = [scoring_conversation(config.score.first, one, english[one.id], name) for one in _some(prompts[lang])]
         response = known.get(lang, min((assumed or ASSUMED) * own[lang] / own[ENGLISH], longest))
         found[lang] = Lengths(len(prompts[lang]), own[lang], _mean(context, asked), response)
     return found, source

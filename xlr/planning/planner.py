@@ -30,6 +30,7 @@ class Planner:
         self.stages = pipeline.stages(context.config)
         self.model = context.model(START if context.config.model.aligned else INITIAL)
         self.shape = read_shape(self.model)
+        self._rater = read_shape(context.reward_model) if context.config.score.model else None
         self._lengths: dict[int, tuple[dict[str, Lengths], str]] = {}
         evaluate = context.config.evaluate
         self._held_out = list(self._questions(context.held_out, evaluate.max_new_tokens))
@@ -65,6 +66,7 @@ class Planner:
             self._compared,
             self._machines_of(stage),
             self._checked,
+            self._rater,
         )
 
     def _questions(self, prompts: Mapping[str, Sequence[Prompt]], most: int) -> Iterator[Lengths]:

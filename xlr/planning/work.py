@@ -85,6 +85,8 @@ class Setting:
     machines: Machines
     checked: Sequence[Lengths] = ()
     """Of questions with right answers, in each language."""
+    rater: Shape | None = None
+    """The sizes of the reward model, if the run has one."""
 
     @property
     def training(self) -> TrainConfig:
@@ -165,22 +167,25 @@ def _engine_memory(own: Setting, gpus: float, most: int, mean: float) -> tuple[d
 
 
 def _score(own: Setting) -> Estimate:
-    samples, translating = own.config.generate.num_samples, own.config.score.reward == "translate"
-    known = [one for lang, one in own.lengths.items() if not (translating and lang == ENGLISH)]
-    found = _scored(own, [(one.asked, one.response, samples, one.prompts) for one in known], 2)
-    if translating:
+    samples, rewards = own.config.generate.num_samples, own.config.score.weights
+    known = [one for lang, one in own.lengths.items() if not ("translate" in rewards and lang == ENGLISH)]
+    asked = [(one.asked, one.response, samples, one.prompts) for one in known]
+    parts = [_scored(own, asked, 2) for mode in rewards if mode != "model"]
+    if own.rater is not None:
+        parts.append(_scored(replace(own, shape=own.rater), asked, 1))
+    if "translate" in rewards:
         # Each response is the prompt of its translation, which is as long.
         texts = [(replace(one, prompt=one.prompt + one.response), one.prompts * samples) for one in known]
-        translated = _sampled(own, texts, own.config.generate.max_new_tokens)
-        found = replace(
-            found,
-            operations=found.operations + translated.operations,
-            seconds=found.seconds + translated.seconds,
-            fixed=found.fixed + translated.fixed,
-            memory=max(found, translated, key=lambda part: part.peak).memory,
-        )
+        parts.append(_sampled(own, texts, own.config.generate.max_new_tokens))
     tokens = sum(one.prompts * samples * one.response for one in known)
-    return replace(found, tokens=tokens, disk=tokens * _SCORE_BYTES)
+    return Estimate(
+        tokens,
+        sum(part.operations for part in parts),
+        sum(part.seconds for part in parts),
+        sum(part.fixed for part in parts),
+        max(parts, key=lambda part: part.peak).memory,
+        disk=tokens * _SCORE_BYTES,
+    )
 
 
 def _scored(

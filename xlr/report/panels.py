@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xlr.evaluation.facts import Rates
 from xlr.findings.found import Run, by_language, label, models
-from xlr.findings.summary import reward_formula
+from xlr.findings.summary import reward_formula, reward_unit
 from xlr.judging.ratenotes import comparable
 from xlr.maths import lengthcontrol
 from xlr.records import Score
@@ -103,7 +103,7 @@ def _data(run: Run, suffix: str) -> Iterator[Panel]:
     yield Panel(
         f"Rewards of the sampled responses{suffix}",
         reward_formula(run.found),
-        [plots.rewards(names[lang], run.name, own) for lang, own in rewards.items()],
+        [plots.rewards(names[lang], run.name, own, reward_unit(run.found)) for lang, own in rewards.items()],
     )
     yield Panel(
         f"Length control{suffix}",

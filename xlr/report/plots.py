@@ -103,7 +103,7 @@ def _inline(document: str) -> str:
     return f"<svg {view.group()}>{drawing}".strip()
 
 
-def rewards(title: str, run: str, by_model: Mapping[str, Sequence[float]]) -> Plot:
+def rewards(title: str, run: str, by_model: Mapping[str, Sequence[float]], unit: str) -> Plot:
     """The distribution of rewards, one line per model."""
     low = min(min(values) for values in by_model.values())
     high = max(max(values) for values in by_model.values())
@@ -117,7 +117,7 @@ def rewards(title: str, run: str, by_model: Mapping[str, Sequence[float]]) -> Pl
             axes.hist(values, bins=bins, range=edges, weights=weights, histtype="step", label=name, linestyle=dash)
 
     numbers = [f"{name}: {_spread(values)}" for name, values in by_model.items()]
-    return Plot(title, numbers, _drawn(draw, "reward, nats", "share of responses, %", f"rewards {title} {run}"))
+    return Plot(title, numbers, _drawn(draw, f"reward, {unit}", "share of responses, %", f"rewards {title} {run}"))
 
 
 def _spread(values: Sequence[float]) -> str:

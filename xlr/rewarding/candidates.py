@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TypeAlias
 
 from xlr.chat.encoding import ChatEncoder
@@ -15,8 +15,8 @@ from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
-from xlr.settings.config import Reward
 from xlr.settings.modelconfig import Thinking
+from xlr.settings.scoreconfig import Reward
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, by_language
@@ -65,7 +65,7 @@ def scoring_conversation(mode: Reward, prompt: Prompt, english: Prompt, language
         english: the same prompt in English.
         language: the English name of the prompt's language.
     """
-    if mode == "multilingual":
+    if mode in ("multilingual", "model"):
         return prompt.conversation
     if mode == "translate":
         return english.conversation
@@ -106,7 +106,7 @@ def score_candidates(
         dropped: receives the rows that are too long.
     """
     shards = by_language(candidates, lambda candidate: candidate.row.key)
-    scores = score_shards(context, target, policy, reference, shards, label).rows()
+    scores = score_shards(context, target, (policy, reference), shards, label, context.config.scoring_dtype).rows()
     scored = {score.key for score in scores}
     dropped.add(limit(context)[1], (one.row.key for one in candidates if one.row.key not in scored))
     return scores
@@ -115,18 +115,20 @@ def score_candidates(
 def score_shards(
     context: Context,
     target: Artifact,
-    policy: str,
-    reference: str,
+    models: Sequence[str],
     shards: Sequence[Shard[Sequence[Candidate]]],
     label: str,
-    dtype: DType | None = None,
+    dtype: DType,
+    pieces: str = "parts",
 ) -> Finished[Score]:
     """The log-ratio of every candidate that is not longer than `score.max_length` and the models' positions.
 
     Candidates with the same prompt share a batch, so that the prompt is computed once.
 
     Args:
-        dtype: the precision; by default the run's own.
+        models: policy and reference.
+        dtype: the precision.
+        pieces: name of the folder of pieces beside the artefact.
 
     Returns:
         Scores of each shard, in the order of its candidates.
@@ -134,27 +136,67 @@ def score_shards(
     Raises:
         UserError: the models do not share a tokenizer.
     """
-    for name in (policy, reference):
+    for name in models:
         context.require_same_tokenizer(name)
-    models, dtype = (policy, reference), dtype or context.config.scoring_dtype
-    plans = [shard.replanned(partial(_plan, context, limit(context)[0])) for shard in shards]
-    return resumable_logps(context, target, "parts", models, dtype, Score, plans, label, "responses")
+    encoder, longest = context.encoder, limit(context)[0]
+
+    def plan(candidates: Sequence[Candidate]) -> Scoring[Score]:
+        asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
+        prompt_ids = {one.before: asked_ids[one.asked] + encoder.beginning(one.thought) for one in candidates}
+        response_ids = encoder.responses([one.text for one in candidates])
+        return _scoring(context, longest, candidates, prompt_ids, response_ids)
+
+    plans = [shard.replanned(plan) for shard in shards]
+    return resumable_logps(context, target, pieces, models, dtype, Score, plans, label, "responses")
 
 
-def limit(context: Context) -> tuple[int, str]:
+def rate_shards(
+    context: Context,
+    target: Artifact,
+    shards: Sequence[Shard[Sequence[Candidate]]],
+    label: str,
+    dtype: DType,
+    pieces: str = "parts",
+) -> Finished[Score]:
+    """The reward model's rating of every candidate, like `score_shards`. It does not read what the model thought."""
+    encoder, longest = context.reward_encoder, limit(context, "model")[0]
+
+    def plan(candidates: Sequence[Candidate]) -> Scoring[Score]:
+        asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
+        prompt_ids = {one.before: asked_ids[one.asked] for one in candidates}
+        response_ids = encoder.turns([one.text for one in candidates])
+        return _scoring(context, longest, candidates, prompt_ids, response_ids)
+
+    plans, models = [shard.replanned(plan) for shard in shards], (context.reward_model,)
+    return resumable_logps(context, target, pieces, models, dtype, Score, plans, label, "responses", rating=True)
+
+
+def limit(context: Context, mode: Reward = "crosslingual") -> tuple[int, str]:
     """The most tokens of a prompt with a response, and why a longer candidate is left out, in words."""
-    length, positions = context.config.score.max_length, room.positions_of_run(context)
-    if positions is not None and positions < length:
-        return positions, f"longer than the models' {positions} positions"
+    from xlr.model.checks import positions  # imports torch
+
+    length, whose = context.config.score.max_length, "models'"
+    most = room.positions_of_run(context)
+    if mode == "model":
+        most, whose = positions(context.reward_model), "reward model's"
+    if most is not None and most < length:
+        return most, f"longer than the {whose} {most} positions"
     return length, f"longer than score.max_length={length}"
 
 
-def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Scoring[Score]:
-    """The examples of candidates, without those that have more than `longest` tokens with their prompt."""
-    encoder = context.encoder
-    asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
-    prompt_ids = {one.before: asked_ids[one.asked] + encoder.beginning(one.thought) for one in candidates}
-    response_ids = encoder.responses([one.text for one in candidates])
+def _scoring(
+    context: Context,
+    longest: int,
+    candidates: Sequence[Candidate],
+    prompt_ids: Mapping[_Before, tuple[int, ...]],
+    response_ids: Sequence[tuple[int, ...]],
+) -> Scoring[Score]:
+    """The examples of candidates, without those that have more than `longest` tokens with their prompt.
+
+    Args:
+        prompt_ids: the tokens that a candidate follows.
+        response_ids: those of each candidate.
+    """
     members: dict[_Before, list[int]] = {}
     for index, one in enumerate(candidates):
         if len(prompt_ids[one.before]) + len(response_ids[index]) <= longest:
@@ -165,8 +207,7 @@ def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Sc
     def to_rows(number: int, scored: Scored) -> list[Score]:
         found = zip(groups[number][1], examples[number].responses, scored.logps, scored.languages, strict=True)
         return [
-            _score(candidates[index], len(response), policy_logp, reference_logp, language)
-            for index, response, (policy_logp, reference_logp), language in found
+            _score(candidates[index], len(response), values, language) for index, response, values, language in found
         ]
 
     return Scoring(
@@ -179,8 +220,11 @@ def _plan(context: Context, longest: int, candidates: Sequence[Candidate]) -> Sc
     )
 
 
-def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_reference: float, language: str) -> Score:
+def _score(candidate: Candidate, num_tokens: int, values: Sequence[float], language: str) -> Score:
+    """A candidate's score from its two log-probabilities, or from its one rating."""
     row = candidate.row
+    logp_policy, logp_reference = (None, None) if len(values) == 1 else values
+    reward = values[0] if len(values) == 1 else implicit_reward(*values)
     return Score(
         row.id,
         row.lang,
@@ -190,7 +234,7 @@ def _score(candidate: Candidate, num_tokens: int, logp_policy: float, logp_refer
         candidate.text,
         logp_policy,
         logp_reference,
-        implicit_reward(logp_policy, logp_reference),
+        reward,
         num_tokens,
         len(row.response) - len(candidate.thought),
         language,

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from typing_extensions import NotRequired, TypedDict
 
 from xlr.run.dropped import DroppedCounts
-from xlr.settings.config import Reward
+from xlr.settings.scoreconfig import Reward
 
 
 class ResponseFacts(TypedDict):
@@ -62,9 +62,9 @@ class ScoreFacts(TypedDict):
     """Facts of score."""
 
     formula: str
-    """The implicit reward as a formula."""
-    reward: Reward
-    """The reward mode, score.reward."""
+    """The reward as a formula."""
+    reward: list[Reward]
+    """The rewards of score.reward."""
     dropped: DroppedCounts
     """Responses that were not scored."""
     languages: dict[str, RewardFacts]

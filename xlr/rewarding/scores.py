@@ -5,11 +5,10 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from xlr.chat.encoding import load_tokenizer
 from xlr.chat.format import chat_settings
@@ -18,10 +17,12 @@ from xlr.foreign.modelfiles import load_config
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
-from xlr.records import INITIAL, Conversation, DType, Prompt, Response, Score, messages, row_key
+from xlr.records import INITIAL, Prompt, Response, Score, messages
 from xlr.rewarding import responses, room
-from xlr.rewarding.candidates import Candidate, candidate, conversations, limit, score_shards, scoring_conversation
+from xlr.rewarding.candidates import scoring_conversation
+from xlr.rewarding.ensemble import Combined
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
+from xlr.rewarding.modes import InMode, conversations_of, score_in_mode
 from xlr.rewarding.scoretotals import ScoreTotals
 from xlr.run.artifact import Artifact, Part
 from xlr.run.context import Context, require
@@ -30,11 +31,11 @@ from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import part_of, read_manifest, verified
 from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, records, row_count, write_shard
-from xlr.settings.config import Config, Reward, deciding
+from xlr.settings.config import Config, deciding
 from xlr.settings.languagenames import language_names
+from xlr.settings.scoreconfig import Reward
 from xlr.terminal.console import console
-from xlr.work.pieces import Finished
-from xlr.work.shards import Shard, Work, whole
+from xlr.work.shards import Shard
 
 PROBES = "_probes.json"  # pandas and datasets read a folder without files whose names begin so
 _SHARD_ROWS = 4096
@@ -55,7 +56,14 @@ def artifact(context: Context, iteration: int) -> Artifact:
         context.run.path,
         context.run.iteration(iteration) / "responses",
     )
-    models = {"policy": context.model(iteration - 1), "reference": context.model(context.reward_reference(iteration))}
+    models: dict[str, str] = {}
+    if implicit(config):
+        models = {
+            "policy": context.model(iteration - 1),
+            "reference": context.model(context.reward_reference(iteration)),
+        }
+    if "model" in config.score.weights:
+        models["reward model"] = context.reward_model
     langs = _scored_languages(config)
     return Artifact(
         run,
@@ -68,22 +76,27 @@ def artifact(context: Context, iteration: int) -> Artifact:
 
 
 def check(context: Context) -> None:
-    """Check early that policy and reference can be compared.
+    """Check early that policy and reference can be compared, and that the reward model can rate.
 
     Raises:
-        UserError: pi^0 and pi_I do not share a tokenizer, pi_I is not usable, or sequences can exceed their positions.
+        UserError: pi^0 and pi_I do not share a tokenizer, pi_I or the reward model is not usable, or sequences can
+            exceed their positions.
     """
-    from xlr.model.checks import require_attention, require_model  # imports torch
+    from xlr.model.checks import require_attention, require_model, require_reward_model  # imports torch
 
     config, initial = context.config, context.model(INITIAL)
+    if "model" in config.score.weights:
+        tokenizer = context.reward_encoder.tokenizer
+        require_reward_model(context.reward_model, tokenizer, config.model.attn_implementation)
     require_model(initial, load_tokenizer(initial))
     require_usable(config.model.fused_operations, load_config(initial))
     require_attention(initial, config.model.attn_implementation)
     if config.model.aligned:
         context.require_same_tokenizer(initial)
     prompts = [prompt for lang in config.trained_languages for prompt in context.prompts[lang]]
-    require_scorable(context, config.score.reward, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
-    if config.score.reward == "translate":
+    for mode in implicit(config):
+        require_scorable(context, mode, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
+    if "translate" in config.score.weights:
         _require_translatable(context)
 
 
@@ -131,13 +144,13 @@ def require_scorable(
 
 def make(context: Context, iteration: int) -> ScoreFacts:
     """Score every response that is neither empty nor too long."""
-    run, mode = context.run, context.config.score.reward
+    run, weights = context.run, context.config.score.weights
     require(responses.artifact(context, iteration), f"xlr generate {run.path} --iteration {iteration}")
     target = artifact(context, iteration)
     kept = Kept(target)
     langs = [lang for lang in _scored_languages(context.config) if lang not in kept.languages]
     shards = _response_shards(context, iteration, langs)
-    scored = score_in_mode(context, target, mode, shards, iteration, f"score iteration {iteration}")
+    scored = _in_every_mode(context, target, shards, iteration)
     dropped, of_all = Dropped(), ScoreTotals()
     of_language = {lang: ScoreTotals() for lang in langs}
     middle = {file.stem: _middle(read_rows(file, Score)) for file in kept.files}
@@ -151,13 +164,13 @@ def make(context: Context, iteration: int) -> ScoreFacts:
                 totals.add(scores)
             middle[name] = _middle(scores)
         probed = [score for name in sorted(middle) for score in middle[name]]
-        write_json(folder / PROBES, _probes(context, mode, probed))
-    warning = of_all.noise_warning()
+        write_json(folder / PROBES, _probes(context, probed))
+    warning = of_all.noise_warning() if list(weights) == implicit(context.config)[:1] else None
     if warning and context.pool.precision(context.config.scoring_dtype) == "bfloat16":
         console.print(f"  warning: {warning}")
     facts: ScoreFacts = {
-        "formula": FORMULA,
-        "reward": mode,
+        "formula": formula(context.config),
+        "reward": list(weights),
         "dropped": dropped.counts(),
         "languages": {lang: totals.facts() for lang, totals in of_language.items()},
     }
@@ -172,7 +185,39 @@ def make(context: Context, iteration: int) -> ScoreFacts:
 
 
 def _scored_languages(config: Config) -> list[str]:
-    return [lang for lang in config.trained_languages if config.score.reward != "translate" or lang != ENGLISH]
+    return [lang for lang in config.trained_languages if "translate" not in config.score.weights or lang != ENGLISH]
+
+
+def implicit(config: Config) -> list[Reward]:
+    """The implicit rewards among those of the run."""
+    return [mode for mode in config.score.weights if mode != "model"]
+
+
+def formula(config: Config) -> str:
+    """The run's reward as a formula."""
+    weights, rating = config.score.weights, f"rating by {config.score.model}"
+    formulas = {mode: rating if mode == "model" else FORMULA for mode in weights}
+    if len(weights) == 1:
+        return formulas[config.score.first]
+    parts = [f"{weight:g} x {mode} ({formulas[mode]})" for mode, weight in weights.items()]
+    return f"weighted mean of {' and '.join(parts)}, each standardised in each language"
+
+
+def _in_every_mode(
+    context: Context, target: Artifact, shards: Sequence[Shard[Sequence[Response]]], iteration: int
+) -> InMode | Combined:
+    """The responses with the run's reward."""
+    weights, label = context.config.score.weights, f"score iteration {iteration}"
+    if len(weights) == 1:
+        return score_in_mode(context, target, context.config.score.first, shards, iteration, label)
+    # translate comes first: only it samples, so the workers change from the sampler to the scoring models once.
+    order = [mode for mode in reversed(get_args(Reward)) if mode in weights]
+    found = {
+        mode: score_in_mode(context, target, mode, shards, iteration, f"{label}, {mode}", pieces=f"parts-{mode}")
+        for mode in order
+    }
+    base = next(iter(implicit(context.config)), context.config.score.first)
+    return Combined({mode: found[mode] for mode in (base, *(own for own in weights if own != base))}, weights)
 
 
 def _response_shards(context: Context, iteration: int, langs: Collection[str]) -> list[Shard[Sequence[Response]]]:
@@ -198,130 +243,6 @@ def _some_rows(path: Path, start: int, count: int) -> list[Response]:
     return read_rows(path, Response, rows=slice(start, start + count))
 
 
-@dataclass(frozen=True)
-class InMode:
-    """Responses of one iteration with their scores in one reward mode, shard by shard."""
-
-    shards: Sequence[Shard[Sequence[Response]]]
-    scores: Finished[Score]
-    candidates: Callable[[str, Sequence[Response]], list[Candidate]]
-    """What of a shard's responses was to be scored."""
-    no_text: str
-    """Why a response that is not empty gave nothing to score."""
-    too_long: str
-    """Why what was to be scored has no score."""
-
-    def by_shard(self, dropped: Dropped) -> Iterator[tuple[str, Sequence[Response], Any]]:
-        """Each shard's name, responses and Arrow table of scores, in the same order.
-
-        Args:
-            dropped: receives the responses that were not scored.
-        """
-        for shard in self.shards:
-            rows, table = shard.plan(), self.scores.table(shard.name)
-            columns = (table[name].to_pylist() for name in ("lang", "id", "sample"))
-            scored = {row_key(*key) for key in zip(*columns, strict=True)}
-            lacking = [row for row in rows if row.key not in scored]
-            asked = {one.row.key for one in self.candidates(shard.name, rows)} if lacking else set()
-            for row in lacking:
-                dropped.add(self._why(row, row.key in asked), [row.key])
-            yield shard.name, rows, table
-
-    def _why(self, row: Response, asked: bool) -> str:
-        if not row.response.strip():
-            return "empty"
-        return self.too_long if asked else self.no_text
-
-
-def score_in_mode(
-    context: Context,
-    target: Artifact,
-    mode: Reward,
-    shards: Sequence[Shard[Sequence[Response]]],
-    iteration: int,
-    label: str,
-    dtype: DType | None = None,
-) -> InMode:
-    """Score responses of one iteration in one reward mode.
-
-    Args:
-        shards: the responses; none of them English if the mode is translate.
-        dtype: the precision; by default the run's own.
-    """
-    policy = context.require_model(iteration - 1)
-    reference = context.require_model(context.reward_reference(iteration))
-    translations = _translated(context, target, policy, shards, iteration) if mode == "translate" else None
-    conversation, thinking = _conversations(context, mode), context.config.model.thinking
-
-    def candidates(name: str, rows: Sequence[Response]) -> list[Candidate]:
-        found = [candidate(row, conversation(row), context.encoder, thinking) for row in rows if row.response.strip()]
-        if translations is not None:
-            translated = translations.rows(name)
-            found = [replace(one, text=row.response) for one, row in zip(found, translated, strict=True)]
-        return [one for one in found if one.text.strip()]
-
-    asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]
-    scores = score_shards(context, target, policy, reference, asked, label, dtype)
-    no_text = "no answer after thinking" if translations is None else "empty translation"
-    return InMode(shards, scores, candidates, no_text, limit(context)[1])
-
-
-def _conversations(context: Context, mode: Reward) -> Callable[[Response | Score], Conversation]:
-    """Gives the conversation that a row of the run is scored in."""
-    prompts = (prompt for own in context.prompts.values() for prompt in own)
-    return conversations(prompts, mode, context.config.language_name)
-
-
-def score_rows(
-    context: Context,
-    target: Artifact,
-    mode: Reward,
-    rows: Sequence[Response],
-    iteration: int,
-    label: str,
-    dropped: Dropped,
-    dtype: DType | None = None,
-) -> list[Score]:
-    """Score a few responses of one iteration; see `score_in_mode`.
-
-    Args:
-        dropped: receives the rows that cannot be scored.
-        dtype: the precision; by default the run's own.
-
-    Returns:
-        Scores in the order of `rows`.
-    """
-    found = score_in_mode(context, target, mode, whole(rows, [[row.key] for row in rows]), iteration, label, dtype)
-    return [score for _, _, table in found.by_shard(dropped) for score in records(table, Score)]
-
-
-def _translated(
-    context: Context, target: Artifact, policy: str, shards: Sequence[Shard[Sequence[Response]]], iteration: int
-) -> Finished[Response]:
-    """English translations of the responses by the policy itself, at temperature 0, without those of empty ones."""
-    greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
-    sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder)
-    name = context.config.language_name
-
-    def plan(rows: Sequence[Response]) -> Work[Response]:
-        return sampling.work(
-            [
-                (
-                    Prompt(
-                        f"{row.id} {row.sample}",
-                        row.lang,
-                        TRANSLATE_INSTRUCTION.format(language=name(row.lang), text=row.response),
-                    ),
-                    0,
-                )
-                for row in rows
-                if row.response.strip()
-            ]
-        )
-
-    return sampling.compute(target, "translations", [shard.replanned(plan) for shard in shards], "translate")
-
-
 def _middle(scores: Sequence[Score]) -> list[Score]:
     """A few scores of middle length."""
     by_length = sorted(scores, key=lambda score: score.num_tokens)
@@ -329,15 +250,18 @@ def _middle(scores: Sequence[Score]) -> list[Score]:
     return by_length[start : start + _PROBES]
 
 
-def _probes(context: Context, mode: Reward, scores: Sequence[Score]) -> list[ScoredProbe]:
+def _probes(context: Context, scores: Sequence[Score]) -> list[ScoredProbe]:
     """A few of these scores, evenly spaced, as token ids: training compares its own log-probabilities with them."""
+    modes = implicit(context.config)
+    if not modes:
+        return []
     chosen = [scores[len(scores) * number // _PROBES] for number in range(_PROBES)] if scores else []
-    conversation = _conversations(context, mode)
+    conversation = conversations_of(context, modes[0])
     return [
         {
             "prompt": list(context.encoder.prompt_of(messages(conversation(score)))),
             "response": list(context.encoder.response(score.scored_text)),
-            "logp_policy": score.logp_policy,
+            "logp_policy": score.logps[0],
         }
         for score in dict.fromkeys(chosen)
     ]

@@ -91,6 +91,17 @@ class Context:
         name = self.model(START if self.config.model.aligned else INITIAL)
         return ChatEncoder(load_tokenizer(name), name, chat_format(self.config.model))
 
+    @property
+    def reward_model(self) -> str:
+        """The folder of `score.model`; see `located`."""
+        assert self.config.score.model is not None  # the configuration was checked
+        return self.located(self.config.score.model)
+
+    @cached_property
+    def reward_encoder(self) -> ChatEncoder:
+        """The tokenizer and chat template of the reward model."""
+        return ChatEncoder(load_tokenizer(self.reward_model), self.reward_model)
+
     def encoder_of(self, model: ModelKey) -> ChatEncoder:
         """The tokenizer and chat template of a model. Models of `evaluate.models` have their own."""
         if isinstance(model, int):

@@ -17,10 +17,11 @@ class Dropped:
         self._reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, reason: str, keys: Iterable[RowKey]) -> None:
-        """Record rows that are left out for a reason."""
+        """Record rows that are left out for a reason. The first reason of a row counts."""
         for key in keys:
-            self.keys.add(key)
-            self._reasons[key[0]][reason] += 1
+            if key not in self.keys:
+                self.keys.add(key)
+                self._reasons[key[0]][reason] += 1
 
     def counts(self) -> DroppedCounts:
         """Number of rows left out, by language and reason."""

@@ -27,13 +27,16 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row], stamp: str 
     Args:
         stamp: text to store in the file's metadata; see `piece_table`.
     """
+    write_stamped(path, table_of(row_type, list(rows)), stamp)
+
+
+def table_of(row_type: type[Row], rows: Sequence[Row]) -> Any:
+    """Records as an Arrow table."""
     import pyarrow as pa
 
-    rows, columns = list(rows), schema(row_type)
+    columns = schema(row_type)
     # Not with dataclasses.asdict, which copies every token id of every row.
-    write_stamped(
-        path, pa.table({name: [getattr(row, name) for row in rows] for name in columns.names}, columns), stamp
-    )
+    return pa.table({name: [getattr(row, name) for row in rows] for name in columns.names}, columns)
 
 
 def write_stamped(path: Path, table: Any, stamp: str | None) -> None:
@@ -87,6 +90,8 @@ def schema(row_type: type) -> Any:
 def _arrow_type(hint: Any) -> Any:
     import pyarrow as pa
 
+    if isinstance(hint, types.UnionType):  # such as float | None; every column may have nulls
+        return _arrow_type(hint.__args__[0])
     if isinstance(hint, types.GenericAlias):
         return pa.list_(_arrow_type(hint.__args__[0]))
     if hint is Message:

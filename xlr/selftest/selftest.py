@@ -22,7 +22,7 @@ from xlr.maths import memory
 from xlr.maths.logprobs import GPU_CHUNK_TOKENS
 from xlr.maths.noise import allowed_difference
 from xlr.records import START, Response, Score
-from xlr.rewarding import scores
+from xlr.rewarding.modes import score_rows
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
@@ -223,7 +223,7 @@ def _repeat(folder: Path, shape: str, processes: int | None) -> Iterator[Check]:
 def _scored(context: Context, folder: Path) -> list[Score]:
     rows = rows_of(context.run.iteration(START + 1) / "responses", Response)
     target = Artifact(context.run.path, folder, "score", {}, {})
-    found = scores.score_rows(context, target, "crosslingual", rows, START + 1, folder.name, Dropped())
+    found = score_rows(context, target, "crosslingual", rows, START + 1, folder.name, Dropped())
     remove(folder.parent)
     return found
 
@@ -232,7 +232,7 @@ def _compared(name: str, found: list[Score], expected: Callable[[Any], Score], b
     differences, beyond = [], 0
     for row in found:
         other = expected(row.key)
-        for own, before in ((row.logp_policy, other.logp_policy), (row.logp_reference, other.logp_reference)):
+        for own, before in zip(row.logps, other.logps, strict=True):
             differences.append(abs(own - before))
             beyond += differences[-1] > allowed_difference(before, row.num_tokens, bfloat16)
     most = max(differences)

@@ -27,6 +27,7 @@ from xlr.settings.schema import (
     refuse_ignored,
     walk,
 )
+from xlr.settings.scoreconfig import ScoreConfig
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.settings.trainconfig import AlignConfig, TrainConfig
 
@@ -34,7 +35,6 @@ ModelName = Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]{0,63}$")]
 # vLLM raises lower temperatures to 0.01 in silence.
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 TopP = Annotated[float, Field(ge=1e-6, le=1)]
-Reward = Literal["crosslingual", "multilingual", "translate"]
 
 _ENGINE_ONLY = Ignored("transformers samples on one GPU and takes the memory it needs", unless=("backend", "vllm"))
 
@@ -69,24 +69,6 @@ class GenerateConfig(Section):
     gpu_memory_utilization: Annotated[float, Field(ge=0.01, le=1), OPERATIONAL, _ENGINE_ONLY] = 0.9
     """Share of each GPU's memory that vLLM takes. On CPUs the environment variable VLLM_CPU_KVCACHE_SPACE sets the
     size of its cache in GiB instead."""
-
-
-class ScoreConfig(Section):
-    """Stage 2: score responses with the implicit reward."""
-
-    reward: Reward = "crosslingual"
-    """Instruction under which a response is scored. crosslingual: the English instruction with a prefix that names the
-    response's language. multilingual: the response's own instruction. translate: the policy translates the response
-    into English, which is scored under the English instruction; English responses are left out."""
-    reference: ByIteration[Literal["initial", "previous"]] = "initial"
-    """Reference model of the reward. initial is always pi_I; previous is the model that the policy was trained from."""
-    batch_tokens: int = Field(16384, ge=1, le=100_000_000)
-    """Tokens per scoring batch. Lower it if a GPU runs out of memory."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Precision of scoring. null uses model.dtype. Rounding to bfloat16 changes rewards by some tenths of a nat: use
-    float32 where the rewards of a prompt's responses differ little. On GPUs float32 is several times slower."""
-    max_length: int = Field(8192, ge=2, le=10_000_000)
-    """Maximum length of prompt plus response, in tokens. Longer ones are left out, counted and reported."""
 
 
 class EvaluateConfig(Section):
@@ -206,7 +188,15 @@ class Config(Section):
         """Paths and hub names of all models that stages open and that the run does not make itself."""
         judge = self.judge.model if self.judge.backend == "transformers" else None
         return [
-            name for name in (self.model.initial, self.model.aligned, *self.evaluate.models.values(), judge) if name
+            name
+            for name in (
+                self.model.initial,
+                self.model.aligned,
+                self.score.model,
+                *self.evaluate.models.values(),
+                judge,
+            )
+            if name
         ]
 
     @property
@@ -233,6 +223,7 @@ class Config(Section):
         _check_aligned_model(self)
         _check_judged_answers(self)
         _check_baseline(self)
+        _check_reward_model(self)
         _check_translated_languages(self)
         _check_replay(self)
         _check_losses(self)
@@ -307,8 +298,16 @@ def _check_baseline(config: Config) -> None:
         raise UserError(f"judge.baseline: there is no iteration {baseline}; choose one from 0 to {last}")
 
 
+def _check_reward_model(config: Config) -> None:
+    wanted = "model" in config.score.weights
+    if wanted and config.score.model is None:
+        raise UserError("score.model: not set; name the reward model, which score.reward asks for")
+    if config.score.model is not None and not wanted:
+        raise UserError("score.model: has no effect; set score.reward to model, or to weights that name it")
+
+
 def _check_translated_languages(config: Config) -> None:
-    if config.score.reward == "translate" and set(config.trained_languages) == {"en"}:
+    if "translate" in config.score.weights and set(config.trained_languages) == {"en"}:
         raise UserError(
             "score.reward: translate leaves English out, and languages contains nothing else; add a language, or "
             "choose another reward"
@@ -342,7 +341,7 @@ def _check_system_prompt(config: Config) -> None:
 
 
 def _check_thinking(config: Config) -> None:
-    if config.model.thinking != "skipped" and config.score.reward == "translate":
+    if config.model.thinking != "skipped" and "translate" in config.score.weights:
         raise UserError(
             f"model.thinking={config.model.thinking}: does not go with score.reward=translate, because translations "
             "would be thought about, too; choose another score.reward, or model.thinking=skipped"

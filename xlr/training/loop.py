@@ -21,11 +21,11 @@ from xlr.chat.format import chat_format
 from xlr.cluster.preemption import Preempted, Request, StartAgain
 from xlr.cluster.ranks import Ranks
 from xlr.errors import UserError
+from xlr.foreign.modelcard import model_card
 from xlr.maths.batching import Batch
 from xlr.maths.memory import CHECKPOINT_BYTES
 from xlr.model import fused
 from xlr.model.gpus import peak_memory
-from xlr.model.modelcard import model_card
 from xlr.model.weights import resolve_dtype
 from xlr.records import START
 from xlr.run.artifact import Artifact

@@ -43,8 +43,12 @@ def resumable_logps(
     shards: Sequence[Shard[Scoring[Row]]],
     label: str,
     unit: str,
+    rating: bool = False,
 ) -> Finished[Row]:
     """Compute the log-probabilities of all examples' responses under the models, in batches of `score.batch_tokens`.
+
+    Args:
+        rating: whether the models are reward models, which rate the responses instead.
 
     With `ray.one_model_at_a_time`, the workers compute all examples under the first model, then under the second.
 
@@ -55,15 +59,15 @@ def resumable_logps(
     cut = [replace(shard, digest=f"{shard.digest} {budget} {attention}") for shard in shards]
     *first, last = [(model,) for model in models] if context.config.ray.one_model_at_a_time else [tuple(models)]
     known: list[Finished[Logps]] = []
-    langs = context.config.all_languages
+    task_of = partial(ScoreTask, examples=(), dtype=dtype, expected=context.config.all_languages, rating=rating)
 
     def of_one_model(own: tuple[str, ...], scoring: Scoring[Row]) -> Work[Logps]:
-        return _work(context, one_row_each(scoring.examples, [keys[:1] for keys in scoring.keys]), own, dtype)
+        return _work(context, one_row_each(scoring.examples, [keys[:1] for keys in scoring.keys]), task_of(own))
 
     for number, own in enumerate(first):
         plans = [shard.replanned(partial(of_one_model, own)) for shard in cut]
-        name, like = f"{label}, {Path(own[0]).name}", ScoreTask(own, (), dtype, expected=langs)
-        known.append(resumable(context, target, f"{pieces}-{number}", Logps, like, plans, name, "examples"))
+        name = f"{label}, {Path(own[0]).name}"
+        known.append(resumable(context, target, f"{pieces}-{number}", Logps, task_of(own), plans, name, "examples"))
 
     def with_known(name: str, scoring: Scoring[Row]) -> Work[Row]:
         before = [of_model.rows(name) for of_model in known]
@@ -73,21 +77,21 @@ def resumable_logps(
             logps = [(*values, *own) for *values, own in zip(*earlier, scored.logps, strict=True)]
             return scoring.to_rows(item, Scored(logps, scored.languages))
 
-        return _work(context, replace(scoring, to_rows=to_rows), last, dtype)
+        return _work(context, replace(scoring, to_rows=to_rows), task_of(last))
 
     plans_of_last = [shard.replanned(partial(with_known, shard.name)) for shard in cut]
-    like = ScoreTask(last, (), dtype, expected=langs)
-    return resumable(context, target, pieces, row_type, like, plans_of_last, label, unit)
+    return resumable(context, target, pieces, row_type, task_of(last), plans_of_last, label, unit)
 
 
-def _work(context: Context, scoring: Scoring[Any], models: tuple[str, ...], dtype: DType) -> Work[Any]:
-    """The batches of these examples, and their tasks under these models."""
+def _work(context: Context, scoring: Scoring[Any], like: ScoreTask) -> Work[Any]:
+    """The batches of these examples, and their tasks, which are like a given one."""
     examples, texts = scoring.examples, scoring.texts
     lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
 
     def task(batch: Batch) -> ScoreTask:
         asked = tuple(tuple(texts[item]) for item in batch) if texts is not None else ()
-        return ScoreTask(models, tuple(examples[item] for item in batch), dtype, asked, tuple(scoring.expected))
+        given = tuple(examples[item] for item in batch)
+        return replace(like, examples=given, texts=asked, expected=tuple(scoring.expected))
 
     places = scoring.places.__getitem__ if scoring.places is not None else None
     return Work(

@@ -1,0 +1,148 @@
+"""Scores of the responses of one iteration in one reward mode, shard by shard."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from xlr.maths.rewards import TRANSLATE_INSTRUCTION
+from xlr.records import Conversation, DType, Prompt, Response, Score, row_key
+from xlr.rewarding import responses
+from xlr.rewarding.candidates import Candidate, candidate, conversations, limit, rate_shards, score_shards
+from xlr.run.artifact import Artifact
+from xlr.run.context import Context
+from xlr.run.dropped import Dropped
+from xlr.run.rows import records
+from xlr.settings.scoreconfig import Reward
+from xlr.work.pieces import Finished
+from xlr.work.shards import Shard, Work, whole
+
+
+@dataclass(frozen=True)
+class InMode:
+    """Responses of one iteration with their scores in one reward mode, shard by shard."""
+
+    shards: Sequence[Shard[Sequence[Response]]]
+    scores: Finished[Score]
+    candidates: Callable[[str, Sequence[Response]], list[Candidate]]
+    """What of a shard's responses was to be scored."""
+    no_text: str
+    """Why a response that is not empty gave nothing to score."""
+    too_long: str
+    """Why what was to be scored has no score."""
+
+    def by_shard(self, dropped: Dropped) -> Iterator[tuple[str, Sequence[Response], Any]]:
+        """Each shard's name, responses and Arrow table of scores, in the same order.
+
+        Args:
+            dropped: receives the responses that were not scored.
+        """
+        for shard in self.shards:
+            rows, table = shard.plan(), self.scores.table(shard.name)
+            columns = (table[name].to_pylist() for name in ("lang", "id", "sample"))
+            scored = {row_key(*key) for key in zip(*columns, strict=True)}
+            lacking = [row for row in rows if row.key not in scored]
+            asked = {one.row.key for one in self.candidates(shard.name, rows)} if lacking else set()
+            for row in lacking:
+                dropped.add(self._why(row, row.key in asked), [row.key])
+            yield shard.name, rows, table
+
+    def _why(self, row: Response, asked: bool) -> str:
+        if not row.response.strip():
+            return "empty"
+        return self.too_long if asked else self.no_text
+
+
+def score_in_mode(
+    context: Context,
+    target: Artifact,
+    mode: Reward,
+    shards: Sequence[Shard[Sequence[Response]]],
+    iteration: int,
+    label: str,
+    dtype: DType | None = None,
+    pieces: str = "parts",
+) -> InMode:
+    """Score responses of one iteration in one reward mode.
+
+    Args:
+        shards: the responses; none of them English if the mode is translate.
+        dtype: the precision; by default the run's own.
+        pieces: name of the folder of pieces beside the artefact.
+    """
+    dtype, thinking = dtype or context.config.scoring_dtype, context.config.model.thinking
+    models = () if mode == "model" else (iteration - 1, context.reward_reference(iteration))
+    paths = [context.require_model(model) for model in models]
+    translations = _translated(context, target, paths[0], shards, iteration) if mode == "translate" else None
+    conversation = conversations_of(context, mode)
+
+    def candidates(name: str, rows: Sequence[Response]) -> list[Candidate]:
+        found = [candidate(row, conversation(row), context.encoder, thinking) for row in rows if row.response.strip()]
+        if translations is not None:
+            translated = translations.rows(name)
+            found = [replace(one, text=row.response) for one, row in zip(found, translated, strict=True)]
+        return [one for one in found if one.text.strip()]
+
+    asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]
+    if mode == "model":
+        scores = rate_shards(context, target, asked, label, dtype, pieces)
+    else:
+        scores = score_shards(context, target, paths, asked, label, dtype, pieces)
+    no_text = "no answer after thinking" if translations is None else "empty translation"
+    return InMode(shards, scores, candidates, no_text, limit(context, mode)[1])
+
+
+def conversations_of(context: Context, mode: Reward) -> Callable[[Response | Score], Conversation]:
+    """Gives the conversation that a row of the run is scored in."""
+    prompts = (prompt for own in context.prompts.values() for prompt in own)
+    return conversations(prompts, mode, context.config.language_name)
+
+
+def score_rows(
+    context: Context,
+    target: Artifact,
+    mode: Reward,
+    rows: Sequence[Response],
+    iteration: int,
+    label: str,
+    dropped: Dropped,
+    dtype: DType | None = None,
+) -> list[Score]:
+    """Score a few responses of one iteration; see `score_in_mode`.
+
+    Args:
+        dropped: receives the rows that cannot be scored.
+        dtype: the precision; by default the run's own.
+
+    Returns:
+        Scores in the order of `rows`.
+    """
+    found = score_in_mode(context, target, mode, whole(rows, [[row.key] for row in rows]), iteration, label, dtype)
+    return [score for _, _, table in found.by_shard(dropped) for score in records(table, Score)]
+
+
+def _translated(
+    context: Context, target: Artifact, policy: str, shards: Sequence[Shard[Sequence[Response]]], iteration: int
+) -> Finished[Response]:
+    """English translations of the responses by the policy itself, at temperature 0, without those of empty ones."""
+    greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
+    sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder)
+    name = context.config.language_name
+
+    def plan(rows: Sequence[Response]) -> Work[Response]:
+        return sampling.work(
+            [
+                (
+                    Prompt(
+                        f"{row.id} {row.sample}",
+                        row.lang,
+                        TRANSLATE_INSTRUCTION.format(language=name(row.lang), text=row.response),
+                    ),
+                    0,
+                )
+                for row in rows
+                if row.response.strip()
+            ]
+        )
+
+    return sampling.compute(target, "translations", [shard.replanned(plan) for shard in shards], "translate")

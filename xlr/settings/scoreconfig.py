@@ -1,0 +1,45 @@
+"""Settings of stage 2: which rewards responses get, and how they are computed."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from xlr.settings.schema import ByIteration, Location, Section
+
+# translate stands last: it is the only one that samples before it scores.
+Reward = Literal["crosslingual", "multilingual", "model", "translate"]
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class ScoreConfig(Section):
+    """Stage 2: score responses with the implicit reward, with a reward model, or with several of them."""
+
+    reward: Reward | Annotated[dict[Reward, Weight], Field(min_length=1)] = "crosslingual"
+    """crosslingual, multilingual and translate are the implicit reward under three instructions. crosslingual: the
+    English instruction with a prefix that names the response's language. multilingual: the response's own instruction.
+    translate: the policy translates the response into English, which is scored under the English instruction; English
+    responses are left out. model: the rating that score.model gives to the conversation. A mapping such as
+    {crosslingual: 1, model: 0.5} takes the weighted mean of several, each standardised in each language."""
+    model: Annotated[str | None, Location.HUB] = None
+    """The reward model: a Hugging Face folder or hub name of a sequence classifier with one output, such as
+    LlamaForSequenceClassification. It has its own tokenizer and chat template."""
+    reference: ByIteration[Literal["initial", "previous"]] = "initial"
+    """Reference model of the implicit reward. initial is always pi_I; previous is the model that the policy was trained
+    from."""
+    batch_tokens: int = Field(16384, ge=1, le=100_000_000)
+    """Tokens per scoring batch. Lower it if a GPU runs out of memory."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of scoring. null uses model.dtype. Rounding to bfloat16 changes rewards by some tenths of a nat: use
+    float32 where the rewards of a prompt's responses differ little. On GPUs float32 is several times slower."""
+    max_length: int = Field(8192, ge=2, le=10_000_000)
+    """Maximum length of prompt plus response, in tokens. Longer ones are left out, counted and reported."""
+
+    @property
+    def weights(self) -> dict[Reward, float]:
+        """Reward -> its weight."""
+        return self.reward if isinstance(self.reward, dict) else {self.reward: 1.0}
+
+    @property
+    def first(self) -> Reward:
+        """The reward that is named first: the one that is looked at where only one can be."""
+        return next(iter(self.weights))
