@@ -83,10 +83,12 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
         *(sign for own, facts in evidence.modes.items() for sign in _on_reward(own, facts, own == mode)),
         *_on_pairs(evidence.modes[mode]["chosen"]["rows"], evidence.prompts),
         *_on_flaws(mode, evidence.modes, config),
-        *_on_precision(evidence.precision),
+        *_on_precision(mode, evidence.precision),
     ]
-    if lang == ENGLISH:
-        others.append(_Sign(f"{name} is scored under the English instruction in every mode, so there is one reward"))
+    if lang == ENGLISH and mode == "crosslingual":
+        others.append(
+            _Sign(f"{name} is scored under the English instruction in every mode, so there is one implicit reward")
+        )
     # What is labelled says more than that two instructions agree.
     decisive = [sign for sign in labelled if sign.good or sign.against]
     signs = [*labelled, *agreeing, *others]
@@ -123,7 +125,7 @@ def _merged(settings: Sequence[str], filters: Sequence[Flaw]) -> list[str]:
 
 def _on_preferences(lang: str, mode: Reward, found: Mapping[Reward, PreferenceFacts]) -> Iterator[_Sign]:
     """How often the reward prefers the better of two held-out answers."""
-    own = found.get("multilingual" if lang == ENGLISH else mode)
+    own = found.get("multilingual" if lang == ENGLISH and mode == "crosslingual" else mode)
     if own is None:
         return
     low, high = share_interval(own["accuracy"], own["pairs"])
@@ -252,14 +254,15 @@ def _cure(flaw: Flaw, share: float, config: Config) -> str:
     return f"generate.max_new_tokens={2 * config.generate.max_new_tokens}" if flaw == "truncated" else ""
 
 
-def _on_precision(own: Precision | None) -> Iterator[_Sign]:
+def _on_precision(mode: Reward, own: Precision | None) -> Iterator[_Sign]:
     """How many choices the precision changes."""
     if own is None or not own["prompts"]:
         return
     ours, other = own["precisions"]
     turned = ours == "bfloat16" and own["changed"] > _TURNED * own["prompts"]
     yield _Sign(
-        f"scored in {other} instead of {ours}, rewards differ by {own['noise']:.2g} nats (standard deviation), and "
+        f"scored in {other} instead of {ours}, rewards differ by {own['noise']:.2g} "
+        f"{'points' if mode == 'model' else 'nats'} (standard deviation), and "
         f"{own['changed']} of {own['prompts']} prompts get another pair",
         caution=turned,
         setting="score.dtype=float32" if turned else "",

@@ -199,6 +199,12 @@ def preferences_of(model: ModelFound) -> Mapping[str, Mapping[Reward, Preference
     return evaluation.get("preferences", {}) if evaluation else {}
 
 
+def rewards(found: Found) -> Mapping[Reward, float]:
+    """Each reward that the run scores with, and its weight."""
+    own = found["settings"]["score.reward"]
+    return own if isinstance(own, dict) else {own: 1.0}
+
+
 def label(model: ModelKey) -> str:
     """How the report calls a model: `π1` for the model of iteration 1; other models by their name."""
     return f"π{model}" if isinstance(model, int) else model

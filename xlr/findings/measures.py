@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from xlr.evaluation.facts import AnswerFacts
-from xlr.findings.found import Found, label, models, preferences_of
+from xlr.findings.found import Found, label, models, preferences_of, rewards
 from xlr.languages import ENGLISH
 from xlr.maths.shares import Z, difference_interval, share_interval, two_sided_p
 from xlr.records import START
@@ -125,7 +125,7 @@ def reward_by_model(found: Found) -> Measure:
         lang: own
         for lang in found["names"]
         if lang != ENGLISH
-        if (own := dict(_accuracies(found, lang, found["settings"]["score.reward"])))
+        if (own := dict(_accuracies(found, lang, next(iter(rewards(found))))))
         or (own := dict(_accuracies(found, lang, "multilingual")))
     }
     return Measure(

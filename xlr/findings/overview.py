@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from xlr.findings import measures
 from xlr.findings.conclusion import conclude
-from xlr.findings.found import Found
+from xlr.findings.found import Found, rewards
 from xlr.findings.measures import Measure, Share
 from xlr.findings.stopping import sentences
 
@@ -22,13 +22,14 @@ def lines(found: Found) -> list[str]:
 
 def reward_sentence(found: Found, accuracy: Mapping[str, Mapping[str, Share]]) -> str:
     """How often the reward of π0 is right in each language, under the instruction that the run scores under."""
-    mode = found["settings"]["score.reward"]
+    mode, *others = rewards(found)
     # Not every mode is measured in every language, because some ask the same or need a translation.
     own = {lang: by_mode.get(mode, by_mode["multilingual"]) for lang, by_mode in accuracy.items()}
     above = [share for share in own.values() if share.interval[0] > 0.5]
     values = ", ".join(f"{found['names'][lang]} {100 * share.value:.0f} %" for lang, share in own.items())
+    reward = "The implicit reward" if others or mode == "model" else "The reward"
     return (
-        f"The reward prefers the better of two held-out answers in {values} of the pairs; chance is 50 %, and "
+        f"{reward} prefers the better of two held-out answers in {values} of the pairs; chance is 50 %, and "
         f"{len(above)} of {len(own)} languages are clearly above it."
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from xlr.findings.found import Found, models
+from xlr.findings.found import Found, models, rewards
 from xlr.settings.scoreconfig import Reward
 
 _REWARD_TEXTS: dict[Reward, tuple[str, str]] = {
@@ -39,19 +39,19 @@ def summary(found: Found) -> list[tuple[str, str]]:
 
 def reward_formula(found: Found) -> str:
     """The reward as this run computes it."""
-    own = found["settings"]["score.reward"]
-    if not isinstance(own, dict):
-        return f"r = {_formula(found, own)}"
-    parts = " + ".join(f"{weight:g} × [{_formula(found, mode)}]" for mode, weight in own.items())
+    weights = rewards(found)
+    if len(weights) == 1:
+        return f"r = {_formula(found, next(iter(weights)))}"
+    parts = " + ".join(f"{weight:g} × [{_formula(found, mode)}]" for mode, weight in weights.items())
     return f"r = weighted mean of rewards, each standardised in each language: {parts}"
 
 
 def reward_unit(found: Found) -> str:
     """What the reward is measured in."""
-    own = found["settings"]["score.reward"]
-    if isinstance(own, dict):
+    first, *others = rewards(found)
+    if others:
         return "standard deviations"
-    return "points of the reward model" if own == "model" else "nats"
+    return "points of the reward model" if first == "model" else "nats"
 
 
 def _formula(found: Found, mode: Reward) -> str:
