@@ -30,10 +30,10 @@ _LINES = 2  # lines of a text on the terminal; longer texts are cut
 _INDENT = 5
 _MARKDOWN_CHARACTERS = 500  # longer texts are cut in Markdown
 _LEGEND = (
-    "Rewards are in nats, ratings of a reward model in its own points. + marks the best and - the worst candidate after "
-    "length control; the two make the pair. spread: standard deviation within prompts. length ρ: Spearman's correlation "
-    "of reward and length. α: length penalty that makes chosen and rejected equally long. chars, in language: all "
-    "candidates/best/worst."
+    "Rewards are in nats, ratings of a reward model in its own points. + marks the best and - the worst candidate "
+    "after length control; the two make the pair. spread: standard deviation within prompts. length ρ: Spearman's "
+    "correlation of reward and length. α: length penalty that makes chosen and rejected equally long. chars, in "
+    "language: all candidates/best/worst."
 )
 
 
