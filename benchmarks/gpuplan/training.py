@@ -271,7 +271,7 @@ def measure(own: Job, count: int, way: str, cudnn: bool = False) -> dict[str, fl
     found = {name: median(row[f"perf/{name}"] for row in warm) for name in ("tokens_per_second", "mfu")}
     if on_gpu:
         train = own.train
-        budget, recompute = train.micro_batch_tokens, train.gradient_checkpointing
+        budget, recompute = train.tokens_at_once, train.gradient_checkpointing
         parts = memory.peak(own.shape, 1, budget, recompute, True, GPU_CHUNK_TOKENS, memory.Zero())
         found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         found["of formula"] = found["peak_gb"] * 1e9 / sum(parts.values())

@@ -17,7 +17,7 @@ from tests import tiny
 from tests.conftest import RANKS
 from xlr.run.files import read_json
 from xlr.shipped import RECIPES
-from xlr.zero import halving
+from xlr.zero import fitting, halving
 
 ROOM = """
 import os
@@ -71,7 +71,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def align(wide: Path, folder: Path, room: int | None, ranks: int, limited: int = 0) -> Any:
+def align(wide: Path, folder: Path, room: int | None, ranks: int, limited: int = 0, tokens: int | str = 3200) -> Any:
     """`xlr align` on real preferences, in which one rank has memory for so many tokens in its steps."""
     folder.mkdir()
     lines = (RECIPES / "quickstart" / "preferences.jsonl").read_text(encoding="utf-8").splitlines(True)
@@ -86,7 +86,7 @@ def align(wide: Path, folder: Path, room: int | None, ranks: int, limited: int =
             "preferences": str(folder / "preferences.jsonl"),
             "learning_rate": 1e-4,
             "global_batch_size": 16,
-            "micro_batch_tokens": 3200,
+            "micro_batch_tokens": tokens,
             "ds_config": "zero3_cpu",
             "reference_ds_config": "reference_cpu",
             "processes": ranks,
@@ -116,13 +116,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "run" / "iter0" / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize(("ranks", "limited", "room"), [(1, 0, 500), (2, 1, 500)])
+@pytest.mark.parametrize(("ranks", "limited", "tokens"), [(1, 0, 3200), (2, 1, "auto")])
 def test_micro_batches_are_halved_until_they_fit(
-    ranks: int, limited: int, room: int, wide: Path, free: dict[str, torch.Tensor], tmp_path: Path
+    ranks: int, limited: int, tokens: int | str, wide: Path, free: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """The allocator of one rank refuses. With two ranks both start again."""
+    """The allocator of one rank refuses. With two ranks both start again. A size that xlr chose is halved, too."""
     short = tmp_path / "short"
-    found = align(wide, short, room, ranks, limited)
+    found = align(wide, short, 500, ranks, limited, tokens)
     log = (short / "run" / "logs" / "align-0.log").read_text(encoding="utf-8", errors="replace")
     assert found.returncode == 0, found.stdout + found.stderr + log
     assert "memory ran out: all ranks start again with smaller micro-batches" in found.stdout
@@ -130,7 +130,11 @@ def test_micro_batches_are_halved_until_they_fit(
     again = rf"out of memory in step [12] with align\.micro_batch_tokens=\d+ \(.* bytes\); all ranks .* with {used}"
     assert re.search(again, log), log
     warnings = read_json(short / "run" / "iter0" / "model.manifest.json")["facts"]["warnings"]
-    assert warnings[0] == f"memory ran out with align.micro_batch_tokens=3200; {used} were used instead"
+    chosen = 16384 if tokens == "auto" else tokens
+    assert warnings[0] == f"memory ran out with align.micro_batch_tokens={chosen}; {used} were used instead"
+    if tokens == "auto":
+        assert found.stdout.count("micro-batches of 16,384 tokens fit the") == 1
+        assert fitting.choice(short / "run", "align") == chosen
     for name, weight in weights(short).items():
         torch.testing.assert_close(weight, free[name], rtol=0, atol=2e-5)
 

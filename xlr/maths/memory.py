@@ -10,6 +10,7 @@ from typing import Literal
 Checkpointing = Literal[True, False, "selective"]
 
 BF16, FP32, FP64 = 2, 4, 8
+_GPU_BESIDE, _CPU_BESIDE = 3e9, 0.6e9
 CHECKPOINT_BYTES = 3 * FP32
 """Of a parameter, in a checkpoint: weights and two moments in float32."""
 
@@ -189,6 +190,14 @@ def scoring(shape: Shape, models: int, tokens: int, chunk: int, width: int = BF1
         "activations of a layer": tokens * layer,
         "head: a chunk of logits": (FP32 + width) * chunk * shape.vocabulary,
     }
+
+
+def beside(gpu: bool) -> float:
+    """Bytes of a process beside its model and its work.
+
+    On a GPU: its context, NCCL, cuBLAS, and the allocator's fragments. On CPUs: interpreter and libraries.
+    """
+    return _GPU_BESIDE if gpu else _CPU_BESIDE
 
 
 def cache_of_token(shape: Shape, width: int = BF16) -> int:

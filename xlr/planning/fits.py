@@ -80,7 +80,7 @@ def _training(section: str) -> Change:
         for ds_config in dict.fromkeys((train.ds_config, *offloads)):
             for mode in dict.fromkeys((train.reference_mode, "cached")):
                 for recomputed in ("selective", True):
-                    tokens = train.micro_batch_tokens
+                    tokens = train.tokens_at_once
                     while tokens >= 1024:
                         yield {
                             f"{section}.gradient_checkpointing": recomputed,

@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass
 
+from xlr.maths import memory
 from xlr.maths.memory import BF16, FP32
 from xlr.planning.hardware import GB, Hardware
 from xlr.records import DType
 
-MARGIN = 3 * GB
-"""Of a GPU: its context, NCCL, cuBLAS, and the allocator's fragments."""
 _FLOAT32 = 1 / 15
 """Of a GPU's rate in bfloat16, that of products in float32 without TF32: 67 of 989 TFLOP/s on an H100."""
-PROCESS = 0.6 * GB
-"""Of a process on CPUs: interpreter and libraries."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Machines:
     @property
     def beside(self) -> float:
         """Bytes of a process beside its model and its work."""
-        return MARGIN if self.hardware.gpu else PROCESS
+        return memory.beside(self.hardware.gpu)
 
     def width(self, dtype: DType) -> int:
         """Bytes of a weight in a precision of the configuration."""

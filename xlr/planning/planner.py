@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from xlr import pipeline
 from xlr.data.preferences import load_parallel_preferences, load_preferences
 from xlr.data.prompts import load_held_out
+from xlr.foreign.shapes import read_shape
 from xlr.pipeline import Stage
 from xlr.planning.lengths import ASSUMED, Lengths, lengths, mean_tokens, of_preferences
 from xlr.planning.machines import Machines
-from xlr.planning.shapes import read_shape
 from xlr.planning.work import Setting
 from xlr.records import INITIAL, START, Prompt
 from xlr.run.context import Context

@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from xlr.languages import ENGLISH
 from xlr.maths import memory, operations
@@ -16,7 +15,7 @@ from xlr.planning.machines import Machines
 from xlr.records import START, DType, ModelKey
 from xlr.settings.config import Config
 from xlr.settings.trainconfig import TrainConfig
-from xlr.zero.dsconfig import policy_config
+from xlr.zero import fitting
 
 _ENGINE_SECONDS = 180  # of vLLM: compilation and CUDA graphs
 _ENGINE_BYTES = 2e9  # of vLLM's activations and CUDA graphs
@@ -91,7 +90,8 @@ class Setting:
     @property
     def training(self) -> TrainConfig:
         """The settings of its training: of the align stage at the start, else of an iteration."""
-        return self.config.align if self.iteration == START else self.config.train
+        own = self.config.align if self.iteration == START else self.config.train
+        return fitting.chosen(own, self.shape, self.machines.count, self.machines.memory, self.width, self.chunk)
 
     @property
     def chunk(self) -> int:
@@ -248,7 +248,7 @@ def _train(own: Setting) -> Estimate:
     passes = {False: 3.0, "selective": 3.0 * _SELECTIVE, True: 4.0}[train.gradient_checkpointing]
     work = once * (passes + (train.used_reference == "frozen"))
     slowest, micro_steps = _balance(train, pairs, machines.count)
-    zero = zero_of(train, width, shape)
+    zero = fitting.zero_of(train, width, shape)
     compute = work / tokens * slowest / (machines.rate_in(width) * machines.shares.training)
     exchanged = _exchange_seconds(own, zero, micro_steps)
     hidden = min(_OVERLAPPED * exchanged, compute)
@@ -262,7 +262,7 @@ def _train(own: Setting) -> Estimate:
     needed = memory.peak(
         shape,
         machines.count,
-        train.micro_batch_tokens,
+        train.tokens_at_once,
         train.gradient_checkpointing,
         train.used_reference == "frozen",
         own.chunk,
@@ -292,31 +292,8 @@ def _balance(train: TrainConfig, pairs: Sequence[tuple[float, float, float]], ra
         return int(min(prompt + sum(answer * factor for factor in factors), 2 * train.max_length)) + 1
 
     lengths = [length(prompt, answer) for prompt, answer, _ in drawn]
-    cut = micro_batches(lengths, train.micro_batch_tokens, ranks)
+    cut = micro_batches(lengths, train.tokens_at_once, ranks)
     return float(sum(max(sum(lengths[i] for i in batch) for batch in micro_step) for micro_step in cut)), len(cut)
-
-
-def zero_of(train: TrainConfig, width: int, shape: Shape) -> Zero:
-    """What decides memory in the DeepSpeed JSON of a training.
-
-    Raises:
-        UserError: it is not usable.
-    """
-    tree: Mapping[str, Any] = policy_config(train, width == memory.BF16, shape.hidden)["zero_optimization"]
-
-    def offloaded(section: str) -> bool:
-        return tree.get(section, {}).get("device", "none") != "none"
-
-    given = Zero()
-    return Zero(
-        int(tree.get("stage3_max_live_parameters", given.live)),
-        int(tree.get("reduce_bucket_size", given.bucket)),
-        int(tree.get("sub_group_size", given.sub_group)),
-        tree["stage"],
-        offloaded("offload_optimizer"),
-        offloaded("offload_param"),
-        tree.get("zero_hpz_partition_size", 1),
-    )
 
 
 def _exchange_seconds(own: Setting, zero: Zero, micro_steps: int) -> float:

@@ -172,7 +172,7 @@ def _memory(peak: float, folder: Path, shape: str, processes: int | None) -> Che
     parts = memory.peak(
         material.sizes(shape),
         ranks,
-        train.micro_batch_tokens,
+        train.tokens_at_once,
         train.gradient_checkpointing,
         train.reference_mode == "frozen",
         GPU_CHUNK_TOKENS,

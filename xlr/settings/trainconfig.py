@@ -93,8 +93,9 @@ class TrainConfig(Section):
     """Maximum number of optimizer steps; the learning-rate schedule ends there too. null sets no limit."""
     global_batch_size: int = Field(32, ge=1, le=1_000_000)
     """Pairs per optimizer step, over all ranks."""
-    micro_batch_tokens: int = Field(8192, ge=1, le=100_000_000)
-    """Tokens that a rank computes at once. Lower it if a GPU runs out of memory: the loss changes only by rounding."""
+    micro_batch_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | Literal["auto"] = 8192
+    """Tokens that a rank computes at once. Lower it if a GPU runs out of memory: the loss changes only by rounding.
+    auto takes as many as fit the memory by `xlr plan`'s formula, up to 16384; the run keeps the number."""
     max_length: int = Field(4096, ge=2, le=10_000_000)
     """Maximum length of prompt plus response, in tokens. Pairs with a longer one are left out, counted and reported."""
     gradient_checkpointing: bool | Literal["selective"] = False
@@ -128,6 +129,12 @@ class TrainConfig(Section):
     def losses(self) -> list[tuple[LossType, float]]:
         """The preference losses with their weights."""
         return list(zip(self.loss_types, self.loss_weights or [1.0] * len(self.loss_types), strict=True))
+
+    @property
+    def tokens_at_once(self) -> int:
+        """`micro_batch_tokens`, where a number has taken the place of auto."""
+        assert self.micro_batch_tokens != "auto"
+        return self.micro_batch_tokens
 
     @property
     def used_reference(self) -> Literal["frozen", "cached"] | None:

@@ -22,7 +22,6 @@ from xlr.run.manifests import rows_of
 from xlr.settings.config import deciding
 from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.trainconfig import TrainConfig
-from xlr.zero import halving
 
 
 @dataclass(frozen=True)
@@ -179,16 +178,10 @@ class Training:
         again = [pair for pair in self.pairs if pair.replays and (pair.lang, pair.replays) not in prompts]
         return [*train, *again], held_out
 
-    @cached_property
-    def fitting(self) -> TrainConfig:
-        """The settings of its stage, with smaller micro-batches if memory ran out before."""
-        tokens = halving.tokens(self.context.run.path, self.stage, self.config.micro_batch_tokens)
-        return self.config.model_copy(update={"micro_batch_tokens": tokens})
-
-    def plan_steps(self, world_size: int) -> list[list[list[Batch]]]:
+    def plan_steps(self, train: TrainConfig, world_size: int) -> list[list[list[Batch]]]:
         """The batches of every step and rank; see the function `plan_steps`."""
         lengths, rows = pair_costs(self.split[0], self.context.config.model.attn_implementation)
-        return plan_steps(lengths, rows, self.fitting, self.context.config.seed, world_size)
+        return plan_steps(lengths, rows, train, self.context.config.seed, world_size)
 
 
 def pair_costs(pairs: Sequence[TrainingPair], attn_implementation: str) -> tuple[list[int], list[int] | None]:
@@ -212,6 +205,6 @@ def plan_steps(
         for start in range(0, len(order), train.global_batch_size):
             step = order[start : start + train.global_batch_size]
             own_rows = [rows[i] for i in step] if rows else None
-            cut = micro_batches([lengths[i] for i in step], train.micro_batch_tokens, world_size, own_rows)
+            cut = micro_batches([lengths[i] for i in step], train.tokens_at_once, world_size, own_rows)
             steps.append([[[step[i] for i in batch] for batch in micro_step] for micro_step in cut])
     return steps[: train.max_steps]

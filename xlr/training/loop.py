@@ -18,11 +18,14 @@ import torch
 import torch.distributed as dist
 
 from xlr.chat.format import chat_format
+from xlr.cluster.exchange import gather
 from xlr.cluster.preemption import Preempted, Request, StartAgain
 from xlr.cluster.ranks import Ranks
 from xlr.errors import UserError
 from xlr.foreign.modelcard import model_card
+from xlr.foreign.shapes import read_shape
 from xlr.maths.batching import Batch
+from xlr.maths.logprobs import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS
 from xlr.maths.memory import CHECKPOINT_BYTES
 from xlr.model import fused
 from xlr.model.gpus import peak_memory
@@ -33,6 +36,7 @@ from xlr.run.files import remove, sha256, write_json
 from xlr.settings.config import settings
 from xlr.settings.modelconfig import ModelConfig
 from xlr.settings.slurmconfig import SAVING_SECONDS
+from xlr.settings.trainconfig import TrainConfig
 from xlr.terminal import progress
 from xlr.terminal.console import console, duration
 from xlr.tracking.metricslog import MetricsLog
@@ -47,7 +51,7 @@ from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps, no
 from xlr.training.watch import Watch
 from xlr.versions import versions
 from xlr.work.pieces import PROGRESS
-from xlr.zero import engine, halving
+from xlr.zero import engine, fitting, halving
 
 _CHECKPOINTS = "checkpoints"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "xlr")  # a new version may change the weights
@@ -58,6 +62,8 @@ class _Rank:
     """One rank's part in a training."""
 
     training: Training
+    train: TrainConfig
+    """Its settings, with the micro-batches that the run keeps."""
     target: Artifact
     ranks: Ranks
     device: torch.device
@@ -93,7 +99,8 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     on_gpus = ranks.world_size if device.type == "cuda" else 0
     clock.count_processors(ranks.world_size * (1 if on_gpus else torch.get_num_threads()), on_gpus)
     dtype = resolve_dtype(training.context.config.model.dtype, device)
-    rank = _Rank(training, target, ranks, device, dtype, training.plan_steps(ranks.world_size))
+    train = _with_kept_size(training, ranks, device, dtype)
+    rank = _Rank(training, train, target, ranks, device, dtype, training.plan_steps(train, ranks.world_size))
     if rank.main:
         _claim_checkpoints(rank)
     checkpoints = target.pieces_folder(_CHECKPOINTS)
@@ -114,7 +121,7 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
         "held_out": len(held_out),
         "dropped": training.dropped.counts(),
         "world_size": ranks.world_size,
-        "warnings": [*_cut(training), *watch.warnings],
+        "warnings": [*_cut(rank), *watch.warnings],
     }
     _export(rank, trainer, facts, last_metrics)
     if log:
@@ -126,9 +133,29 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     engine.close_distributed()
 
 
-def _cut(training: Training) -> list[str]:
-    """A warning if the micro-batches are smaller than the settings say."""
-    wanted, used = training.config.micro_batch_tokens, training.fitting.micro_batch_tokens
+def _with_kept_size(training: Training, ranks: Ranks, device: torch.device, dtype: torch.dtype) -> TrainConfig:
+    """The settings with the micro-batches that the run keeps. The first rank decides: others may see files later."""
+    run, stage, train = training.context.run.path, training.stage, training.config
+    available = engine.least_memory(device)
+    kept = 0
+    if ranks.rank == 0:
+        wanted = fitting.choice(run, stage) if train.micro_batch_tokens == "auto" else train.micro_batch_tokens
+        if wanted is None:
+            chunk = GPU_CHUNK_TOKENS if device.type == "cuda" else CPU_CHUNK_TOKENS
+            shape = read_shape(training.start)
+            wanted = fitting.chosen(train, shape, ranks.world_size, available, dtype.itemsize, chunk).tokens_at_once
+            fitting.keep(run, stage, wanted)
+            console.print(f"  micro-batches of {wanted:,} tokens fit the {available / 1e9:.3g} GB of a rank")
+        kept = halving.tokens(run, stage, wanted)
+    return train.model_copy(update={"micro_batch_tokens": gather(kept)[0]})
+
+
+def _cut(rank: _Rank) -> list[str]:
+    """A warning if the micro-batches are smaller than those of the settings, or than those that were chosen."""
+    training, used = rank.training, rank.train.tokens_at_once
+    wanted = training.config.micro_batch_tokens
+    if wanted == "auto":
+        wanted = fitting.choice(training.context.run.path, training.stage) or used
     if used == wanted:
         return []
     return [f"memory ran out with {training.stage}.micro_batch_tokens={wanted}; {used} were used instead"]
@@ -169,9 +196,7 @@ def _open(rank: _Rank, checkpoint: engine.Checkpoint | None) -> Trainer:
     policy = engine.open_policy(
         training.start, train, rank.dtype, attention, len(rank.steps), checkpoint, fuse, micro_steps
     )
-    trainer = Trainer(
-        training.fitting, policy, reference_logps, attention, rank.device, rank.ranks, train_pairs, held_out
-    )
+    trainer = Trainer(rank.train, policy, reference_logps, attention, rank.device, rank.ranks, train_pairs, held_out)
     if checkpoint is None:
         scored_low = training.context.config.score.dtype == "bfloat16"
         require_scorers_logps(trainer, scored_probes(training), scored_low or rank.dtype != torch.float32)
@@ -260,7 +285,7 @@ def _require_room(rank: _Rank, number: int, error: RuntimeError) -> None:
     """
     if not halving.is_out_of_memory(error):
         return
-    training, used = rank.training, rank.training.fitting.micro_batch_tokens
+    training, used = rank.training, rank.train.tokens_at_once
     reason = halving.reason(error)
     if all(len(batch) <= 1 for micro_step in rank.steps[number] for batch in micro_step):
         raise UserError(

@@ -152,7 +152,7 @@ class Trainer:
         metrics = self._metrics()
         self.policy.eval()
         with torch.no_grad():
-            for micro_step in micro_batches(lengths, self.train.micro_batch_tokens, self.ranks.world_size, rows):
+            for micro_step in micro_batches(lengths, self.train.tokens_at_once, self.ranks.world_size, rows):
                 self._losses([self.held_out[i] for i in micro_step[self.ranks.rank]], metrics)
         self.policy.train()
         return {f"eval_{name}": value for name, value in metrics.reduce().items() if name != "num_tokens"}

@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
+import psutil
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
@@ -96,6 +98,15 @@ def init_distributed(ranks: Ranks) -> torch.device:
         )
     require_one_environment(socket.gethostname(), versions((*LIBRARIES, *FUSED)))
     return device
+
+
+def least_memory(device: torch.device) -> float:
+    """Bytes of the rank that has the least memory: of its GPU, or its share of its host's. A collective."""
+    gpu = device.type == "cuda"
+    total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
+    found = gather([socket.gethostname(), total])
+    sharing = Counter(host for host, _ in found)
+    return float(min(own / (1 if gpu else sharing[host]) for host, own in found))
 
 
 def device_of(local_rank: int, gpus: int) -> torch.device:

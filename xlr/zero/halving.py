@@ -15,7 +15,7 @@ _OF_CPU = "can't allocate memory"  # torch raises a plain RuntimeError where the
 
 
 def tokens(run: Path, stage: str, wanted: int) -> int:
-    """Tokens of a micro-batch of a stage: those of the settings, or fewer if memory ran out before.
+    """Tokens of a micro-batch of a stage: the wanted ones, or fewer if memory ran out before.
 
     Raises:
         UserError: the file of the run is damaged.

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.model.test_families import FAMILIES, TINY
 from xlr.errors import UserError
-from xlr.planning.shapes import read_shape
+from xlr.foreign.shapes import read_shape
 
 
 @pytest.mark.parametrize(("model_type", "own"), [(row[1], row[3]) for row in FAMILIES], ids=[r[1] for r in FAMILIES])

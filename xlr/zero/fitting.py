@@ -1,0 +1,85 @@
+"""How many tokens a rank computes at once where `micro_batch_tokens` is auto: as many as fit, by `maths.memory`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xlr.maths import memory
+from xlr.maths.logprobs import GPU_CHUNK_TOKENS
+from xlr.maths.memory import BF16, Shape, Zero
+from xlr.run.files import read_json, write_json
+from xlr.settings.trainconfig import TrainConfig
+from xlr.zero.dsconfig import policy_config
+
+FILE = "chosen_micro_batches.json"  # apart from that of `halving`, whose changes let a job start its ranks again
+_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)  # beyond the first, a GPU computes no faster
+_ROOM = 0.95  # share of the memory that may be filled
+
+
+def chosen(train: TrainConfig, shape: Shape, ranks: int, available: float, width: int, chunk: int) -> TrainConfig:
+    """The settings with a number in place of auto: the most tokens that fit, and the fewest if none do.
+
+    Should the memory run out nevertheless, the training goes on with half; see `halving`.
+
+    Args:
+        available: bytes of memory of a rank.
+        width: bytes of a weight.
+        chunk: rows of logits in memory at once.
+
+    Raises:
+        UserError: the DeepSpeed JSON is not usable.
+    """
+    if train.micro_batch_tokens != "auto":
+        return train
+    zero, frozen = zero_of(train, width, shape), train.used_reference == "frozen"
+    beside = memory.beside(gpu=chunk == GPU_CHUNK_TOKENS)
+
+    def fits(tokens: int) -> bool:
+        parts = memory.peak(shape, ranks, tokens, train.gradient_checkpointing, frozen, chunk, zero, width)
+        return sum(parts.values()) + beside <= _ROOM * available
+
+    tokens = next(filter(fits, _TOKENS), _TOKENS[-1])
+    return train.model_copy(update={"micro_batch_tokens": tokens})
+
+
+def choice(run: Path, stage: str) -> int | None:
+    """The tokens that were chosen for a stage of a run, if they were.
+
+    Raises:
+        UserError: the file of the run is damaged.
+    """
+    return _recorded(run).get(stage)
+
+
+def keep(run: Path, stage: str, tokens: int) -> None:
+    """Record the tokens that were chosen for a stage of a run."""
+    write_json(run / FILE, _recorded(run) | {stage: tokens})
+
+
+def _recorded(run: Path) -> dict[str, int]:
+    path = run / FILE
+    found: dict[str, int] = read_json(path, dict[str, int], "delete it; it only keeps sizes") if path.is_file() else {}
+    return found
+
+
+def zero_of(train: TrainConfig, width: int, shape: Shape) -> Zero:
+    """What decides memory in the DeepSpeed JSON of a training.
+
+    Raises:
+        UserError: it is not usable.
+    """
+    tree: Mapping[str, Any] = policy_config(train, width == BF16, shape.hidden)["zero_optimization"]
+
+    def offloaded(section: str) -> bool:
+        return tree.get(section, {}).get("device", "none") != "none"
+
+    given = Zero()
+    return Zero(
+        int(tree.get("stage3_max_live_parameters", given.live)),
+        int(tree.get("reduce_bucket_size", given.bucket)),
+        int(tree.get("sub_group_size", given.sub_group)),
+        tree["stage"],
+        offloaded("offload_optimizer"),
+        offloaded("offload_param"),
+        tree.get("zero_hpz_partition_size", 1),
+    )
