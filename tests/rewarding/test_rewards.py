@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.inprocess import StoppedError, digests, made, opened, with_settings
@@ -130,3 +132,27 @@ def test_an_answer_that_a_reward_lacks_is_left_out_once(config: Config, tmp_path
     assert sum(beyond) > 0
     given = rows_of(tmp_path / "run" / "iter1" / "responses", Response)
     assert len(rows) + sum(sum(own.values()) for own in dropped.values()) == len(given)
+
+
+def test_the_terminator_counts_or_not(config: Config, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    plain = with_settings(config, score={"reward": "multilingual", "model": None})
+    made(plain, tmp_path / "with")
+    context = made(with_settings(plain, score={"terminator": False}), tmp_path / "without")
+    whole, cut = scored(tmp_path / "with"), scored(tmp_path / "without")
+    assert whole.keys() == cut.keys()
+    prompts = {(prompt.lang, prompt.id): prompt for own in context.prompts.values() for prompt in own}
+    for key, row in cut.items():
+        assert row.num_tokens == whole[key].num_tokens - 1
+        asked = context.encoder.prompt(prompts[row.lang, row.id].instruction)
+        for name, logp, counted in zip(("aligned", "initial"), row.logps, whole[key].logps, strict=True):
+            causal_lm = AutoModelForCausalLM.from_pretrained(tiny_models[name], dtype=torch.float64)
+            ids = torch.tensor([[*asked, *context.encoder.response(row.response)]])
+            with torch.no_grad():
+                logps_T = (
+                    causal_lm(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[len(asked) - 1 :, 0]
+                )
+            assert logp == pytest.approx(float(logps_T[:-1].sum()), abs=1e-3)
+            assert counted == pytest.approx(float(logps_T.sum()), abs=1e-3)
+    probes = read_json(tmp_path / "without" / "iter1" / "scores" / scores.PROBES)
+    assert probes
+    assert all(context.encoder.terminator_id not in probe["response"] for probe in probes)

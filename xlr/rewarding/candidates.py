@@ -143,11 +143,17 @@ def score_shards(
     def plan(candidates: Sequence[Candidate]) -> Scoring[Score]:
         asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
         prompt_ids = {one.before: asked_ids[one.asked] + encoder.beginning(one.thought) for one in candidates}
-        response_ids = encoder.responses([one.text for one in candidates])
+        response_ids = scored_ids(context, [one.text for one in candidates])
         return _scoring(context, longest, candidates, prompt_ids, response_ids)
 
     plans = [shard.replanned(plan) for shard in shards]
     return resumable_logps(context, target, pieces, models, dtype, Score, plans, label, "responses")
+
+
+def scored_ids(context: Context, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """The tokens of each text whose log-probabilities count. No text may be empty."""
+    end = None if context.config.score.terminator else -1
+    return [ids[:end] for ids in context.encoder.responses(texts)]
 
 
 def rate_shards(

@@ -19,7 +19,7 @@ from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
 from xlr.records import INITIAL, Prompt, Response, Score, messages
 from xlr.rewarding import responses, room
-from xlr.rewarding.candidates import scoring_conversation
+from xlr.rewarding.candidates import scored_ids, scoring_conversation
 from xlr.rewarding.ensemble import Combined
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
 from xlr.rewarding.modes import InMode, conversations_of, score_in_mode
@@ -41,7 +41,7 @@ PROBES = "_probes.json"  # pandas and datasets read a folder without files whose
 _SHARD_ROWS = 4096
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
 
-FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens and its terminator"
+_FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens"
 
 
 def iterations(config: Config) -> list[int]:
@@ -196,7 +196,8 @@ def implicit(config: Config) -> list[Reward]:
 def formula(config: Config) -> str:
     """The run's reward as a formula."""
     weights, rating = config.score.weights, f"rating by {config.score.model}"
-    formulas = {mode: rating if mode == "model" else FORMULA for mode in weights}
+    implicit_one = f"{_FORMULA} and its terminator" if config.score.terminator else _FORMULA
+    formulas = {mode: rating if mode == "model" else implicit_one for mode in weights}
     if len(weights) == 1:
         return formulas[config.score.first]
     parts = [f"{weight:g} x {mode} ({formulas[mode]})" for mode, weight in weights.items()]
@@ -260,7 +261,7 @@ def _probes(context: Context, scores: Sequence[Score]) -> list[ScoredProbe]:
     return [
         {
             "prompt": list(context.encoder.prompt_of(messages(conversation(score)))),
-            "response": list(context.encoder.response(score.scored_text)),
+            "response": list(scored_ids(context, [score.scored_text])[0]),
             "logp_policy": score.logps[0],
         }
         for score in dict.fromkeys(chosen)

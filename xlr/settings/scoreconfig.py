@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlr.settings.schema import ByIteration, Location, Section
+from xlr.settings.schema import ByIteration, Later, Location, Section
 
 # translate stands last: it is the only one that samples before it scores.
 Reward = Literal["crosslingual", "multilingual", "model", "translate"]
@@ -26,6 +26,9 @@ class ScoreConfig(Section):
     reference: ByIteration[Literal["initial", "previous"]] = "initial"
     """Reference model of the implicit reward. initial is always pi_I; previous is the model that the policy was trained
     from."""
+    terminator: Annotated[bool, Later.ADDED] = True
+    """Count the log-ratio of the token that ends a response. It says how much likelier the aligned model is to stop
+    there, also for a response that was cut off. A reward model always reads it."""
     batch_tokens: int = Field(16384, ge=1, le=100_000_000)
     """Tokens per scoring batch. Lower it if a GPU runs out of memory."""
     dtype: Literal["float32", "bfloat16"] | None = None
