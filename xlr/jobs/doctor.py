@@ -6,6 +6,7 @@ endpoint, collectives between all tasks, Ray.
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import shlex
 import shutil
@@ -31,6 +32,7 @@ from xlr.run.context import Context
 from xlr.run.files import read_json, remove, write_json, write_text
 from xlr.selftest import collectives
 from xlr.selftest.check import Check
+from xlr.settings.config import Config
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.stages import KINDS
 
@@ -131,7 +133,7 @@ def on_node(context: Context) -> None:
     node = os.environ["SLURMD_NODENAME"]
     write_text(_folder(context) / f"canary-{own.rank}", node)
     if own.local_rank == 0:
-        checks = [_environment(node), *_visible(context, node), *_judge(context, node)]
+        checks = [_environment(node), *packages(context.config, node), *_visible(context, node), *_judge(context, node)]
         write_json(_folder(context) / f"{node}-looks.json", [asdict(check) for check in checks])
     if own.world_size > 1:
         reduced = collectives.reduce(f"{node}: ", own)
@@ -150,6 +152,20 @@ def _environment(node: str) -> Check:
     )
     found = f"{len(gpus)} x {gpus[0]}, CUDA {torch.version.cuda}" if gpus else "no GPU"
     return Check(f"{node}: Python", f"{sys.executable}, {', '.join(versions)}; {found}", remedy)
+
+
+def packages(config: Config, node: str) -> Iterator[Check]:
+    """Check that a node has the packages that only some settings need; nothing if none is missing."""
+    needed = {
+        "vllm": ("vllm", config.generate.backend == "vllm"),
+        "liger_kernel": ("fused", config.model.fused_operations is True),
+        "lm_eval": ("benchmarks", config.evaluate.benchmarks is not None),
+        "openai": ("eval", bool(config.judge.model) and config.judge.backend == "openai"),
+    }
+    for name, (extra, wanted) in needed.items():
+        if wanted and importlib.util.find_spec(name) is None:
+            remedy = f'`pip install ".[{extra}]"` there, or change the settings that need it'
+            yield Check(f"{node}: {name}", "not installed here, but the configuration needs it", remedy)
 
 
 def _visible(context: Context, node: str) -> Iterator[Check]:
