@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"pipeline"},
     {"certificate"},
     {"benchmarking", "evaluation", "training"},
+    {"labelled"},
     {"rewarding", "judging"},
     {"work", "zero", "tracking"},
     {"run"},

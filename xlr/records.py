@@ -168,7 +168,8 @@ class Logps:
 class PreferenceLogps:
     """The log-probabilities of a held-out preference's two responses under the policy and the reference, in nats.
 
-    `mode` is the kind of instruction that they are scored under, as in `score.reward`.
+    `mode` is the kind of instruction that they are scored under, as in `score.reward`. With `model` they are a reward
+    model's ratings, and 0 in place of the reference's.
     """
 
     lang: str

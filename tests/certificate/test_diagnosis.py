@@ -11,7 +11,7 @@ from xlr.certificate import precision, rightwrong, tokens
 from xlr.certificate.diagnosis import Candidates, diagnose
 from xlr.certificate.facts import RightWrong, Verdict
 from xlr.certificate.verdict import Evidence, decide
-from xlr.evaluation.facts import PreferenceFacts
+from xlr.labelled.facts import PreferenceFacts
 from xlr.records import Prompt, Response, Score
 from xlr.settings.config import Config
 from xlr.settings.pairconfig import PairConfig

@@ -18,8 +18,9 @@ from xlr.certificate.facts import Certificate, CertifiedLanguage, CertifyFacts
 from xlr.certificate.verdict import Evidence
 from xlr.data.preferencerows import preference_sources
 from xlr.errors import UserError
-from xlr.evaluation import checked, preferences
-from xlr.evaluation.facts import PreferenceFacts
+from xlr.evaluation import checked
+from xlr.labelled import preferences
+from xlr.labelled.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.leases import lease
 from xlr.maths.batching import spaced

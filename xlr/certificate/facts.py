@@ -4,7 +4,7 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import TypedDict
 
-from xlr.evaluation.facts import PreferenceFacts
+from xlr.labelled.facts import PreferenceFacts
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
 from xlr.settings.scoreconfig import Reward

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from xlr.certificate.facts import Agreement, Decision, ModeFacts, Precision, Remark, RightWrong, Verdict
-from xlr.evaluation.facts import PreferenceFacts
+from xlr.labelled.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.shares import Z, share_interval
 from xlr.settings.config import Config

@@ -17,7 +17,9 @@ from xlr.languages import ENGLISH, is_language
 from xlr.settings.dataconfig import PreferencesConfig
 
 _EXPECTED = "an object with prompt, chosen and rejected"
-_COLUMNS = ("id", "prompt", "chosen", "rejected", "english")
+CATEGORIES = ("category", "subset")
+"""Columns that may name what kind of prompt a row has; the first that is there counts."""
+_COLUMNS = ("id", "prompt", "chosen", "rejected", "english", *CATEGORIES)
 # What reading a damaged or another dataset raises.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 

@@ -8,7 +8,7 @@ from typing import Any
 from xlr.data.conversations import prompt_messages, read_messages, with_system
 from xlr.data.fields import identifier
 from xlr.data.jsonfiles import Row
-from xlr.data.preferencerows import PreferenceRows, english_source, preference_sources, source_rows
+from xlr.data.preferencerows import CATEGORIES, PreferenceRows, english_source, preference_sources, source_rows
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.records import Message
@@ -24,6 +24,8 @@ class Preference:
     prompt: list[Message]
     chosen: str
     rejected: str
+    category: str = ""
+    """What kind of prompt it is, if its row says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ def _english(
 def load_preferences(given: str | PreferencesConfig, system: SystemPrompt = None) -> list[Preference]:
     """Read the English preferences of a set with the columns prompt, chosen and rejected, and optionally id.
 
+    A row may name its category in `category`, or in `subset` as RewardBench does.
+
     Each of the three is a string or a list of messages. Some published sets repeat the prompt in chosen and rejected;
     it must be the same prompt. A row without id gets its index as id.
 
@@ -117,7 +121,10 @@ def _preference(row: Row, index: int, position: str) -> Preference:
     if chosen.strip() == rejected.strip():
         raise UserError(f"{position}: chosen and rejected are the same; correct one of them, or remove the row")
     given = row.get("id")
-    return Preference(str(index) if given is None else identifier(given, position, "id"), prompt, chosen, rejected)
+    own_id = str(index) if given is None else identifier(given, position, "id")
+    named = (row.get(column) for column in CATEGORIES)
+    category = next((own.strip() for own in named if isinstance(own, str)), "")
+    return Preference(own_id, prompt, chosen, rejected, category)
 
 
 def _answer(value: Any, prompt: Sequence[Message], position: str) -> str:

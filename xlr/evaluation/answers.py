@@ -13,8 +13,8 @@ from xlr.chat.format import chat_settings
 from xlr.data.preferencerows import preference_sources
 from xlr.data.prompts import sources
 from xlr.detection import detector, is_in
-from xlr.evaluation import preferences
 from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
+from xlr.labelled import preferences
 from xlr.languages import ENGLISH
 from xlr.records import INITIAL, START, ModelKey, PreferenceLogps, Prompt, Question, Response, Score
 from xlr.rewarding import room
@@ -61,6 +61,8 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
             found["reward policy"] = context.model(START)
         found |= preferences.inputs(preferred, lang)
         found |= language_names(config, langs if lang is None else [lang])
+        if model == START and measured and "model" in config.score.weights:
+            found["reward model"] = context.reward_model
         if model != START:
             found["start"] = Part(context.run.path, _of_start(context), lang) if lang else _of_start(context)
         return found

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, final
 
 from typing_extensions import NotRequired, TypedDict
 
+from xlr.labelled.facts import PreferenceFacts
 from xlr.records import ModelKey
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
@@ -26,23 +27,6 @@ class AnswerFacts(RewardFacts):
     """Mean reward less that of the answers of pi^0, in nats."""
     reward_wins: float
     """Share of answers with a higher reward than the answer of pi^0, from 0 to 1; a tie counts one half."""
-
-
-class PreferenceFacts(TypedDict):
-    """The implicit reward log pi^t - log pi_I on one language's preferences, under one kind of instruction."""
-
-    pairs: int
-    """Number of pairs."""
-    accuracy: float
-    """Share of pairs whose chosen response has the higher reward, from 0 to 1; a tie counts one half."""
-    margin: float
-    """Mean reward of chosen less that of rejected, in nats."""
-    alpha: float
-    """Length penalty in nats a character that makes preferred and other responses equally long, as in the pairs."""
-    length_controlled_accuracy: float
-    """Accuracy of the reward less alpha times the length."""
-    longer_accuracy: float
-    """Accuracy of preferring the longer response."""
 
 
 class EvaluationFacts(TypedDict):

@@ -16,12 +16,12 @@ from xlr.evaluation.facts import (
     CheckFacts,
     EvaluationFacts,
     JudgeFacts,
-    PreferenceFacts,
     RateDifferences,
     Rates,
     WinRateDifference,
     WinRates,
 )
+from xlr.labelled.facts import PreferenceFacts
 from xlr.records import ModelKey
 from xlr.rewarding.facts import GenerateFacts, PairStageFacts, ScoreFacts
 from xlr.run.directory import RunDir

@@ -121,12 +121,12 @@ def reward_accuracy(found: Found) -> dict[str, Mapping[str, Share]]:
 
 def reward_by_model(found: Found) -> Measure:
     """How often the reward of each model is right in each language but English, asked as the run scores."""
+    asked: Reward = next((mode for mode in rewards(found) if mode != "model"), "multilingual")  # ratings stay the same
     by_language = {
         lang: own
         for lang in found["names"]
         if lang != ENGLISH
-        if (own := dict(_accuracies(found, lang, next(iter(rewards(found))))))
-        or (own := dict(_accuracies(found, lang, "multilingual")))
+        if (own := dict(_accuracies(found, lang, asked))) or (own := dict(_accuracies(found, lang, "multilingual")))
     }
     return Measure(
         REWARD_ACCURACY, "Share of held-out pairs in which the reward prefers the better answer", by_language

@@ -27,7 +27,7 @@ def reward_sentence(found: Found, accuracy: Mapping[str, Mapping[str, Share]]) -
     own = {lang: by_mode.get(mode, by_mode["multilingual"]) for lang, by_mode in accuracy.items()}
     above = [share for share in own.values() if share.interval[0] > 0.5]
     values = ", ".join(f"{found['names'][lang]} {100 * share.value:.0f} %" for lang, share in own.items())
-    reward = "The implicit reward" if others or mode == "model" else "The reward"
+    reward = f"The {mode} reward" if others else "The reward"
     return (
         f"{reward} prefers the better of two held-out answers in {values} of the pairs; chance is 50 %, and "
         f"{len(above)} of {len(own)} languages are clearly above it."

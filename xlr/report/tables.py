@@ -243,6 +243,10 @@ def _preferences(found: Found) -> Iterator[Row]:
                     number(own["length_controlled_accuracy"], scale=100),
                     number(own["longer_accuracy"], scale=100),
                 )
+                for name, part in own.get("categories", {}).items():
+                    low, high = share_interval(part["accuracy"], part["pairs"])
+                    figures = (number(part["accuracy"], scale=100), interval([100 * low, 100 * high]))
+                    yield (lang, f"{mode}, {name}", label(key), number(part["pairs"], ","), *figures, *[""] * 4)
 
 
 def _benchmarks(found: Found) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xlr.data.preferencerows import PreferenceRows, path_of
 from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences
-from xlr.evaluation.facts import PreferenceFacts
+from xlr.labelled.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
 from xlr.records import INITIAL, Example, ModelKey, PreferenceLogps, RowKey, Scored
@@ -53,9 +53,15 @@ def check(context: Context, given: str | PreferencesConfig) -> None:
     Raises:
         UserError: one cannot, or does not; names it.
     """
+    from xlr.model.checks import positions  # imports torch
+
     limit = room.positions_of_run(context)
     pairs = [one.pair for one in _asked(context.config, given)]
     room.require_preferences(context.encoder, path_of(given), pairs, limit, "evaluate.preferences")
+    if "model" in context.config.score.weights:
+        limit, encoder = positions(context.reward_model), context.reward_encoder
+        rated = [one.pair for one in _rated_ones(context.config, given)]
+        room.require_preferences(encoder, path_of(given), rated, limit, "evaluate.preferences")
 
 
 def measure(
@@ -68,6 +74,8 @@ def measure(
     reference: ModelKey = INITIAL,
 ) -> tuple[list[PreferenceLogps], dict[str, dict[Reward, PreferenceFacts]]]:
     """The implicit rewards log pi^t - log pi_ref of all pairs in every language and mode, and what they amount to.
+
+    With the ratings of the run's reward model, which are the same for every iteration, unless `of_start` is given.
 
     Args:
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
@@ -88,11 +96,39 @@ def measure(
         f"{target.stage} {iteration}: preferences",
         "preferences",
     ).rows()
+    both = [*zip(asked, rows, strict=True)]
+    if "model" in context.config.score.weights and not of_start:
+        both += _rated(context, target, given, without, f"{target.stage} {iteration}: preferences, reward model")
     facts: dict[str, dict[Reward, PreferenceFacts]] = {}
-    both = zip(asked, rows, strict=True)
     for (lang, mode), own in groupby(both, lambda one: (one[0].lang, one[0].mode)):
         facts.setdefault(lang, {})[mode] = _facts(list(own))
-    return rows, facts
+    return [row for _, row in both], facts
+
+
+def _rated(
+    context: Context, target: Artifact, given: str | PreferencesConfig, without: Collection[str], label: str
+) -> list[tuple[_Asked, PreferenceLogps]]:
+    """All pairs with the reward model's ratings."""
+    encoder = context.reward_encoder
+    asked = [one for one in _rated_ones(context.config, given) if one.lang not in without]
+
+    def plan(some: Sequence[_Asked]) -> Scoring[PreferenceLogps]:
+        def to_rows(item: int, scored: Scored) -> list[PreferenceLogps]:
+            (chosen,), (rejected,) = scored.logps
+            return [PreferenceLogps(some[item].lang, some[item].pair.id, some[item].mode, chosen, 0.0, rejected, 0.0)]
+
+        examples = [
+            Example(encoder.prompt_of(one.pair.prompt), tuple(encoder.turns([one.pair.chosen, one.pair.rejected])))
+            for one in some
+        ]
+        return Scoring(examples, [[one.key] for one in some], to_rows)
+
+    shards = [shard.replanned(plan) for shard in by_language(asked, lambda one: one.key)]
+    models, dtype = (context.reward_model,), context.config.scoring_dtype
+    rows = resumable_logps(
+        context, target, "preferences-rated", models, dtype, PreferenceLogps, shards, label, "preferences", rating=True
+    ).rows()
+    return list(zip(asked, rows, strict=True))
 
 
 def _plan(
@@ -126,7 +162,7 @@ def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
     rejected = [implicit_reward(row.rejected_policy, row.rejected_reference) for _, row in scored]
     lengths = [(len(one.pair.chosen), len(one.pair.rejected)) for one, _ in scored]
     alpha = length_penalty(list(zip(chosen, rejected, strict=True)), lengths)
-    return {
+    facts: PreferenceFacts = {
         "pairs": len(scored),
         "accuracy": accuracy(chosen, rejected),
         "margin": (sum(chosen) - sum(rejected)) / len(scored),
@@ -137,6 +173,15 @@ def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
         ),
         "longer_accuracy": accuracy([length for length, _ in lengths], [length for _, length in lengths]),
     }
+    of_category: dict[str, list[tuple[float, float]]] = {}
+    for (one, _), rewards in zip(scored, zip(chosen, rejected, strict=True), strict=True):
+        of_category.setdefault(one.pair.category, []).append(rewards)
+    if set(of_category) != {""}:
+        facts["categories"] = {
+            name or "other": {"pairs": len(own), "accuracy": accuracy(*zip(*own, strict=True))}
+            for name, own in sorted(of_category.items())
+        }
+    return facts
 
 
 def _asked(config: Config, given: str | PreferencesConfig) -> list[_Asked]:
@@ -147,6 +192,12 @@ def _asked(config: Config, given: str | PreferencesConfig) -> list[_Asked]:
         for mode in (("multilingual",) if lang == ENGLISH else _MODES)
         for one in own
     ]
+
+
+def _rated_ones(config: Config, given: str | PreferencesConfig) -> list[_Asked]:
+    """The preferences of each language as a reward model reads them: in the language itself."""
+    loaded = load_parallel_preferences(given, config.model.system_prompt)
+    return [_Asked(lang, "model", one.own) for lang, own in loaded.items() for one in own]
 
 
 def _under(mode: Reward, lang: str, language: str, one: ParallelPreference) -> Preference:

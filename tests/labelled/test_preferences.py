@@ -10,10 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests import inprocess
+from tests import inprocess, tiny
 from tests.conftest import Cli, assert_refused
-from xlr.evaluation import answers, preferences
-from xlr.records import PreferenceLogps
+from tests.model.test_rewardmodel import own_rating
+from xlr.evaluation import answers
+from xlr.labelled import preferences
+from xlr.records import Message, PreferenceLogps
 from xlr.run.manifests import read_manifest, rows_of
 from xlr.settings.config import Config
 
@@ -115,3 +117,39 @@ def test_a_missing_english_prompt_is_refused_before_anything_runs(
     result = cli("run", write_config(tiny_tree))
     assert_refused(result, "es.jsonl: the preference 'q25' has no English prompt")
     assert not Path(tiny_tree["run_dir"]).joinpath("iter1").exists()
+
+
+def test_a_reward_model_rates_the_pairs_once_and_categories_are_told_apart(
+    tiny_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """The columns are those of RewardBench."""
+    folder, model = Path(tiny_tree["evaluate"]["preferences"]), tiny.save_reward_model(tmp_path / "rm", 3, "llama3")
+    given = [json.loads(line) for line in (folder / "en.jsonl").read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(given):
+        row["subset"] = "Chat" if number % 2 else "Safety"
+    (folder / "en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
+    tiny_tree["evaluate"]["prompts"] = None
+    tiny_tree["score"] |= {"reward": {"crosslingual": 1, "model": 1}, "model": str(model)}
+    context = inprocess.opened(Config.model_validate(tiny_tree), tmp_path / "run")
+    answers.check(context)
+    facts = answers.make(context, 0)["preferences"]
+    assert {lang: list(modes) for lang, modes in facts.items()} == {
+        "en": ["multilingual", "model"],
+        "es": ["crosslingual", "multilingual", "model"],
+    }
+    rated: dict[str, list[bool]] = {"Chat": [], "Safety": []}
+    for row in given:
+        asked: list[Message] = [{"role": "user", "content": row["prompt"]}]
+        chosen, rejected = (
+            own_rating(model, [*asked, {"role": "assistant", "content": row[side]}]) for side in ("chosen", "rejected")
+        )
+        rated[row["subset"]].append(chosen > rejected)
+    own = facts["en"]["model"]
+    assert own["accuracy"] == sum(map(sum, rated.values())) / 4
+    assert own["categories"] == {name: {"pairs": 2, "accuracy": sum(won) / 2} for name, won in rated.items()}
+    assert "categories" not in facts["es"]["model"]
+    assert "reward model" in (read_manifest(tmp_path / "run" / "iter0" / "eval") or {})["inputs"]
+    shutil.copytree(tiny_tree["model"]["initial"], context.run.iteration(1) / "model")
+    before = rows_of(tmp_path / "run" / "iter0" / "eval", PreferenceLogps, "preferences/*")
+    target, path = answers.artifact(context, 1), str(folder)
+    assert list(preferences.measure(context, target, path, 1, before)[1]["en"]) == ["multilingual"]

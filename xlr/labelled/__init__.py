@@ -1,0 +1,1 @@
+"""Held-out preferences: how often rewards prefer the better answer. Reads preferences and models."""
