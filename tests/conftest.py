@@ -34,7 +34,15 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 # Files of long tests start first, so that two processes end at about the same time.
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # a rank in this process sets them; commands must not become ranks
-LONGEST = ["test_loop.py", "test_slurm.py", "test_run.py", "test_raycluster.py"]
+LONGEST = [
+    "test_loop.py",
+    "test_slurm.py",
+    "test_run.py",
+    "test_crashes.py",
+    "test_sweep.py",
+    "test_real_model.py",
+    "test_raycluster.py",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

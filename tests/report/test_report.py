@@ -365,6 +365,23 @@ def test_the_page_is_accessible_and_fits_the_screen(run: Path, browser: Any, wid
         assert len(trouble) == 1
 
 
+@pytest.mark.usefixtures("page")
+def test_a_printed_report_is_light_and_nothing_is_folded(run: Path, browser: Any) -> None:
+    """Also from a dark screen, and with the backgrounds that carry meaning."""
+    with browser.new_context(viewport={"width": 794, "height": 1123}, color_scheme="dark", offline=True) as opened:
+        page = opened.new_page()
+        page.goto((run / "report.html").as_uri())
+        screen = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.emulate_media(media="print", color_scheme="dark")
+        assert screen != page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 32, 36)"
+        assert page.evaluate("getComputedStyle(document.body).printColorAdjust") == "exact"
+        assert not page.locator("nav").first.is_visible()
+        folded = page.locator("details tr").all()
+        assert folded
+        assert all(row.is_visible() for row in folded)
+
+
 def test_several_runs_with_long_names_fit_a_narrow_screen(run: Path, browser: Any, tmp_path: Path) -> None:
     other = copied(run, tmp_path / "of-a-long-name" / run.name)
     report.make([load(run), load(other)], tmp_path)
