@@ -125,7 +125,7 @@ class Response:
 class Score:
     """A response with its reward: the implicit one, `logp_policy - logp_reference`, in nats, or another one.
 
-    The log-probabilities are those of the first implicit reward in `score.reward`; None if there is none. `scored_text`
+    The log-probabilities are those of an implicit reward in `score.reward`; None if there is none. `scored_text`
     is the text they are of: the response, or its translation. `detected_lang` is empty where it cannot be told;
     `repetition` is the share of the response's 4-grams of tokens that stand in it earlier.
     """

@@ -18,7 +18,7 @@ from xlr.zero import fitting
 def chosen(ranks: int, gigabytes: float, gpu: bool = True, **settings: Any) -> int:
     train = TrainConfig.model_validate({"micro_batch_tokens": "auto"} | settings)
     chunk, width = (GPU_CHUNK_TOKENS, BF16) if gpu else (CPU_CHUNK_TOKENS, FP32)
-    return fitting.chosen(train, LLAMA3_8B, ranks, gigabytes * 1e9, width, chunk).tokens_at_once
+    return fitting.sized(train, LLAMA3_8B, ranks, gigabytes * 1e9, width, chunk).tokens_at_once
 
 
 @given(
@@ -50,14 +50,25 @@ def test_eight_gpus_of_80_gb_hold_more_than_eight_of_40() -> None:
 
 def test_a_given_size_stays() -> None:
     train = TrainConfig(micro_batch_tokens=7)
-    assert fitting.chosen(train, LLAMA3_8B, 1, 1.0, BF16, GPU_CHUNK_TOKENS) is train
+    assert fitting.sized(train, LLAMA3_8B, 1, 1.0, BF16, GPU_CHUNK_TOKENS) is train
+    assert fitting.largest(train, LLAMA3_8B, 1, 24e9, BF16, GPU_CHUNK_TOKENS) is None
 
 
-def test_a_choice_is_kept_for_its_stage(tmp_path: Path) -> None:
-    assert fitting.choice(tmp_path, "train") is None
-    fitting.keep(tmp_path, "train", 4096)
-    fitting.keep(tmp_path, "align", 512)
-    assert (fitting.choice(tmp_path, "train"), fitting.choice(tmp_path, "align")) == (4096, 512)
+def test_a_choice_is_kept_for_its_machines_and_settings(tmp_path: Path) -> None:
+    keys = [
+        fitting.key_of(stage, TrainConfig(gradient_checkpointing=recomputed), ranks, memory)
+        for stage, recomputed, ranks, memory in (
+            ("train", False, 8, 80e9),
+            ("align", False, 8, 80e9),
+            ("train", True, 8, 80e9),
+            ("train", False, 16, 80e9),
+            ("train", False, 8, 40e9),
+        )
+    ]
+    for number, key in enumerate(keys):
+        assert fitting.choice(tmp_path, key) is None
+        fitting.keep(tmp_path, key, 512 + number)
+    assert [fitting.choice(tmp_path, key) for key in keys] == list(range(512, 517))
     (tmp_path / fitting.FILE).write_text('{"train": "many"}', encoding="utf-8")
     with pytest.raises(UserError, match="delete it; it only keeps sizes"):
-        fitting.choice(tmp_path, "train")
+        fitting.choice(tmp_path, keys[0])

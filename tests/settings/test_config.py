@@ -120,6 +120,10 @@ def test_settings_of_the_judge_may_be_given_without_a_judge() -> None:
         ({"judge": {"budget": 1}}, r"^judge\.budget: .*set judge\.input_price and judge\.output_price"),
         ({"judge": {"serve": "vllm serve m"}}, r"^judge\.serve: does not contain \{port\}"),
         ({"languages": ["en"], "score": {"reward": "translate"}}, r"^score\.reward: translate leaves English out"),
+        (
+            {"score": {"reward": {"crosslingual": 1, "multilingual": 2}}, "pair": {"per_token": [False, True]}},
+            r"^pair\.per_token: only one implicit reward is a sum over tokens; remove it",
+        ),
         ({"score": {"reward": "model"}}, r"^score\.model: not set; name the reward model"),
         ({"score": {"reward": {"crosslingual": 1, "model": 2}}}, r"^score\.model: not set"),
         ({"score": {"model": "rm"}}, r"^score\.model: has no effect; set score\.reward to model, or to weights"),

@@ -14,7 +14,7 @@ from typing import get_args
 
 from xlr.certificate import certificateview, precision, rightwrong, tokens, verdict
 from xlr.certificate.diagnosis import Candidates, diagnose
-from xlr.certificate.facts import Certificate, CertifiedLanguage, CertifyFacts
+from xlr.certificate.facts import Certificate, CertifiedLanguage, CertifyFacts, prefix
 from xlr.certificate.verdict import Evidence
 from xlr.data.preferencerows import preference_sources
 from xlr.errors import UserError
@@ -111,7 +111,8 @@ def artifact(context: Context, extent: Extent) -> Artifact:
     scored = scores.artifact(context, extent.iteration)
     own = {key: value for key, value in (sampled.settings | scored.settings).items() if key not in _OTHERS}
     shape = {"prompts": extent.prompts, "samples": extent.samples, "languages": list(extent.langs)}
-    both = {**scored.inputs, **sampled.inputs}
+    reference = {"reference": context.model(context.reward_reference(extent.iteration))}
+    both = {**reference, **scored.inputs, **sampled.inputs}
     inputs = {name: value for name, value in both.items() if name != "responses"}
     section = context.config.evaluate
     if section.preferences:
@@ -119,8 +120,7 @@ def artifact(context: Context, extent: Extent) -> Artifact:
     if section.checked:
         inputs |= rightwrong.inputs(context, extent.langs)
         own |= deciding(section.checked, "evaluate.checked")
-    mode = "-".join(context.config.score.weights)
-    name = f"certify-{mode}-{extent.prompts}-{extent.samples}-{'-'.join(extent.langs)}"
+    name = f"{prefix(context.config.at(extent.iteration))}{extent.prompts}-{extent.samples}-{'-'.join(extent.langs)}"
     folder = context.run.iteration(extent.iteration) / name
     return replace(sampled, folder=folder, stage="certify", settings=own | shape, inputs=inputs, parts={})
 
@@ -251,8 +251,7 @@ def _read(context: Context, target: Artifact, extent: Extent) -> Certificate:
     rounded = precision.compare(
         facts["precisions"],
         config.pair,
-        # English is scored once, as all modes ask the same.
-        [row for mode, own in scored.items() for row in own if row.lang == ENGLISH or mode == config.score.first],
+        [row for mode, own in scored.items() for row in own if mode == verdict.decisive_mode(row.lang, config)],
         rows_of(target.folder, Score, _AGAIN),
         [prompt for lang in extent.langs for prompt in prompts[lang]],
     )

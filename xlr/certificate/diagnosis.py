@@ -17,7 +17,7 @@ from xlr.data.quality import flaws
 from xlr.languages import ENGLISH
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
 from xlr.records import Prompt, Response, Score
-from xlr.rewarding.pairs import Choices, choose, rewarded
+from xlr.rewarding.pairs import Choices, alpha_unit, choose, rewarded
 from xlr.rewarding.scoretotals import reward_facts
 from xlr.settings.pairconfig import PairConfig
 from xlr.settings.scoreconfig import Reward
@@ -55,7 +55,10 @@ def diagnose(section: PairConfig, candidates: Candidates) -> Figures:
     Args:
         section: the settings by which pairs are chosen.
     """
-    choices = {mode: choose(plain(section), rows, candidates.prompts) for mode, rows in candidates.scores.items()}
+    choices = {
+        mode: choose(plain(section), rows, candidates.prompts, alpha_unit([mode], rows))
+        for mode, rows in candidates.scores.items()
+    }
     # Those that the pairs are chosen by, before length control.
     own_rewards = {mode: rewarded(section, rows) for mode, rows in candidates.scores.items()}
     candidates = replace(candidates, scores=own_rewards)

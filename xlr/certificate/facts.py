@@ -7,7 +7,17 @@ from typing_extensions import TypedDict
 from xlr.labelled.facts import PreferenceFacts
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
+from xlr.settings.config import Config
 from xlr.settings.scoreconfig import Reward
+
+
+def prefix(config: Config) -> str:
+    """What the names of a run's certificates begin with; a number follows.
+
+    Args:
+        config: the configuration of the certified iteration.
+    """
+    return f"certify-{'-'.join(config.score.weights)}-"
 
 
 class Remark(TypedDict):
@@ -207,9 +217,9 @@ class Certificate(TypedDict):
     reference: str
     """Model of the reward's denominator."""
     formula: str
-    """The implicit reward as a formula."""
+    """The run's reward as a formula."""
     reward: Reward
-    """The reward mode of the run, score.reward."""
+    """The reward that the verdicts are on: the first in score.reward."""
     cost: Cost
     """What it took."""
     languages: dict[str, CertifiedLanguage]

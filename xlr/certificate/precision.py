@@ -10,11 +10,12 @@ from xlr.errors import UserError
 from xlr.languages import ENGLISH
 from xlr.records import DType, Prompt, Response, Score
 from xlr.rewarding.modes import score_rows
-from xlr.rewarding.pairs import choose
+from xlr.rewarding.pairs import alpha_unit, choose
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.settings.pairconfig import PairConfig
+from xlr.settings.scoreconfig import Reward
 from xlr.terminal.console import console
 
 
@@ -64,10 +65,11 @@ def figures(
     Args:
         both: each response's scores in both precisions; at least two.
     """
-    chosen = [
-        {prompt.id: (better.response, worse.response) for prompt, better, worse in choose(pair, rows, prompts).pairs}
-        for rows in zip(*both, strict=True)
-    ]
+    kind: Reward = "model" if both[0][0].logp_policy is None else "crosslingual"
+    chosen = []
+    for rows in zip(*both, strict=True):
+        found = choose(pair, rows, prompts, alpha_unit([kind], rows))
+        chosen.append({prompt.id: (better.response, worse.response) for prompt, better, worse in found.pairs})
     common = chosen[0].keys() & chosen[1].keys()
     return {
         "precisions": precisions,

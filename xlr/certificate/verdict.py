@@ -76,7 +76,7 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
     Args:
         config: the configuration of the certified iteration.
     """
-    mode: Reward = "crosslingual" if lang == ENGLISH and config.score.first != "model" else config.score.first
+    mode = decisive_mode(lang, config)
     labelled = [*_on_preferences(lang, mode, evidence.preferences), *_on_answers(mode, evidence.checked)]
     agreeing = [sign for own in evidence.agreement for sign in _on_agreement(mode, own)]
     others = [
@@ -104,6 +104,11 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
         "remarks": [_remark(sign) for sign in ordered]
         or [{"text": "no sign of a problem, and none that the reward is right", "warning": False}],
     }
+
+
+def decisive_mode(lang: str, config: Config) -> Reward:
+    """The reward that a language's verdict is on: the run's first. In English all implicit ones are crosslingual."""
+    return "crosslingual" if lang == ENGLISH and config.score.first != "model" else config.score.first
 
 
 def in_words(verdict: Verdict) -> str:
@@ -171,7 +176,8 @@ def _on_answers(mode: Reward, found: Mapping[Reward, RightWrong]) -> Iterator[_S
 
 
 def _on_agreement(mode: Reward, own: Agreement) -> Iterator[_Sign]:
-    """Whether two modes order candidates alike. Only what concerns the run's own mode decides."""
+    """Whether two modes order candidates alike. Only two implicit rewards decide, one of them the run's own."""
+    decides = mode in own["modes"] and "model" not in own["modes"]
     names = " and ".join(own["modes"])
     share, deviation = own["same_order"], own["chance_deviation"]
     if own["spearman"] is None or share is None or deviation is None:
@@ -187,9 +193,9 @@ def _on_agreement(mode: Reward, own: Agreement) -> Iterator[_Sign]:
     elif abs(share - 0.5) <= within:
         yield _Sign(f"{text}: no more than by chance", caution=True)
     elif share < 0.5:
-        yield _Sign(f"{text}: they contradict each other", against=mode in own["modes"], caution=True)
+        yield _Sign(f"{text}: they contradict each other", against=decides, caution=True)
     else:
-        yield _Sign(text, good=mode in own["modes"])
+        yield _Sign(text, good=decides)
 
 
 def _on_reward(mode: Reward, own: ModeFacts, decides: bool) -> Iterator[_Sign]:

@@ -40,7 +40,7 @@ class ChatEncoder:
         exchange = templates.probe(self._apply_template, name)
         rest = self._tokenize(exchange.rest)
         self.terminator_id = self._find_terminator(rest)
-        self._after_terminator = tuple(rest[1:]) if rest[:1] == [self.terminator_id] else ()
+        self._ending = tuple(rest) or (self.terminator_id,)
         self._between = self._anchor = ""
         self._closing: str | None = None
         if chat.thinking:
@@ -241,8 +241,8 @@ class ChatEncoder:
         return found
 
     def turns(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Like `responses`, with all that the template writes after the terminator: what a reward model reads."""
-        return [(*ids, *self._after_terminator) for ids in self.responses(texts)]
+        """Like `responses`, but with all that the template writes after an answer: what a reward model reads."""
+        return [(*ids[:-1], *self._ending) for ids in self.responses(texts)]
 
     def beginning(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer that is not at its end."""

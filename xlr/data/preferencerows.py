@@ -62,6 +62,8 @@ class PreferenceRows:
 def _digest(source: PreferenceRows) -> str:
     found = hashlib.sha256()
     for _, row in source.rows():
+        for name in CATEGORIES:  # only sort pairs into rows of a table; older run directories do not count them
+            row.pop(name, None)
         found.update(json.dumps(row, default=str).encode() + b"\n")
     return found.hexdigest()
 

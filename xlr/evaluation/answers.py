@@ -61,7 +61,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
             found["reward policy"] = context.model(START)
         found |= preferences.inputs(preferred, lang)
         found |= language_names(config, langs if lang is None else [lang])
-        if model == START and measured and "model" in config.score.weights:
+        if model == START and "model" in config.score.weights and (preferred if lang is None else lang in preferred):
             found["reward model"] = context.reward_model
         if model != START:
             found["start"] = Part(context.run.path, _of_start(context), lang) if lang else _of_start(context)

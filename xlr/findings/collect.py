@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from xlr.certificate.facts import Certificate
+from xlr.certificate.facts import Certificate, prefix
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
@@ -110,8 +110,8 @@ def _certificates(config: Config, directory: RunDir) -> dict[str, Certified]:
     """The last certificate of each language: that of the latest iteration, and of the most prompts."""
     found: dict[str, Certified] = {}
     for iteration in config.trained_iterations:
-        folder, mode = directory.iteration(iteration), config.at(iteration).score.reward
-        finished = {path.name.removesuffix(".manifest.json") for path in folder.glob(f"certify-{mode}-*.manifest.json")}
+        folder, pattern = directory.iteration(iteration), f"{prefix(config.at(iteration))}[0-9]*.manifest.json"
+        finished = {path.name.removesuffix(".manifest.json") for path in folder.glob(pattern)}
         files = [path for name in sorted(finished) if (path := folder / f"{name}.json").is_file()]
         for one in sorted((read_json(path, Certificate) for path in files), key=_prompts):
             for lang, own in one["languages"].items():

@@ -157,11 +157,13 @@ def _plan(
 
 def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
     from xlr.maths.accuracy import accuracy, length_penalty  # imports torch
+    from xlr.maths.lengthcontrol import unit_of
 
     chosen = [implicit_reward(row.chosen_policy, row.chosen_reference) for _, row in scored]
     rejected = [implicit_reward(row.rejected_policy, row.rejected_reference) for _, row in scored]
     lengths = [(len(one.pair.chosen), len(one.pair.rejected)) for one, _ in scored]
-    alpha = length_penalty(list(zip(chosen, rejected, strict=True)), lengths)
+    unit = unit_of([*chosen, *rejected]) if scored[0][0].mode == "model" else 1.0
+    alpha = length_penalty(list(zip(chosen, rejected, strict=True)), lengths, unit)
     facts: PreferenceFacts = {
         "pairs": len(scored),
         "accuracy": accuracy(chosen, rejected),

@@ -16,16 +16,17 @@ def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> float:
     return wins / len(chosen)
 
 
-def length_penalty(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> float:
+def length_penalty(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], unit: float = 1.0) -> float:
     """The alpha, in nats a character, under which the responses that a reward prefers are as long as the others.
 
     Args:
         rewards: the rewards of each pair's two responses, in nats.
         lengths: their lengths in characters.
+        unit: as in `choose_pairs`.
 
     Raises:
         ValueError: a reward is not finite, or there are no pairs.
 
     Source: the length control of arXiv 2503.04647, section 3.3, applied to pairs of known order.
     """
-    return choose_pairs(rewards, lengths).alpha
+    return choose_pairs(rewards, lengths, unit=unit).alpha

@@ -4,6 +4,7 @@ Shapes: `P` prompts, `N` candidates of a prompt (prompts with fewer candidates a
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -79,17 +80,19 @@ def choose_pairs(
     length_control: bool = True,
     upper_bound: float = math.inf,
     rejected: Rejected = 0.0,
+    unit: float = 1.0,
 ) -> Choice:
     """Select pairs by r' = r - alpha * length: chosen = argmax of r' below the upper bound, rejected = argmin of r'.
 
-    alpha is the value of 0, 0.001, ..., 0.999 that minimises the gap between the mean lengths of chosen and rejected
-    (the smallest such value), or 0 without length control.
+    alpha is the value of 0, 0.001, ..., 0.999 times the unit that minimises the gap between the mean lengths of chosen
+    and rejected (the smallest such value), or 0 without length control.
 
     Args:
         rewards: the rewards of each prompt's candidates, in nats.
         lengths: their lengths in characters, in the same shape.
         upper_bound: a candidate is never chosen if its penalised reward is this or more.
         rejected: another rule for the rejected candidate, which is then always worse than the chosen one.
+        unit: of alpha; see `unit_of`.
 
     Raises:
         ValueError: a reward is not finite, a prompt has no candidates, or there are no prompts.
@@ -97,7 +100,7 @@ def choose_pairs(
     Source: arXiv 2503.04647, section 3.3 and its published code; arXiv 2605.26293 for the mean.
     """
     candidates = _padded(rewards, lengths)
-    grid = ALPHA_GRID if length_control else (0.0,)
+    grid = [unit * alpha for alpha in ALPHA_GRID] if length_control else [0.0]
     gaps = _gaps(candidates, grid, upper_bound, rejected)
     best = min(range(len(grid)), key=gaps.__getitem__)  # the smallest alpha among equal gaps
     chosen_P, rejected_P, has_pair_P = _choose(*candidates, grid[best], upper_bound, rejected)
@@ -110,12 +113,21 @@ def length_gaps(
     lengths: Sequence[Sequence[int]],
     upper_bound: float = math.inf,
     rejected: Rejected = 0.0,
+    unit: float = 1.0,
 ) -> list[float]:
-    """The length gap at each alpha of `ALPHA_GRID`, in characters; infinite at an alpha without any pair.
+    """The length gap at each alpha of `ALPHA_GRID`, in units, in characters; infinite at an alpha without any pair.
 
     Takes the arguments and raises the errors of `choose_pairs`.
     """
-    return _gaps(_padded(rewards, lengths), ALPHA_GRID, upper_bound, rejected)
+    return _gaps(_padded(rewards, lengths), [unit * alpha for alpha in ALPHA_GRID], upper_bound, rejected)
+
+
+def unit_of(rewards: Sequence[float]) -> float:
+    """The unit of alpha for rewards that are not in nats: a hundredth of their standard deviation.
+
+    Log-ratios of responses differ by about a hundred nats, for which the grid of alphas was made.
+    """
+    return statistics.pstdev(rewards) / 100 or 1.0
 
 
 def _gaps(

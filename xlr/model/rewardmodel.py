@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xlr.errors import UserError
+from xlr.model.fused import own_operations
 from xlr.model.logprobmodel import attention_arguments_of, decoder, first_layers
 from xlr.packing.batch import PackedBatch, batch
 from xlr.packing.layout import Layout, default_attention, layout
@@ -89,7 +90,8 @@ def require_sound_ratings(classifier: Any, attn_implementation: str, name: str) 
     batched = batch_ratings(probed, examples, attn_implementation)
     probed.set_attn_implementation(default_attention(attn_implementation))
     sequences = ([*one.prompt, *response] for one in examples for response in one.responses)
-    plain = [probed(torch.tensor([ids], device=probed.device)).logits.item() for ids in sequences]
+    with own_operations(probed):
+        plain = [probed(torch.tensor([ids], device=probed.device)).logits.item() for ids in sequences]
     allowed = _ALLOWED_ROUNDED if rounded else _ALLOWED
     for found, own in zip(batched, plain, strict=True):
         if not abs(found - own) <= allowed * (1 + abs(own)):

@@ -91,7 +91,7 @@ class Setting:
     def training(self) -> TrainConfig:
         """The settings of its training: of the align stage at the start, else of an iteration."""
         own = self.config.align if self.iteration == START else self.config.train
-        return fitting.chosen(own, self.shape, self.machines.count, self.machines.memory, self.width, self.chunk)
+        return fitting.sized(own, self.shape, self.machines.count, self.machines.memory, self.width, self.chunk)
 
     @property
     def chunk(self) -> int:

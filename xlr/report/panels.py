@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xlr.evaluation.facts import Rates
-from xlr.findings.found import Run, by_language, label, models
+from xlr.findings.found import Found, Run, by_language, label, models
 from xlr.findings.summary import reward_formula, reward_unit
 from xlr.judging.ratenotes import comparable
 from xlr.maths import lengthcontrol
 from xlr.records import Score
 from xlr.report import plots
 from xlr.report.plots import Plot
-from xlr.rewarding.pairs import candidates_by_prompt, rewarded, rule_of
+from xlr.rewarding.pairs import alpha_unit, candidates_by_prompt, rewarded, rule_of
 from xlr.run.manifests import manifest_path, rows_of
 from xlr.settings.pairconfig import PairConfig
 from xlr.tracking.metricslog import whole_rows
@@ -98,8 +98,9 @@ def _data(run: Run, suffix: str) -> Iterator[Panel]:
             title = f"iteration {iteration}"
             if finite := [row.reward for row in rows if math.isfinite(row.reward)]:
                 rewards[lang][title] = finite
-            if pairs and (curve := _length_gaps(run.config.at(iteration).pair, rows)):
-                gaps[lang][title] = (curve, pairs["facts"][lang]["alpha"])
+            unit = alpha_unit(run.config.score.weights, rows)
+            if pairs and (curve := _length_gaps(run.config.at(iteration).pair, rows, unit)):
+                gaps[lang][title] = (curve, pairs["facts"][lang]["alpha"] / unit)
     yield Panel(
         f"Rewards of the sampled responses{suffix}",
         reward_formula(run.found),
@@ -108,9 +109,15 @@ def _data(run: Run, suffix: str) -> Iterator[Panel]:
     yield Panel(
         f"Length control{suffix}",
         "Difference between the mean lengths of chosen and rejected responses, for each length penalty alpha. "
-        "The dot marks the alpha that was used.",
+        f"The dot marks the alpha that was used. {_of_alpha(run.found)}",
         [plots.length_gap(names[lang], run.name, lengthcontrol.ALPHA_GRID, own) for lang, own in gaps.items()],
     )
+
+
+def _of_alpha(found: Found) -> str:
+    """The unit of alpha, in words."""
+    nats = reward_unit(found) == "nats"
+    return f"Alpha is in {'nats' if nats else 'hundredths of the standard deviation of the rewards'} a character."
 
 
 def _scores(run: Run, iteration: int) -> Iterator[tuple[str, list[Score]]]:
@@ -122,7 +129,7 @@ def _scores(run: Run, iteration: int) -> Iterator[tuple[str, list[Score]]]:
                 yield lang, rows
 
 
-def _length_gaps(section: PairConfig, rows: Sequence[Score]) -> list[float]:
+def _length_gaps(section: PairConfig, rows: Sequence[Score], unit: float) -> list[float]:
     """|mean length of chosen - mean length of rejected| of one language for every alpha of the grid, in characters."""
     candidates, _ = candidates_by_prompt(rewarded(section, rows), section.filters)
     if not candidates:
@@ -132,6 +139,7 @@ def _length_gaps(section: PairConfig, rows: Sequence[Score]) -> list[float]:
         [[row.num_chars for row in group] for group in candidates.values()],
         math.inf if section.upper_bound is None else section.upper_bound,
         rule_of(section),
+        unit,
     )
 
 

@@ -130,7 +130,10 @@ def length_gap(
     title: str, run: str, grid: Sequence[float], curves: Mapping[str, tuple[Sequence[float], float]]
 ) -> Plot:
     """The length gap at each alpha, one curve per model, with a dot at the alpha that was used."""
-    used = {name: gaps[grid.index(alpha)] for name, (gaps, alpha) in curves.items()}
+    used = {
+        name: gaps[min(range(len(grid)), key=lambda place: abs(grid[place] - alpha))]
+        for name, (gaps, alpha) in curves.items()
+    }
 
     def draw(axes: Axes) -> None:
         for name, (gaps, alpha) in curves.items():

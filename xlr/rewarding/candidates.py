@@ -120,6 +120,7 @@ def score_shards(
     label: str,
     dtype: DType,
     pieces: str = "parts",
+    terminator: bool = True,
 ) -> Finished[Score]:
     """The log-ratio of every candidate that is not longer than `score.max_length` and the models' positions.
 
@@ -129,6 +130,7 @@ def score_shards(
         models: policy and reference.
         dtype: the precision.
         pieces: name of the folder of pieces beside the artefact.
+        terminator: whether the token that ends a response counts.
 
     Returns:
         Scores of each shard, in the order of its candidates.
@@ -143,17 +145,20 @@ def score_shards(
     def plan(candidates: Sequence[Candidate]) -> Scoring[Score]:
         asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
         prompt_ids = {one.before: asked_ids[one.asked] + encoder.beginning(one.thought) for one in candidates}
-        response_ids = scored_ids(context, [one.text for one in candidates])
+        response_ids = scored_ids(encoder, [one.text for one in candidates], terminator)
         return _scoring(context, longest, candidates, prompt_ids, response_ids)
 
     plans = [shard.replanned(plan) for shard in shards]
     return resumable_logps(context, target, pieces, models, dtype, Score, plans, label, "responses")
 
 
-def scored_ids(context: Context, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The tokens of each text whose log-probabilities count. No text may be empty."""
-    end = None if context.config.score.terminator else -1
-    return [ids[:end] for ids in context.encoder.responses(texts)]
+def scored_ids(encoder: ChatEncoder, texts: Sequence[str], terminator: bool) -> list[tuple[int, ...]]:
+    """The tokens of each text whose log-probabilities count. No text may be empty.
+
+    Args:
+        terminator: whether the token that ends a response is one of them.
+    """
+    return [ids if terminator else ids[:-1] for ids in encoder.responses(texts)]
 
 
 def rate_shards(
@@ -164,26 +169,30 @@ def rate_shards(
     dtype: DType,
     pieces: str = "parts",
 ) -> Finished[Score]:
-    """The reward model's rating of every candidate, like `score_shards`. It does not read what the model thought."""
-    encoder, longest = context.reward_encoder, limit(context, "model")[0]
+    """The reward model's rating of every candidate's answer, like `score_shards`. It reads no think block."""
+    encoder, longest = context.reward_encoder, limit(context, rating=True)[0]
 
     def plan(candidates: Sequence[Candidate]) -> Scoring[Score]:
         asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
         prompt_ids = {one.before: asked_ids[one.asked] for one in candidates}
-        response_ids = encoder.turns([one.text for one in candidates])
+        response_ids = encoder.turns([one.answer for one in candidates])
         return _scoring(context, longest, candidates, prompt_ids, response_ids)
 
     plans, models = [shard.replanned(plan) for shard in shards], (context.reward_model,)
     return resumable_logps(context, target, pieces, models, dtype, Score, plans, label, "responses", rating=True)
 
 
-def limit(context: Context, mode: Reward = "crosslingual") -> tuple[int, str]:
-    """The most tokens of a prompt with a response, and why a longer candidate is left out, in words."""
+def limit(context: Context, rating: bool = False) -> tuple[int, str]:
+    """The most tokens of a prompt with a response, and why a longer candidate is left out, in words.
+
+    Args:
+        rating: whether the reward model reads them.
+    """
     from xlr.model.checks import positions  # imports torch
 
     length, whose = context.config.score.max_length, "models'"
     most = room.positions_of_run(context)
-    if mode == "model":
+    if rating:
         most, whose = positions(context.reward_model), "reward model's"
     if most is not None and most < length:
         return most, f"longer than the {whose} {most} positions"

@@ -87,9 +87,9 @@ def score_in_mode(
     if mode == "model":
         scores = rate_shards(context, target, asked, label, dtype, pieces)
     else:
-        scores = score_shards(context, target, paths, asked, label, dtype, pieces)
+        scores = score_shards(context, target, paths, asked, label, dtype, pieces, context.config.score.terminator)
     no_text = "no answer after thinking" if translations is None else "empty translation"
-    return InMode(shards, scores, candidates, no_text, limit(context, mode)[1])
+    return InMode(shards, scores, candidates, no_text, limit(context, rating=mode == "model")[1])
 
 
 def conversations_of(context: Context, mode: Reward) -> Callable[[Response | Score], Conversation]:

@@ -26,6 +26,7 @@ from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
 from xlr.settings.config import Config, deciding
 from xlr.settings.pairconfig import Flaw, PairConfig
+from xlr.settings.scoreconfig import Reward
 from xlr.terminal.console import console
 
 if TYPE_CHECKING:
@@ -86,13 +87,14 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     require(scores.artifact(context, iteration), f"xlr score {context.run.path} --iteration {iteration}")
     target = artifact(context, iteration)
     section, prompts = context.config.at(iteration).pair, context.prompts_of(iteration)
+    rewards = context.config.score.weights
     pairs: list[Pair] = []
     facts: PairStageFacts = {}
     for lang in context.config.trained_languages:
         of_lang = rows_of(context.run.iteration(iteration) / "scores", Score, part=lang)  # one language in memory
         if not of_lang:
             continue
-        found, facts[lang] = pair_language(section, of_lang, prompts[lang])
+        found, facts[lang] = pair_language(section, of_lang, prompts[lang], alpha_unit(rewards, of_lang))
         pairs += found
     if not pairs:
         raise UserError(
@@ -108,10 +110,10 @@ def make(context: Context, iteration: int) -> PairStageFacts:
 
 
 def pair_language(
-    section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt]
+    section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt], unit: float = 1.0
 ) -> tuple[list[Pair], PairFacts]:
-    """The pairs of one language in the order of its prompts, and their facts."""
-    found = choose(section, rows, prompts)
+    """The pairs of one language in the order of its prompts, and their facts; see `choose`."""
+    found = choose(section, rows, prompts, unit)
     pairs = [_pair(prompt, chosen, rejected, found.alpha) for prompt, chosen, rejected in found.pairs]
     facts: PairFacts = {
         "pairs": len(pairs),
@@ -141,8 +143,19 @@ class Choices:
     """Reason -> number of prompts without a pair."""
 
 
-def choose(section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt]) -> Choices:
+def alpha_unit(rewards: Collection[Reward], rows: Sequence[Score]) -> float:
+    """The unit of the length penalty of one language: a nat for one implicit reward, else that of `unit_of`."""
+    from xlr.maths.lengthcontrol import unit_of  # imports torch
+
+    implicit = len(rewards) == 1 and "model" not in rewards
+    return 1.0 if implicit else unit_of([row.reward for row in rows])
+
+
+def choose(section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt], unit: float = 1.0) -> Choices:
     """Choose the pairs of one language.
+
+    Args:
+        unit: of the length penalty; see `alpha_unit`.
 
     Raises:
         UserError: a reward is not finite.
@@ -156,7 +169,7 @@ def choose(section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt]
     upper_bound = math.inf if section.upper_bound is None else section.upper_bound
     rule = rule_of(section)
     try:
-        choice = choose_pairs(rewards, lengths, section.length_control, upper_bound, rule) if groups else NOTHING
+        choice = choose_pairs(rewards, lengths, section.length_control, upper_bound, rule, unit) if groups else NOTHING
     except ValueError as error:
         broken = next(row for row in rows if not math.isfinite(row.reward))
         raise UserError(

@@ -88,16 +88,22 @@ def check(context: Context) -> None:
     if "model" in config.score.weights:
         tokenizer = context.reward_encoder.tokenizer
         require_reward_model(context.reward_model, tokenizer, config.model.attn_implementation)
+        for shape in {tuple(turn.role for turn in own.conversation): own for own in _trained(context)}.values():
+            context.reward_encoder.prompt_of(messages(shape.conversation))  # its template may refuse a system message
     require_model(initial, load_tokenizer(initial))
     require_usable(config.model.fused_operations, load_config(initial))
     require_attention(initial, config.model.attn_implementation)
     if config.model.aligned:
         context.require_same_tokenizer(initial)
-    prompts = [prompt for lang in config.trained_languages for prompt in context.prompts[lang]]
+    prompts = _trained(context)
     for mode in implicit(config):
         require_scorable(context, mode, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
     if "translate" in config.score.weights:
         _require_translatable(context)
+
+
+def _trained(context: Context) -> list[Prompt]:
+    return [prompt for lang in context.config.trained_languages for prompt in context.prompts[lang]]
 
 
 def _require_translatable(context: Context) -> None:
@@ -189,8 +195,8 @@ def _scored_languages(config: Config) -> list[str]:
 
 
 def implicit(config: Config) -> list[Reward]:
-    """The implicit rewards among those of the run."""
-    return [mode for mode in config.score.weights if mode != "model"]
+    """The implicit rewards among those of the run, in an order that does not depend on that of the settings."""
+    return [mode for mode in get_args(Reward) if mode in config.score.weights and mode != "model"]
 
 
 def formula(config: Config) -> str:
@@ -261,7 +267,7 @@ def _probes(context: Context, scores: Sequence[Score]) -> list[ScoredProbe]:
     return [
         {
             "prompt": list(context.encoder.prompt_of(messages(conversation(score)))),
-            "response": list(scored_ids(context, [score.scored_text])[0]),
+            "response": list(scored_ids(context.encoder, [score.scored_text], context.config.score.terminator)[0]),
             "logp_policy": score.logps[0],
         }
         for score in dict.fromkeys(chosen)

@@ -224,6 +224,7 @@ class Config(Section):
         _check_judged_answers(self)
         _check_baseline(self)
         _check_reward_model(self)
+        _check_per_token(self)
         _check_translated_languages(self)
         _check_replay(self)
         _check_losses(self)
@@ -296,6 +297,15 @@ def _check_baseline(config: Config) -> None:
     baseline, last = config.baseline_model, config.iterations
     if isinstance(baseline, int) and baseline > last:
         raise UserError(f"judge.baseline: there is no iteration {baseline}; choose one from 0 to {last}")
+
+
+def _check_per_token(config: Config) -> None:
+    given, weights = config.pair.per_token, config.score.weights
+    if (any(given) if isinstance(given, tuple) else given) and (len(weights) > 1 or "model" in weights):
+        raise UserError(
+            "pair.per_token: only one implicit reward is a sum over tokens; remove it, or name one of crosslingual, "
+            "multilingual and translate in score.reward"
+        )
 
 
 def _check_reward_model(config: Config) -> None:

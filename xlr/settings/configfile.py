@@ -24,6 +24,7 @@ from xlr.shipped import RECIPES, recipes
 # The key under which a file names another one, whose settings it takes over except for those it sets itself.
 EXTENDS = "extends"
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+_WHOLE = ("score.reward",)  # mappings that are one value: a file that extends another replaces them
 _MOST_EXTENDED = 20  # files in a chain
 _DEEPEST_KEY = 20  # parts of a dotted key
 _LONGEST_KEY = 100  # characters of a key that are compared with the valid ones
@@ -160,12 +161,12 @@ def base_file(name: Any, path: Path, key: str) -> Path:
     return base
 
 
-def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _merged(inherited: dict[str, Any], own: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Two layers of settings merged, sections key by key; `own` wins."""
     both = {
-        key: _merged(inherited[key], value)
+        key: _merged(inherited[key], value, f"{prefix}{key}.")
         for key, value in own.items()
-        if isinstance(value, dict) and isinstance(inherited.get(key), dict)
+        if isinstance(value, dict) and isinstance(inherited.get(key), dict) and f"{prefix}{key}" not in _WHOLE
     }
     return inherited | own | both
 

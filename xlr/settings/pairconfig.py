@@ -17,8 +17,8 @@ class PairConfig(Section):
     half of its 4-grams of tokens occur earlier in it. wrong_language: detected as another language. duplicate: the
     text of an earlier sample for the same prompt."""
     penalties: Annotated[dict[Flaw, Annotated[float, Field(gt=0, le=1e9)]], Later.ADDED] = Field({})
-    """Flaw -> nats that are subtracted from the reward of a response that has it. It may still be chosen, unlike with
-    filters."""
+    """Flaw -> nats (or points of a reward model, or standard deviations of a mean of rewards) that are subtracted from
+    the reward of a response that has it. It may still be chosen, unlike with filters."""
     per_token: Annotated[ByIteration[bool], Later.ADDED] = False
     """Divide each reward by its response's tokens, and multiply it by their mean in the language, so that it keeps its
     scale."""

@@ -64,6 +64,8 @@ class _Rank:
     training: Training
     train: TrainConfig
     """Its settings, with the micro-batches that the run keeps."""
+    wanted_tokens: int
+    """The size of micro-batches that the settings or xlr wanted."""
     target: Artifact
     ranks: Ranks
     device: torch.device
@@ -99,8 +101,9 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     on_gpus = ranks.world_size if device.type == "cuda" else 0
     clock.count_processors(ranks.world_size * (1 if on_gpus else torch.get_num_threads()), on_gpus)
     dtype = resolve_dtype(training.context.config.model.dtype, device)
-    train = _with_kept_size(training, ranks, device, dtype)
-    rank = _Rank(training, train, target, ranks, device, dtype, training.plan_steps(train, ranks.world_size))
+    train, wanted = _sized(training, ranks, device, dtype)
+    steps = training.plan_steps(train, ranks.world_size)
+    rank = _Rank(training, train, wanted, target, ranks, device, dtype, steps)
     if rank.main:
         _claim_checkpoints(rank)
     checkpoints = target.pieces_folder(_CHECKPOINTS)
@@ -133,32 +136,48 @@ def train(training: Training, target: Artifact, ranks: Ranks) -> None:
     engine.close_distributed()
 
 
-def _with_kept_size(training: Training, ranks: Ranks, device: torch.device, dtype: torch.dtype) -> TrainConfig:
-    """The settings with the micro-batches that the run keeps. The first rank decides: others may see files later."""
-    run, stage, train = training.context.run.path, training.stage, training.config
+def _sized(training: Training, ranks: Ranks, device: torch.device, dtype: torch.dtype) -> tuple[TrainConfig, int]:
+    """The settings with the micro-batches that the run keeps, and the size that they or xlr wanted.
+
+    The first rank decides: the others may see files later.
+    """
     available = engine.least_memory(device)
-    kept = 0
+    sizes = (0, 0)
     if ranks.rank == 0:
-        wanted = fitting.choice(run, stage) if train.micro_batch_tokens == "auto" else train.micro_batch_tokens
-        if wanted is None:
-            chunk = GPU_CHUNK_TOKENS if device.type == "cuda" else CPU_CHUNK_TOKENS
-            shape = read_shape(training.start)
-            wanted = fitting.chosen(train, shape, ranks.world_size, available, dtype.itemsize, chunk).tokens_at_once
-            fitting.keep(run, stage, wanted)
-            console.print(f"  micro-batches of {wanted:,} tokens fit the {available / 1e9:.3g} GB of a rank")
-        kept = halving.tokens(run, stage, wanted)
-    return train.model_copy(update={"micro_batch_tokens": gather(kept)[0]})
+        wanted = training.config.micro_batch_tokens
+        if wanted == "auto":
+            wanted = _chosen(training, ranks, available, device, dtype)
+        sizes = halving.tokens(training.context.run.path, training.stage, wanted), wanted
+    kept, wanted = gather(sizes)[0]
+    return training.config.model_copy(update={"micro_batch_tokens": kept}), wanted
+
+
+def _chosen(training: Training, ranks: Ranks, available: float, device: torch.device, dtype: torch.dtype) -> int:
+    """The size of micro-batches that the run has chosen for these machines and settings, or chooses now."""
+    run, train = training.context.run.path, training.config
+    key = fitting.key_of(training.stage, train, ranks.world_size, available)
+    if (known := fitting.choice(run, key)) is not None:
+        return known
+    chunk = GPU_CHUNK_TOKENS if device.type == "cuda" else CPU_CHUNK_TOKENS
+    shape = read_shape(training.start)
+    found = fitting.largest(train, shape, ranks.world_size, available, dtype.itemsize, chunk)
+    tokens = found or fitting.FEWEST
+    where = f"the {available / 1e9:.3g} GB of a rank"
+    console.print(
+        f"  micro-batches of {tokens:,} tokens fit {where}"
+        if found
+        else f"  warning: by the formula nothing fits {where}; micro-batches of {tokens:,} tokens are tried"
+    )
+    fitting.keep(run, key, tokens)
+    return tokens
 
 
 def _cut(rank: _Rank) -> list[str]:
-    """A warning if the micro-batches are smaller than those of the settings, or than those that were chosen."""
-    training, used = rank.training, rank.train.tokens_at_once
-    wanted = training.config.micro_batch_tokens
-    if wanted == "auto":
-        wanted = fitting.choice(training.context.run.path, training.stage) or used
-    if used == wanted:
+    """A warning if the micro-batches are smaller than those that were wanted."""
+    stage, used = rank.training.stage, rank.train.tokens_at_once
+    if used == rank.wanted_tokens:
         return []
-    return [f"memory ran out with {training.stage}.micro_batch_tokens={wanted}; {used} were used instead"]
+    return [f"memory ran out with {stage}.micro_batch_tokens={rank.wanted_tokens}; {used} were used instead"]
 
 
 def _claim_checkpoints(rank: _Rank) -> None:

@@ -12,14 +12,13 @@ from xlr.settings.trainconfig import TrainConfig
 from xlr.zero.dsconfig import policy_config
 
 FILE = "chosen_micro_batches.json"  # apart from that of `halving`, whose changes let a job start its ranks again
-_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)  # beyond the first, a GPU computes no faster
+FEWEST = 512
+_TOKENS = (16384, 8192, 4096, 2048, 1024, FEWEST)  # beyond the first, a GPU computes no faster
 _ROOM = 0.95  # share of the memory that may be filled
 
 
-def chosen(train: TrainConfig, shape: Shape, ranks: int, available: float, width: int, chunk: int) -> TrainConfig:
-    """The settings with a number in place of auto: the most tokens that fit, and the fewest if none do.
-
-    Should the memory run out nevertheless, the training goes on with half; see `halving`.
+def largest(train: TrainConfig, shape: Shape, ranks: int, available: float, width: int, chunk: int) -> int | None:
+    """The most tokens whose peak fits; None if not even `FEWEST` do.
 
     Args:
         available: bytes of memory of a rank.
@@ -29,8 +28,6 @@ def chosen(train: TrainConfig, shape: Shape, ranks: int, available: float, width
     Raises:
         UserError: the DeepSpeed JSON is not usable.
     """
-    if train.micro_batch_tokens != "auto":
-        return train
     zero, frozen = zero_of(train, width, shape), train.used_reference == "frozen"
     beside = memory.beside(gpu=chunk == GPU_CHUNK_TOKENS)
 
@@ -38,22 +35,35 @@ def chosen(train: TrainConfig, shape: Shape, ranks: int, available: float, width
         parts = memory.peak(shape, ranks, tokens, train.gradient_checkpointing, frozen, chunk, zero, width)
         return sum(parts.values()) + beside <= _ROOM * available
 
-    tokens = next(filter(fits, _TOKENS), _TOKENS[-1])
+    return next(filter(fits, _TOKENS), None)
+
+
+def sized(train: TrainConfig, shape: Shape, ranks: int, available: float, width: int, chunk: int) -> TrainConfig:
+    """The settings with a number in place of auto; see `largest`. Should memory run out nevertheless, see `halving`."""
+    if train.micro_batch_tokens != "auto":
+        return train
+    tokens = largest(train, shape, ranks, available, width, chunk) or FEWEST
     return train.model_copy(update={"micro_batch_tokens": tokens})
 
 
-def choice(run: Path, stage: str) -> int | None:
-    """The tokens that were chosen for a stage of a run, if they were.
+def choice(run: Path, key: str) -> int | None:
+    """The tokens that were chosen in a run under the circumstances of `key_of`, if they were.
 
     Raises:
         UserError: the file of the run is damaged.
     """
-    return _recorded(run).get(stage)
+    return _recorded(run).get(key)
 
 
-def keep(run: Path, stage: str, tokens: int) -> None:
-    """Record the tokens that were chosen for a stage of a run."""
-    write_json(run / FILE, _recorded(run) | {stage: tokens})
+def keep(run: Path, key: str, tokens: int) -> None:
+    """Record the tokens that were chosen in a run."""
+    write_json(run / FILE, _recorded(run) | {key: tokens})
+
+
+def key_of(stage: str, train: TrainConfig, ranks: int, available: float) -> str:
+    """What a choice depends on. On other machines, or with other settings, a stage chooses again."""
+    where = f"{ranks} ranks of {available / 1e9:.0f} GB"
+    return f"{stage}, {where}, {train.ds_config}, {train.gradient_checkpointing}, {train.used_reference}"
 
 
 def _recorded(run: Path) -> dict[str, int]:
