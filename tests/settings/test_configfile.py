@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import Cli, assert_refused
 from tests.settings.test_config import FIELDS
+from xlr.certificate import facts
 from xlr.errors import UserError
 from xlr.settings import configfile
 from xlr.settings.dataconfig import PreferencesConfig
@@ -53,6 +54,20 @@ def test_the_recipe_of_the_paper_has_its_numbers() -> None:
     assert (run.generate.top_p, run.generate.max_new_tokens, run.seed) == (1.0, 2400, 42)
     assert (run.train.beta, run.train.nll_weight, run.train.global_batch_size) == (0.1, 1.0, 32)
     assert (run.train.learning_rate, run.iterations) == (5e-7, 2)
+
+
+def test_weights_of_rewards_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    """Merged with those of the extended file, a reward could not be dropped."""
+    (tmp_path / "mine.yaml").write_text(
+        "extends: reward-model\nrun_dir: runs/mine\nscore: {reward: {crosslingual: 1, model: 2}}\n", encoding="utf-8"
+    )
+    (tmp_path / "other.yaml").write_text(
+        "extends: mine.yaml\nrun_dir: runs/other\nscore: {reward: {model: 1, multilingual: 1}}\n", encoding="utf-8"
+    )
+    assert configfile.load(tmp_path / "mine.yaml").score.weights == {"crosslingual": 1, "model": 2}
+    other = configfile.load(tmp_path / "other.yaml").score
+    assert (other.weights, other.first) == ({"model": 1, "multilingual": 1}, "model")
+    assert facts.prefix(configfile.load(tmp_path / "mine.yaml")) == "certify-crosslingual-model-"
 
 
 def test_the_low_resource_recipe_differs_in_languages_and_folder_only() -> None:

@@ -14,6 +14,7 @@ from xlr.cluster.ranks import Ranks
 from xlr.data.preferencerows import path_of
 from xlr.data.preferences import load_preferences
 from xlr.foreign.modelfiles import load_config
+from xlr.foreign.shapes import read_shape
 from xlr.model.quiet import quiet
 from xlr.records import INITIAL, START
 from xlr.rewarding import room
@@ -54,7 +55,7 @@ def check(context: Context) -> None:
 
     Raises:
         UserError: a DeepSpeed JSON or the preferences are not usable, the model has no load-balancing loss that is
-            asked for, or pairs can exceed its positions.
+            asked for, or no formula by which micro-batches are chosen, or pairs can exceed its positions.
     """
     from xlr.model.experts import aux_loss_coef  # imports torch
 
@@ -65,6 +66,8 @@ def check(context: Context) -> None:
         aux_loss_coef(initial, train.router_aux_loss_coef, f"{stage}.router_aux_loss_coef")
         policy_config(train, config.model.dtype == "bfloat16", hidden_size)
         reference_config(train, config.model.dtype == "bfloat16", hidden_size)
+        if train.micro_batch_tokens == "auto":
+            read_shape(context.model(INITIAL))
     if given := context.pinned(config.align.preferences):
         known, length = load_preferences(given, config.model.system_prompt), config.align.max_length
         room.require_preferences(context.encoder, path_of(given), known, fewest, "align.max_length", length)
