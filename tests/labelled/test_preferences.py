@@ -16,6 +16,7 @@ from tests.model.test_rewardmodel import own_rating
 from xlr.evaluation import answers
 from xlr.labelled import preferences
 from xlr.records import Message, PreferenceLogps
+from xlr.report import report
 from xlr.run.manifests import read_manifest, rows_of
 from xlr.settings.config import Config
 
@@ -149,6 +150,9 @@ def test_a_reward_model_rates_the_pairs_once_and_categories_are_told_apart(
     assert own["categories"] == {name: {"pairs": 2, "accuracy": sum(won) / 2} for name, won in rated.items()}
     assert "categories" not in facts["es"]["model"]
     assert "reward model" in (read_manifest(tmp_path / "run" / "iter0" / "eval") or {})["inputs"]
+    report.make([context.config], tmp_path)
+    assert "rated by the reward model" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "model, Safety" in (tmp_path / "report.md").read_text(encoding="utf-8")
     shutil.copytree(tiny_tree["model"]["initial"], context.run.iteration(1) / "model")
     before = rows_of(tmp_path / "run" / "iter0" / "eval", PreferenceLogps, "preferences/*")
     target, path = answers.artifact(context, 1), str(folder)

@@ -18,7 +18,11 @@ from xlr.run.manifests import rows_of
 from xlr.terminal.tokens import token_background
 
 # Kind of instruction -> how the page calls it.
-_KINDS = {"crosslingual": "asked in English", "multilingual": "asked in its own language"}
+_KINDS = {
+    "crosslingual": "asked in English",
+    "multilingual": "asked in its own language",
+    "model": "rated by the reward model",
+}
 _COLOURS: dict[Decision, str] = {"go": "better", "go with": "better", "do not": "worse", "not clear": "even"}
 
 
