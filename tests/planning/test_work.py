@@ -105,11 +105,16 @@ def test_a_reward_model_is_one_pass_and_several_rewards_are_added() -> None:
 
     rated = scored("model")
     assert rated.operations == pytest.approx(implicit.operations / 2)
-    assert sum(rated.memory.values()) < sum(implicit.memory.values())
+    assert rated.memory == implicit.memory  # the policy that sampled stays beside the reward model
     both = scored({"crosslingual": 1, "model": 1})
     assert both.operations == pytest.approx(implicit.operations + rated.operations)
     assert both.memory == implicit.memory
     assert both.tokens == implicit.tokens
+    start = replace(own, iteration=0, compared=[SPANISH])
+    rated_too = ESTIMATES["evaluate"](replace(start, rater=own.shape))
+    assert rated_too.operations > ESTIMATES["evaluate"](start).operations
+    later = replace(start, iteration=1)
+    assert ESTIMATES["evaluate"](replace(later, rater=own.shape)) == ESTIMATES["evaluate"](later)
 
 
 def test_float32_takes_longer_on_gpus_and_the_reference_has_the_precision_of_training() -> None:

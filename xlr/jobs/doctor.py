@@ -160,6 +160,8 @@ def packages(config: Config, node: str) -> Iterator[Check]:
         "vllm": ("vllm", config.generate.backend == "vllm"),
         "liger_kernel": ("fused", config.model.fused_operations is True),
         "lm_eval": ("benchmarks", config.evaluate.benchmarks is not None),
+        "wandb": ("track", any("wandb" in train.report_to for train in (config.align, config.train))),
+        "mlflow": ("track", any("mlflow" in train.report_to for train in (config.align, config.train))),
         "openai": ("eval", bool(config.judge.model) and config.judge.backend == "openai"),
     }
     for name, (extra, wanted) in needed.items():

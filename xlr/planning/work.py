@@ -172,7 +172,11 @@ def _score(own: Setting) -> Estimate:
     asked = [(one.asked, one.response, samples, one.prompts) for one in known]
     parts = [_scored(own, asked, 2) for mode in rewards if mode != "model"]
     if own.rater is not None:
-        parts.append(_scored(replace(own, shape=own.rater), asked, 1))
+        rated = _scored(replace(own, shape=own.rater), asked, 1)
+        if not own.config.ray.one_model_at_a_time:  # a worker keeps the model that it used before
+            beside = own.machines.width(own.config.scoring_dtype) * own.shape.parameters
+            rated = replace(rated, memory={**rated.memory, "weights": rated.memory["weights"] + beside})
+        parts.append(rated)
     if "translate" in rewards:
         # Each response is the prompt of its translation, which is as long.
         texts = [(replace(one, prompt=one.prompt + one.response), one.prompts * samples) for one in known]
@@ -324,6 +328,9 @@ def _evaluate(own: Setting) -> Estimate:
             2 if own.iteration == START else 1,
         ),
     ]
+    if own.rater is not None and own.iteration == START:
+        rated = [(one.asked, one.response, 2, one.prompts) for one in own.compared]
+        parts.append(_scored(replace(own, shape=own.rater), rated, 1))
     return Estimate(
         sum(part.tokens for part in parts),
         sum(part.operations for part in parts),

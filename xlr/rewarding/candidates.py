@@ -39,11 +39,6 @@ class Candidate:
     thought: str = ""
     """What stands before the text in the response and is not scored."""
 
-    @property
-    def before(self) -> _Before:
-        """What the scored text follows."""
-        return self.asked, self.thought
-
 
 def candidate(row: Response, asked: Conversation, encoder: ChatEncoder, thinking: Thinking) -> Candidate:
     """A response that is to be scored in a conversation.
@@ -143,10 +138,9 @@ def score_shards(
     encoder, longest = context.encoder, limit(context)[0]
 
     def plan(candidates: Sequence[Candidate]) -> Scoring[Score]:
-        asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
-        prompt_ids = {one.before: asked_ids[one.asked] + encoder.beginning(one.thought) for one in candidates}
+        before = [(one.asked, one.thought) for one in candidates]
         response_ids = scored_ids(encoder, [one.text for one in candidates], terminator)
-        return _scoring(context, longest, candidates, prompt_ids, response_ids)
+        return _scoring(context, longest, candidates, before, _prompt_ids(encoder, before), response_ids)
 
     plans = [shard.replanned(plan) for shard in shards]
     return resumable_logps(context, target, pieces, models, dtype, Score, plans, label, "responses")
@@ -173,10 +167,9 @@ def rate_shards(
     encoder, longest = context.reward_encoder, limit(context, rating=True)[0]
 
     def plan(candidates: Sequence[Candidate]) -> Scoring[Score]:
-        asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {one.asked for one in candidates}}
-        prompt_ids = {one.before: asked_ids[one.asked] for one in candidates}
+        before = [(one.asked, "") for one in candidates]
         response_ids = encoder.turns([one.answer for one in candidates])
-        return _scoring(context, longest, candidates, prompt_ids, response_ids)
+        return _scoring(context, longest, candidates, before, _prompt_ids(encoder, before), response_ids)
 
     plans, models = [shard.replanned(plan) for shard in shards], (context.reward_model,)
     return resumable_logps(context, target, pieces, models, dtype, Score, plans, label, "responses", rating=True)
@@ -199,25 +192,33 @@ def limit(context: Context, rating: bool = False) -> tuple[int, str]:
     return length, f"longer than score.max_length={length}"
 
 
+def _prompt_ids(encoder: ChatEncoder, before: Sequence[_Before]) -> dict[_Before, tuple[int, ...]]:
+    """The tokens of what scored texts follow. Each conversation is tokenised once."""
+    asked_ids = {asked: encoder.prompt_of(messages(asked)) for asked in {asked for asked, _ in before}}
+    return {(asked, thought): asked_ids[asked] + encoder.beginning(thought) for asked, thought in dict.fromkeys(before)}
+
+
 def _scoring(
     context: Context,
     longest: int,
     candidates: Sequence[Candidate],
+    before: Sequence[_Before],
     prompt_ids: Mapping[_Before, tuple[int, ...]],
     response_ids: Sequence[tuple[int, ...]],
 ) -> Scoring[Score]:
     """The examples of candidates, without those that have more than `longest` tokens with their prompt.
 
     Args:
-        prompt_ids: the tokens that a candidate follows.
+        before: what each candidate follows.
+        prompt_ids: the tokens of these.
         response_ids: those of each candidate.
     """
     members: dict[_Before, list[int]] = {}
-    for index, one in enumerate(candidates):
-        if len(prompt_ids[one.before]) + len(response_ids[index]) <= longest:
-            members.setdefault(one.before, []).append(index)
+    for index, own in enumerate(before):
+        if len(prompt_ids[own]) + len(response_ids[index]) <= longest:
+            members.setdefault(own, []).append(index)
     groups = _groups(prompt_ids, response_ids, members, context.config.score.batch_tokens)
-    examples = [Example(prompt_ids[before], tuple(response_ids[i] for i in group)) for before, group in groups]
+    examples = [Example(prompt_ids[own], tuple(response_ids[i] for i in group)) for own, group in groups]
 
     def to_rows(number: int, scored: Scored) -> list[Score]:
         found = zip(groups[number][1], examples[number].responses, scored.logps, scored.languages, strict=True)
