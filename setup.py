@@ -29,7 +29,7 @@ setup(
     install_requires=[
         "torch>=2.9,<3",
         "deepspeed>=0.19,<0.20",
-        "transformers>=5.19,<6",
+        "transformers>=5.19,<5.40",  # 5.40 takes no past_key_values any more
         "accelerate>=1.12,<2",  # transformers loads weights into ZeRO-3 partitions through it
         "ray>=2.60,<3",
         "datasets>=5,<6",
