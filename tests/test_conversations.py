@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests import tiny
+from tests import inprocess, tiny
 from tests.conftest import RAY_TOKEN, Cli, assert_refused
+from tests.model.test_rewardmodel import own_rating
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.chat.format import chat_format
 from xlr.maths.rewards import crosslingual_instruction
-from xlr.records import Message, Pair, Response, Score
+from xlr.records import Message, Pair, Response, Score, messages
 from xlr.rewarding import scores
 from xlr.rewarding.modes import score_rows
 from xlr.run.context import Context
@@ -153,6 +154,23 @@ def test_the_reward_counts_the_think_block_or_leaves_it_out(
         assert row.logp_policy == pytest.approx(expected, abs=2e-3)
     reasons = {"es": {"no answer after thinking": 3}} if mode == "unscored" else {}
     assert dropped.counts() == reasons
+
+
+@pytest.mark.parametrize("mode", ["scored", "unscored"])
+def test_a_reward_model_reads_the_answer_without_its_think_block(
+    mode: str, thinking: dict[str, Any], write_config: Write, tmp_path: Path
+) -> None:
+    model = tiny.save_reward_model(tmp_path / "rm", 3, "llama3")
+    thinking["model"]["thinking"] = mode
+    thinking["score"] |= {"reward": "model", "model": str(model)}
+    context = inprocess.opened(load(str(write_config(thinking)), []), tmp_path / "run")
+    prompt = context.prompts["es"][0]
+    rows = [Response(prompt.id, "es", number, text, [1], "stop") for number, text in enumerate(TEXTS)]
+    dropped = Dropped()
+    (found,) = score_rows(context, scores.artifact(context, 1), "model", rows, 1, "test", dropped)
+    turns = [*messages(prompt.conversation), Message(role="assistant", content="El Ebro.")]
+    assert found.reward == pytest.approx(own_rating(model, turns), abs=1e-5)
+    assert dropped.counts() == {"es": {"no answer after thinking": 3}}
 
 
 def test_without_thinking_the_empty_block_belongs_to_the_prompt(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from xlr.evaluation.facts import AnswerFacts, RateDifference, RateDifferences, Rates
-from xlr.findings.found import AVERAGE, Found, JudgedWinRates, by_language, label, model_key, models
+from xlr.findings.found import AVERAGE, Found, JudgedWinRates, by_language, label, model_key, models, rewards
 from xlr.findings.numbers import interval, number
 from xlr.judging.ratenotes import comparable
 from xlr.maths.shares import Z, holm, share_interval, two_sided_p
@@ -158,11 +158,17 @@ def _by_reward(found: Found, last: int, answers: Mapping[str, AnswerFacts]) -> C
     findings = together(list(_rewarded(found, answers)))
     return Conclusion(
         "By the model's own reward: " + sentence(found["names"], label(last), label(0), findings),
-        "The reward is log π0 − log π_I of held-out answers. Training optimises this kind of reward, so it is weaker "
-        "evidence than a judge",
+        f"The reward is log π0 − log π_I of held-out answers. {of_training(found)} than a judge",
         f"Held-out answers of {label(last)} with a higher reward than those of {label(0)}, in %",
         findings,
     )
+
+
+def of_training(found: Found) -> str:
+    """Why the implicit reward of held-out answers is weaker evidence, in words that go on with "than"."""
+    if "model" in rewards(found):
+        return "Training follows a reward model instead, so it is much weaker evidence"
+    return "Training optimises this kind of reward, so it is weaker evidence"
 
 
 def _rewarded(found: Found, answers: Mapping[str, AnswerFacts]) -> Iterator[Finding]:

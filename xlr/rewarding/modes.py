@@ -81,7 +81,7 @@ def score_in_mode(
         if translations is not None:
             translated = translations.rows(name)
             found = [replace(one, text=row.response) for one, row in zip(found, translated, strict=True)]
-        return [one for one in found if one.text.strip()]
+        return [one for one in found if (one.answer if mode == "model" else one.text).strip()]
 
     asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]
     if mode == "model":

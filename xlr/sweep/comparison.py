@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from xlr.detection import detector, is_in
 from xlr.findings.comparison import compare
-from xlr.findings.conclusion import Conclusion, Finding, sentence
+from xlr.findings.conclusion import Conclusion, Finding, of_training, sentence
 from xlr.findings.found import AVERAGE, Found, Run, StageFound, label, models, stages
 from xlr.findings.numbers import interval
 from xlr.maths.paired import Paired, mean_difference
@@ -120,8 +120,8 @@ def _by_reward(base: Side, side: Side) -> Conclusion:
     wins = {key: float(after[key] > before[key]) - float(after[key] < before[key]) for key in before if key in after}
     return Conclusion(
         "",
-        "The reward is log π0 − log π_I of held-out answers to the same prompts. Training optimises this kind of "
-        "reward, so it is weaker evidence than a judge",
+        "The reward is log π0 − log π_I of held-out answers to the same prompts. "
+        f"{of_training(side.run.found)} than a judge",
         f"Answers with a higher reward less answers with a lower one, {base.title} → {side.title}, in percentage "
         "points",
         [_finding(lang, own) for lang, own in by_language(wins).items()],
