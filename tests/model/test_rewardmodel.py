@@ -59,6 +59,17 @@ def test_padding_at_the_end_is_not_rated(tmp_path: Path) -> None:
     assert rating == pytest.approx(classifier(torch.tensor([[*prompt, *response]])).logits.item(), abs=1e-5)
 
 
+def test_in_bfloat16_the_head_does_not_round(tmp_path: Path) -> None:
+    """Responses whose ratings were equal after rounding would be chosen by their place."""
+    model = tiny.save_reward_model(tmp_path / "rm", seed=3)
+    examples = [Example((5, 6, 7), tuple((20 + n, 30 + n, 40 + n) for n in range(16)))]
+    worker = Worker(None, "bfloat16", SHARED_PROMPT)
+    exact, rounded = (worker.rate([str(model)], examples, dtype)[0] for dtype in ("float32", "bfloat16"))
+    for (one,), (other,) in zip(exact, rounded, strict=True):
+        assert other == pytest.approx(one, abs=0.05 * (1 + abs(one)))
+    assert any(torch.tensor(other).bfloat16().item() != other for (other,) in rounded)
+
+
 def config_of(model: Path, **changes: Any) -> None:
     file = model / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")

@@ -28,7 +28,10 @@ class RewardModel(nn.Module):
         self.classifier = classifier
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """The rating of each response, float32 `(S,)`."""
+        """The rating of each response, float32 `(S,)`.
+
+        The head computes in float32: rounded to bfloat16, ratings near 10 would be multiples of 0.06.
+        """
         output = decoder(self.classifier)(
             input_ids=batch.input_ids_RT,
             position_ids=batch.position_ids_RT,
@@ -36,8 +39,9 @@ class RewardModel(nn.Module):
             **attention_arguments_of(batch, self.classifier.dtype),
         )
         last_S = batch.predict_N[batch.lengths_S.cumsum(0) - 1]
-        ratings: Tensor = self.classifier.score(output.last_hidden_state.flatten(0, 1)[last_S])
-        return ratings.float().squeeze(-1)
+        head, hidden_SD = self.classifier.score, output.last_hidden_state.flatten(0, 1)[last_S]
+        bias = None if head.bias is None else head.bias.float()
+        return nn.functional.linear(hidden_SD.float(), head.weight.float(), bias).squeeze(-1)
 
 
 def ratable(examples: Sequence[Example], padding: int | None) -> list[Example]:
