@@ -148,7 +148,7 @@ def align(cli_here: Cli, cli_rank: Cli, config: Path, tmp_path: Path) -> Callabl
 def expected_metrics(config: Path, coefficient: float, world_size: int) -> tuple[float, float, float]:
     """Load-balancing loss, largest load and norm of the whole gradient, in float64, one sequence at a time."""
     training = Training(Context(configfile.load(config, [])), 0)
-    (micro_steps,) = training.plan_steps(world_size)
+    (micro_steps,) = training.plan_steps(training.config, world_size)
     model = plain_model(training.start)
     examples = [pair.example for pair in training.pairs]
     tokens = sum(batch_shape(examples, "xlr_shared_prompt")[0])

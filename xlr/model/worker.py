@@ -4,8 +4,8 @@ It takes and returns token ids and numbers. It does not handle text or files, an
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,6 @@ from xlr.records import (
     Task,
 )
 
-_Load: TypeAlias = Callable[[str, torch.dtype, str], Any]
 Value = TypeVar("Value")
 
 
@@ -78,23 +77,22 @@ class Worker(Actor):
         self._models: dict[tuple[str, torch.dtype], Any] = {}
         self._probed: set[tuple[str, torch.dtype]] = set()
 
-    def _model(
-        self, name: str, attn_implementation: str, dtype: DType | None = None, load: _Load = weights.load_causal_lm
-    ) -> Any:
+    def _model(self, name: str, attn_implementation: str, dtype: DType | None = None, rating: bool = False) -> Any:
         resolved = weights.resolve_dtype(dtype or self._dtype, self.device)
         model = self._models.pop((name, resolved), None)
         if model is None:
             while len(self._models) >= self._models_kept:
                 self._models.pop(next(iter(self._models)))
             with self.loading():
-                model = self._load(name, attn_implementation, resolved, load)
+                model = self._load(name, attn_implementation, resolved, rating)
             # Ignore the model's own sampling settings: the method does not use them.
             model.generation_config = GenerationConfig()
         self._models[name, resolved] = model  # the most recently used model is last
         model.set_attn_implementation(attn_implementation)
         return model
 
-    def _load(self, name: str, attn_implementation: str, dtype: torch.dtype, load: _Load) -> Any:
+    def _load(self, name: str, attn_implementation: str, dtype: torch.dtype, rating: bool) -> Any:
+        load = weights.load_reward_model if rating else weights.load_causal_lm
         try:
             model = load(name, dtype, attn_implementation).to(self.device)
         except torch.OutOfMemoryError as error:
@@ -193,7 +191,7 @@ class Worker(Actor):
 
     @torch.inference_mode()
     def _ratings(self, name: str, examples: Sequence[Example], dtype: DType | None) -> list[float]:
-        classifier = self._model(name, self.attn_implementation, dtype, weights.load_reward_model)
+        classifier = self._model(name, self.attn_implementation, dtype, rating=True)
         if (name, classifier.dtype) not in self._probed:
             require_sound_ratings(classifier, self.attn_implementation, name)
             self._probed.add((name, classifier.dtype))
