@@ -296,7 +296,7 @@ def test_whole_sequences_on_one_row_give_the_log_probabilities_of_padded_rows() 
     lengths, rows = batch_shape(examples, "flash_attention_2")
     assert (sum(lengths), rows) == (row.input_ids_RT.numel(), None)
     starts = (row.position_ids_RT[0] == 0).nonzero().squeeze(-1).tolist()
-    told = logprobmodel.attention_arguments_of(row, torch.float32)
+    told = logprobmodel._attention_arguments(row, torch.float32)
     assert told["cu_seq_lens_q"].tolist() == [*starts, row.input_ids_RT.numel()]
     assert told["cu_seq_lens_q"].dtype == torch.int32
     assert told["max_length_k"] == 6

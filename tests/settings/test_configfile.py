@@ -57,7 +57,7 @@ def test_the_recipe_of_the_paper_has_its_numbers() -> None:
 
 
 def test_weights_of_rewards_are_replaced_as_a_whole(tmp_path: Path) -> None:
-    """Merged with those of the extended file, a reward could not be dropped."""
+    """If they were merged with those of the extended file, no file could drop a reward."""
     (tmp_path / "mine.yaml").write_text(
         "extends: reward-model\nrun_dir: runs/mine\nscore: {reward: {crosslingual: 1, model: 2}}\n", encoding="utf-8"
     )

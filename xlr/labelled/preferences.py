@@ -56,11 +56,12 @@ def check(context: Context, given: str | PreferencesConfig) -> None:
     from xlr.model.checks import positions  # imports torch
 
     limit = room.positions_of_run(context)
-    pairs = [one.pair for one in _asked(context.config, given)]
+    asked = _asked(context.config, given)
+    pairs = [one.pair for one in asked]
     room.require_preferences(context.encoder, path_of(given), pairs, limit, "evaluate.preferences")
     if "model" in context.config.score.weights:
         limit, encoder = positions(context.reward_model), context.reward_encoder
-        rated = [one.pair for one in _rated_ones(context.config, given)]
+        rated = [one.pair for one in _to_rate(asked)]
         room.require_preferences(encoder, path_of(given), rated, limit, "evaluate.preferences")
 
 
@@ -98,7 +99,7 @@ def measure(
     ).rows()
     both = [*zip(asked, rows, strict=True)]
     if "model" in context.config.score.weights and not of_start:
-        both += _rated(context, target, given, without, f"{target.stage} {iteration}: preferences, reward model")
+        both += _rated(context, target, _to_rate(asked), f"{target.stage} {iteration}: preferences, reward model")
     facts: dict[str, dict[Reward, PreferenceFacts]] = {}
     for (lang, mode), own in groupby(both, lambda one: (one[0].lang, one[0].mode)):
         facts.setdefault(lang, {})[mode] = _facts(list(own))
@@ -106,11 +107,10 @@ def measure(
 
 
 def _rated(
-    context: Context, target: Artifact, given: str | PreferencesConfig, without: Collection[str], label: str
+    context: Context, target: Artifact, asked: Sequence[_Asked], label: str
 ) -> list[tuple[_Asked, PreferenceLogps]]:
-    """All pairs with the reward model's ratings."""
+    """These pairs with the reward model's ratings."""
     encoder = context.reward_encoder
-    asked = [one for one in _rated_ones(context.config, given) if one.lang not in without]
 
     def plan(some: Sequence[_Asked]) -> Scoring[PreferenceLogps]:
         def to_rows(item: int, scored: Scored) -> list[PreferenceLogps]:
@@ -196,10 +196,9 @@ def _asked(config: Config, given: str | PreferencesConfig) -> list[_Asked]:
     ]
 
 
-def _rated_ones(config: Config, given: str | PreferencesConfig) -> list[_Asked]:
-    """The preferences of each language as a reward model reads them: in the language itself."""
-    loaded = load_parallel_preferences(given, config.model.system_prompt)
-    return [_Asked(lang, "model", one.own) for lang, own in loaded.items() for one in own]
+def _to_rate(asked: Sequence[_Asked]) -> list[_Asked]:
+    """The preferences as a reward model reads them: once each, in their own language."""
+    return [replace(one, mode="model") for one in asked if one.mode == "multilingual"]
 
 
 def _under(mode: Reward, lang: str, language: str, one: ParallelPreference) -> Preference:

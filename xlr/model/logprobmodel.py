@@ -41,6 +41,17 @@ def decoder(causal_lm: Any) -> Any:
     return causal_lm.model if found is causal_lm else found
 
 
+def decode(model: Any, batch: PackedBatch, **options: Any) -> Any:
+    """The output of the model's decoder for a batch, in the layout that its attention implementation expects."""
+    return decoder(model)(
+        input_ids=batch.input_ids_RT,
+        position_ids=batch.position_ids_RT,
+        use_cache=False,
+        **options,
+        **_attention_arguments(batch, model.dtype),
+    )
+
+
 class LogprobModel(nn.Module):
     """A causal language model that returns the log-probability of each response of a batch.
 
@@ -74,17 +85,11 @@ class LogprobModel(nn.Module):
 
     def _decode(self, batch: PackedBatch, balanced: bool) -> tuple[Tensor, Any]:
         """The log-probabilities `(N,)` of the predicted tokens, and the decoder's output."""
-        output = decoder(self.causal_lm)(
-            input_ids=batch.input_ids_RT,
-            position_ids=batch.position_ids_RT,
-            use_cache=False,
-            **({"output_router_logits": True} if balanced else {}),
-            **attention_arguments_of(batch, self.causal_lm.dtype),
-        )
+        output = decode(self.causal_lm, batch, **({"output_router_logits": True} if balanced else {}))
         return self.head(output.last_hidden_state.flatten(0, 1)[batch.predict_N], batch.labels_N), output
 
 
-def attention_arguments_of(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
+def _attention_arguments(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
     """Keyword arguments of the attention function, which depend on the layout."""
     if batch.groups is not None:
         return attention_arguments(batch.groups, batch.input_ids_RT.device, dtype)

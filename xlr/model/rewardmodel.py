@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xlr.errors import UserError
 from xlr.model.fused import own_operations
-from xlr.model.logprobmodel import attention_arguments_of, decoder, first_layers
+from xlr.model.logprobmodel import decode, first_layers
 from xlr.packing.batch import PackedBatch, batch
 from xlr.packing.layout import Layout, default_attention, layout
 from xlr.records import Example
@@ -32,14 +32,9 @@ class RewardModel(nn.Module):
 
         The head computes in float32: rounded to bfloat16, ratings near 10 would be multiples of 0.06.
         """
-        output = decoder(self.classifier)(
-            input_ids=batch.input_ids_RT,
-            position_ids=batch.position_ids_RT,
-            use_cache=False,
-            **attention_arguments_of(batch, self.classifier.dtype),
-        )
         last_S = batch.predict_N[batch.lengths_S.cumsum(0) - 1]
-        head, hidden_SD = self.classifier.score, output.last_hidden_state.flatten(0, 1)[last_S]
+        hidden_SD = decode(self.classifier, batch).last_hidden_state.flatten(0, 1)[last_S]
+        head = self.classifier.score
         bias = None if head.bias is None else head.bias.float()
         return nn.functional.linear(hidden_SD.float(), head.weight.float(), bias).squeeze(-1)
 

@@ -7,9 +7,10 @@ from typing import Any
 from xlr.maths import memory
 from xlr.maths.logprobs import GPU_CHUNK_TOKENS
 from xlr.maths.memory import BF16, Shape, Zero
-from xlr.run.files import read_json, write_json
+from xlr.run.files import write_json
 from xlr.settings.trainconfig import TrainConfig
 from xlr.zero.dsconfig import policy_config
+from xlr.zero.halving import sizes
 
 FILE = "chosen_micro_batches.json"  # apart from that of `halving`, whose changes let a job start its ranks again
 FEWEST = 512
@@ -52,24 +53,18 @@ def choice(run: Path, key: str) -> int | None:
     Raises:
         UserError: the file of the run is damaged.
     """
-    return _recorded(run).get(key)
+    return sizes(run / FILE).get(key)
 
 
 def keep(run: Path, key: str, tokens: int) -> None:
     """Record the tokens that were chosen in a run."""
-    write_json(run / FILE, _recorded(run) | {key: tokens})
+    write_json(run / FILE, sizes(run / FILE) | {key: tokens})
 
 
 def key_of(stage: str, train: TrainConfig, ranks: int, available: float) -> str:
     """What a choice depends on. On other machines, or with other settings, a stage chooses again."""
     where = f"{ranks} ranks of {available / 1e9:.0f} GB"
     return f"{stage}, {where}, {train.ds_config}, {train.gradient_checkpointing}, {train.used_reference}"
-
-
-def _recorded(run: Path) -> dict[str, int]:
-    path = run / FILE
-    found: dict[str, int] = read_json(path, dict[str, int], "delete it; it only keeps sizes") if path.is_file() else {}
-    return found
 
 
 def zero_of(train: TrainConfig, width: int, shape: Shape) -> Zero:

@@ -20,13 +20,13 @@ def tokens(run: Path, stage: str, wanted: int) -> int:
     Raises:
         UserError: the file of the run is damaged.
     """
-    return min(_recorded(run).get(stage, wanted), wanted)
+    return min(sizes(run / FILE).get(stage, wanted), wanted)
 
 
 def halve(run: Path, stage: str, used: int) -> int:
     """Record half of the tokens that were used, for the next start of all ranks; returns them."""
     smaller = max(used // 2, 1)
-    write_json(run / FILE, _recorded(run) | {stage: smaller})
+    write_json(run / FILE, sizes(run / FILE) | {stage: smaller})
     return smaller
 
 
@@ -43,7 +43,11 @@ def reason(error: RuntimeError) -> str:
     return of_cpu.group() if of_cpu else str(error).split(". GPU")[0]
 
 
-def _recorded(run: Path) -> dict[str, int]:
-    path = run / FILE
+def sizes(path: Path) -> dict[str, int]:
+    """The sizes of micro-batches that a file of a run keeps; none if there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     found: dict[str, int] = read_json(path, dict[str, int], "delete it; it only keeps sizes") if path.is_file() else {}
     return found
