@@ -116,7 +116,7 @@ def choices(logps: Logps, sampled: Sequence[Sampled]) -> list[tuple[int, int]]:
     """The chosen and the rejected response of each prompt, with length control."""
     rewards = [[policy - reference for policy, reference in prompt] for prompt in logps]
     choice = choose_pairs(rewards, [one.characters for one in sampled])
-    return list(zip(choice.chosen_P.tolist(), choice.rejected_P.tolist(), strict=True))
+    return list(zip(choice.chosen_PK[:, 0].tolist(), choice.rejected_PK[:, 0].tolist(), strict=True))
 
 
 def changed(found: Sequence[Any], expected: Sequence[Any]) -> float:

@@ -191,12 +191,22 @@ class Pair:
     """A preference: message lists, as TRL and others read them."""
 
     id: str
+    """That of its prompt."""
     lang: str
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
     chosen_score: float
     rejected_score: float
+    number: int = 0
+    """Which of the pairs of its prompt it is."""
+    weight: float = 1.0
+    """How much it counts in training; 1 on average in each language."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others of its language."""
+        return f"{self.id} #{self.number + 1}" if self.number else self.id
 
 
 @dataclass(frozen=True, slots=True)

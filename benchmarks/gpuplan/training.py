@@ -105,6 +105,7 @@ def job(setup: Setup, shape: str, **settings: Any) -> Job:
             random_example(
                 prompt, [min(most, int(mean * chance.lognormvariate(-0.125, 0.5)) + 2) for _ in range(2)], number
             ),
+            str(number),
         )
         for number in range(4 * batch)
     ]

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlr.maths.lengthcontrol import ALPHA_GRID, choose_pairs, largest_margins, length_gaps, unit_of
+from xlr.maths.lengthcontrol import (
+    ALPHA_GRID,
+    NO_PAIR,
+    Rule,
+    choose_pairs,
+    kept_by_margin,
+    length_gaps,
+    margin_weights,
+    unit_of,
+)
 
 
 def oracle(rewards, lengths, length_control=True, upper_bound=math.inf):
@@ -35,9 +44,10 @@ def oracle(rewards, lengths, length_control=True, upper_bound=math.inf):
     return best
 
 
-def outcome(*args, **options):
-    choice = choose_pairs(*args, **options)
-    return choice.alpha, choice.chosen_P.tolist(), choice.rejected_P.tolist(), choice.length_gap
+def outcome(rewards, lengths, length_control=True, **rule):
+    """The first pair of each prompt."""
+    choice = choose_pairs(rewards, lengths, length_control, Rule(**rule))
+    return choice.alpha, choice.chosen_PK[:, 0].tolist(), choice.rejected_PK[:, 0].tolist(), choice.length_gap
 
 
 COARSE = st.integers(-8, 8).map(lambda i: i / 4)  # many ties, also with the upper bound
@@ -199,7 +209,7 @@ def test_other_rules_for_the_rejected_candidate_equal_brute_force(drawn, rule, u
 @given(candidates(), st.sampled_from([0.25, 0.5, 1.0, "nearest_mean"]))
 def test_alpha_balances_the_lengths_under_every_rule(drawn, rule):
     alpha, _, _, gap = outcome(*drawn, rejected=rule)
-    gaps = length_gaps(*drawn, rejected=rule)
+    gaps = length_gaps(*drawn, Rule(rejected=rule))
     assert gap == min(gaps) == gaps[round(1000 * alpha)]
 
 
@@ -210,18 +220,89 @@ def test_the_worst_is_the_quantile_0_where_it_is_worse_than_the_chosen():
     assert outcome(rewards, lengths, length_control=False, rejected="nearest_mean")[2] == [2]  # the mean is 1.8
 
 
+def pairs_by_hand(penalised, upper_bound, per_prompt):
+    """Best with worst, then again without these two, and so on."""
+    left, found = list(range(len(penalised))), []
+    for _ in range(per_prompt):
+        below = [i for i in left if penalised[i] < upper_bound]
+        if not below:
+            break
+        win, lose = max(below, key=lambda i: (penalised[i], -i)), min(left, key=lambda i: (penalised[i], i))
+        if win == lose and found:
+            break
+        found.append((win, lose))
+        left = [i for i in left if i not in (win, lose)]
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(candidates(reward=COARSE), st.integers(1, 4), st.one_of(st.just(math.inf), COARSE))
+def test_several_pairs_of_a_prompt_equal_brute_force(drawn, per_prompt, upper_bound):
+    rewards, lengths = drawn
+    rule = Rule(upper_bound, per_prompt=per_prompt)
+    choice = choose_pairs(rewards, lengths, length_control=False, rule=rule)
+    gaps = []
+    for own, length, chosen, rejected in zip(
+        rewards, lengths, choice.chosen_PK.tolist(), choice.rejected_PK.tolist(), strict=True
+    ):
+        expected = pairs_by_hand(own, upper_bound, per_prompt)
+        none = [(NO_PAIR, NO_PAIR)] * (per_prompt - len(expected))
+        assert list(zip(chosen, rejected, strict=True)) == expected + none
+        gaps += [length[win] - length[lose] for win, lose in expected]
+    assert choice.length_gap == (abs(sum(gaps)) / len(gaps) if gaps else math.inf)
+
+
+@settings(max_examples=40, deadline=None)
+@given(candidates(), st.integers(1, 3), st.sampled_from([0.0, 0.5, "nearest_mean"]))
+def test_no_candidate_is_in_two_pairs(drawn, per_prompt, rejected):
+    choice = choose_pairs(*drawn, rule=Rule(rejected=rejected, per_prompt=per_prompt))
+    for row in zip(choice.chosen_PK.tolist(), choice.rejected_PK.tolist(), strict=True):
+        used = [index for pair in zip(*row, strict=True) for index in set(pair) if index != NO_PAIR]
+        assert len(used) == len(set(used))
+    first = outcome(*drawn, length_control=False, rejected=rejected)
+    several = choose_pairs(*drawn, length_control=False, rule=Rule(rejected=rejected, per_prompt=per_prompt))
+    assert first[1:3] == (several.chosen_PK[:, 0].tolist(), several.rejected_PK[:, 0].tolist())
+
+
+@settings(max_examples=30, deadline=None)
+@given(candidates(), st.integers(2, 3))
+def test_alpha_balances_the_lengths_of_all_pairs(drawn, per_prompt):
+    rule = Rule(per_prompt=per_prompt)
+    choice, gaps = choose_pairs(*drawn, rule=rule), length_gaps(*drawn, rule)
+    assert choice.length_gap == min(gaps) == gaps[ALPHA_GRID.index(choice.alpha)]
+
+
 @given(st.lists(QUARTERS, max_size=12), st.sampled_from([0.01, 0.1, 0.25, 0.5, 1.0]))
-def test_the_largest_margins_are_kept(margins, share):
-    kept = largest_margins(margins, share)
-    assert sum(kept) == math.ceil(round(share * len(margins), 9))
-    inside, outside = ([m for m, keep in zip(margins, kept, strict=True) if keep is own] for own in (True, False))
-    assert not inside or not outside or min(inside) >= max(outside)
-    if share == 1.0:
-        assert all(kept)
+def test_the_largest_the_smallest_or_the_middle_margins_are_kept(margins, share):
+    for which in ("largest", "smallest", "middle"):
+        kept = kept_by_margin(margins, share, which)
+        assert sum(kept) == math.ceil(round(share * len(margins), 9))
+        inside, outside = ([m for m, keep in zip(margins, kept, strict=True) if keep is own] for own in (True, False))
+        if not inside or not outside:
+            continue
+        if which == "largest":
+            assert min(inside) >= max(outside)
+        if which == "smallest":
+            assert max(inside) <= min(outside)
+        if which == "middle":
+            ordered, left_out = sorted(margins), len(outside)
+            assert sorted(inside) == ordered[left_out // 2 : left_out // 2 + len(inside)]
 
 
 def test_a_share_of_a_hundred_pairs_is_its_per_cent():
-    assert [sum(largest_margins([1.0] * 100, percent / 100)) for percent in range(1, 101)] == [*range(1, 101)]
+    assert [sum(kept_by_margin([1.0] * 100, percent / 100)) for percent in range(1, 101)] == [*range(1, 101)]
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
+def test_weights_follow_the_margins_and_average_to_1(margins):
+    weights = margin_weights(margins)
+    assert math.fsum(weights) / len(weights) == pytest.approx(1.0)
+    for one, weight in zip(margins, weights, strict=True):
+        assert weight == pytest.approx(one * len(margins) / math.fsum(margins) if any(margins) else 1.0)
+
+
+def test_no_pairs_have_no_weights():
+    assert margin_weights([]) == []
 
 
 def following_length(seed):
@@ -231,6 +312,7 @@ def following_length(seed):
     return [[draw.gauss(0, 1) + length / 900 for length in row] for row in lengths], lengths
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([2.0**-10, 0.5, 8.0, 2.0**13]))  # products with these are exact
 def test_rewards_of_another_scale_give_the_same_pairs(seed, factor):
     """Ratings and standardised rewards are not in nats: the grid of alphas follows their scale."""
@@ -241,7 +323,7 @@ def test_rewards_of_another_scale_give_the_same_pairs(seed, factor):
         both.append(choose_pairs(own, lengths, unit=unit_of([reward for row in own for reward in row])))
     assert both[1].alpha == factor * both[0].alpha
     assert both[1].length_gap == both[0].length_gap
-    assert both[1].chosen_P.tolist() == both[0].chosen_P.tolist()
+    assert both[1].chosen_PK.tolist() == both[0].chosen_PK.tolist()
 
 
 def test_in_nats_the_grid_is_too_coarse_for_small_rewards():

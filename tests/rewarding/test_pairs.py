@@ -50,7 +50,7 @@ def test_the_pairs_with_the_largest_margins_are_kept_and_the_others_counted() ->
     assert chosen_and_rejected(section, *rewards) == [("b", 0, 1), ("c", 0, 1)]
     pairs, facts = pair_language(section, *scores(*rewards))
     assert [pair.id for pair in pairs] == ["b", "c"]
-    assert facts["dropped"] == {"margin too small for pair.keep": 2}
+    assert facts["dropped"] == {"margin not among the largest that pair.keep keeps": 2}
 
 
 def test_penalties_lower_the_rewards_of_flawed_responses() -> None:
@@ -112,3 +112,44 @@ def test_a_bound_below_all_worse_ones_leaves_nothing_to_reject() -> None:
     section = PairConfig(length_control=False, upper_bound=1.0, rejected="median")
     found = choose(section, *scores(("a", [5.0, 0.5, 3.0])))
     assert (found.pairs, found.dropped["no candidate is worse than the chosen one"]) == ([], 1)
+
+
+def test_several_pairs_of_a_prompt_are_the_best_with_the_worst_then_the_next() -> None:
+    section = PairConfig(length_control=False, per_prompt=3)
+    given = ("a", [5.0, 1.0, 4.0, 2.0, 3.0]), ("b", [1.0, 0.0])
+    assert chosen_and_rejected(section, *given) == [("a", 0, 1), ("a", 2, 3), ("b", 0, 1)]
+    pairs, facts = pair_language(section, *scores(*given))
+    assert [(pair.id, pair.number, pair.name) for pair in pairs] == [("a", 0, "a"), ("a", 1, "a #2"), ("b", 0, "b")]
+    assert (facts["pairs"], facts["prompts"], facts["dropped"]) == (3, 2, {})
+
+
+def test_all_responses_are_used_with_half_as_many_pairs() -> None:
+    rewards = [float(number % 7) + number / 100 for number in range(10)]
+    found = chosen_and_rejected(PairConfig(length_control=False, per_prompt=5), ("a", rewards))
+    assert sorted(sample for _, *both in found for sample in both) == list(range(10))
+    assert all(rewards[chosen] > rewards[rejected] for _, chosen, rejected in found)
+
+
+@pytest.mark.parametrize(("which", "kept"), [("largest", ["b"]), ("middle", ["c"]), ("smallest", ["a"])])
+def test_clear_middling_or_hard_pairs_are_kept(which: str, kept: list[str]) -> None:
+    given = ("a", [1.0, 0.0]), ("b", [9.0, 0.0]), ("c", [5.0, 0.0])
+    section = PairConfig.model_validate({"length_control": False, "keep": 0.3, "keep_margins": which})
+    pairs, facts = pair_language(section, *scores(*given))
+    assert [pair.id for pair in pairs] == kept
+    assert facts["dropped"] == {f"margin not among the {which} that pair.keep keeps": 2}
+
+
+def test_a_share_may_be_of_one_language() -> None:
+    given = ("a", [1.0, 0.0]), ("b", [9.0, 0.0])
+    for keep, expected in (({"es": 0.5}, 1), ({"de": 0.5}, 2), (0.5, 1)):
+        section = PairConfig.model_validate({"length_control": False, "keep": keep})
+        assert len(pair_language(section, *scores(*given))[0]) == expected
+
+
+def test_weights_follow_the_penalised_margins_of_the_pairs_that_are_kept() -> None:
+    given = ("a", [1.0, 0.0]), ("b", [9.0, 0.0]), ("c", [3.0, 0.0])
+    section = PairConfig(length_control=False, weight="margin", keep=0.6)
+    pairs, _ = pair_language(section, *scores(*given))
+    assert [(pair.id, pair.weight) for pair in pairs] == [("b", 1.5), ("c", 0.5)]
+    plain, _ = pair_language(PairConfig(length_control=False), *scores(*given))
+    assert [pair.weight for pair in plain] == [1.0, 1.0, 1.0]

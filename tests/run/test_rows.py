@@ -12,7 +12,7 @@ from tests.rows import read_rows
 from xlr.errors import UserError
 from xlr.records import Pair, Response
 from xlr.run import rows
-from xlr.run.rows import piece_table, records, write_rows, write_shards
+from xlr.run.rows import piece_table, records, table_of, write_rows, write_shards
 
 
 def read_piece(path: Path, stamps: list[str]) -> list[Response] | None:
@@ -29,6 +29,16 @@ def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
     pair = Pair("a", "es", [{"role": "user", "content": "x"}], [{"role": "assistant", "content": "y"}], [], 1.5, -1.0)
     write_rows(tmp_path / "pair", Pair, [pair])
     assert read_rows(tmp_path / "pair", Pair) == [pair]
+
+
+def test_columns_that_were_added_later_have_their_defaults_in_older_files(tmp_path: Path) -> None:
+    own = Pair("a", "es", [], [{"role": "assistant", "content": "y"}], [], 1.5, -1.0, 3, 0.5)
+    columns = table_of(Pair, [own, own])
+    rows.write_table(tmp_path / "old", columns.drop_columns(["number", "weight"]))
+    assert rows.read_rows(tmp_path / "old", Pair) == [replace(own, number=0, weight=1.0)] * 2
+    rows.write_table(tmp_path / "other", columns.drop_columns(["chosen_score"]))
+    with pytest.raises(UserError, match="other: damaged"):
+        rows.read_rows(tmp_path / "other", Pair)
 
 
 def test_shards_are_read_back_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from xlr.training.pairlosses import at_zero
 
 def check(train: TrainConfig, preference_loss: float, same_models: bool = True) -> None:
     values = {"loss": preference_loss + 2 * 3.0, "nll_loss": 3.0, "num_tokens": 4000.0}
-    require_first_loss(values, 8, train, same_models, torch.float32)
+    require_first_loss(values, [1.0] * 8, train, same_models, torch.float32)
 
 
 @pytest.mark.parametrize("name", [name for name in get_args(LossType) if name != "simpo"])
@@ -24,6 +24,17 @@ def test_the_first_loss_of_equal_models_passes_and_another_does_not(name: LossTy
     check(train, 1.1 * expected, same_models=False)
     with pytest.raises(UserError, match=f"is {1.1 * expected:.6f}, not {expected:.6f}, although"):
         check(train, 1.1 * expected)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_the_first_loss_follows_the_weights_of_its_pairs(factor: float) -> None:
+    """All pairs lose the same at zero, so the mean is that of the weights."""
+    train, weights = TrainConfig(nll_weight=0), [factor * own for own in (0.25, 0.75, 2.0)]
+    loss = factor * at_zero(train, "sigmoid", 1.0).value
+    require_first_loss({"loss": loss, "nll_loss": 3.0, "num_tokens": 900.0}, weights, train, True, torch.float32)
+    wrong = {"loss": 1.1 * loss, "nll_loss": 3.0, "num_tokens": 900.0}
+    with pytest.raises(UserError, match=r"at step 0 is"):
+        require_first_loss(wrong, weights, train, True, torch.float32)
 
 
 def test_several_losses_add_up() -> None:

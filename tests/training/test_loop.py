@@ -556,7 +556,7 @@ def test_held_out_pairs_are_evaluated_and_not_trained_on(align: Cli, tmp_path: P
 
 
 def test_held_out_pairs_depend_only_on_the_seed() -> None:
-    pairs = [TrainingPair(str(i), "en" if i % 3 else "es", Example((1,), ((2,), (3,)))) for i in range(30)]
+    pairs = [TrainingPair(str(i), "en" if i % 3 else "es", Example((1,), ((2,), (3,))), str(i)) for i in range(30)]
     train, held_out = hold_out(pairs, 2, seed=1)
     assert [pair.lang for pair in held_out].count("en") == [pair.lang for pair in held_out].count("es") == 2
     assert sorted([*train, *held_out], key=lambda pair: int(pair.id)) == pairs
@@ -591,6 +591,7 @@ def in_process(only_rank: OnlyRank, tiny_models: dict[str, Path], preferences: P
             one.id,
             "en",
             Example(encoder.prompt_of(one.prompt), (encoder.response(one.chosen), encoder.response(one.rejected))),
+            one.id,
         )
         for one in load_preferences(str(preferences))
     ]
@@ -617,13 +618,30 @@ def test_the_reference_stays_frozen_and_the_checks_find_differing_models(
     assert {"lang/en/rewards/accuracies", "perf/mfu", "kl", "grad_norm"} <= set(values)
 
     with pytest.raises(UserError, match=r"at step 0 is .*, not 0\.693147,"):
-        gates.require_first_loss(values, len(training.pairs), training.train, True, torch.float32)
+        gates.require_first_loss(values, [1.0] * len(training.pairs), training.train, True, torch.float32)
     example = training.pairs[0].example
     probe = {"prompt": list(example.prompt), "response": list(example.responses[0])}
     logp = training.logps([example])[0].item()
     gates.require_scorers_logps(training, [probe | {"logp_policy": logp}], bfloat16=False)
     with pytest.raises(UserError, match="trainer and scorer disagree"):
         gates.require_scorers_logps(training, [probe | {"logp_policy": 1.01 * logp}], bfloat16=False)
+
+
+def test_a_pair_counts_by_its_weight(in_process: tuple[Trainer, Any]) -> None:
+    training, _ = in_process
+    pairs, nll = training.pairs[:3], training.train.nll_weight
+
+    def preference_loss(held_out: list[TrainingPair]) -> float:
+        training.held_out = held_out
+        values = training.evaluate()
+        return values["eval_loss"] - nll * values["eval_nll_loss"]
+
+    alone = [preference_loss([pair]) for pair in pairs]
+    weights = [0.0, 0.5, 2.5]
+    weighted = preference_loss([replace(pair, weight=own) for pair, own in zip(pairs, weights, strict=True)])
+    expected = sum(own * loss for own, loss in zip(weights, alone, strict=True)) / 3
+    assert weighted == pytest.approx(expected, rel=1e-5)
+    assert weighted != pytest.approx(preference_loss(pairs), rel=1e-3)
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_pairs(

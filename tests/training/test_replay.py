@@ -67,9 +67,29 @@ def test_the_second_iteration_trains_on_the_pairs_of_the_first_too(
     assert all(pair.example == known[pair.lang, pair.id.removesuffix(" of iteration 1")] for pair in again)
     holding_out = opened(with_settings(config, train={"replay": share, "eval_pairs": 1}), run.path)
     train, held_out = Training(holding_out, 2).split
-    assert [pair.replays for pair in held_out] == ["", ""]
-    prompts = {(pair.lang, pair.id) for pair in held_out}
-    assert not prompts & {(pair.lang, pair.replays or pair.id) for pair in train}, "a held-out prompt is trained on"
+    assert [pair.replayed for pair in held_out] == [False, False]
+    prompts = {(pair.lang, pair.prompt) for pair in held_out}
+    assert not prompts & {(pair.lang, pair.prompt) for pair in train}, "a held-out prompt is trained on"
+
+
+def test_all_pairs_of_a_held_out_prompt_are_left_out(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt may have several pairs; each has a name of its own."""
+    own: list[Any] = [[{"role": role, "content": "x"}] for role in ("user", "assistant", "assistant")]
+    given = [Pair(f"p{number}", "es", *own, 1.0, 0.0, number=which) for number in range(5) for which in range(3)]
+    monkeypatch.setattr(Training, "_pairs_of", lambda self, iteration: given)
+    training = Training(opened(with_settings(config, train={"eval_pairs": 2}), tmp_path / "run"), 1)
+    assert len({pair.id for pair in training.pairs}) == len(given)
+    assert [pair.id for pair in training.pairs[:3]] == ["p0", "p0 #2", "p0 #3"]
+    train, held_out = training.split
+    assert len(held_out) == 2
+    left = {pair.prompt for pair in train}
+    assert not left & {pair.prompt for pair in held_out}
+    assert len(train) == 3 * len(left)
+    many = Training(opened(with_settings(config, train={"eval_pairs": 14}), tmp_path / "run"), 1)
+    with pytest.raises(UserError, match="holding out 14 pairs in es leaves none of another prompt"):
+        _ = many.split
 
 
 def test_what_is_replayed_decides_the_model_and_not_that_of_the_first_iteration(config: Config, tmp_path: Path) -> None:
@@ -102,8 +122,8 @@ def test_english_preferences_are_trained_on_too(config: Config, tmp_path: Path) 
         opened(with_settings(config, **sections, train={"replay_english": 1.0, "eval_pairs": 1}), run.path), 1
     )
     train, held_out = holding.split
-    assert not any(pair.replays for pair in held_out)
-    assert sum(bool(pair.replays) for pair in train) == 64
+    assert not any(pair.replayed for pair in held_out)
+    assert sum(pair.replayed for pair in train) == 64
 
 
 def test_english_preferences_that_are_not_given_are_refused(config: Config) -> None:

@@ -46,7 +46,7 @@ class Figures(TypedDict):
 
 def plain(section: PairConfig) -> PairConfig:
     """The settings of pairs that take the best and the worst candidate of every prompt, whatever is trained on."""
-    return section.model_copy(update={"rejected": "worst", "keep": 1.0})
+    return section.model_copy(update={"rejected": "worst", "per_prompt": 1, "keep": 1.0})
 
 
 def diagnose(section: PairConfig, candidates: Candidates) -> Figures:

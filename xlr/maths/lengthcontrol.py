@@ -24,32 +24,61 @@ NO_PAIR = -1
 class Choice:
     """The pairs of one language.
 
-    `chosen_P` and `rejected_P` are indices into `N`, or `NO_PAIR` if no candidate of the prompt is below the upper
-    bound. `alpha` is the length penalty in nats a character. `length_gap` is the absolute difference between the mean
-    lengths of chosen and rejected, in characters.
+    `chosen_PK` and `rejected_PK` are indices into `N`, or `NO_PAIR` where the prompt has no such pair. `alpha` is the
+    length penalty in nats a character. `length_gap` is the absolute difference between the mean lengths of chosen and
+    rejected, in characters.
     """
 
     alpha: float
-    chosen_P: Tensor
-    rejected_P: Tensor
+    chosen_PK: Tensor
+    rejected_PK: Tensor
     length_gap: float
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How pairs are chosen by penalised rewards."""
+
+    upper_bound: float = math.inf
+    """A candidate is never chosen if its penalised reward is this or more."""
+    rejected: Rejected = 0.0
+    """Which candidate is rejected; unless it is the worst, it is always worse than the chosen one."""
+    per_prompt: int = 1
+    """The most pairs of a prompt (K). Each is chosen among the candidates that are in no pair yet."""
+
+
+PLAIN = Rule()
+"""One pair a prompt: the best and the worst candidate."""
+
+_NONE = torch.empty((0, 1), dtype=torch.long)
 # The pairs of a language without candidates, for example because filters removed them all.
-NOTHING = Choice(0.0, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), 0.0)
+NOTHING = Choice(0.0, _NONE, _NONE, 0.0)
 
 
 def _choose(
-    rewards_PN: Tensor, lengths_PN: Tensor, valid_PN: Tensor, alpha: float, upper_bound: float, rejected: Rejected
-) -> tuple[Tensor, Tensor, Tensor]:
-    penalised_PN = rewards_PN - alpha * lengths_PN
-    may_win_PN = valid_PN & (penalised_PN < upper_bound)
+    rewards_PN: Tensor, lengths_PN: Tensor, valid_PN: Tensor, alpha: float, rule: Rule
+) -> tuple[Tensor, Tensor]:
+    """Chosen and rejected candidates, each `(P, K)`; `NO_PAIR` where there is no pair."""
+    penalised_PN, left_PN = rewards_PN - alpha * lengths_PN, valid_PN
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for number in range(rule.per_prompt):
+        chosen_P, rejected_P, has_pair_P = _choose_one(penalised_PN, left_PN, rule)
+        left_PN = left_PN.scatter(1, chosen_P[:, None], False).scatter(1, rejected_P[:, None], False)
+        if number > 0:  # a single candidate that is left is no pair
+            has_pair_P = has_pair_P & (chosen_P != rejected_P)
+        pairs.append((chosen_P.masked_fill(~has_pair_P, NO_PAIR), rejected_P.masked_fill(~has_pair_P, NO_PAIR)))
+    chosen, rejected = zip(*pairs, strict=True)
+    return torch.stack(chosen, 1), torch.stack(rejected, 1)
+
+
+def _choose_one(penalised_PN: Tensor, valid_PN: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    may_win_PN = valid_PN & (penalised_PN < rule.upper_bound)
     # argmax and argmin return the first of equal values, so the lower sample wins a tie.
     chosen_P = penalised_PN.masked_fill(~may_win_PN, -math.inf).argmax(1)
-    if rejected == 0.0:
+    if rule.rejected == 0.0:
         rejected_P = penalised_PN.masked_fill(~valid_PN, math.inf).argmin(1)
     else:
-        rejected_P = _reject(penalised_PN, valid_PN, chosen_P, rejected)
+        rejected_P = _reject(penalised_PN, valid_PN, chosen_P, rule.rejected)
     return chosen_P, rejected_P, may_win_PN.any(1)
 
 
@@ -66,20 +95,20 @@ def _reject(penalised_PN: Tensor, valid_PN: Tensor, chosen_P: Tensor, rejected: 
     return torch.where(worse_PN.any(1), rejected_P, chosen_P)
 
 
-def _length_gap(lengths_PN: Tensor, chosen_P: Tensor, rejected_P: Tensor, has_pair_P: Tensor) -> float:
-    """|mean length of chosen - mean length of rejected| over prompts with a pair, in characters; inf without any."""
-    if not has_pair_P.any():
+def _length_gap(lengths_PN: Tensor, chosen_PK: Tensor, rejected_PK: Tensor) -> float:
+    """|mean length of chosen - mean length of rejected| over the pairs, in characters; inf without any."""
+    is_pair_PK = chosen_PK != NO_PAIR
+    if not is_pair_PK.any():
         return math.inf
-    gap_P = lengths_PN.gather(1, chosen_P[:, None]) - lengths_PN.gather(1, rejected_P[:, None])
-    return abs(gap_P[has_pair_P].mean().item())
+    gap_PK = lengths_PN.gather(1, chosen_PK.clamp_min(0)) - lengths_PN.gather(1, rejected_PK.clamp_min(0))
+    return abs(gap_PK[is_pair_PK].mean().item())
 
 
 def choose_pairs(
     rewards: Sequence[Sequence[float]],
     lengths: Sequence[Sequence[int]],
     length_control: bool = True,
-    upper_bound: float = math.inf,
-    rejected: Rejected = 0.0,
+    rule: Rule = PLAIN,
     unit: float = 1.0,
 ) -> Choice:
     """Select pairs by r' = r - alpha * length: chosen = argmax of r' below the upper bound, rejected = argmin of r'.
@@ -90,8 +119,7 @@ def choose_pairs(
     Args:
         rewards: the rewards of each prompt's candidates, in nats.
         lengths: their lengths in characters, in the same shape.
-        upper_bound: a candidate is never chosen if its penalised reward is this or more.
-        rejected: another rule for the rejected candidate, which is then always worse than the chosen one.
+        rule: another rule for the rejected candidate, an upper bound, or more pairs of a prompt.
         unit: of alpha; see `unit_of`.
 
     Raises:
@@ -101,25 +129,19 @@ def choose_pairs(
     """
     candidates = _padded(rewards, lengths)
     grid = [unit * alpha for alpha in ALPHA_GRID] if length_control else [0.0]
-    gaps = _gaps(candidates, grid, upper_bound, rejected)
+    gaps = _gaps(candidates, grid, rule)
     best = min(range(len(grid)), key=gaps.__getitem__)  # the smallest alpha among equal gaps
-    chosen_P, rejected_P, has_pair_P = _choose(*candidates, grid[best], upper_bound, rejected)
-    chosen_P = chosen_P.masked_fill(~has_pair_P, NO_PAIR)
-    return Choice(grid[best], chosen_P, rejected_P.masked_fill(~has_pair_P, NO_PAIR), gaps[best])
+    return Choice(grid[best], *_choose(*candidates, grid[best], rule), gaps[best])
 
 
 def length_gaps(
-    rewards: Sequence[Sequence[float]],
-    lengths: Sequence[Sequence[int]],
-    upper_bound: float = math.inf,
-    rejected: Rejected = 0.0,
-    unit: float = 1.0,
+    rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], rule: Rule = PLAIN, unit: float = 1.0
 ) -> list[float]:
     """The length gap at each alpha of `ALPHA_GRID`, in units, in characters; infinite at an alpha without any pair.
 
     Takes the arguments and raises the errors of `choose_pairs`.
     """
-    return _gaps(_padded(rewards, lengths), [unit * alpha for alpha in ALPHA_GRID], upper_bound, rejected)
+    return _gaps(_padded(rewards, lengths), [unit * alpha for alpha in ALPHA_GRID], rule)
 
 
 def unit_of(rewards: Sequence[float]) -> float:
@@ -130,18 +152,36 @@ def unit_of(rewards: Sequence[float]) -> float:
     return statistics.pstdev(rewards) / 100 or 1.0
 
 
-def _gaps(
-    candidates: tuple[Tensor, Tensor, Tensor], grid: Sequence[float], upper_bound: float, rejected: Rejected
-) -> list[float]:
+def _gaps(candidates: tuple[Tensor, Tensor, Tensor], grid: Sequence[float], rule: Rule) -> list[float]:
     _, lengths_PN, _ = candidates
-    return [_length_gap(lengths_PN, *_choose(*candidates, alpha, upper_bound, rejected)) for alpha in grid]
+    return [_length_gap(lengths_PN, *_choose(*candidates, alpha, rule)) for alpha in grid]
 
 
-def largest_margins(margins: Sequence[float], share: float) -> list[bool]:
-    """Whether each pair is kept: the share with the largest margins, rounded up; of equal margins the earlier ones."""
+Kept = Literal["largest", "middle", "smallest"]
+"""Which pairs are kept, by their margins."""
+
+
+def kept_by_margin(margins: Sequence[float], share: float, which: Kept = "largest") -> list[bool]:
+    """Whether each pair is kept: a share of them, rounded up; of equal margins the earlier ones.
+
+    Args:
+        which: those with the largest margins, with the smallest ones, or with those in the middle, where the pairs
+            that are left out are divided as evenly as possible; one more of them has a large margin.
+    """
     count = math.ceil(round(share * len(margins), 9))  # 0.07 of 100 are 7
-    kept = set(sorted(range(len(margins)), key=lambda item: -margins[item])[:count])
+    order = sorted(range(len(margins)), key=lambda item: margins[item] if which == "smallest" else -margins[item])
+    start = (len(margins) - count + 1) // 2 if which == "middle" else 0
+    kept = set(order[start : start + count])
     return [item in kept for item in range(len(margins))]
+
+
+def margin_weights(margins: Sequence[float]) -> list[float]:
+    """The weight of each pair: its margin over the mean margin, so that the weights average to 1.
+
+    All weights are 1 where all margins are 0.
+    """
+    mean = statistics.fmean(margins) if margins else 0.0
+    return [margin / mean if mean else 1.0 for margin in margins]
 
 
 def _padded(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -229,9 +229,17 @@ def _pairs(own: Setting) -> list[tuple[float, float, float]]:
     if own.iteration == START:
         return [(one.prompt, one.response, one.prompts) for one in own.preferences]
     assert isinstance(own.iteration, int)  # models of evaluate.models are not trained
-    times = _PAIRED * (1 + own.training.replay * (own.iteration - 1))
+    pairing = own.config.pair
+    of_prompt = min(pairing.per_prompt, own.config.generate.num_samples // 2)
+    times = _PAIRED * max(of_prompt, 1) * (1 + own.training.replay * (own.iteration - 1))
     english = [(one.prompt, one.response, own.training.replay_english * one.prompts) for one in own.preferences]
-    return [*((one.prompt, one.response, times * one.prompts) for one in own.lengths.values()), *english]
+    return [
+        *(
+            (one.prompt, one.response, times * pairing.share_kept(lang) * one.prompts)
+            for lang, one in own.lengths.items()
+        ),
+        *english,
+    ]
 
 
 def _reference(own: Setting) -> Estimate:

@@ -99,7 +99,7 @@ def _pair(run: str, model: ModelKey, pair: Pair) -> Example:
         "model": _option(model),
         "lang": pair.lang,
         "id": pair.id,
-        "title": f"pair {pair.id}",
+        "title": f"pair {pair.name}",
         "note": f"margin {pair.chosen_score - pair.rejected_score:.2f}",
         "instruction": shortened(pair.prompt[-1]["content"]),
         "answers": [

@@ -137,7 +137,6 @@ def _length_gaps(section: PairConfig, rows: Sequence[Score], unit: float) -> lis
     return lengthcontrol.length_gaps(
         [[row.reward for row in group] for group in candidates.values()],
         [[row.num_chars for row in group] for group in candidates.values()],
-        math.inf if section.upper_bound is None else section.upper_bound,
         rule_of(section),
         unit,
     )

@@ -76,6 +76,8 @@ class PairFacts(TypedDict):
 
     pairs: int
     """Number of pairs."""
+    prompts: NotRequired[int]
+    """Number of prompts that have a pair; missing in the facts of earlier versions, where it is that of the pairs."""
     alpha: float
     """Length penalty, in nats a character."""
     length_gap: float | None
@@ -87,7 +89,7 @@ class PairFacts(TypedDict):
     filtered: dict[str, int]
     """Flaw -> number of responses that pair.filters removed for it."""
     dropped: dict[str, int]
-    """Reason -> number of prompts without a pair."""
+    """Reason -> number of prompts without a pair, or for pair.keep of pairs that were left out."""
 
 
 # Facts of pair, by language; a language without scores is missing.

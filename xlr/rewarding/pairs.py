@@ -5,10 +5,10 @@ Reads the scores and the prompts; writes `RUN/iter{t}/pairs/pairs.parquet`. Comm
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import compress, count
 from typing import TYPE_CHECKING
 
 from xlr import detection
@@ -30,7 +30,7 @@ from xlr.settings.scoreconfig import Reward
 from xlr.terminal.console import console
 
 if TYPE_CHECKING:
-    from xlr.maths.lengthcontrol import Rejected
+    from xlr.maths.lengthcontrol import Rule
 
 
 def iterations(config: Config) -> list[int]:
@@ -104,7 +104,8 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         write_rows(folder / "pairs.parquet", Pair, pairs)
-        require_each_once(folder, [(pair.lang, pair.id) for pair in pairs], ("lang", "id"))
+        keys = [(pair.lang, pair.id, str(pair.number)) for pair in pairs]
+        require_each_once(folder, keys, ("lang", "id", "number"))
     target.finish(len(pairs), facts, context.clock)
     return facts
 
@@ -114,9 +115,14 @@ def pair_language(
 ) -> tuple[list[Pair], PairFacts]:
     """The pairs of one language in the order of its prompts, and their facts; see `choose`."""
     found = choose(section, rows, prompts, unit)
-    pairs = [_pair(prompt, chosen, rejected, found.alpha) for prompt, chosen, rejected in found.pairs]
+    numbers: defaultdict[str, count[int]] = defaultdict(count)
+    pairs = [
+        _pair(*own, found.alpha, next(numbers[own[0].id]), weight)
+        for own, weight in zip(found.pairs, found.weights, strict=True)
+    ]
     facts: PairFacts = {
         "pairs": len(pairs),
+        "prompts": len(numbers),
         "alpha": found.alpha,
         "length_gap": found.length_gap if math.isfinite(found.length_gap) else None,  # JSON has no infinity
         "chosen_chars": _mean([chosen.num_chars for _, chosen, _ in found.pairs]),
@@ -132,7 +138,9 @@ class Choices:
     """The pairs chosen in one language, and what was left out."""
 
     pairs: list[tuple[Prompt, Score, Score]]
-    """Prompt, chosen and rejected candidate."""
+    """Prompt, chosen and rejected candidate. The pairs of a prompt stand together."""
+    weights: list[float]
+    """How much each pair counts in training."""
     alpha: float
     """Length penalty, in nats a character."""
     length_gap: float
@@ -140,7 +148,7 @@ class Choices:
     filtered: dict[str, int]
     """Flaw -> number of candidates that pair.filters removed for it."""
     dropped: Counter[str]
-    """Reason -> number of prompts without a pair."""
+    """Reason -> number of prompts without a pair, or for pair.keep of pairs that were left out."""
 
 
 def alpha_unit(rewards: Collection[Reward], rows: Sequence[Score]) -> float:
@@ -152,7 +160,7 @@ def alpha_unit(rewards: Collection[Reward], rows: Sequence[Score]) -> float:
 
 
 def choose(section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt], unit: float = 1.0) -> Choices:
-    """Choose the pairs of one language.
+    """Choose the pairs of one language. All rows are of it.
 
     Args:
         unit: of the length penalty; see `alpha_unit`.
@@ -160,16 +168,14 @@ def choose(section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt]
     Raises:
         UserError: a reward is not finite.
     """
-    from xlr.maths.lengthcontrol import NOTHING, choose_pairs, largest_margins  # imports torch
+    from xlr.maths.lengthcontrol import NOTHING, choose_pairs, kept_by_margin, margin_weights  # imports torch
 
     candidates, filtered = candidates_by_prompt(rewarded(section, rows), section.filters)
     groups = [(prompt, candidates[prompt.id]) for prompt in prompts if prompt.id in candidates]
     rewards = [[row.reward for row in group] for _, group in groups]
     lengths = [[row.num_chars for row in group] for _, group in groups]
-    upper_bound = math.inf if section.upper_bound is None else section.upper_bound
-    rule = rule_of(section)
     try:
-        choice = choose_pairs(rewards, lengths, section.length_control, upper_bound, rule, unit) if groups else NOTHING
+        choice = choose_pairs(rewards, lengths, section.length_control, rule_of(section), unit) if groups else NOTHING
     except ValueError as error:
         broken = next(row for row in rows if not math.isfinite(row.reward))
         raise UserError(
@@ -178,20 +184,28 @@ def choose(section: PairConfig, rows: Sequence[Score], prompts: Sequence[Prompt]
         ) from error
     pairs: list[tuple[Prompt, Score, Score]] = []
     dropped: Counter[str] = Counter({"no candidate left": len(prompts) - len(groups)})
-    indices = zip(choice.chosen_P.tolist(), choice.rejected_P.tolist(), strict=True)
+    indices = zip(choice.chosen_PK.tolist(), choice.rejected_PK.tolist(), strict=True)
     for (prompt, group), (chosen, rejected) in zip(groups, indices, strict=True):
-        reason = _unusable(group, chosen, rejected)
-        if reason:
-            dropped[reason] += 1
-        else:
-            pairs.append((prompt, group[chosen], group[rejected]))
+        usable: list[tuple[Prompt, Score, Score]] = []
+        reasons: list[str] = []
+        for better, worse in zip(chosen, rejected, strict=True):
+            if reason := _unusable(group, better, worse):
+                reasons.append(reason)
+            else:
+                usable.append((prompt, group[better], group[worse]))
+        pairs += usable
+        if not usable:
+            dropped[reasons[0]] += 1
     margins = [
         chosen.reward - rejected.reward - choice.alpha * (chosen.num_chars - rejected.num_chars)
         for _, chosen, rejected in pairs
     ]
-    kept = largest_margins(margins, section.keep)
-    dropped["margin too small for pair.keep"] = kept.count(False)
-    return Choices(list(compress(pairs, kept)), choice.alpha, choice.length_gap, filtered, dropped)
+    lang = rows[0].lang if rows else ""
+    kept = kept_by_margin(margins, section.share_kept(lang), section.keep_margins)
+    dropped[f"margin not among the {section.keep_margins} that pair.keep keeps"] = kept.count(False)
+    own_margins = list(compress(margins, kept))
+    weights = margin_weights(own_margins) if section.weight == "margin" else [1.0] * len(own_margins)
+    return Choices(list(compress(pairs, kept)), weights, choice.alpha, choice.length_gap, filtered, dropped)
 
 
 def rewarded(section: PairConfig, rows: Sequence[Score]) -> list[Score]:
@@ -208,11 +222,13 @@ def averaged(rows: Sequence[Score]) -> list[Score]:
     return [replace(row, reward=row.reward / row.num_tokens * mean) for row in rows]
 
 
-def rule_of(section: PairConfig) -> "Rejected":
-    """Which candidate the settings reject, as `choose_pairs` takes it."""
-    if section.rejected == "nearest_mean":
-        return section.rejected
-    return {"worst": 0.0, "median": 0.5, "quantile": section.rejected_quantile}[section.rejected]
+def rule_of(section: PairConfig) -> "Rule":
+    """How the settings choose pairs, as `choose_pairs` takes it."""
+    from xlr.maths.lengthcontrol import NEAREST_MEAN, Rule  # imports torch
+
+    quantiles = {"worst": 0.0, "median": 0.5, "quantile": section.rejected_quantile}
+    upper_bound = math.inf if section.upper_bound is None else section.upper_bound
+    return Rule(upper_bound, quantiles.get(section.rejected, NEAREST_MEAN), section.per_prompt)
 
 
 def candidates_by_prompt(
@@ -239,7 +255,7 @@ def _unusable(group: Sequence[Score], chosen: int, rejected: int) -> str | None:
     return None
 
 
-def _pair(prompt: Prompt, chosen: Score, rejected: Score, alpha: float) -> Pair:
+def _pair(prompt: Prompt, chosen: Score, rejected: Score, alpha: float, number: int, weight: float) -> Pair:
     return Pair(
         prompt.id,
         prompt.lang,
@@ -248,6 +264,8 @@ def _pair(prompt: Prompt, chosen: Score, rejected: Score, alpha: float) -> Pair:
         [{"role": "assistant", "content": rejected.response}],
         chosen.reward - alpha * chosen.num_chars,
         rejected.reward - alpha * rejected.num_chars,
+        number,
+        weight,
     )
 
 

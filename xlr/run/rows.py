@@ -5,7 +5,7 @@ import typing
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,12 +121,22 @@ def read_rows(path: Path, row_type: type[Row], rows: slice = slice(None)) -> lis
 
 def _table(path: Path, row_type: type) -> Any:
     """The columns of a record's fields; raises an error of pyarrow, or a ValueError, if they cannot be read."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [field.name for field in fields(row_type)]
-    table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=names)
-    if not table.schema.equals(schema(row_type)):
-        raise ValueError(f"not the columns {', '.join(names)}")
+    columns, file = schema(row_type), pq.ParquetFile(path, page_checksum_verification=True)
+    # A field with a default was added later: files of earlier versions do not have it.
+    late = {
+        field.name: field.default
+        for field in fields(row_type)
+        if field.default is not MISSING and field.name not in file.schema_arrow.names
+    }
+    table = file.read(columns=[name for name in columns.names if name not in late])
+    for name, default in late.items():
+        values = pa.array([default] * table.num_rows, columns.field(name).type)
+        table = table.add_column(columns.get_field_index(name), columns.field(name), values)
+    if not table.schema.equals(columns):
+        raise ValueError(f"not the columns {', '.join(columns.names)}")
     return table
 
 

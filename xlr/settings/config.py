@@ -225,6 +225,7 @@ class Config(Section):
         _check_baseline(self)
         _check_reward_model(self)
         _check_per_token(self)
+        _check_kept_shares(self)
         _check_translated_languages(self)
         _check_replay(self)
         _check_losses(self)
@@ -306,6 +307,14 @@ def _check_per_token(config: Config) -> None:
             "pair.per_token: only one implicit reward is a sum over tokens; remove it, or name one of crosslingual, "
             "multilingual and translate in score.reward"
         )
+
+
+def _check_kept_shares(config: Config) -> None:
+    given = config.pair.keep if isinstance(config.pair.keep, tuple) else (config.pair.keep,)
+    for shares in given:
+        for lang in shares if isinstance(shares, dict) else ():
+            if lang not in config.trained_languages:
+                raise UserError(f"pair.keep: {lang!r} is not a language of the run; remove it, or add it to languages")
 
 
 def _check_reward_model(config: Config) -> None:

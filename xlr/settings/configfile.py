@@ -24,7 +24,7 @@ from xlr.shipped import RECIPES, recipes
 # The key under which a file names another one, whose settings it takes over except for those it sets itself.
 EXTENDS = "extends"
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
-_WHOLE = ("score.reward",)  # mappings that are one value: a file that extends another replaces them
+_WHOLE = ("score.reward", "pair.keep")  # mappings that are one value: a file that extends another replaces them
 _MOST_EXTENDED = 20  # files in a chain
 _DEEPEST_KEY = 20  # parts of a dotted key
 _LONGEST_KEY = 100  # characters of a key that are compared with the valid ones

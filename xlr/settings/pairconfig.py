@@ -7,6 +7,7 @@ from pydantic import Field
 from xlr.settings.schema import ByIteration, Ignored, Later, Section
 
 Flaw = Literal["truncated", "repeated", "wrong_language", "duplicate"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class PairConfig(Section):
@@ -34,5 +35,19 @@ class PairConfig(Section):
         float, Field(ge=0, le=1), Ignored("no quantile is asked for", unless=("rejected", "quantile")), Later.ADDED
     ] = 0.25
     """With 0 the worst is rejected, with 1 the best of those that are worse than the chosen one."""
-    keep: Annotated[ByIteration[Annotated[float, Field(gt=0, le=1)]], Later.ADDED] = 1.0
-    """Share of each language's pairs that is kept: those with the largest difference between the penalised rewards."""
+    per_prompt: Annotated[ByIteration[Annotated[int, Field(ge=1, le=5000)]], Later.ADDED] = 1
+    """The most pairs of a prompt. After the first, each is chosen by the same rules among the responses that are in no
+    pair yet: the second best with the second worst, and so on."""
+    keep: Annotated[ByIteration[Share | dict[str, Share]], Later.ADDED] = 1.0
+    """Share of each language's pairs that is kept; a mapping such as {es: 0.25} sets it for some languages."""
+    keep_margins: Annotated[Literal["largest", "middle", "smallest"], Later.ADDED] = "largest"
+    """Which pairs pair.keep keeps, by the difference between the penalised rewards: the clearest, those in the middle,
+    or the hardest."""
+    weight: Annotated[Literal["equal", "margin"], Later.ADDED] = "equal"
+    """How much a pair counts in training. equal: 1. margin: its difference between the penalised rewards over the mean
+    of its language, so that clear pairs count more."""
+
+    def share_kept(self, lang: str) -> float:
+        """The share of a language's pairs that is kept, of the settings of one iteration."""
+        assert not isinstance(self.keep, tuple)
+        return self.keep.get(lang, 1.0) if isinstance(self.keep, dict) else self.keep

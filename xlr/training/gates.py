@@ -1,5 +1,6 @@
 """Checks that stop a training with wrong numbers: log-probabilities, the first loss, the exported model."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,13 +66,13 @@ def scored_probes(training: Training) -> list[ScoredProbe]:
 
 
 def require_first_loss(
-    values: Mapping[str, float], pairs: int, train: TrainConfig, same_models: bool, dtype: torch.dtype
+    values: Mapping[str, float], weights: Sequence[float], train: TrainConfig, same_models: bool, dtype: torch.dtype
 ) -> None:
     """Check the loss at step 0: while the policy equals the reference, it is the same for any data, DPO's ln 2.
 
     Args:
         values: the metrics of step 0.
-        pairs: the pairs of step 0, over all ranks.
+        weights: how much each pair of step 0 counts, over all ranks.
         same_models: whether the policy starts from the reference's weights; otherwise nothing is checked.
 
     Raises:
@@ -84,11 +85,13 @@ def require_first_loss(
     # Cached log-probabilities were computed in other batches, which changes bfloat16 results.
     rounded = dtype != torch.float32 and train.reference_mode == "cached"
     # A mean over a response's tokens has no larger errors than one token.
+    pairs, mean = len(weights), statistics.fmean(weights)
     losses = [
         (at_zero(train, name, weight), 2 * pairs if name in AVERAGED else values["num_tokens"])
         for name, weight in train.losses
     ]
-    expected, allowed = sum(zero.value for zero, _ in losses), allowed_loss_difference(losses, pairs, rounded)
+    expected = mean * sum(zero.value for zero, _ in losses)
+    allowed = max(1.0, *weights) * allowed_loss_difference(losses, pairs, rounded)
     if abs(preference_loss - expected) > allowed:
         raise UserError(
             f"the preference loss at step 0 is {preference_loss:.6f}, not {expected:.6f}, although the policy equals "

@@ -29,15 +29,51 @@ class TrainingPair:
     """A pair as token ids: the prompt once, then chosen and rejected."""
 
     id: str
+    """What tells it from the others of its language."""
     lang: str
     example: Example
-    replays: str = ""
-    """Id of the prompt, if an earlier iteration made the pair; or that of an English preference."""
+    prompt: str
+    """Id of its prompt; with `align` before it, that of an English preference."""
+    weight: float = 1.0
+    """How much its preference loss counts."""
+    replayed: bool = False
+    """Whether an earlier iteration made the pair, or it is an English preference of the align stage."""
 
     @property
     def length(self) -> int:
         """Tokens of the prompt and the longer of the responses."""
         return len(self.example.prompt) + max(map(len, self.example.responses))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A pair as text; see `TrainingPair`."""
+
+    id: str
+    lang: str
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    prompt_id: str
+    weight: float
+    replayed: bool
+
+    @classmethod
+    def of_pair(cls, pair: Pair, origin: str = "") -> "_Row":
+        """A pair that an iteration made.
+
+        Args:
+            origin: which iteration, if it was an earlier one.
+        """
+        chosen, rejected = (own[0]["content"] for own in (pair.chosen, pair.rejected))
+        name = f"{pair.name}{origin}"
+        return cls(name, pair.lang, pair.prompt, chosen, rejected, pair.id, pair.weight, bool(origin))
+
+    @classmethod
+    def of_preference(cls, one: Preference, origin: str = "") -> "_Row":
+        """A preference of the align stage; see `of_pair`."""
+        prompt_id = f"align {one.id}"
+        return cls(f"{one.id}{origin}", ENGLISH, one.prompt, one.chosen, one.rejected, prompt_id, 1.0, bool(origin))
 
 
 @dataclass(frozen=True)
@@ -107,32 +143,27 @@ class Training:
         limit, encoder = self.config.max_length, self.context.encoder
         kept: list[TrainingPair] = []
         dropped = Dropped()
-        for key, lang, prompt, chosen, rejected, replays in self._rows():
-            answers = encoder.response(chosen), encoder.response(rejected)
-            pair = TrainingPair(key, lang, Example(encoder.prompt_of(prompt), answers), replays)
+        for row in self._rows():
+            answers = encoder.response(row.chosen), encoder.response(row.rejected)
+            example = Example(encoder.prompt_of(row.prompt), answers)
+            pair = TrainingPair(row.id, row.lang, example, row.prompt_id, row.weight, row.replayed)
             if pair.length > limit:
-                dropped.add(f"longer than max_length={limit}", [(lang, key)])
+                dropped.add(f"longer than max_length={limit}", [(pair.lang, pair.id)])
             else:
                 kept.append(pair)
         if not kept:
             raise UserError(f"{self.title}: every pair is longer than max_length={limit} tokens; raise it")
         return kept, dropped
 
-    def _rows(self) -> list[tuple[str, str, list[Message], str, str, str]]:
-        """Id, language, prompt, chosen and rejected text of every pair, and the id that it has if it is replayed."""
+    def _rows(self) -> list[_Row]:
+        """Every pair: those of the iteration, then those that are trained on again."""
         if self.iteration == START:
-            return [(one.id, ENGLISH, one.prompt, one.chosen, one.rejected, "") for one in self._english(1.0)]
-        rows = [(pair.id, pair, "") for pair in self._pairs_of(self.iteration)]
+            return [_Row.of_preference(one) for one in self._english(1.0)]
+        rows = [_Row.of_pair(pair) for pair in self._pairs_of(self.iteration)]
         for number in self.replayed:
             again = replayed(self._pairs_of(number), self.config.replay, f"{self.context.config.seed} {number}")
-            rows += [(f"{pair.id} of iteration {number}", pair, pair.id) for pair in again]
-        return [
-            (key, pair.lang, pair.prompt, pair.chosen[0]["content"], pair.rejected[0]["content"], replays)
-            for key, pair, replays in rows
-        ] + [
-            (f"{one.id} of align", ENGLISH, one.prompt, one.chosen, one.rejected, f"align {one.id}")
-            for one in self._english(self.config.replay_english)
-        ]
+            rows += [_Row.of_pair(pair, f" of iteration {number}") for pair in again]
+        return rows + [_Row.of_preference(one, " of align") for one in self._english(self.config.replay_english)]
 
     def _english(self, share: float) -> list[Preference]:
         """A share of the align stage's preferences, in their order."""
@@ -167,16 +198,21 @@ class Training:
 
     @cached_property
     def split(self) -> tuple[list[TrainingPair], list[TrainingPair]]:
-        """The pairs to train on, and the held-out pairs. No replayed pair of a held-out prompt is trained on.
+        """The pairs to train on, and the held-out pairs. No other pair of a held-out prompt is trained on.
 
         Raises:
             UserError: a language would have no pairs left to train on.
         """
-        own = [pair for pair in self.pairs if not pair.replays]
-        train, held_out = hold_out(own, self.config.eval_pairs, self.context.config.seed)
-        prompts = {(pair.lang, pair.id) for pair in held_out}
-        again = [pair for pair in self.pairs if pair.replays and (pair.lang, pair.replays) not in prompts]
-        return [*train, *again], held_out
+        own = [pair for pair in self.pairs if not pair.replayed]
+        _, held_out = hold_out(own, self.config.eval_pairs, self.context.config.seed)
+        prompts = {(pair.lang, pair.prompt) for pair in held_out}
+        train = [pair for pair in self.pairs if (pair.lang, pair.prompt) not in prompts]
+        for lang in sorted({pair.lang for pair in held_out} - {pair.lang for pair in train if not pair.replayed}):
+            raise UserError(
+                f"eval_pairs: holding out {self.config.eval_pairs} pairs in {lang} leaves none of another prompt to "
+                "train on; lower it"
+            )
+        return train, held_out
 
     def plan_steps(self, train: TrainConfig, world_size: int) -> list[list[list[Batch]]]:
         """The batches of every step and rank; see the function `plan_steps`."""

@@ -260,8 +260,10 @@ def _loop(
                 _require_room(rank, number, error)
                 raise
             if number == 0:
-                pairs = sum(len(batch) for micro_step in rank.steps[0] for batch in micro_step)
-                require_first_loss(values, pairs, train, training.start == training.reference, rank.dtype)
+                weights = [
+                    trainer.pairs[i].weight for micro_step in rank.steps[0] for batch in micro_step for i in batch
+                ]
+                require_first_loss(values, weights, train, training.start == training.reference, rank.dtype)
             if trainer.held_out and (last or done % train.eval_steps == 0):
                 values |= trainer.evaluate()
             late = train.save_minutes > 0 and time.monotonic() - saved_at > 60 * train.save_minutes

@@ -179,7 +179,8 @@ class Trainer:
         lengths_B2 = torch.tensor([list(map(len, e.responses)) for e in examples], device=self.device)
         policy_losses_B = pair_losses(self.train, logps_B2, reference_logps_B2, lengths_B2)
         nll_B = nll(chosen_logps_B, lengths_B2[:, 0])
-        losses_B = policy_losses_B + self.train.nll_weight * nll_B
+        weights_B = torch.tensor([pair.weight for pair in pairs], device=self.device)
+        losses_B = weights_B * policy_losses_B + self.train.nll_weight * nll_B
         if not batch:
             return 0.0 * losses_B, aux_loss
         rewards_B2 = self.train.beta * (logps_B2 - reference_logps_B2).detach()
