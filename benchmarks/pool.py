@@ -25,9 +25,10 @@ import psutil
 import xlr.model.worker
 from xlr import detection
 from xlr.records import Message, SampleSettings, SampleTask, Scored, ScoreTask, Task
-from xlr.rewarding import responses, room, scores
+from xlr.rewarding import scores
 from xlr.run.context import Context
 from xlr.run.files import remove, write_text
+from xlr.sampling import responses, room
 from xlr.settings.config import Config
 from xlr.versions import DETECTORS, FUSED, LIBRARIES, VLLM, versions
 

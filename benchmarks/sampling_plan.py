@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from xlr.maths.batching import Batch
 from xlr.records import Prompt
-from xlr.rewarding import samplingplan
+from xlr.sampling import samplingplan
 from xlr.settings.config import GenerateConfig
 
 PROMPTS, SAMPLES, LONGEST = 1500, 10, 2400

@@ -37,7 +37,7 @@ class StageKind:
 STAGES = (
     StageKind(
         "generate",
-        "xlr.rewarding.responses",
+        "xlr.sampling.responses",
         "responses",
         "annotate",
         "Stage 1: sample responses in every language.",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import TopPLogitsWarper
 
 from xlr.maths.sampling import draw, nucleus
-from xlr.rewarding.responses import row_seed
+from xlr.sampling.responses import row_seed
 
 BELOW_ONE = 0.9999999999999999  # the largest float64 below 1
 LOGIT = st.one_of(st.floats(-20, 20, width=32), st.just(-math.inf))

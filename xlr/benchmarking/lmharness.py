@@ -161,7 +161,7 @@ class _Workers(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         """For each request its log-probability in nats; whether it is greedy is not computed, and false."""
-        from xlr.rewarding import room  # imports torch
+        from xlr.sampling import room  # imports torch
 
         limit = room.positions_of_run(self._context)
         by_context: dict[tuple[int, ...], list[int]] = {}

@@ -25,15 +25,16 @@ from xlr.languages import ENGLISH
 from xlr.leases import lease
 from xlr.maths.batching import spaced
 from xlr.records import Prompt, Response, Score
-from xlr.rewarding import responses, scores
+from xlr.rewarding import scores
 from xlr.rewarding.modes import score_rows
-from xlr.rewarding.samplingplan import Samples
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json, write_text
 from xlr.run.manifests import rows_of
 from xlr.run.rows import write_rows
+from xlr.sampling import responses
+from xlr.sampling.samplingplan import Samples
 from xlr.settings.config import Config, deciding
 from xlr.settings.scoreconfig import Reward
 

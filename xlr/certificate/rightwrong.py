@@ -14,11 +14,11 @@ from xlr.maths.batching import spaced
 from xlr.maths.shares import share_interval
 from xlr.records import Prompt, Response
 from xlr.rewarding.candidates import candidate, conversations, score_candidates
-from xlr.rewarding.responses import Sampling
-from xlr.rewarding.samplingplan import Samples
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
+from xlr.sampling.responses import Sampling
+from xlr.sampling.samplingplan import Samples
 from xlr.settings.scoreconfig import Reward
 
 _MODES: tuple[Reward, ...] = ("crosslingual", "multilingual")

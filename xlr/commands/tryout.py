@@ -14,9 +14,9 @@ from xlr.errors import UserError
 from xlr.foreign.texts import shown
 from xlr.model.quiet import quiet
 from xlr.records import INITIAL, ModelKey
-from xlr.rewarding.responses import row_seed, sample_settings
 from xlr.run.context import Context
 from xlr.run.files import write_text
+from xlr.sampling.responses import row_seed, sample_settings
 from xlr.settings.config import GenerateConfig
 from xlr.terminal.console import console
 from xlr.terminal.tokens import token_background, token_style

@@ -17,9 +17,7 @@ from xlr.evaluation.facts import AnswerFacts, EvaluationFacts
 from xlr.labelled import preferences
 from xlr.languages import ENGLISH
 from xlr.records import INITIAL, START, ModelKey, PreferenceLogps, Prompt, Question, Response, Score
-from xlr.rewarding import room
 from xlr.rewarding.candidates import candidate, score_candidates, scoring_conversation
-from xlr.rewarding.responses import Sampling
 from xlr.rewarding.scores import require_scorable
 from xlr.rewarding.scoretotals import reward_facts
 from xlr.run.artifact import Artifact, Part, Source
@@ -29,6 +27,8 @@ from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import rows_of
 from xlr.run.reuse import Kept
 from xlr.run.rows import require_each_once, write_rows, write_shards
+from xlr.sampling import room
+from xlr.sampling.responses import Sampling
 from xlr.settings.config import Config, GenerateConfig, deciding
 from xlr.settings.languagenames import language_names
 

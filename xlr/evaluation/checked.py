@@ -10,12 +10,12 @@ from xlr.data.prompts import load_held_out, sources
 from xlr.evaluation.facts import CheckFacts
 from xlr.evaluation.finalanswers import is_right
 from xlr.records import CheckedAnswer, ModelKey, Prompt
-from xlr.rewarding import room
-from xlr.rewarding.responses import Sampling
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import atomic_path
 from xlr.run.rows import require_each_once, write_shards
+from xlr.sampling import room
+from xlr.sampling.responses import Sampling
 from xlr.settings.config import Config, deciding
 from xlr.settings.dataconfig import CheckedConfig
 

@@ -19,10 +19,10 @@ from xlr.evaluation.facts import AnnotationRow, JudgeFacts, WinRates
 from xlr.foreign import hub
 from xlr.judging import endpoint, localjudge, question
 from xlr.records import Message, ModelKey, Prompt, Verdict
-from xlr.rewarding.responses import row_seed
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_json
+from xlr.sampling.responses import row_seed
 from xlr.settings.config import Config, JudgeConfig, deciding
 from xlr.settings.languagenames import language_names
 

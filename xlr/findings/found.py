@@ -23,8 +23,9 @@ from xlr.evaluation.facts import (
 )
 from xlr.labelled.facts import PreferenceFacts
 from xlr.records import ModelKey
-from xlr.rewarding.facts import GenerateFacts, PairStageFacts, ScoreFacts
+from xlr.rewarding.facts import PairStageFacts, ScoreFacts
 from xlr.run.directory import RunDir
+from xlr.sampling.facts import GenerateFacts
 from xlr.settings.config import Config
 from xlr.settings.scoreconfig import Reward
 from xlr.training.facts import ReferenceFacts, TrainingFacts

@@ -12,9 +12,9 @@ from xlr.labelled.facts import PreferenceFacts
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
 from xlr.records import INITIAL, Example, ModelKey, PreferenceLogps, RowKey, Scored
-from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
+from xlr.sampling import room
 from xlr.settings.config import Config
 from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.scoreconfig import Reward

@@ -1,1 +1,1 @@
-"""Steps 1 to 3 of the method. Reads prompts; writes responses, scores and pairs."""
+"""Steps 2 and 3 of the method. Reads responses; writes scores and pairs."""

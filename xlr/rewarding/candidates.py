@@ -11,10 +11,10 @@ from xlr.languages import ENGLISH
 from xlr.maths.batching import even_batches
 from xlr.maths.rewards import crosslingual_instruction, implicit_reward
 from xlr.records import Conversation, DType, Example, Prompt, Response, Score, Scored, messages
-from xlr.rewarding import room
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
+from xlr.sampling import room
 from xlr.settings.modelconfig import Thinking
 from xlr.settings.scoreconfig import Reward
 from xlr.work.logps import Scoring, resumable_logps

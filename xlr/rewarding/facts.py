@@ -1,6 +1,6 @@
 """Types of the JSON that rewarding writes.
 
-They are the facts in the manifests of generate, score and pair.
+They are the facts in the manifests of score and pair.
 """
 
 from typing import TypeAlias
@@ -9,25 +9,6 @@ from typing_extensions import NotRequired, TypedDict
 
 from xlr.run.dropped import DroppedCounts
 from xlr.settings.scoreconfig import Reward
-
-
-class ResponseFacts(TypedDict):
-    """The sampled responses of one language."""
-
-    rows: int
-    """Number of responses."""
-    tokens: int
-    """Number of sampled tokens."""
-    empty: int
-    """Number of responses without text."""
-    finish_stop: NotRequired[int]
-    """Number of responses that ended by themselves; missing if there are none."""
-    finish_length: NotRequired[int]
-    """Number of responses that were cut off at generate.max_new_tokens; missing if there are none."""
-
-
-# Facts of generate, by language.
-GenerateFacts: TypeAlias = dict[str, ResponseFacts]
 
 
 class RewardFacts(TypedDict):

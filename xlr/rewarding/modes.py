@@ -7,12 +7,12 @@ from typing import Any
 
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.records import Conversation, DType, Prompt, Response, Score, row_key
-from xlr.rewarding import responses
 from xlr.rewarding.candidates import Candidate, candidate, conversations, limit, rate_shards, score_shards
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.rows import records
+from xlr.sampling import responses
 from xlr.settings.scoreconfig import Reward
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, Work, whole

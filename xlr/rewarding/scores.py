@@ -18,7 +18,6 @@ from xlr.languages import ENGLISH
 from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
 from xlr.records import INITIAL, Prompt, Response, Score, messages
-from xlr.rewarding import responses, room
 from xlr.rewarding.candidates import scored_ids, scoring_conversation
 from xlr.rewarding.ensemble import Combined
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
@@ -31,6 +30,7 @@ from xlr.run.files import atomic_path, write_json
 from xlr.run.manifests import part_of, read_manifest, verified
 from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, records, row_count, write_shard
+from xlr.sampling import responses, room
 from xlr.settings.config import Config, deciding
 from xlr.settings.languagenames import language_names
 from xlr.settings.scoreconfig import Reward

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from xlr.chat.format import chat_format
 from xlr.cluster.exchange import gather
+from xlr.cluster.heartbeat import heartbeats
 from xlr.cluster.preemption import Preempted, Request, StartAgain
 from xlr.cluster.ranks import Ranks
 from xlr.errors import UserError
@@ -45,7 +46,6 @@ from xlr.training.deadline import Deadline
 from xlr.training.export import export
 from xlr.training.facts import MetricsRow, TrainingFacts
 from xlr.training.gates import require_first_loss, require_same_model, require_scorers_logps, scored_probes
-from xlr.training.heartbeat import heartbeats
 from xlr.training.inputs import Training, pair_costs
 from xlr.training.step import PairLogps, Trainer, cached_logps, frozen_logps, no_logps
 from xlr.training.watch import Watch

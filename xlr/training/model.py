@@ -17,10 +17,10 @@ from xlr.foreign.modelfiles import load_config
 from xlr.foreign.shapes import read_shape
 from xlr.model.quiet import quiet
 from xlr.records import INITIAL, START
-from xlr.rewarding import room
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
 from xlr.run.manifests import read_manifest
+from xlr.sampling import room
 from xlr.settings.config import Config
 from xlr.training import reference
 from xlr.training.facts import TrainingFacts

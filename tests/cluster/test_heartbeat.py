@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.waiting import wait_until
-from xlr.training.heartbeat import Listener
+from xlr.cluster.heartbeat import Listener
 
 RANK = """
 import os, sys, time
 from datetime import timedelta
 import torch, torch.distributed as dist
 from xlr.cluster.ranks import ranks
-from xlr.training import heartbeat
-from xlr.training.heartbeat import heartbeats
+from xlr.cluster import heartbeat
+from xlr.cluster.heartbeat import heartbeats
 heartbeat._ANSWER = timedelta(seconds=1)
 own = ranks()
 kind, seconds = sys.argv[1], float(sys.argv[2])

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlr.records import Prompt, Response
-from xlr.rewarding import samplingplan
 from xlr.run.artifact import Artifact
 from xlr.run.rows import write_shards
+from xlr.sampling import samplingplan
 from xlr.settings.config import GenerateConfig
 from xlr.terminal.progress import Clock
 

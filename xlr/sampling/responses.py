@@ -16,13 +16,13 @@ from xlr.chat.format import chat_settings
 from xlr.data.prompts import selection, sources
 from xlr.maths.batching import Batch
 from xlr.records import Prompt, Response, RowKey, SampleRequest, SampleSettings, SampleTask, messages, row_key
-from xlr.rewarding import room, samplingplan
-from xlr.rewarding.facts import GenerateFacts, ResponseFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import atomic_path
 from xlr.run.reuse import Kept
 from xlr.run.rows import write_shard
+from xlr.sampling import room, samplingplan
+from xlr.sampling.facts import GenerateFacts, ResponseFacts
 from xlr.settings.config import Config, GenerateConfig, deciding
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished, resumable
