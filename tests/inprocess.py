@@ -16,6 +16,7 @@ from xlr.settings import configfile
 from xlr.settings.config import Config
 
 ANNOTATION = (Stage("generate", 1), Stage("score", 1), Stage("pair", 1))
+BY_TRANSLATION = (Stage("generate", 1), Stage("translate", 1), Stage("pair", 1))
 
 
 class StoppedError(Exception):
@@ -67,7 +68,7 @@ def made(config: Config, run: Path) -> Context:
     context = opened(config, run)
     context.run.create()
     write_text(run / "config.yaml", configfile.dump(context.config))
-    for stage in ANNOTATION:
+    for stage in BY_TRANSLATION if config.pair.by == "translations" else ANNOTATION:
         if stage.artifact(context).manifest() is None:
             stage.module.make(context, stage.iteration)
             context = opened(config, run)
@@ -82,7 +83,9 @@ def with_settings(config: Config, **sections: Any) -> Config:
 
 
 def digests(context: Context) -> dict[str, str]:
-    found = {str(stage): read_manifest(stage.artifact(context).folder) for stage in ANNOTATION}
+    by_translation = context.config.pair.by == "translations"
+    stages = BY_TRANSLATION if by_translation else ANNOTATION
+    found = {str(stage): read_manifest(stage.artifact(context).folder) for stage in stages}
     return {name: manifest["digest"] for name, manifest in found.items() if manifest}
 
 

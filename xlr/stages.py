@@ -43,6 +43,13 @@ STAGES = (
         "Stage 1: sample responses in every language.",
     ),
     StageKind(
+        "translate",
+        "xlr.sampling.translations",
+        "translations",
+        "annotate",
+        "Stage 1b: translate the responses, if pairs are made by translations.",
+    ),
+    StageKind(
         "score",
         "xlr.rewarding.scores",
         "scores",

@@ -77,6 +77,7 @@ class StagesFound(TypedDict, total=False):
 
     align: StageFound[TrainingFacts]
     generate: StageFound[GenerateFacts]
+    translate: StageFound[GenerateFacts]
     score: StageFound[ScoreFacts]
     pair: StageFound[PairStageFacts]
     reference: StageFound[ReferenceFacts]

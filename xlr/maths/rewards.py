@@ -9,7 +9,7 @@ CROSSLINGUAL_PREFIX = (
     "unless explicitly instructed to respond in a different language."
 )
 TRANSLATE_INSTRUCTION = (
-    "Translate the following text from {language} to English. Reply with the translation only.\n\n{text}"
+    "Translate the following text from {source} to {target}. Reply with the translation only.\n\n{text}"
 )
 
 

@@ -111,6 +111,7 @@ def _one_model(_own: Setting) -> Iterator[dict[str, Any]]:
 
 _SMALLER: dict[str, tuple[Change, ...]] = {
     "generate": (_more_gpus, _halves("generate", "batch_size", 1)),
+    "translate": (_more_gpus, _halves("generate", "batch_size", 1)),
     "evaluate": (_halves("generate", "batch_size", 1), _one_model),
     "score": (_halves("score", "batch_tokens", 1024), _one_model),
     "reference": (_halves("score", "batch_tokens", 1024),),

@@ -28,6 +28,7 @@ _STEP_SECONDS = 0.05  # of a training step: metrics, clipping, the optimizer's l
 _SELECTIVE = 1.1  # operations and recomputation of norms and activations, with selective checkpointing
 _OVERLAPPED = 0.5  # share of the exchange between ranks that computation hides
 _SAVE_RATE = 1e9  # bytes a second to a shared file system
+_TRANSLATE_TOKENS = 30  # of the instruction to translate a text
 _PAIRED = 0.95  # share of the prompts that give a pair
 # Bytes of a row's token in compressed Parquet: its text and its id.
 _RESPONSE_BYTES, _SCORE_BYTES, _PAIR_BYTES = 6, 7, 5
@@ -149,6 +150,18 @@ def _sampled(own: Setting, rows: Sequence[tuple[Lengths, int]], most: int) -> Es
     seconds = math.ceil(count / batch / machines.count) * steps * step
     needed = {**memory.sampling(shape, batch, int(prompt + steps), width), "process": machines.beside}
     return Estimate(tokens, work, seconds, load, needed, unit=steps * step)
+
+
+def _translate(own: Setting) -> Estimate:
+    """Every English response is translated into each other language, every other one into English."""
+    samples, most = own.config.generate.num_samples, own.config.generate.max_new_tokens
+    others = [one for lang, one in own.lengths.items() if lang != ENGLISH]
+    english = [own.lengths[ENGLISH]] * len(others)
+    # Each response is the prompt of its translation; it is as long as a response in the other language.
+    pairs = [*zip(english, others, strict=True), *zip(others, english, strict=True)]
+    texts = [(replace(to, prompt=_TRANSLATE_TOKENS + of.response), of.prompts * samples) for of, to in pairs]
+    found = _sampled(own, texts, most)
+    return replace(found, disk=found.tokens * _RESPONSE_BYTES)
 
 
 def _engine_memory(own: Setting, gpus: float, most: int, mean: float) -> tuple[dict[str, float], float]:
@@ -369,6 +382,7 @@ def _judge(own: Setting) -> Estimate:
 
 ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {
     "generate": _generate,
+    "translate": _translate,
     "score": _score,
     "pair": _pair,
     "reference": _reference,

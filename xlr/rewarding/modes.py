@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from xlr.maths.rewards import TRANSLATE_INSTRUCTION
+from xlr.languages import ENGLISH
 from xlr.records import Conversation, DType, Prompt, Response, Score, row_key
 from xlr.rewarding.candidates import Candidate, candidate, conversations, limit, rate_shards, score_shards
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.rows import records
-from xlr.sampling import responses
+from xlr.sampling import translations
 from xlr.settings.scoreconfig import Reward
 from xlr.work.pieces import Finished
-from xlr.work.shards import Shard, Work, whole
+from xlr.work.shards import Shard, whole
 
 
 @dataclass(frozen=True)
@@ -125,24 +125,14 @@ def _translated(
     context: Context, target: Artifact, policy: str, shards: Sequence[Shard[Sequence[Response]]], iteration: int
 ) -> Finished[Response]:
     """English translations of the responses by the policy itself, at temperature 0, without those of empty ones."""
-    greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
-    sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder)
-    name = context.config.language_name
 
-    def plan(rows: Sequence[Response]) -> Work[Response]:
-        return sampling.work(
-            [
-                (
-                    Prompt(
-                        f"{row.id} {row.sample}",
-                        row.lang,
-                        TRANSLATE_INSTRUCTION.format(language=name(row.lang), text=row.response),
-                    ),
-                    0,
-                )
-                for row in rows
-                if row.response.strip()
-            ]
-        )
+    def wanted(rows: Sequence[Response]) -> list[translations.Wanted]:
+        return [
+            (Prompt(row.id, row.lang, instruction(row.response, row.lang)), row.sample)
+            for row in rows
+            if row.response.strip()
+        ]
 
-    return sampling.compute(target, "translations", [shard.replanned(plan) for shard in shards], "translate")
+    instruction = partial(translations.instruction, context.config, lang=ENGLISH)
+    asked = [shard.replanned(wanted) for shard in shards]
+    return translations.translate(context, target, policy, asked, iteration, "translations")

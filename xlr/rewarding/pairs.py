@@ -1,6 +1,7 @@
-"""Stage 3: preference pairs from scores, with length control in each language.
+"""Stage 3: preference pairs from scores, with length control in each language, or from translations.
 
-Reads the scores and the prompts; writes `RUN/iter{t}/pairs/pairs.parquet`. Command: `xlr pair RUN --iteration t`.
+Reads the scores, or the responses and their translations, and the prompts. Writes
+`RUN/iter{t}/pairs/pairs.parquet`. Command: `xlr pair RUN --iteration t`.
 """
 
 import json
@@ -17,13 +18,14 @@ from xlr.data.prompts import sources
 from xlr.data.quality import penalised, without
 from xlr.errors import UserError
 from xlr.records import Pair, Prompt, Score, messages
-from xlr.rewarding import scores
+from xlr.rewarding import bytranslation, scores
 from xlr.rewarding.facts import PairFacts, PairStageFacts
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path
 from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
+from xlr.sampling import translations
 from xlr.settings.config import Config, deciding
 from xlr.settings.pairconfig import Flaw, PairConfig
 from xlr.settings.scoreconfig import Reward
@@ -49,10 +51,15 @@ def artifact(context: Context, iteration: int) -> Artifact:
         | deciding(config.prompts.columns, "prompts.columns")
         | {"languages": list(config.trained_languages), **chat_settings(config.model)},
         {
-            "scores": context.run.iteration(iteration) / "scores",
+            **{name: context.run.iteration(iteration) / name for name in _candidates_in(config)},
             **sources(context.pinned(config.prompts), config.trained_languages),
         },
     )
+
+
+def _candidates_in(config: Config) -> tuple[str, ...]:
+    """The artefacts of an iteration that hold the candidates."""
+    return ("responses", "translations") if config.pair.by == "translations" else ("scores",)
 
 
 def check(context: Context) -> None:
@@ -84,14 +91,15 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     Raises:
         UserError: no prompt gives a pair.
     """
-    require(scores.artifact(context, iteration), f"xlr score {context.run.path} --iteration {iteration}")
+    made, command = (scores, "score") if context.config.pair.by == "rewards" else (translations, "translate")
+    require(made.artifact(context, iteration), f"xlr {command} {context.run.path} --iteration {iteration}")
     target = artifact(context, iteration)
-    section, prompts = context.config.at(iteration).pair, context.prompts_of(iteration)
+    section, prompts = context.config.at(iteration).pair.as_candidates, context.prompts_of(iteration)
     rewards = context.config.score.weights
     pairs: list[Pair] = []
     facts: PairStageFacts = {}
     for lang in context.config.trained_languages:
-        of_lang = rows_of(context.run.iteration(iteration) / "scores", Score, part=lang)  # one language in memory
+        of_lang = _candidates(context, iteration, lang)  # one language in memory
         if not of_lang:
             continue
         found, facts[lang] = pair_language(section, of_lang, prompts[lang], alpha_unit(rewards, of_lang))
@@ -108,6 +116,12 @@ def make(context: Context, iteration: int) -> PairStageFacts:
         require_each_once(folder, keys, ("lang", "id", "number"))
     target.finish(len(pairs), facts, context.clock)
     return facts
+
+
+def _candidates(context: Context, iteration: int, lang: str) -> list[Score]:
+    if context.config.pair.by == "translations":
+        return bytranslation.candidates(context, iteration, lang)
+    return rows_of(context.run.iteration(iteration) / "scores", Score, part=lang)
 
 
 def pair_language(

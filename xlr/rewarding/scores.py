@@ -4,18 +4,13 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 `xlr score RUN --iteration t`.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from xlr.chat.encoding import load_tokenizer
 from xlr.chat.format import chat_settings
-from xlr.errors import UserError
 from xlr.foreign.modelfiles import load_config
 from xlr.languages import ENGLISH
-from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.model.fused import require_usable
 from xlr.records import INITIAL, Prompt, Response, Score, messages
 from xlr.rewarding.candidates import scored_ids, scoring_conversation
@@ -27,10 +22,10 @@ from xlr.run.artifact import Artifact, Part
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
-from xlr.run.manifests import part_of, read_manifest, verified
+from xlr.run.manifests import part_of
 from xlr.run.reuse import Kept
-from xlr.run.rows import read_rows, records, row_count, write_shard
-from xlr.sampling import responses, room
+from xlr.run.rows import read_rows, records, write_shard
+from xlr.sampling import responses, room, translations
 from xlr.settings.config import Config, deciding
 from xlr.settings.languagenames import language_names
 from xlr.settings.scoreconfig import Reward
@@ -38,15 +33,14 @@ from xlr.terminal.console import console
 from xlr.work.shards import Shard
 
 PROBES = "_probes.json"  # pandas and datasets read a folder without files whose names begin so
-_SHARD_ROWS = 4096
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
 
 _FORMULA = "log policy(y | x') - log reference(y | x'), summed over the response's tokens"
 
 
 def iterations(config: Config) -> list[int]:
-    """The iterations in which responses are scored: all but iteration 0."""
-    return config.trained_iterations
+    """The iterations in which responses are scored: all but iteration 0, if pairs are made by rewards."""
+    return config.trained_iterations if config.pair.by == "rewards" else []
 
 
 def artifact(context: Context, iteration: int) -> Artifact:
@@ -98,30 +92,12 @@ def check(context: Context) -> None:
     prompts = _trained(context)
     for mode in implicit(config):
         require_scorable(context, mode, prompts, context.prompts[ENGLISH], config.generate.max_new_tokens)
-    if "translate" in config.score.weights:
-        _require_translatable(context)
+    for lang in config.trained_languages if "translate" in config.score.weights else ():
+        translations.require_room(context, lang, ENGLISH, "score.reward=translate", "score.reward")
 
 
 def _trained(context: Context) -> list[Prompt]:
     return [prompt for lang in context.config.trained_languages for prompt in context.prompts[lang]]
-
-
-def _require_translatable(context: Context) -> None:
-    """Check that a response and its translation fit the policy's positions.
-
-    Raises:
-        UserError: they may not.
-    """
-    positions, longest = room.positions_of_run(context), context.config.generate.max_new_tokens
-    for lang in context.config.trained_languages:
-        asked = TRANSLATE_INSTRUCTION.format(language=context.config.language_name(lang), text="")
-        tokens = len(context.encoder.prompt(asked))
-        if positions is not None and tokens + 2 * longest > positions:
-            raise UserError(
-                f"generate.max_new_tokens={longest}: with score.reward=translate, a response and its translation can "
-                f"exceed the {positions:,} positions of {context.encoder.name} (max_position_embeddings in its "
-                f"config.json); set it to {max((positions - tokens) // 2, 1)} or less, or choose another score.reward"
-            )
 
 
 def require_scorable(
@@ -155,7 +131,7 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     target = artifact(context, iteration)
     kept = Kept(target)
     langs = [lang for lang in _scored_languages(context.config) if lang not in kept.languages]
-    shards = _response_shards(context, iteration, langs)
+    shards = responses.shards_of(context, iteration, langs)
     scored = _in_every_mode(context, target, shards, iteration)
     dropped, of_all = Dropped(), ScoreTotals()
     of_language = {lang: ScoreTotals() for lang in langs}
@@ -225,29 +201,6 @@ def _in_every_mode(
     }
     base = next(iter(implicit(context.config)), context.config.score.first)
     return Combined({mode: found[mode] for mode in (base, *(own for own in weights if own != base))}, weights)
-
-
-def _response_shards(context: Context, iteration: int, langs: Collection[str]) -> list[Shard[Sequence[Response]]]:
-    """The responses of an iteration in these languages, in shards with all samples of each of their prompts."""
-    folder = context.run.iteration(iteration) / "responses"
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    samples = context.config.at(iteration).generate.num_samples
-    most = samples * max(_SHARD_ROWS // samples, 1)
-    found: list[Shard[Sequence[Response]]] = []
-    numbers: Counter[str] = Counter()
-    for name, path in verified(folder).items():
-        lang = part_of(path.stem)
-        for start in range(0, row_count(path) if lang in langs else 0, most):
-            plan, digest = partial(_some_rows, path, start, most), f"{manifest['files'][name][1]} {start} {most}"
-            totals = Counter({lang: min(most, row_count(path) - start)})
-            found.append(Shard(f"{lang}-{numbers[lang]:05d}", digest, totals, plan))
-            numbers[lang] += 1
-    return found
-
-
-def _some_rows(path: Path, start: int, count: int) -> list[Response]:
-    return read_rows(path, Response, rows=slice(start, start + count))
 
 
 def _middle(scores: Sequence[Score]) -> list[Score]:

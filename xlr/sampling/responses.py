@@ -6,9 +6,10 @@ Reads the prompts and the model; writes `RUN/iter{t}/responses/{lang}-*.parquet`
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from xlr.chat.encoding import ChatEncoder
@@ -19,8 +20,9 @@ from xlr.records import Prompt, Response, RowKey, SampleRequest, SampleSettings,
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import atomic_path
+from xlr.run.manifests import part_of, read_manifest, verified
 from xlr.run.reuse import Kept
-from xlr.run.rows import write_shard
+from xlr.run.rows import read_rows, row_count, write_shard
 from xlr.sampling import room, samplingplan
 from xlr.sampling.facts import GenerateFacts, ResponseFacts
 from xlr.settings.config import Config, GenerateConfig, deciding
@@ -28,6 +30,7 @@ from xlr.terminal.console import console
 from xlr.work.pieces import Finished, resumable
 from xlr.work.shards import Shard, Work, keys_digest
 
+_SHARD_ROWS = 4096
 _MANY = 10_000  # responses that vLLM samples some minutes faster than transformers
 
 
@@ -109,8 +112,8 @@ def make(context: Context, iteration: int) -> GenerateFacts:
         for shard, items in zip(shards, samplingplan.blocks(wanted, config.generate.batch_size), strict=True):
             table = finished.table(shard.name)
             write_shard(folder / f"{shard.name}.parquet", table, [_key(wanted[item]) for item in items])
-            counts[wanted[items.start][0].lang] += _count(table)
-    sampled = {lang: _facts(counted) for lang, counted in counts.items()}
+            counts[wanted[items.start][0].lang] += count(table)
+    sampled = {lang: facts_of(counted) for lang, counted in counts.items()}
     facts: GenerateFacts = {
         lang: sampled[lang] if lang in sampled else kept.facts[lang] for lang in config.trained_languages
     }
@@ -120,7 +123,7 @@ def make(context: Context, iteration: int) -> GenerateFacts:
     return facts
 
 
-def _count(table: Any) -> Counter[str]:
+def count(table: Any) -> Counter[str]:
     """Rows, tokens, empty responses and finish reasons of responses in an Arrow table."""
     import pyarrow.compute as pc
 
@@ -132,13 +135,37 @@ def _count(table: Any) -> Counter[str]:
     )
 
 
-def _facts(counted: Counter[str]) -> ResponseFacts:
+def facts_of(counted: Counter[str]) -> ResponseFacts:
+    """The facts of one language, from what `count` counts."""
     facts: ResponseFacts = {"rows": counted["rows"], "tokens": counted["tokens"], "empty": counted["empty"]}
     if counted["length"]:
         facts["finish_length"] = counted["length"]
     if counted["stop"]:
         facts["finish_stop"] = counted["stop"]
     return facts
+
+
+def shards_of(context: Context, iteration: int, langs: Collection[str]) -> list[Shard[Sequence[Response]]]:
+    """The responses of an iteration in these languages, in shards with all samples of each of their prompts."""
+    folder = context.run.iteration(iteration) / "responses"
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    samples = context.config.at(iteration).generate.num_samples
+    most = samples * max(_SHARD_ROWS // samples, 1)
+    found: list[Shard[Sequence[Response]]] = []
+    numbers: Counter[str] = Counter()
+    for name, path in verified(folder).items():
+        lang = part_of(path.stem)
+        for start in range(0, row_count(path) if lang in langs else 0, most):
+            plan, digest = partial(_some_rows, path, start, most), f"{manifest['files'][name][1]} {start} {most}"
+            totals = Counter({lang: min(most, row_count(path) - start)})
+            found.append(Shard(f"{lang}-{numbers[lang]:05d}", digest, totals, plan))
+            numbers[lang] += 1
+    return found
+
+
+def _some_rows(path: Path, start: int, count: int) -> list[Response]:
+    return read_rows(path, Response, rows=slice(start, start + count))
 
 
 def row_seed(seed: int, iteration: int, lang: str, prompt_id: str, sample: int) -> int:

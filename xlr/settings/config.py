@@ -226,6 +226,7 @@ class Config(Section):
         _check_reward_model(self)
         _check_per_token(self)
         _check_kept_shares(self)
+        _check_pairs_by_translations(self)
         _check_translated_languages(self)
         _check_replay(self)
         _check_losses(self)
@@ -315,6 +316,14 @@ def _check_kept_shares(config: Config) -> None:
         for lang in shares if isinstance(shares, dict) else ():
             if lang not in config.trained_languages:
                 raise UserError(f"pair.keep: {lang!r} is not a language of the run; remove it, or add it to languages")
+
+
+def _check_pairs_by_translations(config: Config) -> None:
+    if config.pair.by == "translations" and ("en" not in config.trained_languages or len(config.languages) == 1):
+        raise UserError(
+            "pair.by: translations go from English to the other languages and back; add en and another language to "
+            "languages, or set pair.by=rewards"
+        )
 
 
 def _check_reward_model(config: Config) -> None:

@@ -91,7 +91,7 @@ class SlurmConfig(JobConfig):
     """
 
     jobs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], JobKindConfig] = Field({})
-    """Kinds of jobs by name. By default annotate (generate, score, pair, reference), train, and evaluate (evaluate,
+    """Kinds of jobs by name. By default annotate (generate, translate, score, pair, reference), train, and evaluate (evaluate,
     check, benchmark, judge). A kind takes the stages that it names from the other kinds; a kind without stages is
     dropped."""
     setup: Annotated[tuple[str, ...] | None, Lines.ALLOWED] = None

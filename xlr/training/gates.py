@@ -53,8 +53,8 @@ def _agree(ours_S: Tensor, theirs_S: Tensor, examples: Sequence[Example], bfloat
 
 
 def scored_probes(training: Training) -> list[ScoredProbe]:
-    """Sequences with the log-probabilities that the scorer computed under the starting model; none for align."""
-    if training.iteration == START:
+    """Sequences with the scorer's log-probabilities under the starting model; none if nothing is scored."""
+    if training.iteration == START or training.context.config.pair.by == "translations":
         return []
     folder = training.context.run.iteration(training.iteration) / "scores"
     probes: list[ScoredProbe] | None = json_of(folder, PROBES, list[ScoredProbe])
