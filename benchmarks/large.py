@@ -42,7 +42,8 @@ from xlr.model.weights import load_causal_lm
 from xlr.packing.layout import default_attention
 from xlr.records import Example, ScoreTask
 from xlr.run.files import write_json, write_text
-from xlr.settings.config import GenerateConfig, RayConfig
+from xlr.settings.config import RayConfig
+from xlr.settings.generateconfig import GenerateConfig
 from xlr.settings.modelconfig import SHARED_PROMPT, ModelConfig
 from xlr.shipped import RECIPES
 

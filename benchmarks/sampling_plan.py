@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from xlr.maths.batching import Batch
 from xlr.records import Prompt
 from xlr.sampling import samplingplan
-from xlr.settings.config import GenerateConfig
+from xlr.settings.generateconfig import GenerateConfig
 
 PROMPTS, SAMPLES, LONGEST = 1500, 10, 2400
 # Mean length by language, in shares of --mean: tokenizers need more tokens for some languages than for others.

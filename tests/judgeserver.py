@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +17,7 @@ from typing import Any
 # The probability that the second of two answers is better.
 Rule = Callable[[str, str], float]
 
+_GRADED = re.compile(r"<answer>\n(.*?)\n</answer>", re.DOTALL)
 _ANSWERS = re.compile(r'<answer assistant="(?:m|M)">\n(.*?)\n</answer>', re.DOTALL)
 PROMPT_TOKENS = 100
 
@@ -29,6 +30,8 @@ class Judge:
     faults: list[str] = field(default_factory=list)
     logprobs: bool = True
     texts: Sequence[str] = ("m", "M")
+    grade: Callable[[str], Mapping[str, float]] = lambda answer: {}
+    """Answer -> the probability of each reply to a question that asks for a grade."""
     url: str = ""
     key: str | None = None
     paid: Counter[str] = field(default_factory=Counter)
@@ -37,15 +40,18 @@ class Judge:
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         content = body["messages"][-1]["content"]
-        second = self.rule(*_ANSWERS.findall(content))
-        text = self.texts[second > 0.5]
+        if graded := _GRADED.search(content):
+            tokens = dict(self.grade(graded[1]))
+            text = max(tokens, key=tokens.__getitem__)
+        else:
+            second = self.rule(*_ANSWERS.findall(content))
+            tokens, text = {"m": 1 - second, "M": second}, self.texts[second > 0.5]
         choice: dict[str, Any] = {
             "index": 0,
             "finish_reason": "stop",
             "message": {"role": "assistant", "content": text},
         }
         if self.logprobs and body.get("logprobs"):
-            tokens = {"m": 1 - second, "M": second}
             top = [{"token": token, "logprob": math.log(p) if p else -9999.0} for token, p in tokens.items()]
             choice["logprobs"] = {"content": [{"token": text, "logprob": 0.0, "top_logprobs": top}]}
         with self.lock:

@@ -17,7 +17,8 @@ import json, os, pathlib, urllib.error, urllib.request
 os.umask(0o077)
 import grpc, psutil
 from xlr.cluster.raypool import Pool
-from xlr.settings.config import GenerateConfig, RayConfig
+from xlr.settings.config import RayConfig
+from xlr.settings.generateconfig import GenerateConfig
 from xlr.settings.modelconfig import ModelConfig
 
 METHODS = (

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from xlr.cluster import rayaddress
 from xlr.cluster.raypool import Pool
 from xlr.errors import UserError
-from xlr.settings.config import GenerateConfig, RayConfig
+from xlr.settings.config import RayConfig
+from xlr.settings.generateconfig import GenerateConfig
 from xlr.settings.modelconfig import ModelConfig
 
 GOOD = ["auto", "127.0.0.1:6379", "node-1.cluster:6379", "node_1:1", "[::1]:6379", "ray://head:10001"]

@@ -12,7 +12,8 @@ from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.errors import UserError
 from xlr.records import SampleSettings, SampleTask, ScoreTask, Task
 from xlr.run.identity import ACCEPTABLE, changes
-from xlr.settings.config import GenerateConfig, RayConfig
+from xlr.settings.config import RayConfig
+from xlr.settings.generateconfig import GenerateConfig
 from xlr.settings.modelconfig import ModelConfig
 from xlr.versions import FUSED, LIBRARIES, VLLM, versions
 

@@ -75,14 +75,45 @@ def test_estimates_are_finite_and_more_machines_are_not_slower_in_annotation(
     profile: str, nodes: int, per_node: int, name: str
 ) -> None:
     own = setting(Machines(PROFILES[profile], nodes, per_node))
+    own = replace(own, lengths={**own.lengths, "en": SPANISH})
     found = ESTIMATES[name](own)
     for value in (found.tokens, found.operations, found.seconds, found.fixed, found.disk, found.scratch, found.unit):
         assert math.isfinite(value)
         assert value >= 0
     assert all(value >= 0 for value in found.memory.values())
-    if name in ("generate", "score"):
+    if name in ("generate", "translate", "score"):
         more = replace(own, machines=Machines(PROFILES[profile], 2 * nodes, per_node))
         assert ESTIMATES[name](more).seconds <= 1.01 * found.seconds
+
+
+def test_every_response_is_translated_once() -> None:
+    """With three languages: English into two, and two into English."""
+    own = setting(H100, languages=["es", "de", "en"], pair={"by": "translations"})
+    own = replace(own, lengths={**own.lengths, "en": SPANISH})
+    assert ESTIMATES["translate"](own).tokens == 4 * 3000 * 10 * 500
+
+
+@pytest.mark.parametrize(
+    ("pair", "factor"),
+    [
+        ({"per_prompt": 3}, 3),
+        ({"per_prompt": 9}, 5),  # ten samples have five pairs
+        ({"keep": 0.5}, 0.5),
+        ({"keep": {"es": 0.2}}, 0.6),  # of two languages
+        ({"per_prompt": 2, "keep": 0.25}, 0.5),
+    ],
+)
+def test_training_grows_with_the_pairs_of_a_prompt_and_the_share_that_is_kept(
+    pair: dict[str, Any], factor: float
+) -> None:
+    plain, own = (ESTIMATES["train"](setting(H100, pair=given)).tokens for given in ({}, pair))
+    assert own == pytest.approx(factor * plain, rel=0.01)
+
+
+def test_questions_to_a_judge_are_counted_and_not_timed() -> None:
+    own = setting(H100, score={"reward": "judge"}, judge={"model": "j"})
+    found = ESTIMATES["score"](own)
+    assert (found.seconds, found.note) == (0, "60,000 questions to the endpoint, not timed")
 
 
 def test_translations_are_sampled_too_and_english_ones_are_not() -> None:

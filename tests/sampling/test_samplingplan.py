@@ -11,7 +11,7 @@ from xlr.records import Prompt, Response
 from xlr.run.artifact import Artifact
 from xlr.run.rows import write_shards
 from xlr.sampling import samplingplan
-from xlr.settings.config import GenerateConfig
+from xlr.settings.generateconfig import GenerateConfig
 from xlr.terminal.progress import Clock
 
 

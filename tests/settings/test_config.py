@@ -52,6 +52,19 @@ IGNORED = {
     **{f"{stage}.simpo_gamma": (0.7, {}) for stage in ("align", "train")},
     **{f"{stage}.discopop_tau": (0.1, {}) for stage in ("align", "train")},
     "pair.rejected_quantile": (0.5, {"pair": {"rejected": "median"}}),
+    **{
+        f"pair.{key}": (value, {"languages": ["en", "es"], "pair": {"by": "translations"}})
+        for key, value in {
+            "penalties": {"truncated": 1.0},
+            "per_token": True,
+            "length_control": False,
+            "upper_bound": 5.0,
+            "rejected": "median",
+            "keep": 0.5,
+            "keep_margins": "middle",
+            "weight": "margin",
+        }.items()
+    },
     "generate.tensor_parallel_size": (2, {}),
     "generate.gpu_memory_utilization": (0.5, {}),
     "generate.max_num_seqs": (8, {}),

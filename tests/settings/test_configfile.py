@@ -212,6 +212,7 @@ def test_every_marked_path_becomes_absolute(
     needed += ["evaluate.prompts.path=held"]
     needed += ["evaluate.benchmarks.tasks=[one]"] if dotted == "evaluate.benchmarks.include" else []
     needed += ["score.reward=model"] if dotted == "score.model" else []
+    needed += ["score.reward=judge", "judge.model=x"] if dotted == "score.grading_template" else []
     monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
     folders = {".": tmp_path, "~": tmp_path, "{recipes}": RECIPES}
     folders |= {"$SCRATCH": tmp_path / "scratch", "${SCRATCH}/a": tmp_path / "scratch" / "a"}

@@ -22,6 +22,8 @@ from xlr.terminal.console import console
 def rescored(context: Context, target: Artifact, rows: Sequence[Response], iteration: int) -> list[Score]:
     """The scores of responses in the run's reward mode, in the precision that is not the run's own."""
     mode = context.config.score.first
+    if mode == "judge":  # it computes in its own precision
+        return []
     of_mode = [row for row in rows if row.lang != ENGLISH or mode != "translate"]
     _, other = precisions(context)
     pieces = replace(target, folder=target.folder.with_name(f"{target.folder.name}.{other}"))

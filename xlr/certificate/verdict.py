@@ -22,7 +22,7 @@ from xlr.languages import ENGLISH
 from xlr.maths.shares import Z, share_interval
 from xlr.settings.config import Config
 from xlr.settings.pairconfig import Flaw
-from xlr.settings.scoreconfig import Reward
+from xlr.settings.scoreconfig import IMPLICIT, Reward
 
 _MOSTLY_LENGTH = 0.7  # from this rank correlation with length on, a reward is mostly length
 _FOREIGN = 0.2  # above this share of texts in another language, a warning
@@ -108,7 +108,7 @@ def decide(lang: str, name: str, config: Config, evidence: Evidence) -> Verdict:
 
 def decisive_mode(lang: str, config: Config) -> Reward:
     """The reward that a language's verdict is on: the run's first. In English all implicit ones are crosslingual."""
-    return "crosslingual" if lang == ENGLISH and config.score.first != "model" else config.score.first
+    return "crosslingual" if lang == ENGLISH and config.score.first in IMPLICIT else config.score.first
 
 
 def in_words(verdict: Verdict) -> str:
@@ -177,7 +177,7 @@ def _on_answers(mode: Reward, found: Mapping[Reward, RightWrong]) -> Iterator[_S
 
 def _on_agreement(mode: Reward, own: Agreement) -> Iterator[_Sign]:
     """Whether two modes order candidates alike. Only two implicit rewards decide, one of them the run's own."""
-    decides = mode in own["modes"] and "model" not in own["modes"]
+    decides = mode in own["modes"] and IMPLICIT.issuperset(own["modes"])
     names = " and ".join(own["modes"])
     share, deviation = own["same_order"], own["chance_deviation"]
     if own["spearman"] is None or share is None or deviation is None:

@@ -29,7 +29,8 @@ from xlr.model import fused
 from xlr.model.precision import precision
 from xlr.packing.layout import default_attention
 from xlr.records import DType, SampleTask, Task
-from xlr.settings.config import GenerateConfig, RayConfig
+from xlr.settings.config import RayConfig
+from xlr.settings.generateconfig import GenerateConfig
 from xlr.settings.modelconfig import ModelConfig
 from xlr.terminal.console import console, duration
 from xlr.terminal.progress import Tally

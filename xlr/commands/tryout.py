@@ -17,7 +17,7 @@ from xlr.records import INITIAL, ModelKey
 from xlr.run.context import Context
 from xlr.run.files import write_text
 from xlr.sampling.responses import row_seed, sample_settings
-from xlr.settings.config import GenerateConfig
+from xlr.settings.generateconfig import GenerateConfig
 from xlr.terminal.console import console
 from xlr.terminal.tokens import token_background, token_style
 

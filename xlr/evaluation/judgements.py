@@ -78,8 +78,8 @@ class _Comparison:
 
 
 def iterations(config: Config) -> list[ModelKey]:
-    """All models but the baseline, if there is a judge."""
-    if not config.judge.model:
+    """All models but the baseline, if there is a judge and it has answers."""
+    if not config.judge.model or config.evaluate.prompts is None:
         return []
     return [model for model in config.evaluated_models if model != config.judge.baseline]
 

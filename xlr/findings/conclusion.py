@@ -10,6 +10,7 @@ from xlr.findings.found import AVERAGE, Found, JudgedWinRates, by_language, labe
 from xlr.findings.numbers import interval, number
 from xlr.judging.ratenotes import comparable
 from xlr.maths.shares import Z, holm, share_interval, two_sided_p
+from xlr.settings.scoreconfig import IMPLICIT
 
 _EQUAL_WIN_RATE = 50.0  # percent
 SIGNIFICANT = 0.05
@@ -166,8 +167,8 @@ def _by_reward(found: Found, last: int, answers: Mapping[str, AnswerFacts]) -> C
 
 def of_training(found: Found) -> str:
     """Why the implicit reward of held-out answers is weaker evidence, in words that go on with "than"."""
-    if "model" in rewards(found):
-        return "Training follows a reward model instead, so it is much weaker evidence"
+    if not IMPLICIT.issuperset(rewards(found)):
+        return "Training follows a reward model or a judge instead, so it is much weaker evidence"
     return "Training optimises this kind of reward, so it is weaker evidence"
 
 

@@ -51,13 +51,15 @@ def reward_unit(found: Found) -> str:
     first, *others = rewards(found)
     if others:
         return "standard deviations"
-    return "points of the reward model" if first == "model" else "nats"
+    return {"model": "points of the reward model", "judge": "grades from 1 to 9"}.get(first, "nats")
 
 
 def _formula(found: Found, mode: Reward) -> str:
     own = found["settings"]
     if mode == "model":
         return f"rating of y after x by {_model_name(own['score.model'])}"
+    if mode == "judge":
+        return f"grade of y from 1 to 9 by {_model_name(own['judge.model'])}"
     text, meaning = _REWARD_TEXTS[mode]
     reference = _each(own["score.reference"], {"initial": "π_I", "previous": "πᵗ⁻²"}.__getitem__)
     return f"log πᵗ⁻¹({text}) − log {reference}({text}), in nats; {meaning}"

@@ -93,9 +93,17 @@ def require_answering(judge: JudgeConfig) -> None:
 
 
 def ask(
-    context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
+    context: Context,
+    target: Artifact,
+    label: str,
+    questions: Sequence[list[Message]],
+    langs: Sequence[str],
+    scale: question.Scale = question.PREFERENCE,
 ) -> tuple[list[Verdict], int]:
     """The verdict on each question, from the cache or from the endpoint; see the interface in `judgements`.
+
+    Args:
+        scale: what the judge may reply, and what it means.
 
     Raises:
         UserError: the endpoint refuses or does not answer, or the budget is spent. Verdicts so far are kept.
@@ -108,7 +116,8 @@ def ask(
     with VerdictCache(folder) as cache:
         by_key = dict(zip(keys, requests, strict=True))
         missing = {key: request for key, request in by_key.items() if key not in cache.verdicts}
-        refused = _ask_missing(context, target, label, missing, len(by_key) - len(missing), cache) if missing else {}
+        known = len(by_key) - len(missing)
+        refused = _ask_missing(context, target, label, missing, known, cache, scale) if missing else {}
         found = {**cache.verdicts, **refused}
     return [found[key] for key in keys], len(missing) - len(refused)
 
@@ -126,7 +135,13 @@ def _body(judge: JudgeConfig, messages: list[Message]) -> Body:
 
 
 def _ask_missing(
-    context: Context, target: Artifact, label: str, missing: Mapping[str, _Request], known: int, cache: VerdictCache
+    context: Context,
+    target: Artifact,
+    label: str,
+    missing: Mapping[str, _Request],
+    known: int,
+    cache: VerdictCache,
+    scale: question.Scale,
 ) -> dict[str, Verdict]:
     """Ask the questions that are not in the cache and add their verdicts to it.
 
@@ -153,9 +168,8 @@ def _ask_missing(
 
         with serving(judge, context.run.path / "logs" / "judge-server.log") as served:
             server = served or _server(judge)
-            return _ask_all(
-                judge, server, {key: request.body for key, request in missing.items()}, known > 0, budget, keep
-            )
+            bodies = {key: request.body for key, request in missing.items()}
+            return _ask_all(judge, server, bodies, known > 0, budget, keep, scale)
 
 
 def cost(judge: JudgeConfig, prompt_tokens: float, completion_tokens: float) -> float | None:
@@ -213,6 +227,7 @@ def _ask_all(
     known: bool,
     budget: _Budget,
     keep: Callable[[str, Verdict], None],
+    scale: question.Scale,
 ) -> dict[str, Verdict]:
     """Ask all questions, `judge.concurrency` at once, and pass each verdict to `keep` as soon as it is there.
 
@@ -234,7 +249,7 @@ def _ask_all(
         while True:
             for key, body in islice(waiting, (judge.concurrency if heard else 1) - len(running)):
                 budget.require(len(running) + 1)
-                running[in_thread(partial(_outcome, client, judge, body))] = key
+                running[in_thread(partial(_outcome, client, judge, scale, body))] = key
             if not running:
                 return refused
             for future in patience.wait(running):
@@ -292,7 +307,7 @@ def _where(judge: JudgeConfig) -> str:
     return f"judge {judge.model} at {_address(judge)}"
 
 
-def _outcome(client: Any, judge: JudgeConfig, body: Body) -> _Outcome:
+def _outcome(client: Any, judge: JudgeConfig, scale: question.Scale, body: Body) -> _Outcome:
     """Ask one question.
 
     Raises:
@@ -312,7 +327,7 @@ def _outcome(client: Any, judge: JudgeConfig, body: Body) -> _Outcome:
         except openai.APIError as error:
             _give_up(judge, error)
         try:
-            return _Outcome(_require_counted(judge, reply.parse(answer.text, judge.preference == "weighted")))
+            return _Outcome(_require_counted(judge, reply.parse(answer.text, judge.preference == "weighted", scale)))
         except reply.NoLogprobsError as error:
             raise UserError(f"{_where(judge)}: returns no log-probabilities; set judge.preference=choice") from error
         except ValueError as error:

@@ -14,17 +14,22 @@ from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.shards import whole
 
 
-def require_usable(judge: JudgeConfig, shortest: Mapping[str, list[Message]]) -> None:
+def require_usable(
+    judge: JudgeConfig, shortest: Mapping[str, list[Message]], scale: question.Scale = question.PREFERENCE
+) -> None:
     """Check early that the judge's model, tokenizer and chat template can be used; see the interface in `judgements`.
+
+    Args:
+        scale: what the judge may reply.
 
     Raises:
         UserError: they cannot, or a question is longer than the judge reads even without answers.
     """
     from xlr.model.checks import require_model  # imports torch
 
-    encoder = _encoder(str(judge.model))
+    encoder = encoder_of(str(judge.model))
     require_model(encoder.name, encoder.tokenizer)
-    limit = _room(encoder)
+    limit = room(encoder, scale)
     for where, messages in shortest.items():
         tokens = encoder.tokens_beyond(messages, limit)
         if tokens is not None:
@@ -37,20 +42,21 @@ def require_usable(judge: JudgeConfig, shortest: Mapping[str, list[Message]]) ->
         encoder.prompt_of(messages)  # the chat template may refuse the template's roles
 
 
-def _room(encoder: ChatEncoder) -> int:
+def room(encoder: ChatEncoder, scale: question.Scale = question.PREFERENCE) -> int:
     """The most tokens of a question that the judge reads."""
     from xlr.model.checks import positions  # imports torch
 
     found = positions(encoder.name)
-    return sys.maxsize if found is None else found - max(map(len, _answers(encoder)))
+    return sys.maxsize if found is None else found - max(map(len, replies(encoder, scale)))
 
 
-def _answers(encoder: ChatEncoder) -> tuple[tuple[int, ...], ...]:
-    """Both verdicts as token ids."""
-    return tuple(encoder.response(verdict) for verdict in (question.FIRST, question.SECOND))
+def replies(encoder: ChatEncoder, scale: question.Scale = question.PREFERENCE) -> tuple[tuple[int, ...], ...]:
+    """What the judge may reply, as token ids."""
+    return tuple(map(encoder.response, scale))
 
 
-def _encoder(folder: str) -> ChatEncoder:
+def encoder_of(folder: str) -> ChatEncoder:
+    """The tokenizer and chat template of a judge."""
     return ChatEncoder(load_tokenizer(folder), folder)
 
 
@@ -61,8 +67,8 @@ def ask(
 
     A question longer than the judge's context is not asked; its verdict is undecided.
     """
-    encoder = _encoder(context.located(str(context.config.judge.model)))
-    answers, limit = _answers(encoder), _room(encoder)
+    encoder = encoder_of(context.located(str(context.config.judge.model)))
+    answers, limit = replies(encoder), room(encoder)
     with context.clock.measure("tokenise"):
         examples = [Example(encoder.prompt_of(messages), answers) for messages in questions]
     short = [index for index, example in enumerate(examples) if len(example.prompt) <= limit]

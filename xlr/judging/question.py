@@ -1,12 +1,12 @@
-"""The question to a judge about two answers, and the preference that its reply expresses.
+"""The questions to a judge, and what its reply expresses: the better of two answers, or a grade of one.
 
-A question is a template of messages, filled with an instruction and two answers. The judge replies m if the first
-answer is better, M if the second is.
+A question is a template of messages, filled with an instruction and the answers. The judge replies m if the first
+answer is better and M if the second is, or with a grade from 1 to 9.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xlr.errors import UserError
@@ -15,12 +15,21 @@ from xlr.records import Message
 
 FIRST, SECOND = "m", "M"
 UNDECIDED = math.nan
+LOWEST, HIGHEST = 1, 9
+"""Grades. Each is one token in every known vocabulary, unlike 10."""
 
-_FIELDS = ("instruction", "output_1", "output_2", "language")
-_REQUIRED = _FIELDS[:3]
+Scale = Mapping[str, float]
+"""What the judge may reply -> what it means, from 0 to 1."""
+PREFERENCE: Scale = {FIRST: 0.0, SECOND: 1.0}
+"""The probability that the second of two answers is better."""
+GRADES: Scale = {str(grade): (grade - LOWEST) / (HIGHEST - LOWEST) for grade in range(LOWEST, HIGHEST + 1)}
+
+_FIELDS = ("instruction", "output_1", "output_2", "answer", "language")
+_REQUIRED = ("instruction", "output_1", "output_2")
+_GRADING_REQUIRED = ("instruction", "answer")
 _TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 _FIELD = re.compile(r"\{(" + "|".join(_FIELDS) + r")\}")
-_VERDICT = re.compile(r"(?<!\w)[mM](?!\w)")
+_WORD = re.compile(r"\w+")
 
 DEFAULT: list[Message] = [
     {
@@ -53,20 +62,53 @@ Reply with the letter of the assistant whose answer is better, and nothing else:
 ]
 
 
+GRADING: list[Message] = [
+    {
+        "role": "system",
+        "content": "You grade the answers of assistants. You weigh how well an answer does what its instruction asks: "
+        "whether it is right, useful, complete and clear. You do not give a better grade for length.",
+    },
+    {
+        "role": "user",
+        "content": """An assistant was given an instruction. Grade its answer from 1 (useless) to 9 (perfect).
+
+The instruction is in {language}. Unless it asks for another language, its answer belongs in {language}: an answer in \
+another language gets at most 3.
+
+<instruction>
+{instruction}
+</instruction>
+
+<answer>
+{answer}
+</answer>
+
+Reply with the grade, a digit from 1 to 9, and nothing else.""",
+    },
+]
+
+
 def load(path: str | None) -> list[Message]:
     """The messages of a template file, or `DEFAULT` without one. A file without <|im_start|> marks is one user message.
 
     Raises:
         UserError: the file cannot be read, or a field is missing in it.
     """
-    if path is None:
-        return DEFAULT
+    return DEFAULT if path is None else _load(path, "judge.template", _REQUIRED)
+
+
+def load_grading(path: str | None) -> list[Message]:
+    """Like `load`, of a question that asks for a grade; `GRADING` without a file."""
+    return GRADING if path is None else _load(path, "score.grading_template", _GRADING_REQUIRED)
+
+
+def _load(path: str, key: str, required: Sequence[str]) -> list[Message]:
     text = read(Path(path), MIB)
-    missing = [f"{{{field}}}" for field in _REQUIRED if f"{{{field}}}" not in text]
+    fields = [f"{{{field}}}" for field in required]
+    missing = [field for field in fields if field not in text]
     if missing:
         raise UserError(
-            f"judge.template {path}: has no {', '.join(missing)}; a template needs {{instruction}}, {{output_1}} and "
-            "{output_2}"
+            f"{key} {path}: has no {', '.join(missing)}; a template needs {', '.join(fields[:-1])} and {fields[-1]}"
         )
     turns = _TURN.findall(text) or [("user", text)]
     return [{"role": role, "content": content} for role, content in turns]
@@ -74,34 +116,42 @@ def load(path: str | None) -> list[Message]:
 
 def fill(template: list[Message], instruction: str, first: str, second: str, language: str) -> list[Message]:
     """Fill a template. All fields are replaced in one pass, so an answer that contains "{output_1}" keeps it."""
-    values = dict(zip(_FIELDS, (instruction, first, second, language), strict=True))
+    given = {"instruction": instruction, "output_1": first, "output_2": second, "language": language}
+    return _filled(template, given)
+
+
+def fill_grading(template: list[Message], instruction: str, answer: str, language: str) -> list[Message]:
+    """Fill a template that asks for a grade, in one pass."""
+    return _filled(template, {"instruction": instruction, "answer": answer, "language": language})
+
+
+def _filled(template: list[Message], values: Mapping[str, str]) -> list[Message]:
     return [
-        {"role": turn["role"], "content": _FIELD.sub(lambda match: values[match[1]], turn["content"])}
+        {"role": turn["role"], "content": _FIELD.sub(lambda match: values.get(match[1], match[0]), turn["content"])}
         for turn in template
     ]
 
 
-def weighted(logps: Mapping[str, float]) -> float:
-    """The probability that the second answer is better, from the log-probabilities of the reply's first token.
+def weighted(logps: Mapping[str, float], scale: Scale = PREFERENCE) -> float:
+    """The mean of what the judge may reply, by the log-probabilities of the reply's first token.
 
-    Only the tokens m and M count, with or without white space around them; a missing one has probability 0.
+    Only the replies of the scale count, with or without white space around them; a missing one has probability 0.
 
     Returns:
-        a probability, or NaN if neither token is there.
+        A number from 0 to 1: with `PREFERENCE` the probability that the second answer is better. NaN if no reply of the
+        scale is there.
 
-    Source: AlpacaEval 2's weighted preference (arXiv 2404.04475).
+    Source: AlpacaEval 2's weighted preference (arXiv 2404.04475); for grades G-Eval (arXiv 2303.16634), section 2.
     """
-    own = [(token.strip(), logp) for token, logp in logps.items() if token.strip() in (FIRST, SECOND)]
+    own = [(token.strip(), logp) for token, logp in logps.items() if token.strip() in scale]
     largest = max((logp for _, logp in own), default=-math.inf)
     if largest == -math.inf:
         return UNDECIDED
-    first, second = (
-        sum(math.exp(logp - largest) for token, logp in own if token == verdict) for verdict in (FIRST, SECOND)
-    )
-    return second / (first + second)
+    chances = [(scale[token], math.exp(logp - largest)) for token, logp in own]
+    return sum(value * chance for value, chance in chances) / sum(chance for _, chance in chances)
 
 
-def choice(reply: str) -> float:
-    """The preference that a reply's text states: 1 if its last separate m or M is M, 0 if it is m, NaN without any."""
-    found = _VERDICT.findall(reply)
-    return float(found[-1] == SECOND) if found else UNDECIDED
+def choice(reply: str, scale: Scale = PREFERENCE) -> float:
+    """What a reply's text states: the meaning of its last separate word that is of the scale, NaN without any."""
+    found = [word for word in _WORD.findall(reply) if word in scale]
+    return scale[found[-1]] if found else UNDECIDED

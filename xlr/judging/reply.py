@@ -17,11 +17,12 @@ class NoLogprobsError(Exception):
     """The reply is a chat completion, but without log-probabilities."""
 
 
-def parse(text: str, weighted: bool) -> Verdict:
+def parse(text: str, weighted: bool, scale: question.Scale = question.PREFERENCE) -> Verdict:
     """The verdict in the body of a chat completion.
 
     Args:
         weighted: read the log-probabilities of the first token; otherwise the text.
+        scale: what the judge may reply.
 
     Raises:
         ValueError: it is not a chat completion, or its numbers are impossible; says what is wrong.
@@ -33,7 +34,7 @@ def parse(text: str, weighted: bool) -> Verdict:
         raise ValueError("choices is empty")
     first = _member({"choices[0]": choices[0]}, "choices[0]", dict)
     answer = _member(_member(first, "message", dict), "content", str, optional=True) or ""
-    preference = question.weighted(_first_token(first)) if weighted else question.choice(answer)
+    preference = question.weighted(_first_token(first), scale) if weighted else question.choice(answer, scale)
     usage = _member(reply, "usage", dict, optional=True) or {}
     counts = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
     # Half of a surrogate pair cannot be written as UTF-8.

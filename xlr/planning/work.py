@@ -14,6 +14,7 @@ from xlr.planning.lengths import Lengths
 from xlr.planning.machines import Machines
 from xlr.records import START, DType, ModelKey
 from xlr.settings.config import Config
+from xlr.settings.scoreconfig import IMPLICIT
 from xlr.settings.trainconfig import TrainConfig
 from xlr.zero import fitting
 
@@ -154,13 +155,11 @@ def _sampled(own: Setting, rows: Sequence[tuple[Lengths, int]], most: int) -> Es
 
 def _translate(own: Setting) -> Estimate:
     """Every English response is translated into each other language, every other one into English."""
-    samples, most = own.config.generate.num_samples, own.config.generate.max_new_tokens
-    others = [one for lang, one in own.lengths.items() if lang != ENGLISH]
-    english = [own.lengths[ENGLISH]] * len(others)
+    samples, others = own.config.generate.num_samples, [one for lang, one in own.lengths.items() if lang != ENGLISH]
     # Each response is the prompt of its translation; it is as long as a response in the other language.
-    pairs = [*zip(english, others, strict=True), *zip(others, english, strict=True)]
+    pairs = [pair for one in others for pair in ((own.lengths[ENGLISH], one), (one, own.lengths[ENGLISH]))]
     texts = [(replace(to, prompt=_TRANSLATE_TOKENS + of.response), of.prompts * samples) for of, to in pairs]
-    found = _sampled(own, texts, most)
+    found = _sampled(own, texts, own.config.generate.max_new_tokens)
     return replace(found, disk=found.tokens * _RESPONSE_BYTES)
 
 
@@ -183,7 +182,7 @@ def _score(own: Setting) -> Estimate:
     samples, rewards = own.config.generate.num_samples, own.config.score.weights
     known = [one for lang, one in own.lengths.items() if not ("translate" in rewards and lang == ENGLISH)]
     asked = [(one.asked, one.response, samples, one.prompts) for one in known]
-    parts = [_scored(own, asked, 2) for mode in rewards if mode != "model"]
+    parts = [_scored(own, asked, 2) for mode in rewards if mode in IMPLICIT] or [Estimate()]
     if own.rater is not None:
         rated = _scored(replace(own, shape=own.rater), asked, 1)
         if not own.config.ray.one_model_at_a_time:  # a worker keeps the model that it used before
@@ -202,6 +201,7 @@ def _score(own: Setting) -> Estimate:
         sum(part.fixed for part in parts),
         max(parts, key=lambda part: part.peak).memory,
         disk=tokens * _SCORE_BYTES,
+        note=_asked(own, sum(one.prompts * samples for one in known)) if "judge" in rewards else "",
     )
 
 
@@ -376,8 +376,12 @@ def _benchmark(own: Setting) -> Estimate:
 def _judge(own: Setting) -> Estimate:
     judge = own.config.judge
     questions = sum(one.prompts for one in own.held_out) * (2 if judge.both_orders else 1)
-    where = "the endpoint" if judge.backend == "openai" else "a model in the workers"
-    return Estimate(note=f"{questions:,} questions to {where}, not timed")
+    return Estimate(note=_asked(own, questions))
+
+
+def _asked(own: Setting, questions: int) -> str:
+    where = {"openai": "the endpoint", "transformers": "a model in the workers"}[own.config.judge.backend]
+    return f"{questions:,} questions to {where}, not timed"
 
 
 ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {

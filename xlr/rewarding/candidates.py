@@ -60,7 +60,7 @@ def scoring_conversation(mode: Reward, prompt: Prompt, english: Prompt, language
         english: the same prompt in English.
         language: the English name of the prompt's language.
     """
-    if mode in ("multilingual", "model"):
+    if mode in ("multilingual", "model", "judge"):
         return prompt.conversation
     if mode == "translate":
         return english.conversation

@@ -8,12 +8,13 @@ from typing import Any
 from xlr.languages import ENGLISH
 from xlr.records import Conversation, DType, Prompt, Response, Score, row_key
 from xlr.rewarding.candidates import Candidate, candidate, conversations, limit, rate_shards, score_shards
+from xlr.rewarding.grades import WITHOUT_GRADE, grade_shards
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.rows import records
 from xlr.sampling import translations
-from xlr.settings.scoreconfig import Reward
+from xlr.settings.scoreconfig import IMPLICIT, Reward
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, whole
 
@@ -71,7 +72,7 @@ def score_in_mode(
         pieces: name of the folder of pieces beside the artefact.
     """
     dtype, thinking = dtype or context.config.scoring_dtype, context.config.model.thinking
-    models = () if mode == "model" else (iteration - 1, context.reward_reference(iteration))
+    models = (iteration - 1, context.reward_reference(iteration)) if mode in IMPLICIT else ()
     paths = [context.require_model(model) for model in models]
     translations = _translated(context, target, paths[0], shards, iteration) if mode == "translate" else None
     conversation = conversations_of(context, mode)
@@ -81,9 +82,11 @@ def score_in_mode(
         if translations is not None:
             translated = translations.rows(name)
             found = [replace(one, text=row.response) for one, row in zip(found, translated, strict=True)]
-        return [one for one in found if (one.answer if mode == "model" else one.text).strip()]
+        return [one for one in found if (one.text if mode in IMPLICIT else one.answer).strip()]
 
     asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]
+    if mode == "judge":
+        return InMode(shards, grade_shards(context, target, asked, label, dtype, pieces), candidates, *WITHOUT_GRADE)
     if mode == "model":
         scores = rate_shards(context, target, asked, label, dtype, pieces)
     else:

@@ -28,7 +28,7 @@ from xlr.run.rows import require_each_once, write_rows
 from xlr.sampling import translations
 from xlr.settings.config import Config, deciding
 from xlr.settings.pairconfig import Flaw, PairConfig
-from xlr.settings.scoreconfig import Reward
+from xlr.settings.scoreconfig import IMPLICIT, Reward
 from xlr.terminal.console import console
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def alpha_unit(rewards: Collection[Reward], rows: Sequence[Score]) -> float:
     """The unit of the length penalty of one language: a nat for one implicit reward, else that of `unit_of`."""
     from xlr.maths.lengthcontrol import unit_of  # imports torch
 
-    implicit = len(rewards) == 1 and "model" not in rewards
+    implicit = len(rewards) == 1 and IMPLICIT.issuperset(rewards)
     return 1.0 if implicit else unit_of([row.reward for row in rows])
 
 

@@ -10,15 +10,17 @@ from typing import get_args
 from xlr.chat.encoding import load_tokenizer
 from xlr.chat.format import chat_settings
 from xlr.foreign.modelfiles import load_config
+from xlr.judging import question
 from xlr.languages import ENGLISH
 from xlr.model.fused import require_usable
 from xlr.records import INITIAL, Prompt, Response, Score, messages
+from xlr.rewarding import grades
 from xlr.rewarding.candidates import scored_ids, scoring_conversation
 from xlr.rewarding.ensemble import Combined
 from xlr.rewarding.facts import ScoredProbe, ScoreFacts
 from xlr.rewarding.modes import InMode, conversations_of, score_in_mode
 from xlr.rewarding.scoretotals import ScoreTotals
-from xlr.run.artifact import Artifact, Part
+from xlr.run.artifact import Artifact, Part, Source
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
@@ -28,7 +30,7 @@ from xlr.run.rows import read_rows, records, write_shard
 from xlr.sampling import responses, room, translations
 from xlr.settings.config import Config, deciding
 from xlr.settings.languagenames import language_names
-from xlr.settings.scoreconfig import Reward
+from xlr.settings.scoreconfig import IMPLICIT, Reward
 from xlr.terminal.console import console
 from xlr.work.shards import Shard
 
@@ -50,7 +52,7 @@ def artifact(context: Context, iteration: int) -> Artifact:
         context.run.path,
         context.run.iteration(iteration) / "responses",
     )
-    models: dict[str, str] = {}
+    models: dict[str, Source] = {}
     if implicit(config):
         models = {
             "policy": context.model(iteration - 1),
@@ -58,12 +60,17 @@ def artifact(context: Context, iteration: int) -> Artifact:
         }
     if "model" in config.score.weights:
         models["reward model"] = context.reward_model
+    judged = "judge" in config.score.weights
+    if judged:
+        models |= grades.inputs(context)
     langs = _scored_languages(config)
     return Artifact(
         run,
         context.run.iteration(iteration) / "scores",
         "score",
-        deciding(config.score, "score") | {"model.dtype": config.model.dtype, **chat_settings(config.model)},
+        deciding(config.score, "score")
+        | {"model.dtype": config.model.dtype, **chat_settings(config.model)}
+        | (grades.settings(config) if judged else {}),
         {"responses": sampled, **models, **language_names(config, langs)},
         {lang: {"responses": Part(run, sampled, lang), **models, **language_names(config, [lang])} for lang in langs},
     )
@@ -84,6 +91,8 @@ def check(context: Context) -> None:
         require_reward_model(context.reward_model, tokenizer, config.model.attn_implementation)
         for shape in {tuple(turn.role for turn in own.conversation): own for own in _trained(context)}.values():
             context.reward_encoder.prompt_of(messages(shape.conversation))  # its template may refuse a system message
+    if "judge" in config.score.weights:
+        grades.check(context, _trained(context))
     require_model(initial, load_tokenizer(initial))
     require_usable(config.model.fused_operations, load_config(initial))
     require_attention(initial, config.model.attn_implementation)
@@ -172,14 +181,18 @@ def _scored_languages(config: Config) -> list[str]:
 
 def implicit(config: Config) -> list[Reward]:
     """The implicit rewards among those of the run, in an order that does not depend on that of the settings."""
-    return [mode for mode in get_args(Reward) if mode in config.score.weights and mode != "model"]
+    return [mode for mode in get_args(Reward) if mode in config.score.weights and mode in IMPLICIT]
 
 
 def formula(config: Config) -> str:
     """The run's reward as a formula."""
-    weights, rating = config.score.weights, f"rating by {config.score.model}"
+    weights = config.score.weights
+    explicit: dict[Reward, str] = {
+        "model": f"rating by {config.score.model}",
+        "judge": f"grade from {question.LOWEST} to {question.HIGHEST} by {config.judge.model}",
+    }
     implicit_one = f"{_FORMULA} and its terminator" if config.score.terminator else _FORMULA
-    formulas = {mode: rating if mode == "model" else implicit_one for mode in weights}
+    formulas = {mode: explicit.get(mode, implicit_one) for mode in weights}
     if len(weights) == 1:
         return formulas[config.score.first]
     parts = [f"{weight:g} x {mode} ({formulas[mode]})" for mode, weight in weights.items()]

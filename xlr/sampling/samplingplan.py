@@ -10,7 +10,7 @@ from xlr.maths.batching import Batch, consecutive, dealt
 from xlr.records import Prompt
 from xlr.run.manifests import manifest_path, part_of, verified
 from xlr.run.rows import ROWS_PER_SHARD
-from xlr.settings.config import GenerateConfig
+from xlr.settings.generateconfig import GenerateConfig
 
 Wanted = Sequence[tuple[Prompt, int]]
 """Prompt and number of the sample, for each response."""

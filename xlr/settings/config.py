@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -10,14 +10,13 @@ from xlr import languages
 from xlr.errors import UserError
 from xlr.records import START, DType, ModelKey
 from xlr.settings.dataconfig import BenchmarksConfig, CheckedConfig, PreferencesConfig, PromptsConfig
+from xlr.settings.generateconfig import GenerateConfig, Temperature, TopP
 from xlr.settings.judgeconfig import JudgeConfig
 from xlr.settings.languageconfig import Language, NamedLanguage, tag_of
 from xlr.settings.modelconfig import ModelConfig
 from xlr.settings.pairconfig import PairConfig
 from xlr.settings.schema import (
     OPERATIONAL,
-    ByIteration,
-    Ignored,
     Later,
     Location,
     Section,
@@ -27,48 +26,11 @@ from xlr.settings.schema import (
     refuse_ignored,
     walk,
 )
-from xlr.settings.scoreconfig import ScoreConfig
+from xlr.settings.scoreconfig import IMPLICIT, ScoreConfig
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.settings.trainconfig import AlignConfig, TrainConfig
 
 ModelName = Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]{0,63}$")]
-# vLLM raises lower temperatures to 0.01 in silence.
-Temperature = Annotated[float, Field(ge=0.01, le=100)]
-TopP = Annotated[float, Field(ge=1e-6, le=1)]
-
-_ENGINE_ONLY = Ignored("transformers samples on one GPU and takes the memory it needs", unless=("backend", "vllm"))
-
-
-class GenerateConfig(Section):
-    """Stage 1: sample responses to every instruction."""
-
-    backend: Literal["transformers", "vllm"] = "transformers"
-    """Sampler: transformers with static batches, or vLLM. Their random numbers differ, so the same seed gives other
-    responses."""
-    num_samples: ByIteration[Annotated[int, Field(ge=1, le=10_000)]] = 10
-    """Responses per prompt."""
-    temperature: ByIteration[Temperature] = 0.9
-    """Sampling temperature."""
-    top_p: TopP = 1.0
-    """Nucleus sampling: keep the likeliest tokens until their probabilities sum to this. 1 keeps all."""
-    top_k: int = Field(0, ge=0, le=10_000_000)
-    """Keep this many of the likeliest tokens. 0 keeps all."""
-    max_new_tokens: int = Field(2400, ge=1, le=10_000_000)
-    """Maximum length of a response, in tokens. A longer response is cut off and counted as truncated."""
-    batch_size: int = Field(
-        default_factory=lambda given: 1024 if given.get("backend") == "vllm" else 64, ge=1, le=1_000_000
-    )
-    """Responses per task; by default 64 with transformers and 1024 with vllm. transformers samples them all at once,
-    so they must fit the GPU. vLLM schedules them itself, so use many times what fits the GPU: the engine runs partly
-    idle as each task ends."""
-    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024), _ENGINE_ONLY] = 1
-    """GPUs per vLLM engine. Each sampling actor gets this many, whatever ray.gpus_per_actor says."""
-    max_num_seqs: Annotated[int, Field(ge=1, le=1_000_000), _ENGINE_ONLY] = 256
-    """Responses that a vLLM engine computes at the same time. Other values give other responses. 1024 is faster on H100
-    GPUs, whose memory holds that many. vLLM itself would choose by the kind of GPU."""
-    gpu_memory_utilization: Annotated[float, Field(ge=0.01, le=1), OPERATIONAL, _ENGINE_ONLY] = 0.9
-    """Share of each GPU's memory that vLLM takes. On CPUs the environment variable VLLM_CPU_KVCACHE_SPACE sets the
-    size of its cache in GiB instead."""
 
 
 class EvaluateConfig(Section):
@@ -224,6 +186,7 @@ class Config(Section):
         _check_judged_answers(self)
         _check_baseline(self)
         _check_reward_model(self)
+        _check_grading_judge(self)
         _check_per_token(self)
         _check_kept_shares(self)
         _check_pairs_by_translations(self)
@@ -291,7 +254,7 @@ def _check_replay(config: Config) -> None:
 
 
 def _check_judged_answers(config: Config) -> None:
-    if config.judge.model and config.evaluate.prompts is None:
+    if config.judge.model and config.evaluate.prompts is None and "judge" not in config.score.weights:
         raise UserError("judge.model: there are no answers to judge; set evaluate.prompts, or remove judge.model")
 
 
@@ -303,7 +266,7 @@ def _check_baseline(config: Config) -> None:
 
 def _check_per_token(config: Config) -> None:
     given, weights = config.pair.per_token, config.score.weights
-    if (any(given) if isinstance(given, tuple) else given) and (len(weights) > 1 or "model" in weights):
+    if (any(given) if isinstance(given, tuple) else given) and (len(weights) > 1 or not weights.keys() <= IMPLICIT):
         raise UserError(
             "pair.per_token: only one implicit reward is a sum over tokens; remove it, or name one of crosslingual, "
             "multilingual and translate in score.reward"
@@ -332,6 +295,20 @@ def _check_reward_model(config: Config) -> None:
         raise UserError("score.model: not set; name the reward model, which score.reward asks for")
     if config.score.model is not None and not wanted:
         raise UserError("score.model: has no effect; set score.reward to model, or to weights that name it")
+
+
+def _check_grading_judge(config: Config) -> None:
+    if "judge" not in config.score.weights:
+        if config.score.grading_template is not None:
+            raise UserError("score.grading_template: has no effect; set score.reward to judge, or to weights with it")
+        return
+    if config.judge.model is None:
+        raise UserError("judge.model: not set; name the judge, which score.reward asks for")
+    if config.judge.serve is not None:
+        raise UserError(
+            "judge.serve: its server would need the GPUs that the Ray workers hold while score.reward=judge; start the "
+            "server yourself and set judge.base_url"
+        )
 
 
 def _check_translated_languages(config: Config) -> None:

@@ -7,7 +7,9 @@ from pydantic import Field
 from xlr.settings.schema import ByIteration, Later, Location, Section
 
 # translate stands last: it is the only one that samples before it scores.
-Reward = Literal["crosslingual", "multilingual", "model", "translate"]
+Reward = Literal["crosslingual", "multilingual", "model", "judge", "translate"]
+IMPLICIT: frozenset[Reward] = frozenset({"crosslingual", "multilingual", "translate"})
+"""Those that are a log-ratio of two models of the run."""
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -18,11 +20,15 @@ class ScoreConfig(Section):
     """crosslingual, multilingual and translate are the implicit reward under three instructions. crosslingual: the
     English instruction with a prefix that names the response's language. multilingual: the response's own instruction.
     translate: the policy translates the response into English, which is scored under the English instruction; English
-    responses are left out. model: the rating that score.model gives to the conversation. A mapping such as
+    responses are left out. model: the rating that score.model gives to the conversation. judge: the grade, from 1 to 9,
+    that the judge of judge.* gives to the response. A mapping such as
     {crosslingual: 1, model: 0.5} takes the weighted mean of several, each standardised in each language."""
     model: Annotated[str | None, Location.HUB] = None
     """The reward model: a Hugging Face folder or hub name of a sequence classifier with one output, such as
     LlamaForSequenceClassification. It has its own tokenizer and chat template."""
+    grading_template: Annotated[str | None, Location.PATH] = None
+    """File with the question that asks the judge for a grade, in the form of judge.template: it contains {instruction},
+    {answer}, optionally {language}, and asks for a digit from 1 to 9. null uses xlr's own."""
     reference: ByIteration[Literal["initial", "previous"]] = "initial"
     """Reference model of the implicit reward. initial is always pi_I; previous is the model that the policy was trained
     from."""
