@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from xlr.errors import UserError
 from xlr.leases import lease
-from xlr.records import ModelKey
+from xlr.records import START, ModelKey
 from xlr.run import identity, sharing
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
@@ -84,7 +84,7 @@ def stages(config: Config) -> list[Stage]:
         for last in (False, True)
         for model in config.evaluated_models
         for kind in STAGES
-        if kind.comes_last is last and model in belongs[kind]
+        if (kind.comes_last and not config.stop_early) is last and model in belongs[kind]
     ]
 
 
@@ -139,7 +139,7 @@ def _take_over(context: Context, plan: Sequence[Stage]) -> None:
 def _record(context: Context, plan: Sequence[Stage]) -> None:
     """Write the configuration and the commits of hub repositories, which later processes of this run read."""
     context.record_commits()
-    recorded, text = context.run.path / "config.yaml", dump(context.config)
+    recorded, text = context.run.path / "config.yaml", dump(context.given)
     if recorded.is_file() and recorded.read_text(encoding="utf-8") == text:
         return
     others = {stage.artifact(context).title: stage for stage in stages(context.config) if stage not in plan}
@@ -169,6 +169,26 @@ def needs(context: Context) -> dict[Stage, list[Stage]]:
         ]
         for stage in plan
     }
+
+
+def awaited(context: Context) -> dict[Stage, list[Stage]]:
+    """Stage -> the stages that must be finished before it.
+
+    Those that it reads from, and with `stop_early` those of the iteration before, which decide whether it is made.
+    """
+    found = needs(context)
+    if not context.config.stop_early:
+        return found
+    return {
+        stage: list(dict.fromkeys([*read, *(other for other in found if _decides(other, stage))]))
+        for stage, read in found.items()
+    }
+
+
+def _decides(stage: Stage, later: Stage) -> bool:
+    """Whether a stage belongs to the iteration after which it is decided whether there is a later one."""
+    numbers = stage.iteration, later.iteration
+    return all(isinstance(number, int) and number > START for number in numbers) and numbers[1] == int(numbers[0]) + 1
 
 
 def check(context: Context) -> None:
@@ -227,11 +247,25 @@ def _require_unchanged(artifact: Artifact, inputs: Mapping[str, str | None]) -> 
         )
 
 
-def run_all(context: Context, plan: Sequence[Stage]) -> None:
-    """Run every unfinished stage of the plan. The caller holds their leases."""
+def _goes_on(_context: Context, _stage: Stage) -> bool:
+    return False
+
+
+def run_all(context: Context, plan: Sequence[Stage], ends: Callable[[Context, Stage], bool] = _goes_on) -> None:
+    """Run every unfinished stage of the plan. The caller holds their leases.
+
+    Args:
+        ends: says of a finished stage whether the run ends with its iteration. Later ones are then left out.
+    """
+    last: int | None = None
     try:
         for stage in plan:
+            if last is not None and isinstance(stage.iteration, int) and stage.iteration > last:
+                continue
             execute(context, stage)
+            if isinstance(stage.iteration, int) and ends(context, stage):
+                last = stage.iteration
+                context.end_with(last)
     finally:
         context.close()
 

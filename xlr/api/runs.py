@@ -78,7 +78,7 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The resolved configuration."""
-        return configfile.load_here(self.path)
+        return Context(configfile.load_here(self.path)).config
 
     @cached_property
     def _context(self) -> Context:

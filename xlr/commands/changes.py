@@ -10,7 +10,7 @@ from xlr import pipeline
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.pipeline import Stage
-from xlr.run import reuse, sharing
+from xlr.run import reuse, sharing, stopped
 from xlr.run.context import Context
 from xlr.run.manifests import read_manifest
 from xlr.settings.configfile import dump
@@ -41,7 +41,7 @@ def fork(old: Context, new: Context) -> list[Taken]:
         raise UserError(f"{new.run.path}: is the run itself; name a new folder")
     _require_idle(old, pipeline.stages(old.config), "wait until it ends")
     recorded = new.run.path / "config.yaml"
-    if recorded.is_file() and recorded.read_text(encoding="utf-8") != dump(new.config):
+    if recorded.is_file() and recorded.read_text(encoding="utf-8") != dump(new.given):
         raise UserError(f"{new.run.path}: holds a run with another configuration; name a new folder")
     for name in map(str, new.repositories):
         if name in old.commits:
@@ -112,3 +112,4 @@ def forget(context: Context, stage: Stage) -> None:
         )
     with pipeline.holding(context, [stage], taking=False):
         stage.artifact(context).forget()
+        stopped.forget(context.run.path)  # what is made again may speak for another iteration

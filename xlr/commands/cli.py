@@ -68,6 +68,7 @@ def run(
 ) -> None:
     """Run every stage that is not done yet, then show the report."""
     from xlr import pipeline
+    from xlr.findings.earlystop import ends
     from xlr.report import report
 
     if only is not None:
@@ -78,7 +79,7 @@ def run(
     with pipeline.holding(context, plan, accepted(accept)):
         if not all(pipeline.done(context, stage) for stage in plan):
             pipeline.check(context)
-        pipeline.run_all(context, plan)
+        pipeline.run_all(context, plan, ends)
         report.make([context.config], context.run.path)
     print(f'ask the models yourself: xlr try {shlex.quote(str(context.run.path))} "..."')
 

@@ -110,15 +110,18 @@ def run_stages(
     from xlr import pipeline
     from xlr.cluster.launcher import ERROR_FILE
     from xlr.cluster.ranks import ranks
+    from xlr.findings.earlystop import ends
 
     context = open_context(source, overrides)
     plan = [pipeline.Stage(name, iteration) for name in names]
+    if _left_out(context, iteration):
+        return
     for stage in plan:
         require_stage(context, stage)
     found = ranks()
     if found is None or not plan[0].kind.in_ranks:
         with pipeline.holding(context, plan, accepted(accept)):
-            pipeline.run_all(context, plan)
+            pipeline.run_all(context, plan, ends)
         _report_if_done(context)
         return
     from xlr.training import model
@@ -130,6 +133,17 @@ def run_stages(
     held = pipeline.holding(context, plan, accepted(accept), taking=False)
     with held if takes_leases else contextlib.nullcontext():
         model.join(context, int(iteration), found)
+
+
+def _left_out(context: "Context", iteration: int | str) -> bool:
+    """Say that a run has ended before this iteration, if it has. A job that was queued for it then ends well."""
+    from xlr.run import stopped
+
+    found = stopped.read(context.run.path) if context.config.stop_early else None
+    if found is None or isinstance(iteration, str) or iteration <= found["iteration"]:
+        return False
+    print(f"iteration {iteration}: left out, because stop_early ended the run after iteration {found['iteration']}")
+    return True
 
 
 def _report_if_done(context: "Context") -> None:

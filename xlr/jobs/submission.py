@@ -109,8 +109,8 @@ def timed(context: Context, site: Path | None) -> SlurmConfig:
 
 def plan(context: Context, slurm: SlurmConfig) -> list[Job]:
     """The jobs of all unfinished stages."""
-    needs = pipeline.needs(context)
-    return jobs.plan({stage: needs[stage] for stage in needs if not pipeline.done(context, stage)}, slurm)
+    awaited = pipeline.awaited(context)
+    return jobs.plan({stage: awaited[stage] for stage in awaited if not pipeline.done(context, stage)}, slurm)
 
 
 def warnings(context: Context, slurm: SlurmConfig, todo: Sequence[Job]) -> list[str]:

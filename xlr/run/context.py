@@ -13,6 +13,7 @@ from xlr.data.prompts import load_held_out, load_prompts
 from xlr.errors import UserError
 from xlr.foreign import hub
 from xlr.records import INITIAL, START, ModelKey, Prompt
+from xlr.run import stopped
 from xlr.run.artifact import Artifact
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json, sealed, write_json
@@ -46,11 +47,14 @@ class Context:
 
     config: Config
     run: RunDir = field(init=False)
+    given: Config = field(init=False)
+    """The configuration before `stop_early` took iterations away."""
     clock: Clock = field(default_factory=Clock)
     """Measures the time of the running stage, by activity."""
 
     def __post_init__(self) -> None:
-        self.run = RunDir(self.config.run_dir)
+        self.run, self.given = RunDir(self.config.run_dir), self.config
+        self.config = stopped.limited(self.config, self.run.path)
 
     @cached_property
     def pool(self) -> Any:
@@ -192,6 +196,10 @@ class Context:
     def reward_reference(self, iteration: int) -> int:
         """The key of the reward's reference model in iteration t. The reward's policy is pi^(t-1)."""
         return INITIAL if self.config.at(iteration).score.reference == "initial" else iteration - 2
+
+    def end_with(self, iteration: int) -> None:
+        """Leave out the iterations after this one, which the run will not have."""
+        self.config = self.config.model_copy(update={"iterations": iteration})
 
     def close(self) -> None:
         """End the workers, which frees the machine's memory and GPUs for training."""

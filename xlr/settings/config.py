@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from xlr import languages
 from xlr.errors import UserError
 from xlr.records import START, DType, ModelKey
-from xlr.settings.dataconfig import BenchmarksConfig, CheckedConfig, PreferencesConfig, PromptsConfig
-from xlr.settings.generateconfig import GenerateConfig, Temperature, TopP
+from xlr.settings.dataconfig import PromptsConfig
+from xlr.settings.evaluateconfig import EvaluateConfig
+from xlr.settings.generateconfig import GenerateConfig
 from xlr.settings.judgeconfig import JudgeConfig
 from xlr.settings.languageconfig import Language, NamedLanguage, tag_of
 from xlr.settings.modelconfig import ModelConfig
@@ -30,35 +31,8 @@ from xlr.settings.scoreconfig import IMPLICIT, ScoreConfig
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.settings.trainconfig import AlignConfig, TrainConfig
 
-ModelName = Annotated[str, Field(pattern=r"^[a-zA-Z][\w.-]{0,63}$")]
-
-
-class EvaluateConfig(Section):
-    """Stage 5: evaluate models on held-out prompts and preferences."""
-
-    prompts: PromptsConfig | None = None
-    """Held-out parallel instructions. null evaluates preferences only."""
-    languages: Annotated[tuple[Language, ...], Field(min_length=1)] | None = None
-    """The languages that models answer in, written as `languages`; they may include languages without training. null
-    uses the languages of the run."""
-    preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
-    """Held-out preferences in the format of align.preferences: a file in English, a folder with a file for each
-    language, such as en.jsonl, or a dataset in English or with a part for each language. A row's English prompt is that
-    of the same id in English, or its field `english`."""
-    checked: CheckedConfig | None = None
-    """Questions with right answers, such as those of MGSM. Models answer them greedily; the share of right answers
-    shows what alignment costs or brings, without a judge."""
-    benchmarks: BenchmarksConfig | None = None
-    """Benchmarks of multiple choice: what alignment costs or brings elsewhere."""
-    temperature: Temperature = 0.6
-    """Sampling temperature."""
-    top_p: TopP = 0.9
-    """Nucleus sampling, as generate.top_p."""
-    max_new_tokens: int = Field(2048, ge=1, le=10_000_000)
-    """Maximum length of an answer, in tokens."""
-    models: Annotated[dict[ModelName, str], OPERATIONAL, Location.HUB] = Field({})
-    """More models to evaluate and judge like those of the iterations: a name, and a Hugging Face folder or hub name.
-    Each uses its own tokenizer and chat template."""
+MOST_AUTOMATIC = 10
+"""The most iterations with `iterations: auto`."""
 
 
 class RayConfig(Section):
@@ -90,7 +64,11 @@ class Config(Section):
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of sampling and data order."""
     iterations: Annotated[int, Field(ge=1, le=1000), OPERATIONAL] = 2
-    """How many times generate, score, pair and train are repeated. It may be raised later."""
+    """How many times generate, score, pair and train are repeated. It may be raised later. auto is 10 with
+    stop_early."""
+    stop_early: Annotated[bool, OPERATIONAL] = False
+    """End the run after an iteration if what was measured speaks against another one, by the rule of the report. Each
+    iteration is then evaluated and judged before the next begins."""
     languages: tuple[Language, ...] = Field(min_length=1)
     """BCP 47 tags of the languages to train on, such as es, ha or pt-BR; English is trained on only if it is listed.
     `{tag: ha, name: Hausa}` gives a language the name that instructions call it by."""
@@ -174,6 +152,13 @@ class Config(Section):
         baseline = self.judge.baseline
         return baseline if isinstance(baseline, int) or baseline in self.evaluate.models else None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _automatic(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("iterations") == "auto":
+            return {"stop_early": True} | tree | {"iterations": MOST_AUTOMATIC}
+        return tree
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         _check_languages("languages", self.trained_languages)
@@ -184,6 +169,7 @@ class Config(Section):
         _check_names(self)
         _check_aligned_model(self)
         _check_judged_answers(self)
+        _check_stop_early(self)
         _check_baseline(self)
         _check_reward_model(self)
         _check_grading_judge(self)
@@ -256,6 +242,22 @@ def _check_replay(config: Config) -> None:
 def _check_judged_answers(config: Config) -> None:
     if config.judge.model and config.evaluate.prompts is None and "judge" not in config.score.weights:
         raise UserError("judge.model: there are no answers to judge; set evaluate.prompts, or remove judge.model")
+
+
+def _check_stop_early(config: Config) -> None:
+    evaluate = config.evaluate
+    if not config.stop_early:
+        return
+    if not (evaluate.prompts or evaluate.preferences or evaluate.checked):
+        raise UserError(
+            "stop_early: nothing is measured that it could go by; set evaluate.prompts, evaluate.preferences or "
+            "evaluate.checked, or stop_early=false"
+        )
+    if config.judge.model and config.baseline_model not in (None, START):
+        raise UserError(
+            "judge.baseline: with stop_early each iteration is judged before the next is made; compare with iteration "
+            "0, or with a folder of reference outputs"
+        )
 
 
 def _check_baseline(config: Config) -> None:

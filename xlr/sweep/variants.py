@@ -139,6 +139,12 @@ def _config(path: Path, own: SweepConfig, folder: Path, name: str, overrides: Ov
     given = own.overrides | overrides | paths
     texts = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
     try:
-        return configfile.load(own.base, texts)
+        found = configfile.load(own.base, texts)
     except UserError as error:
         raise UserError(f"{path}: variant {name}: {error}") from error
+    if found.stop_early:
+        raise UserError(
+            f"{path}: variant {name}: stop_early: variants are compared after the same iterations; set it to false and "
+            "iterations to their number"
+        )
+    return found

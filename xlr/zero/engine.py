@@ -41,11 +41,10 @@ from xlr.model.gpus import set_up_gpus
 from xlr.model.logprobmodel import LogprobModel
 from xlr.model.products import compute_repeatably
 from xlr.records import FusedOperations
-from xlr.run import pickles
 from xlr.run.files import atomic_path, remove
 from xlr.settings.trainconfig import TrainConfig
 from xlr.versions import FUSED, LIBRARIES, versions
-from xlr.zero import universal
+from xlr.zero import pickles, universal
 from xlr.zero.dsconfig import policy_config, reference_config
 
 # Selective recomputation keeps the outputs of these operations and of attention kernels.

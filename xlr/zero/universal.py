@@ -12,7 +12,7 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from xlr.run import pickles
+from xlr.zero import pickles
 
 CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 """The classes in checkpoints of DeepSpeed, beside tensors and plain values."""

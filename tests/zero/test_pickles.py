@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xlr.errors import UserError
-from xlr.run import pickles
+from xlr.zero import pickles
 
 
 class Trusted:
