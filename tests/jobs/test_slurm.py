@@ -323,6 +323,43 @@ def test_a_sweep_annotates_once_and_trains_each_variant(
     assert status.stdout.count("4 of 4 done") == 3, status.stdout
 
 
+def test_an_array_has_a_task_for_each_variant(cluster: SlurmCluster, tree: dict[str, Any], shared: Path) -> None:
+    """Each task of the second array waits for its own task of the first; both for the job that annotates."""
+    base = {name: value for name, value in tree.items() if name != "run_dir"}
+    base |= {"iterations": 1}
+    (shared / "array-base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    sweep = {"base": "array-base.yaml", "sweep_dir": str(shared / "array"), "at_once": 1, "array": True}
+    variants = {"variants": {"loss": {"train.beta": 0.5}}}
+    (shared / "array.yaml").write_text(yaml.safe_dump(sweep | variants), encoding="utf-8")
+    command = [sys.executable, "-m", "xlr", "sweep"]
+    sent = subprocess.run(
+        [*command, "submit", str(shared / "array.yaml")], capture_output=True, text=True, timeout=LONG
+    )
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert "one array: train-1 of base, loss" in sent.stdout
+    assert "one array: evaluate-1 of base, loss" in sent.stdout
+    ids = dict(reversed(line.split("  ")) for line in sent.stdout.splitlines() if re.match(r"[0-9_]+  ", line))
+    first, second = (ids[f"{name}/train-1"].split("_") for name in ("base", "loss"))
+    assert (first[0], first[1], second[1]) == (second[0], "0", "1")
+
+    def ended() -> bool:
+        found = [scheduler.job(number) for number in ids.values()]
+        return not any(state and state.active for state in found)
+
+    wait_until(ended, "the end of the sweep's jobs", 3 * LONG, PAUSE)
+    for name, number in ids.items():
+        state, job = scheduler.job(number), name.split("/")[1]
+        assert state
+        logs = [*(shared / "array").glob(f"**/logs/{job}-{number}.out")]
+        assert state.state == "COMPLETED", f"{name}: {state}\n{[log.read_text() for log in logs]}"
+    trained = [read_json(shared / "array" / name / "iter1" / "model.manifest.json") for name in ("base", "loss")]
+    assert trained[0]["digest"] != trained[1]["digest"]
+    status = subprocess.run(
+        [*command, "status", str(shared / "array")], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert status.stdout.count("6 of 6 done") == 2, status.stdout
+
+
 def limit(job: str, minutes: int) -> None:
     """Change the time limit of a job, in minutes."""
     subprocess.run(["scontrol", "update", f"jobid={job}", f"timelimit={minutes}"], check=True)

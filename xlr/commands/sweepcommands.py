@@ -44,7 +44,7 @@ def run(source: Sweep, dry_run: DryRun = False, accept: AcceptOption = "") -> No
 @sweep_app.command()
 def submit(source: Sweep, site: Site = None, dry_run: DryRun = False, accept: AcceptOption = "") -> None:
     """Submit every stage that is not done yet to Slurm as one graph of jobs, in which shared stages stand once."""
-    from xlr.sweep import jobs, shared
+    from xlr.sweep import jobs, shared, submission
     from xlr.sweep.variants import open_sweep
     from xlr.terminal.console import console
 
@@ -53,9 +53,9 @@ def submit(source: Sweep, site: Site = None, dry_run: DryRun = False, accept: Ac
     console.print(shared.table(planned).on_terminal())
     console.print(shared.totals(planned))
     if dry_run:
-        print(shown(jobs.describe(jobs.plan(planned, site, sweep.settings.at_once))), end="")
+        print(shown(submission.describe(*submission.plan(sweep, planned, site))), end="")
         return
-    for name, job in jobs.submit(sweep, site, kinds):
+    for name, job in submission.submit(sweep, site, kinds):
         print(shown(f"{job.id}  {name}/{job.name}"))
     print(f"xlr sweep status {shlex.quote(str(sweep.folder))}")
 

@@ -30,6 +30,8 @@ def _defaults() -> SlurmConfig:
 
 DEFAULTS = _defaults()
 SCRIPTS = ("lib.sh", "annotate.sbatch", "train.sbatch", "evaluate.sbatch", "iteration.sbatch", "doctor.sbatch")
+ARRAY = "array.sbatch"  # of sweeps alone
+ENDING_SECONDS = 120  # before the time limit, as in annotate.sbatch and evaluate.sbatch
 _OPTIONS = ("time", "partition", "account", "qos", "constraint", "nice")  # sbatch has the same names
 
 
@@ -212,21 +214,64 @@ def command(
         after: ids of the jobs that must succeed first.
         after_end_of: ids of the jobs that must end first, however they end.
     """
-    wanted = wants(slurm, job.kind)
-    kinds = {"afterok": after, "afterany": after_end_of}
-    waits = ",".join(f"{kind}:{':'.join(ids)}" for kind, ids in kinds.items() if ids)
-    dependency = [f"--dependency={waits}", "--kill-on-invalid-dep=yes"] if waits else []
     return [
         "sbatch",
         "--parsable",
         f"--job-name={run.name}-{job.name}",
         f"--output={run / 'slurm' / 'logs' / job.name}-%j.out",
-        *_signal(job, wanted),
-        *_mail(job, slurm),
-        *options(job, wanted),  # the user's own --signal comes later and counts
-        *dependency,
-        *_script(job, run),
+        *_requests(job, slurm),
+        *_dependency({"afterok": after, "afterany": after_end_of}),
+        *script(job, run),
     ]
+
+
+def array_command(
+    tasks: Mapping[int, Job],
+    slurm: SlurmConfig,
+    name: str,
+    scripts: Path,
+    logs: Path,
+    waits: Mapping[str, Sequence[str]],
+    at_once: int | None = None,
+) -> list[str]:
+    """The sbatch command of an array of like jobs of several runs.
+
+    Args:
+        tasks: number of the task -> its job. All ask for the same.
+        scripts: the folder with a file for each task, which `ARRAY` reads; that script lies two folders above.
+        waits: kind of dependency -> ids of jobs.
+        at_once: tasks that may run at the same time.
+    """
+    first, limit = next(iter(tasks.values())), f"%{at_once}" if at_once else ""
+    return [
+        "sbatch",
+        "--parsable",
+        f"--job-name={name}",
+        f"--output={logs / first.name}-%A_%a.out",
+        # The scripts of the tasks have this option themselves, but Slurm reads it in the array's script alone.
+        *([] if _training(first.stages) else [f"--signal=USR1@{ENDING_SECONDS}"]),
+        *_requests(first, slurm),
+        f"--array={','.join(map(str, tasks))}{limit}",
+        *_dependency(waits),
+        str(scripts.parent.parent / ARRAY),
+        str(scripts),
+    ]
+
+
+def alike(job: Job, slurm: SlurmConfig) -> tuple[str, ...]:
+    """What jobs of different runs must have in common to be tasks of one array."""
+    return (job.name, str(bool(_training(job.stages))), *_requests(job, slurm))
+
+
+def _requests(job: Job, slurm: SlurmConfig) -> list[str]:
+    wanted = wants(slurm, job.kind)
+    # The user's own --signal comes later and counts.
+    return [*_signal(job, wanted), *_mail(job, slurm), *options(job, wanted)]
+
+
+def _dependency(kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    waits = ",".join(f"{kind}:{':'.join(ids)}" for kind, ids in kinds.items() if ids)
+    return [f"--dependency={waits}", "--kill-on-invalid-dep=yes"] if waits else []
 
 
 def _mail(job: Job, slurm: SlurmConfig) -> list[str]:
@@ -235,7 +280,7 @@ def _mail(job: Job, slurm: SlurmConfig) -> list[str]:
     return [f"--mail-user={slurm.mail}", f"--mail-type={'FAIL' if job.awaited else 'FAIL,END'}"]
 
 
-def _script(job: Job, run: Path) -> list[str]:
+def script(job: Job, run: Path) -> list[str]:
     """The job's script and its arguments."""
     training = _training(job.stages)
     others = ",".join(stage.name for stage in job.stages if not stage.kind.in_ranks)

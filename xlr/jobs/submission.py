@@ -47,7 +47,9 @@ class Submitted:
     """A submitted job, as in jobs.json."""
 
     name: str
-    id: Annotated[str, Field(pattern=r"^[0-9]+$")]  # becomes an argument of scancel and scontrol
+    id: Annotated[
+        str, Field(pattern=r"^[0-9]+(_[0-9]+)?$")
+    ]  # also of a task of an array; becomes an argument of scancel and scontrol
     stages: list[str]
     after: list[str]
     log: str
@@ -267,8 +269,13 @@ def send(
     number = scheduler.submit(jobs.command(job, slurm, run, after, after_end_of))
     log = run / "slurm" / "logs" / f"{job.name}-{number}.out"
     own = Submitted(job.name, number, list(map(str, job.stages)), [*after, *after_end_of], str(log))
-    write_json(_file(run), sealed({"run": str(run.resolve()), "jobs": [asdict(one) for one in (*before, own)]}))
+    record(run, [*before, own])
     return own
+
+
+def record(run: Path, sent: Sequence[Submitted]) -> None:
+    """Record all jobs of the last submission of a run."""
+    write_json(_file(run), sealed({"run": str(run.resolve()), "jobs": [asdict(one) for one in sent]}))
 
 
 def submitted(run: Path) -> list[Submitted]:
