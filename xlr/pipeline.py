@@ -187,8 +187,11 @@ def awaited(context: Context) -> dict[Stage, list[Stage]]:
 
 def _decides(stage: Stage, later: Stage) -> bool:
     """Whether a stage belongs to the iteration after which it is decided whether there is a later one."""
-    numbers = stage.iteration, later.iteration
-    return all(isinstance(number, int) and number > START for number in numbers) and numbers[1] == int(numbers[0]) + 1
+    number, next_one = stage.iteration, later.iteration
+    if not isinstance(number, int) or not isinstance(next_one, int) or next_one <= START + 1:
+        return False
+    # What is measured of pi^0 is compared with; the later iterations wait for the second, which waits for it.
+    return number == next_one - 1 or (number, next_one) == (START, START + 2)
 
 
 def check(context: Context) -> None:
@@ -247,23 +250,28 @@ def _require_unchanged(artifact: Artifact, inputs: Mapping[str, str | None]) -> 
         )
 
 
-def _goes_on(_context: Context, _stage: Stage) -> bool:
+def _never(_context: Context, _iteration: int) -> bool:
     return False
 
 
-def run_all(context: Context, plan: Sequence[Stage], ends: Callable[[Context, Stage], bool] = _goes_on) -> None:
+def run_all(context: Context, plan: Sequence[Stage], ends: Callable[[Context, int], bool] = _never) -> None:
     """Run every unfinished stage of the plan. The caller holds their leases.
 
     Args:
-        ends: says of a finished stage whether the run ends with its iteration. Later ones are then left out.
+        ends: says after the last stage of an iteration whether the run ends with it. Later ones are then left out.
     """
     last: int | None = None
+    last_of = {stage.iteration: stage for stage in plan}
     try:
         for stage in plan:
             if last is not None and isinstance(stage.iteration, int) and stage.iteration > last:
                 continue
             execute(context, stage)
-            if isinstance(stage.iteration, int) and ends(context, stage):
+            if (
+                isinstance(stage.iteration, int)
+                and last_of[stage.iteration] == stage
+                and ends(context, stage.iteration)
+            ):
                 last = stage.iteration
                 context.end_with(last)
     finally:

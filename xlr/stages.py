@@ -54,7 +54,7 @@ STAGES = (
         "xlr.rewarding.scores",
         "scores",
         "annotate",
-        "Stage 2: score the responses with the implicit reward.",
+        "Stage 2: score the responses with the reward of score.reward.",
     ),
     StageKind(
         "pair",

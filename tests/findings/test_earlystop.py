@@ -32,13 +32,12 @@ def context_of(tree: dict[str, Any]) -> Context:
 
 
 def test_auto_is_at_most_ten_iterations(tree: dict[str, Any], tmp_path: Path) -> None:
-    own = {key: value for key, value in tree.items() if key != "stop_early"} | {"iterations": "auto"}
-    config = Config.model_validate(own)
+    config = Config.model_validate(tree | {"iterations": "auto"})
     assert (config.iterations, config.stop_early) == (MOST_AUTOMATIC, True)
     path = tmp_path / "auto.yaml"
     path.write_text(yaml.safe_dump(tree | {"iterations": 2, "stop_early": False}), encoding="utf-8")
     assert configfile.load(path).iterations == 2
-    found = configfile.load(path, ["iterations=auto", "stop_early=true"])
+    found = configfile.load(path, ["iterations=auto"])
     assert (found.iterations, found.stop_early) == (MOST_AUTOMATIC, True)
 
 
@@ -58,6 +57,8 @@ def test_a_job_of_the_next_iteration_waits_for_the_evaluation(tree: dict[str, An
         assert ("evaluate-1" in found["annotate-2"]) is waits
         assert "train-1" in found["annotate-2"]
         assert "evaluate-0" not in found["annotate-1"]
+        assert ("evaluate-0" in found["annotate-2"]) is waits  # what is measured of pi^0 is compared with
+        assert "evaluate-0" not in found["annotate-3"]
 
 
 def test_what_a_stage_reads_does_not_change(tree: dict[str, Any]) -> None:
@@ -77,17 +78,24 @@ def test_what_it_needs_is_checked(changes: dict[str, Any], message: str, tree: d
         Config.model_validate(tree | changes)
 
 
-def test_the_decision_is_read_by_later_processes_until_it_is_taken_back(tree: dict[str, Any]) -> None:
+def test_the_decision_is_read_by_later_processes_while_its_evidence_stands(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = context_of(tree)
     context.run.create()
-    stopped.write(context.run.path, 2, ["It is not likely to be worth it."])
+    stopped.write(context.run.path, 2, ["It is not likely to be worth it."], [])
     assert context_of(tree).config.iterations == 2
     assert context_of(tree).given.iterations == 3
     assert context_of(tree | {"stop_early": False}).config.iterations == 3
     assert context_of(tree | {"iterations": 1}).config.iterations == 1
-    stopped.forget(context.run.path)
+    stopped.write(context.run.path, 2, [], [context.run.iteration(1) / "eval"])  # there is no such artefact
+    assert stopped.read(context.run.path) is not None
+    monkeypatch.setattr(stopped, "_digest", lambda folder: "of other figures")
+    assert stopped.read(context.run.path) is None
     assert context_of(tree).config.iterations == 3
-    (context.run.path / "stopped.json").write_text('{"iteration": 1, "why": [], "seal": "x"}', encoding="utf-8")
+    (context.run.path / "stopped.json").write_text(
+        '{"iteration": 1, "why": [], "evidence": {}, "seal": "x"}', encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"stopped\.json"):
         context_of(tree)
 
@@ -118,11 +126,12 @@ def test_a_run_ends_and_stays_ended(
         with monkeypatch.context() as patch:
             advising(verdict, patch)
             context = context_of(tree)
-            assert earlystop.ends(context, Stage("train", 1)) is ended
-            assert not earlystop.ends(context, Stage("evaluate", 0))
+            assert earlystop.ends(context, 1) is ended
+            assert not earlystop.ends(context, 0)
             assert (run / "stopped.json").is_file() is ended
     again = cli("run", path, "iterations=3")
     assert again.returncode == 0, again.stderr
+    assert "stop_early: the run ends with iteration 1; stop_early=false goes on" in again.stdout
     assert not (run / "iter2").exists()
     assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["iterations"] == 3
     assert {state["state"] for state in pipeline.status(context_of(tree))} == {"done"}
@@ -131,7 +140,7 @@ def test_a_run_ends_and_stays_ended(
     assert "iteration 2: left out, because stop_early ended the run after iteration 1" in left_out.stdout
     redo = cli("redo", run, "evaluate", "--iteration", "1", "--yes")
     assert redo.returncode == 0, redo.stderr
-    assert not (run / "stopped.json").exists()
+    assert stopped.read(run) is None
     assert "waiting" in {state["state"] for state in pipeline.status(context_of(tree))}
 
 
@@ -141,6 +150,6 @@ def test_a_run_in_progress_leaves_the_later_iterations_out(
     made: list[str] = []
     monkeypatch.setattr(pipeline, "execute", lambda _, stage: made.append(str(stage)))
     context = context_of(tree)
-    pipeline.run_all(context, pipeline.stages(context.config), lambda _, stage: str(stage) == "evaluate 1")
+    pipeline.run_all(context, pipeline.stages(context.config), lambda _, iteration: iteration == 1)
     assert made == ["evaluate 0", "generate 1", "score 1", "pair 1", "train 1", "evaluate 1"]
     assert context.config.iterations == 1

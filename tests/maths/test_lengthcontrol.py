@@ -245,8 +245,8 @@ def test_several_pairs_of_a_prompt_equal_brute_force(drawn, per_prompt, upper_bo
     for own, length, chosen, rejected in zip(
         rewards, lengths, choice.chosen_PK.tolist(), choice.rejected_PK.tolist(), strict=True
     ):
-        expected = pairs_by_hand(own, upper_bound, per_prompt)
-        none = [(NO_PAIR, NO_PAIR)] * (per_prompt - len(expected))
+        expected = pairs_by_hand(own, upper_bound, min(per_prompt, max(max(map(len, rewards)) // 2, 1)))
+        none = [(NO_PAIR, NO_PAIR)] * (len(chosen) - len(expected))
         assert list(zip(chosen, rejected, strict=True)) == expected + none
         gaps += [length[win] - length[lose] for win, lose in expected]
     assert choice.length_gap == (abs(sum(gaps)) / len(gaps) if gaps else math.inf)

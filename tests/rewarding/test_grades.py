@@ -63,13 +63,24 @@ def test_a_grade_is_the_mean_of_the_grades_that_the_judge_may_give(given: list[t
 
 
 @pytest.mark.parametrize(
-    ("text", "grade"), [("7", 7), ("Grade: 3.", 3), ("from 1 to 9: 4", 4), ("**5**/9 ... so 2", 2), ("8\n", 8)]
+    ("text", "grade"),
+    [
+        ("7", 7),
+        ("Grade: 3.", 3),
+        ("from 1 to 9: 4", 4),
+        ("**5**/9", 5),
+        ("7 out of 9", 7),
+        ("8\n", 8),
+        ("6 (on a scale of 1-9)", 6),
+        ("9/9", 9),
+        ("4, because ... So: 4.", 4),
+    ],
 )
-def test_a_grade_is_the_last_digit_that_stands_alone(text: str, grade: int) -> None:
+def test_a_grade_is_the_only_number_beside_the_ends_of_the_scale(text: str, grade: int) -> None:
     assert 1 + 8 * question.choice(text, question.GRADES) == grade
 
 
-@pytest.mark.parametrize("text", ["", "10", "none", "0", "A7"])
+@pytest.mark.parametrize("text", ["", "10", "none", "0", "8.5", "7,5", "3 or 4", "1 to 9"])
 def test_a_reply_without_a_grade_has_none(text: str) -> None:
     assert math.isnan(question.choice(text, question.GRADES))
 
@@ -155,13 +166,15 @@ def test_a_judge_in_the_workers_grades_by_its_probabilities(
         )
         prompt = encoder.prompt_of(asked)
         chances = []
-        for grade in question.GRADES:
+        for grade in question.GRADES.values:
             reply = encoder.response(grade)
             ids = torch.tensor([[*prompt, *reply]])
             with torch.no_grad():
                 logps_T = causal_lm(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
             chances.append(math.exp(logps_T[len(prompt) - 1 :].sum()))
-        mean = sum(int(grade) * chance for grade, chance in zip(question.GRADES, chances, strict=True)) / sum(chances)
+        mean = sum(int(grade) * chance for grade, chance in zip(question.GRADES.values, chances, strict=True)) / sum(
+            chances
+        )
         assert row.reward == pytest.approx(mean, abs=1e-3)
 
 

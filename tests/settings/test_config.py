@@ -61,7 +61,7 @@ IGNORED = {
             "upper_bound": 5.0,
             "rejected": "median",
             "keep": 0.5,
-            "keep_margins": "middle",
+            "keep_margins": "smallest",
             "weight": "margin",
         }.items()
     },

@@ -8,9 +8,9 @@ import pytest
 from tests.settings.test_config import changed
 from xlr.errors import UserError
 from xlr.run.identity import as_recorded
+from xlr.run.languagenames import language_names
 from xlr.settings import configfile
 from xlr.settings.config import settings
-from xlr.settings.languagenames import language_names
 
 TREE = {"model": {"initial": "a", "aligned": "b"}, "prompts": {"path": "p"}}
 

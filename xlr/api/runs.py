@@ -89,6 +89,10 @@ class Run:
         """The iterations that are trained: 1, 2, ..."""
         return self.config.trained_iterations
 
+    def translations(self, iteration: int) -> Table:
+        """With `pair.by: translations`, the translated responses, in the columns of `responses`."""
+        return self._table(iteration, "translations")
+
     def responses(self, iteration: int) -> Table:
         """The sampled responses: `id, lang, sample, response, token_ids, finish_reason`."""
         return self._table(iteration, "responses")

@@ -62,6 +62,8 @@ def require_valid(config: Config, extent: Extent) -> None:
     Raises:
         UserError: there is no such iteration or language.
     """
+    if config.pair.by == "translations":
+        raise UserError("pair.by=translations: pairs are made without a reward, so there is none to certify")
     if extent.iteration not in config.trained_iterations:
         raise UserError(
             f"--iteration {extent.iteration}: this run samples responses in iterations 1 to {config.iterations}"

@@ -10,7 +10,7 @@ from xlr import pipeline
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.pipeline import Stage
-from xlr.run import reuse, sharing, stopped
+from xlr.run import reuse, sharing
 from xlr.run.context import Context
 from xlr.run.manifests import read_manifest
 from xlr.settings.configfile import dump
@@ -112,4 +112,3 @@ def forget(context: Context, stage: Stage) -> None:
         )
     with pipeline.holding(context, [stage], taking=False):
         stage.artifact(context).forget()
-        stopped.forget(context.run.path)  # what is made again may speak for another iteration

@@ -68,7 +68,8 @@ def run(
 ) -> None:
     """Run every stage that is not done yet, then show the report."""
     from xlr import pipeline
-    from xlr.findings.earlystop import ends
+    from xlr.findings import earlystop
+    from xlr.findings.status import show_end
     from xlr.report import report
 
     if only is not None:
@@ -79,7 +80,8 @@ def run(
     with pipeline.holding(context, plan, accepted(accept)):
         if not all(pipeline.done(context, stage) for stage in plan):
             pipeline.check(context)
-        pipeline.run_all(context, plan, ends)
+        pipeline.run_all(context, plan, earlystop.ends)
+        show_end(context)
         report.make([context.config], context.run.path)
     print(f'ask the models yourself: xlr try {shlex.quote(str(context.run.path))} "..."')
 

@@ -110,18 +110,21 @@ def run_stages(
     from xlr import pipeline
     from xlr.cluster.launcher import ERROR_FILE
     from xlr.cluster.ranks import ranks
-    from xlr.findings.earlystop import ends
+    from xlr.findings import earlystop
+    from xlr.findings.status import show_end
 
     context = open_context(source, overrides)
-    plan = [pipeline.Stage(name, iteration) for name in names]
+    plan, found = [pipeline.Stage(name, iteration) for name in names], ranks()
+    if found is None:  # ranks start after the jobs that annotate, which have settled it
+        earlystop.settle(context)
     if _left_out(context, iteration):
         return
     for stage in plan:
         require_stage(context, stage)
-    found = ranks()
     if found is None or not plan[0].kind.in_ranks:
         with pipeline.holding(context, plan, accepted(accept)):
-            pipeline.run_all(context, plan, ends)
+            pipeline.run_all(context, plan, earlystop.ends)
+            show_end(context)
         _report_if_done(context)
         return
     from xlr.training import model
@@ -137,12 +140,10 @@ def run_stages(
 
 def _left_out(context: "Context", iteration: int | str) -> bool:
     """Say that a run has ended before this iteration, if it has. A job that was queued for it then ends well."""
-    from xlr.run import stopped
-
-    found = stopped.read(context.run.path) if context.config.stop_early else None
-    if found is None or isinstance(iteration, str) or iteration <= found["iteration"]:
+    last = context.config.iterations
+    if isinstance(iteration, str) or not last < iteration <= context.given.iterations:
         return False
-    print(f"iteration {iteration}: left out, because stop_early ended the run after iteration {found['iteration']}")
+    print(f"iteration {iteration}: left out, because stop_early ended the run after iteration {last}")
     return True
 
 

@@ -55,7 +55,7 @@ def status(
 ) -> None:
     """Show the state, rows and time of every stage, and the Slurm jobs if there are any."""
     from xlr import pipeline
-    from xlr.findings.status import show_advice, show_jobs, show_status
+    from xlr.findings.status import show_advice, show_end, show_jobs, show_status
     from xlr.jobs import submission
     from xlr.planning import planfile
     from xlr.terminal.console import console
@@ -66,6 +66,7 @@ def status(
             console.clear()
         show_status(pipeline.status(context), planfile.read(context.run.path))
         show_advice(context.run.path)
+        show_end(context)
         show_jobs(submission.table(context))
         if not watch:
             return
@@ -115,13 +116,13 @@ def report_command(
 
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
-    artefact: Annotated[str, typer.Argument(help="responses, scores or pairs.")],
+    artefact: Annotated[str, typer.Argument(help="responses, translations, scores or pairs.")],
     iteration: IterationOption = 1,
 ) -> None:
     """Print the rows of an artefact as JSON, one object a line."""
     from xlr.run.manifests import parquet_files
 
-    exported = ("responses", "scores", "pairs")
+    exported = ("responses", "translations", "scores", "pairs")
     if artefact not in exported:
         raise UserError(f"{artefact}: not an artefact with rows; choose one of {', '.join(exported)}")
     import pyarrow.parquet as pq

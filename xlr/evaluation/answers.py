@@ -24,6 +24,7 @@ from xlr.run.artifact import Artifact, Part, Source
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
+from xlr.run.languagenames import language_names
 from xlr.run.manifests import rows_of
 from xlr.run.reuse import Kept
 from xlr.run.rows import require_each_once, write_rows, write_shards
@@ -31,7 +32,6 @@ from xlr.sampling import room
 from xlr.sampling.responses import Sampling
 from xlr.settings.config import Config, deciding
 from xlr.settings.generateconfig import GenerateConfig
-from xlr.settings.languagenames import language_names
 
 _Row = TypeVar("_Row", Response, Score, PreferenceLogps)
 

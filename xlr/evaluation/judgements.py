@@ -22,9 +22,9 @@ from xlr.records import Message, ModelKey, Prompt, Verdict
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_json
+from xlr.run.languagenames import language_names
 from xlr.sampling.responses import row_seed
 from xlr.settings.config import Config, JudgeConfig, deciding
-from xlr.settings.languagenames import language_names
 
 # Takes the place of an iteration in the seed, so that the order of the answers is the same for every model.
 _ALL_MODELS = -1

@@ -6,7 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from xlr.evaluation.facts import AnswerFacts, RateDifference, RateDifferences, Rates
-from xlr.findings.found import AVERAGE, Found, JudgedWinRates, by_language, label, model_key, models, rewards
+from xlr.findings.found import (
+    AVERAGE,
+    Found,
+    JudgedWinRates,
+    by_language,
+    by_translations,
+    label,
+    model_key,
+    models,
+    rewards,
+)
 from xlr.findings.numbers import interval, number
 from xlr.judging.ratenotes import comparable
 from xlr.maths.shares import Z, holm, share_interval, two_sided_p
@@ -167,6 +177,8 @@ def _by_reward(found: Found, last: int, answers: Mapping[str, AnswerFacts]) -> C
 
 def of_training(found: Found) -> str:
     """Why the implicit reward of held-out answers is weaker evidence, in words that go on with "than"."""
+    if by_translations(found):
+        return "Training follows translations instead, so it is much weaker evidence"
     if not IMPLICIT.issuperset(rewards(found)):
         return "Training follows a reward model or a judge instead, so it is much weaker evidence"
     return "Training optimises this kind of reward, so it is weaker evidence"

@@ -207,6 +207,11 @@ def rewards(found: Found) -> Mapping[Reward, float]:
     return own if isinstance(own, dict) else {own: 1.0}
 
 
+def by_translations(found: Found) -> bool:
+    """Whether pairs are made by translations, so that nothing is scored."""
+    return found["settings"].get("pair.by") == "translations"
+
+
 def label(model: ModelKey) -> str:
     """How the report calls a model: `π1` for the model of iteration 1; other models by their name."""
     return f"π{model}" if isinstance(model, int) else model

@@ -8,7 +8,7 @@ from xlr.findings.found import Found, label, models, preferences_of, rewards
 from xlr.languages import ENGLISH
 from xlr.maths.shares import Z, difference_interval, share_interval, two_sided_p
 from xlr.records import START
-from xlr.settings.scoreconfig import Reward
+from xlr.settings.scoreconfig import IMPLICIT, Reward
 
 # Titles of measures.
 REWARD_ACCURACY = "The reward's accuracy on held-out preferences"
@@ -121,7 +121,7 @@ def reward_accuracy(found: Found) -> dict[str, Mapping[str, Share]]:
 
 def reward_by_model(found: Found) -> Measure:
     """How often the reward of each model is right in each language but English, asked as the run scores."""
-    asked: Reward = next((mode for mode in rewards(found) if mode != "model"), "multilingual")  # ratings stay the same
+    asked: Reward = next((mode for mode in rewards(found) if mode in IMPLICIT), "multilingual")  # ratings stay the same
     by_language = {
         lang: own
         for lang in found["names"]

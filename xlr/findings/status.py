@@ -10,6 +10,8 @@ from xlr.errors import UserError
 from xlr.findings.found import Found
 from xlr.findings.stopping import sentences
 from xlr.planning.planfile import Plan
+from xlr.run import stopped
+from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.terminal.console import Table, console, duration, number_columns, size, text_columns
 from xlr.terminal.progress import details, headline
@@ -56,6 +58,15 @@ def show_advice(run: Path) -> None:
         return
     for line in sentences(last["advice"]) if last["advice"] else ():
         console.print(line)
+
+
+def show_end(context: Context) -> None:
+    """Print that the run has ended early, and why, if it has."""
+    found = stopped.read(context.run.path) if context.config.stop_early else None
+    if found is not None and found["iteration"] < context.given.iterations:
+        console.print(f"stop_early: the run ends with iteration {found['iteration']}; stop_early=false goes on")
+        for line in found["why"]:
+            console.print(f"  {line}")
 
 
 def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:

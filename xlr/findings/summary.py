@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from xlr.findings.found import Found, models, rewards
+from xlr.findings.found import Found, by_translations, models, rewards
 from xlr.settings.scoreconfig import Reward
 
 _REWARD_TEXTS: dict[Reward, tuple[str, str]] = {
@@ -24,8 +24,14 @@ def summary(found: Found) -> list[tuple[str, str]]:
         *([("Answers in", _languages(found, found["evaluated"]))] * (found["evaluated"] != found["languages"])),
         ("π_I", _model_name(own["model.initial"])),
         ("π0", aligned),
-        ("Reward r", reward_formula(found)),
-        ("Length control", _each(own["pair.length_control"], {True: control, False: "none"}.__getitem__)),
+        *(
+            [("Pairs", "by translations from English and into it; nothing is scored")]
+            if by_translations(found)
+            else [
+                ("Reward r", reward_formula(found)),
+                ("Length control", _each(own["pair.length_control"], {True: control, False: "none"}.__getitem__)),
+            ]
+        ),
         ("Loss", _loss(found)),
         ("Sampling", _sampling(found)),
         ("Seed", str(own["seed"])),

@@ -166,10 +166,13 @@ def submit(context: Context, site: Path | None, accept: Collection[str] = ()) ->
     Raises:
         UserError: jobs of the run are queued or running, a stage has bad input, or Slurm refuses a job.
     """
+    from xlr.findings import earlystop  # imports torch
+
     scheduler.require()
     slurm = timed(context, site)
     require_idle(context)
     with pipeline.holding(context, pipeline.stages(context.config), accept):
+        earlystop.settle(context)
         todo = plan(context, slurm)
         if not todo:
             return []

@@ -99,11 +99,13 @@ def ask(
     questions: Sequence[list[Message]],
     langs: Sequence[str],
     scale: question.Scale = question.PREFERENCE,
+    heard: bool = False,
 ) -> tuple[list[Verdict], int]:
     """The verdict on each question, from the cache or from the endpoint; see the interface in `judgements`.
 
     Args:
         scale: what the judge may reply, and what it means.
+        heard: whether the judge has answered other questions before, so that some may be refused.
 
     Raises:
         UserError: the endpoint refuses or does not answer, or the budget is spent. Verdicts so far are kept.
@@ -117,7 +119,8 @@ def ask(
         by_key = dict(zip(keys, requests, strict=True))
         missing = {key: request for key, request in by_key.items() if key not in cache.verdicts}
         known = len(by_key) - len(missing)
-        refused = _ask_missing(context, target, label, missing, known, cache, scale) if missing else {}
+        heard = heard or known > 0
+        refused = _ask_missing(context, target, label, missing, known, cache, scale, heard) if missing else {}
         found = {**cache.verdicts, **refused}
     return [found[key] for key in keys], len(missing) - len(refused)
 
@@ -142,6 +145,7 @@ def _ask_missing(
     known: int,
     cache: VerdictCache,
     scale: question.Scale,
+    heard: bool,
 ) -> dict[str, Verdict]:
     """Ask the questions that are not in the cache and add their verdicts to it.
 
@@ -169,7 +173,7 @@ def _ask_missing(
         with serving(judge, context.run.path / "logs" / "judge-server.log") as served:
             server = served or _server(judge)
             bodies = {key: request.body for key, request in missing.items()}
-            return _ask_all(judge, server, bodies, known > 0, budget, keep, scale)
+            return _ask_all(judge, server, bodies, heard, budget, keep, scale)
 
 
 def cost(judge: JudgeConfig, prompt_tokens: float, completion_tokens: float) -> float | None:
@@ -216,7 +220,7 @@ class _Budget:
         if spent + price > budget:
             raise UserError(
                 f"judge.budget {budget:g}: {spent:.4g} is spent, and {questions} more verdicts cost about {price:.4g}; "
-                f"raise it, or judge less (evaluate.prompts.limit, judge.both_orders). {_KEPT}"
+                f"raise it, or ask less (fewer prompts or samples, judge.both_orders). {_KEPT}"
             )
 
 

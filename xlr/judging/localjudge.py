@@ -36,7 +36,7 @@ def require_usable(
             raise UserError(
                 f"judge.model {encoder.name}: the question about the prompt {where} has {tokens:,} tokens without its "
                 f"answers, but the judge reads {limit:,} (max_position_embeddings in its config.json); set another "
-                "judge.model or judge.template, or shorten or remove the prompt"
+                "judge.model or a shorter template, or shorten or remove the prompt"
             )
     for messages in [*shortest.values()][:1]:
         encoder.prompt_of(messages)  # the chat template may refuse the template's roles
@@ -52,7 +52,7 @@ def room(encoder: ChatEncoder, scale: question.Scale = question.PREFERENCE) -> i
 
 def replies(encoder: ChatEncoder, scale: question.Scale = question.PREFERENCE) -> tuple[tuple[int, ...], ...]:
     """What the judge may reply, as token ids."""
-    return tuple(map(encoder.response, scale))
+    return tuple(map(encoder.response, scale.values))
 
 
 def encoder_of(folder: str) -> ChatEncoder:

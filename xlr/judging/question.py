@@ -6,7 +6,8 @@ answer is better and M if the second is, or with a grade from 1 to 9.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from xlr.errors import UserError
@@ -18,11 +19,32 @@ UNDECIDED = math.nan
 LOWEST, HIGHEST = 1, 9
 """Grades. Each is one token in every known vocabulary, unlike 10."""
 
-Scale = Mapping[str, float]
-"""What the judge may reply -> what it means, from 0 to 1."""
-PREFERENCE: Scale = {FIRST: 0.0, SECOND: 1.0}
+
+@dataclass(frozen=True)
+class Scale:
+    """What a judge may reply."""
+
+    values: Mapping[str, float]
+    """Reply -> what it means, from 0 to 1."""
+    said: Callable[[str], str | None]
+    """The reply that a longer text states; None if there is none."""
+
+
+def _last_letter(text: str) -> str | None:
+    """The last m or M that stands alone."""
+    found = [word for word in _WORD.findall(text) if word in (FIRST, SECOND)]
+    return found[-1] if found else None
+
+
+def _only_grade(text: str) -> str | None:
+    """The grade, if the text has just one and no other number beside the scale's ends, as in "7/9" or "from 1 to 9"."""
+    found = {*_NUMBER.findall(_ENDS_OF_SCALE.sub(" ", text))}
+    return found.pop() if len(found) == 1 else None
+
+
+PREFERENCE = Scale({FIRST: 0.0, SECOND: 1.0}, _last_letter)
 """The probability that the second of two answers is better."""
-GRADES: Scale = {str(grade): (grade - LOWEST) / (HIGHEST - LOWEST) for grade in range(LOWEST, HIGHEST + 1)}
+GRADES = Scale({str(grade): (grade - LOWEST) / (HIGHEST - LOWEST) for grade in range(LOWEST, HIGHEST + 1)}, _only_grade)
 
 _FIELDS = ("instruction", "output_1", "output_2", "answer", "language")
 _REQUIRED = ("instruction", "output_1", "output_2")
@@ -30,6 +52,8 @@ _GRADING_REQUIRED = ("instruction", "answer")
 _TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 _FIELD = re.compile(r"\{(" + "|".join(_FIELDS) + r")\}")
 _WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
+_ENDS_OF_SCALE = re.compile(rf"/\s*{HIGHEST}\b|\bout of {HIGHEST}\b|\b{LOWEST}\s*(?:to|-|–)\s*{HIGHEST}\b")
 
 DEFAULT: list[Message] = [
     {
@@ -143,15 +167,15 @@ def weighted(logps: Mapping[str, float], scale: Scale = PREFERENCE) -> float:
 
     Source: AlpacaEval 2's weighted preference (arXiv 2404.04475); for grades G-Eval (arXiv 2303.16634), section 2.
     """
-    own = [(token.strip(), logp) for token, logp in logps.items() if token.strip() in scale]
+    own = [(token.strip(), logp) for token, logp in logps.items() if token.strip() in scale.values]
     largest = max((logp for _, logp in own), default=-math.inf)
     if largest == -math.inf:
         return UNDECIDED
-    chances = [(scale[token], math.exp(logp - largest)) for token, logp in own]
+    chances = [(scale.values[token], math.exp(logp - largest)) for token, logp in own]
     return sum(value * chance for value, chance in chances) / sum(chance for _, chance in chances)
 
 
 def choice(reply: str, scale: Scale = PREFERENCE) -> float:
-    """What a reply's text states: the meaning of its last separate word that is of the scale, NaN without any."""
-    found = [word for word in _WORD.findall(reply) if word in scale]
-    return scale[found[-1]] if found else UNDECIDED
+    """What the text of a reply means, from 0 to 1; NaN if it states no reply of the scale."""
+    said = scale.said(reply)
+    return scale.values.get(said, UNDECIDED) if said is not None else UNDECIDED

@@ -44,7 +44,8 @@ class Rule:
     rejected: Rejected = 0.0
     """Which candidate is rejected; unless it is the worst, it is always worse than the chosen one."""
     per_prompt: int = 1
-    """The most pairs of a prompt (K). Each is chosen among the candidates that are in no pair yet."""
+    """The most pairs of a prompt (K), if there are twice as many candidates. Each is chosen among the candidates that
+    are in no pair yet."""
 
 
 PLAIN = Rule()
@@ -58,10 +59,10 @@ NOTHING = Choice(0.0, _NONE, _NONE, 0.0)
 def _choose(
     rewards_PN: Tensor, lengths_PN: Tensor, valid_PN: Tensor, alpha: float, rule: Rule
 ) -> tuple[Tensor, Tensor]:
-    """Chosen and rejected candidates, each `(P, K)`; `NO_PAIR` where there is no pair."""
+    """Chosen and rejected candidates, each `(P, K)`; `NO_PAIR` where there is no pair. K is at most half of N."""
     penalised_PN, left_PN = rewards_PN - alpha * lengths_PN, valid_PN
     pairs: list[tuple[Tensor, Tensor]] = []
-    for number in range(rule.per_prompt):
+    for number in range(min(rule.per_prompt, max(rewards_PN.shape[1] // 2, 1))):
         chosen_P, rejected_P, has_pair_P = _choose_one(penalised_PN, left_PN, rule)
         left_PN = left_PN.scatter(1, chosen_P[:, None], False).scatter(1, rejected_P[:, None], False)
         if number > 0:  # a single candidate that is left is no pair
@@ -165,8 +166,8 @@ def kept_by_margin(margins: Sequence[float], share: float, which: Kept = "larges
     """Whether each pair is kept: a share of them, rounded up; of equal margins the earlier ones.
 
     Args:
-        which: those with the largest margins, with the smallest ones, or with those in the middle, where the pairs
-            that are left out are divided as evenly as possible; one more of them has a large margin.
+        which: those with the largest margins, with the smallest ones, or those in the middle. Of the pairs around the
+            middle as many are left out above as below, or one more above.
     """
     count = math.ceil(round(share * len(margins), 9))  # 0.07 of 100 are 7
     order = sorted(range(len(margins)), key=lambda item: margins[item] if which == "smallest" else -margins[item])

@@ -197,7 +197,7 @@ def _score(own: Setting) -> Estimate:
     return Estimate(
         tokens,
         sum(part.operations for part in parts),
-        sum(part.seconds for part in parts),
+        0.0 if "judge" in rewards else sum(part.seconds for part in parts),  # grading cannot be timed
         sum(part.fixed for part in parts),
         max(parts, key=lambda part: part.peak).memory,
         disk=tokens * _SCORE_BYTES,
@@ -243,7 +243,7 @@ def _pairs(own: Setting) -> list[tuple[float, float, float]]:
         return [(one.prompt, one.response, one.prompts) for one in own.preferences]
     assert isinstance(own.iteration, int)  # models of evaluate.models are not trained
     pairing = own.config.pair
-    of_prompt = min(pairing.per_prompt, own.config.generate.num_samples // 2)
+    of_prompt = min(pairing.per_prompt, own.config.generate.num_samples // (1 if pairing.by == "translations" else 2))
     times = _PAIRED * max(of_prompt, 1) * (1 + own.training.replay * (own.iteration - 1))
     english = [(one.prompt, one.response, own.training.replay_english * one.prompts) for one in own.preferences]
     return [

@@ -30,6 +30,8 @@ _DECIDING = ("backend", "model", "preference", "temperature", "max_tokens", "top
 def settings(config: Config) -> dict[str, Any]:
     """The settings of the judge that decide grades."""
     own = deciding(config.judge, "judge")
+    if config.judge.backend == "transformers":
+        del own["judge.model"]  # its content is an input
     return {f"judge.{key}": own[f"judge.{key}"] for key in _DECIDING if f"judge.{key}" in own}
 
 
@@ -111,7 +113,7 @@ def _by_workers(
         short = [(one, prompt) for one, prompt in every if len(prompt) <= room]
 
         def to_rows(item: int, scored: Scored) -> list[Score]:
-            logps = dict(zip(question.GRADES, (logp for (logp,) in scored.logps), strict=True))
+            logps = dict(zip(question.GRADES.values, (logp for (logp,) in scored.logps), strict=True))
             return [_score(short[item][0], question.weighted(logps, question.GRADES), scored.languages[0])]
 
         return Scoring(
@@ -146,13 +148,16 @@ def _by_endpoint(
         {shard.name: folder / f"{shard.name}.parquet" for shard in shards},
         {shard.name: [f"{stamp} {shard.name} {shard.digest}" for stamp in stamps] for shard in shards},
     )
+    heard = False
     for number, shard in enumerate(shards, 1):
         if finished.find(shard.name) is not None:
+            heard = True
             continue
         candidates = shard.plan()
         langs = [one.row.lang for one in candidates]
         named = f"{label}, {number} of {len(shards)}"
-        verdicts, _ = endpoint.ask(context, target, named, asked(candidates), langs, question.GRADES)
+        verdicts, _ = endpoint.ask(context, target, named, asked(candidates), langs, question.GRADES, heard)
+        heard = True
         _require_grades(config.judge.model, verdicts)
         texts = ((one.row.lang, one.answer) for one in candidates)
         rows = [

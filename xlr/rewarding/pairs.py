@@ -49,7 +49,8 @@ def artifact(context: Context, iteration: int) -> Artifact:
         "pair",
         deciding(config.pair, "pair")
         | deciding(config.prompts.columns, "prompts.columns")
-        | {"languages": list(config.trained_languages), **chat_settings(config.model)},
+        | {"languages": list(config.trained_languages), **chat_settings(config.model)}
+        | ({"seed": config.seed} if config.pair.by == "translations" else {}),
         {
             **{name: context.run.iteration(iteration) / name for name in _candidates_in(config)},
             **sources(context.pinned(config.prompts), config.trained_languages),
@@ -86,7 +87,7 @@ def _check_detection(context: Context, key: str) -> None:
 
 
 def make(context: Context, iteration: int) -> PairStageFacts:
-    """Choose one pair for every prompt whose candidates allow it.
+    """Choose the pairs of every prompt whose candidates allow it.
 
     Raises:
         UserError: no prompt gives a pair.
@@ -107,7 +108,7 @@ def make(context: Context, iteration: int) -> PairStageFacts:
     if not pairs:
         raise UserError(
             f"{target.folder}: no prompt gives a pair ({json.dumps(facts)}); sample more responses "
-            "(generate.num_samples), raise pair.upper_bound or shorten pair.filters"
+            f"(generate.num_samples){', raise pair.upper_bound' * (section.by == 'rewards')} or shorten pair.filters"
         )
     with atomic_path(target.folder) as folder:
         folder.mkdir()

@@ -24,12 +24,12 @@ from xlr.run.artifact import Artifact, Part, Source
 from xlr.run.context import Context, require
 from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
+from xlr.run.languagenames import language_names
 from xlr.run.manifests import part_of
 from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, records, write_shard
 from xlr.sampling import responses, room, translations
 from xlr.settings.config import Config, deciding
-from xlr.settings.languagenames import language_names
 from xlr.settings.scoreconfig import IMPLICIT, Reward
 from xlr.terminal.console import console
 from xlr.work.shards import Shard

@@ -1,10 +1,12 @@
 """The decision to end a run before its last iteration, in `RUN/stopped.json`; see `stop_early`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from xlr.run.files import read_json, remove, sealed, write_json
+from xlr.run.files import read_json, sealed, write_json
+from xlr.run.manifests import read_manifest
 from xlr.settings.config import Config
 
 
@@ -15,11 +17,13 @@ class Stopped(TypedDict):
     """The last iteration."""
     why: list[str]
     """What speaks against another one, in sentences."""
+    evidence: dict[str, str | None]
+    """Artefact, relative to the run directory -> digest of its content when the decision was made."""
     seal: str
 
 
 def read(run: Path) -> Stopped | None:
-    """The decision of a run directory; None if there is none.
+    """The decision of a run directory; None if there is none, or if what it was made from has changed since.
 
     Raises:
         UserError: the file is damaged.
@@ -27,17 +31,17 @@ def read(run: Path) -> Stopped | None:
     if not _file(run).is_file():
         return None
     found: Stopped = read_json(_file(run), Stopped, "delete it, and the decision is made again")
-    return found
+    return found if all(_digest(run / name) == digest for name, digest in found["evidence"].items()) else None
 
 
-def write(run: Path, iteration: int, why: list[str]) -> None:
-    """Record the decision, which later processes of the run read."""
-    write_json(_file(run), sealed({"iteration": iteration, "why": why}))
+def write(run: Path, iteration: int, why: list[str], folders: Iterable[Path]) -> None:
+    """Record the decision, which later processes of the run read.
 
-
-def forget(run: Path) -> None:
-    """Take the decision back: what it was made from is made again."""
-    remove(_file(run))
+    Args:
+        folders: the finished artefacts that it was made from.
+    """
+    evidence = {str(folder.relative_to(run)): _digest(folder) for folder in folders}
+    write_json(_file(run), sealed({"iteration": iteration, "why": why, "evidence": evidence}))
 
 
 def limited(config: Config, run: Path) -> Config:
@@ -50,6 +54,11 @@ def limited(config: Config, run: Path) -> Config:
     if found is None or found["iteration"] >= config.iterations:
         return config
     return config.model_copy(update={"iterations": found["iteration"]})
+
+
+def _digest(folder: Path) -> str | None:
+    manifest = read_manifest(folder)
+    return manifest["digest"] if manifest else None
 
 
 def _file(run: Path) -> Path:

@@ -130,7 +130,7 @@ def count(table: Any) -> Counter[str]:
 
     return Counter(
         rows=table.num_rows,
-        tokens=pc.sum(pc.list_value_length(table["token_ids"])).as_py(),
+        tokens=pc.sum(pc.list_value_length(table["token_ids"])).as_py() or 0,
         empty=sum(not text.strip() for text in table["response"].to_pylist()),
         **Counter(table["finish_reason"].to_pylist()),
     )

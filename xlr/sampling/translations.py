@@ -16,12 +16,12 @@ from xlr.records import Prompt, Response, row_key
 from xlr.run.artifact import Artifact, Part
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path
+from xlr.run.languagenames import language_names
 from xlr.run.reuse import Kept
 from xlr.run.rows import write_shard
 from xlr.sampling import responses, room
 from xlr.sampling.facts import GenerateFacts
 from xlr.settings.config import Config, deciding
-from xlr.settings.languagenames import language_names
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard
 

@@ -156,7 +156,7 @@ class Config(Section):
     @classmethod
     def _automatic(cls, tree: Any) -> Any:
         if isinstance(tree, dict) and tree.get("iterations") == "auto":
-            return {"stop_early": True} | tree | {"iterations": MOST_AUTOMATIC}
+            return tree | {"iterations": MOST_AUTOMATIC, "stop_early": True}
         return tree
 
     @model_validator(mode="after")
@@ -281,14 +281,21 @@ def _check_kept_shares(config: Config) -> None:
         for lang in shares if isinstance(shares, dict) else ():
             if lang not in config.trained_languages:
                 raise UserError(f"pair.keep: {lang!r} is not a language of the run; remove it, or add it to languages")
+    parts = [share for shares in given for share in (shares.values() if isinstance(shares, dict) else (shares,))]
+    if config.pair.keep_margins != "largest" and config.pair.by == "rewards" and all(share == 1 for share in parts):
+        raise UserError("pair.keep_margins: has no effect, because pair.keep keeps all pairs; lower it")
 
 
 def _check_pairs_by_translations(config: Config) -> None:
-    if config.pair.by == "translations" and ("en" not in config.trained_languages or len(config.languages) == 1):
+    if config.pair.by != "translations":
+        return
+    if "en" not in config.trained_languages or len(config.languages) == 1:
         raise UserError(
             "pair.by: translations go from English to the other languages and back; add en and another language to "
             "languages, or set pair.by=rewards"
         )
+    if explicit := config.score.weights.keys() - IMPLICIT:
+        raise UserError(f"score.reward: {min(explicit)} has no effect with pair.by=translations, which scores nothing")
 
 
 def _check_reward_model(config: Config) -> None:
@@ -348,11 +355,16 @@ def _check_system_prompt(config: Config) -> None:
 
 
 def _check_thinking(config: Config) -> None:
-    if config.model.thinking != "skipped" and "translate" in config.score.weights:
-        raise UserError(
-            f"model.thinking={config.model.thinking}: does not go with score.reward=translate, because translations "
-            "would be thought about, too; choose another score.reward, or model.thinking=skipped"
-        )
+    translates = {
+        "score.reward=translate": "translate" in config.score.weights,
+        "pair.by=translations": config.pair.by == "translations",
+    }
+    for given, asked in translates.items():
+        if config.model.thinking != "skipped" and asked:
+            raise UserError(
+                f"model.thinking={config.model.thinking}: does not go with {given}, because translations would be "
+                f"thought about, too; choose another {given.partition('=')[0]}, or model.thinking=skipped"
+            )
 
 
 def settings(section: Section, prefix: str = "") -> dict[str, Any]:

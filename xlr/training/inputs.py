@@ -207,6 +207,8 @@ class Training:
         _, held_out = hold_out(own, self.config.eval_pairs, self.context.config.seed)
         prompts = {(pair.lang, pair.prompt) for pair in held_out}
         train = [pair for pair in self.pairs if (pair.lang, pair.prompt) not in prompts]
+        others = {*self.pairs}.difference(train, held_out)
+        self.dropped.add("another pair of its prompt is held out", [(pair.lang, pair.id) for pair in others])
         for lang in sorted({pair.lang for pair in held_out} - {pair.lang for pair in train if not pair.replayed}):
             raise UserError(
                 f"eval_pairs: holding out {self.config.eval_pairs} pairs in {lang} leaves none of another prompt to "
