@@ -12,14 +12,11 @@ from xlr.records import DType, Example, Message, Prompt, Score, Scored, Verdict
 from xlr.rewarding.candidates import Candidate
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context
-from xlr.run.files import sha256
-from xlr.run.identity import CUT
 from xlr.run.rows import write_rows
 from xlr.settings.config import Config, deciding
-from xlr.settings.config import settings as all_settings
 from xlr.versions import DETECTORS, versions
 from xlr.work.logps import Scoring, resumable_logps
-from xlr.work.pieces import Finished
+from xlr.work.pieces import Finished, claimed
 from xlr.work.shards import Shard
 
 WITHOUT_GRADE = "no answer after thinking", "the judge gave no grade, or the question is longer than it reads"
@@ -140,15 +137,8 @@ def _by_endpoint(
     """Shard by shard. What was asked before is in the cache of verdicts, so nothing is paid for twice."""
     if not shards:
         return Finished(Score, {}, {})
-    config, folder = context.config, target.pieces_folder(pieces)
-    cut = sha256("\n".join(f"{shard.name} {shard.digest}" for shard in shards))
-    stamps = target.claim_pieces(pieces, versions(("xlr", *DETECTORS)) | {CUT: cut}, all_settings(config))
-    finished = Finished(
-        Score,
-        {shard.name: folder / f"{shard.name}.parquet" for shard in shards},
-        {shard.name: [f"{stamp} {shard.name} {shard.digest}" for stamp in stamps] for shard in shards},
-    )
-    heard = False
+    config, heard = context.config, False
+    finished = claimed(context, target, pieces, Score, shards, versions(("xlr", *DETECTORS)))
     for number, shard in enumerate(shards, 1):
         if finished.find(shard.name) is not None:
             heard = True

@@ -135,6 +135,33 @@ class _Open(Generic[Row]):
         remove(self._file.with_suffix(""))
 
 
+def claimed(
+    context: Context,
+    target: Artifact,
+    pieces: str,
+    row_type: type[Row],
+    shards: Sequence[Shard[Any]],
+    conditions: Mapping[str, str | None],
+) -> Finished[Row]:
+    """The files of shards, which may not be there yet, in a folder of pieces that belongs to this artefact.
+
+    Args:
+        pieces: name of the folder beside the artefact.
+        conditions: what decides the rows in addition to the artefact's settings and inputs.
+
+    Raises:
+        UserError: existing pieces were made with other settings or inputs, or under other conditions.
+    """
+    cut = sha256("\n".join(f"{shard.name} {shard.digest}" for shard in shards))
+    stamps = target.claim_pieces(pieces, {**conditions, CUT: cut}, settings(context.config))
+    folder = target.pieces_folder(pieces)
+    return Finished(
+        row_type,
+        {shard.name: folder / f"{shard.name}.parquet" for shard in shards},
+        {shard.name: [f"{stamp} {shard.name} {shard.digest}" for stamp in stamps] for shard in shards},
+    )
+
+
 def resumable(
     context: Context,
     target: Artifact,
@@ -159,21 +186,15 @@ def resumable(
     """
     if not shards:
         return Finished(row_type, {}, {})
-    cut = sha256("\n".join(f"{shard.name} {shard.digest}" for shard in shards))
-    conditions = context.pool.conditions(like) | {CUT: cut}
-    stamps = target.claim_pieces(pieces, conditions, settings(context.config))
-    folder = target.pieces_folder(pieces)
-    finished = Finished(
-        row_type,
-        {shard.name: folder / f"{shard.name}.parquet" for shard in shards},
-        {shard.name: [f"{stamp} {shard.name} {shard.digest}" for stamp in stamps] for shard in shards},
-    )
+    finished = claimed(context, target, pieces, row_type, shards, context.pool.conditions(like))
     missing = [shard for shard in sorted(shards, key=lambda own: own.rank) if finished.find(shard.name) is None]
     _say_unusable(label, sum(finished.files[shard.name].exists() for shard in missing))
     totals = sum((shard.totals for shard in shards), Counter[str]())
     already = totals - sum((shard.totals for shard in missing), Counter[str]())
     begun = time.monotonic()
-    with progress.step(label, totals, unit, already, partial(write_json, folder / PROGRESS)) as step:
+    with progress.step(
+        label, totals, unit, already, partial(write_json, target.pieces_folder(pieces) / PROGRESS)
+    ) as step:
         _compute(context, step, missing, finished)
     _count_workers(context, time.monotonic() - begun)
     return finished
