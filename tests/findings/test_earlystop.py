@@ -131,7 +131,7 @@ def test_a_run_ends_and_stays_ended(
             assert (run / "stopped.json").is_file() is ended
     again = cli("run", path, "iterations=3")
     assert again.returncode == 0, again.stderr
-    assert "stop_early: the run ends with iteration 1; stop_early=false goes on" in again.stdout
+    assert "stop_early: the run ends with iteration 1; stop_early=false iterations=N goes on" in again.stdout
     assert not (run / "iter2").exists()
     assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["iterations"] == 3
     assert {state["state"] for state in pipeline.status(context_of(tree))} == {"done"}

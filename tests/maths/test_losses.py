@@ -15,6 +15,8 @@ from xlr.maths.losses import (
     exo_pair_loss,
     hinge_loss,
     ipo_loss,
+    kl_estimate,
+    kto_loss,
     nca_pair_loss,
     nll,
     robust_loss,
@@ -181,6 +183,10 @@ LOSSES = {
             -math.log(sigmoid(beta * c)) - math.log(sigmoid(-beta * c)) / 2 - math.log(sigmoid(-beta * r)) / 2
         ),
     ),
+    "kto": (
+        partial(kto_loss, reference_point=0.4),
+        lambda c, r, beta: 1 - sigmoid(beta * (c - 0.4)) + 1 - sigmoid(beta * (0.4 - r)),
+    ),
     "bco_pair": (
         bco_pair_loss,
         lambda c, r, beta: -math.log(sigmoid(beta * c)) - math.log(sigmoid(-beta * r)),
@@ -188,7 +194,7 @@ LOSSES = {
 }
 EACH = pytest.mark.parametrize("name", LOSSES)
 # Falls as the chosen response becomes likelier, and rises as the rejected one does, for all log-ratios.
-MONOTONE = ("sigmoid", "hinge", "simpo", "apo_zero", "bco_pair")
+MONOTONE = ("sigmoid", "hinge", "simpo", "apo_zero", "bco_pair", "kto")
 RATIO, STRENGTH = st.floats(-40, 40), st.floats(0.05, 0.5)
 RATIOS = st.lists(st.tuples(RATIO, RATIO), min_size=1, max_size=4)
 
@@ -241,3 +247,16 @@ def test_very_large_log_ratios_give_a_finite_loss_and_gradient(name, ratio):
     value = loss(*inputs, 0.5)
     value.sum().backward()
     assert all(torch.isfinite(tensor).all() for tensor in (value, *(one.grad for one in inputs)))
+
+
+@given(rows=RATIOS, beta=STRENGTH)
+def test_kto_without_a_reference_point_is_apo_zero(rows, beta):
+    found = kto_loss(*columns(rows), beta, 0.0).tolist()
+    assert found == pytest.approx(apo_zero_loss(*columns(rows), beta).tolist(), rel=1e-9, abs=1e-12)
+
+
+@given(ratios=st.lists(RATIO, max_size=6))
+def test_the_reference_point_is_a_mean_and_at_least_0(ratios):
+    sums = torch.tensor([math.fsum(ratios), len(ratios)], dtype=torch.float64)
+    expected = max(0.0, math.fsum(ratios) / len(ratios)) if ratios else 0.0
+    assert kl_estimate(*sums).item() == pytest.approx(expected)

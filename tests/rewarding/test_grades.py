@@ -191,7 +191,7 @@ def test_grades_may_be_one_of_several_rewards(config: Config, tmp_path: Path) ->
     ("changes", "message"),
     [
         ({"judge": {"model": None}}, r"judge\.model: not set; name the judge, which score\.reward asks for"),
-        ({"judge": {"serve": "vllm --port {port}"}}, r"judge\.serve: its server would need the GPUs"),
+        ({"judge": {"serve": "vllm --port {port}"}}, r"judge\.serve: the workers hold the GPUs"),
         ({"score": {"reward": "crosslingual"}}, r"judge\.model: there are no answers to judge"),
         (
             {"score": {"reward": "crosslingual", "grading_template": "x"}, "judge": {"model": None}},

@@ -11,8 +11,9 @@ from tests.conftest import Cli
 from tests.inprocess import StoppedError, digests, made, opened, with_settings
 from xlr import pipeline
 from xlr.errors import UserError
+from xlr.maths.rewards import FAILED_TRANSLATION, marked_translation
 from xlr.pipeline import Stage
-from xlr.records import Pair, Response, Score
+from xlr.records import Pair, Response, SampleTask, Score
 from xlr.rewarding import bytranslation
 from xlr.run.manifests import rows_of
 from xlr.sampling import translations
@@ -142,3 +143,61 @@ def test_on_the_command_line(config: Config, tiny_tree: dict[str, Any], write_co
     assert report.returncode == 0, report.stderr
     again = cli("run", path)
     assert "translate 1: done already" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Hello.</translated>", "Hello."),
+        ("\nHello.\n</translated> More.</translated>", "Hello."),
+        ("Hello.", FAILED_TRANSLATION),
+        ("  </translated>", FAILED_TRANSLATION),
+        ("", FAILED_TRANSLATION),
+    ],
+)
+def test_a_marked_translation_ends_at_its_mark(answer: str, expected: str) -> None:
+    assert marked_translation(answer) == expected
+
+
+def test_marked_translations_are_asked_for_in_the_authors_way(
+    tiny_tree: dict[str, Any], write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_tree["score"] |= {"reward": "translate", "translation": "marked"}
+    tiny_tree["generate"]["max_new_tokens"] = 300
+    config = load(str(write_config(tiny_tree)), [])
+    context = opened(config, tmp_path / "run")
+    context.run.create()
+    asked: list[Any] = []
+    compute = context.pool.map
+
+    def seen(tasks: Any) -> Any:
+        for key, task in tasks:
+            asked.append(task)
+            yield from compute([(key, task)])
+
+    monkeypatch.setattr(context.pool, "map", seen)
+    Stage("generate", 1).module.make(context, 1)
+    asked.clear()
+    Stage("score", 1).module.make(context, 1)
+    sampled = [task for task in asked if isinstance(task, SampleTask)]
+    assert sampled
+    primer = context.encoder.beginning("<translated>")
+    beside = len(context.encoder.prompt(translations.instruction(config, "", "es", "en"))) + len(primer)
+    for task in sampled:
+        assert task.settings.temperature == 0.0
+        assert task.settings.max_new_tokens == 1024 - beside - 300
+        for request in task.requests:
+            assert request.prompt[-len(primer) :] == primer
+            assert "<sentence>" in context.encoder.decode(request.prompt)
+    scored = rows_of(context.run.iteration(1) / "scores", Score)
+    assert {row.scored_text for row in scored} == {FAILED_TRANSLATION}  # a random model writes no end mark
+    assert {row.lang for row in scored} == {"es"}
+
+
+def test_marked_translations_without_the_reward_are_refused(config: Config) -> None:
+    for changes in (
+        {"score": {"translation": "marked"}},
+        {"score": {"translation": "marked"}, "pair": {"by": "rewards"}},
+    ):
+        with pytest.raises(UserError, match=r"score\.translation: has no effect"):
+            with_settings(config, **changes)

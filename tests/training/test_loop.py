@@ -644,6 +644,30 @@ def test_a_pair_counts_by_its_weight(in_process: tuple[Trainer, Any]) -> None:
     assert weighted != pytest.approx(preference_loss(pairs), rel=1e-3)
 
 
+def test_the_reference_point_of_kto_is_that_of_a_plain_loop(in_process: tuple[Trainer, Any]) -> None:
+    training, frozen = in_process
+    training.train = training.train.model_copy(update={"loss_type": "kto", "max_length": 10_000})
+    pairs = training.pairs
+    ratios = []
+    for index, pair in enumerate(pairs):
+        example = Example(pair.example.prompt, pairs[index - 1].example.responses)
+        with torch.no_grad():
+            policy, reference = (training.logps([example], model) for model in (None, frozen))
+        ratios += (policy - reference).tolist()
+    expected = max(0.0, sum(ratios) / len(ratios))
+    assert expected != 0 or sum(ratios) < 0
+    whole = [[list(range(len(pairs)))]]
+    assert float(training._reference_point(pairs, whole)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    # However the step is cut into micro-batches.
+    cut = [[[index]] for index in range(len(pairs))]
+    assert float(training._reference_point(pairs, cut)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    # What is too long with the other responses is left out.
+    training.train = training.train.model_copy(update={"max_length": 1})
+    assert float(training._reference_point(pairs, whole)) == 0.0
+    training.train = training.train.model_copy(update={"loss_type": "sigmoid"})
+    assert training._reference_point(pairs, whole) == 0.0
+
+
 def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_pairs(
     in_process: tuple[Trainer, Any],
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import required
+from xlr.maths.losses import kl_estimate
 from xlr.maths.noise import BFLOAT16_TOKEN_SD, allowed_loss_difference
 from xlr.settings.trainconfig import LossType, TrainConfig
 from xlr.training.pairlosses import AVERAGED, at_zero, pair_losses
@@ -44,6 +45,8 @@ def trl_loss(train: TrainConfig) -> float:
             torch.tensor([logp / length], dtype=torch.float64) for logp, length in zip(LOGPS, LENGTHS, strict=True)
         ]
         return float(CPOTrainer.cpo_loss(own, *means)[0])
+    if train.loss_type == "kto":
+        return trl_kto(train, 0.0)
     from trl.trainer.dpo_trainer import DPOTrainer
 
     # A prompt of one token; the first token of each response has its whole log-probability.
@@ -81,6 +84,51 @@ def trl_loss(train: TrainConfig) -> float:
     inputs = {"input_ids": ids, "attention_mask": ids, "completion_mask": mask}
     inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
     return float(DPOTrainer._compute_loss(own, own.model, inputs, return_outputs=False))
+
+
+def trl_kto(train: TrainConfig, kl: float) -> float:
+    """The loss of TRL's KTOTrainer of both responses together, where policy and reference differ by `kl` on others."""
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    each = torch.zeros(2, 3, dtype=torch.float64)
+    each[:, 0] = torch.tensor(LOGPS, dtype=torch.float64)
+    outputs = SimpleNamespace(log_probs=each, entropy=each, mean_logits=each)
+
+    class Model:
+        training = True
+
+        def __call__(self, **_: Any) -> SimpleNamespace:
+            return outputs
+
+    own = SimpleNamespace(
+        model=Model(),
+        accelerator=SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda x: x),
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        calculate_KL=True,
+        _compute_kl_logps=lambda *_: torch.full((2,), kl - 7.0, dtype=torch.float64),
+        loss_type="kto",
+        beta=train.beta,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    inputs = {"input_ids": ids, "attention_mask": ids, "completion_mask": torch.tensor([[0, 1, 1, 1]] * 2)}
+    inputs |= {"label": torch.tensor([True, False]), "ref_logps": torch.tensor(REFERENCE, dtype=torch.float64)}
+    inputs["ref_KL_logps"] = torch.full((2,), -7.0, dtype=torch.float64)
+    return 2 * float(KTOTrainer._compute_loss(own, own.model, inputs, return_outputs=False))  # TRL's mean is of each
+
+
+@pytest.mark.parametrize("kl", [-0.5, 0.0, 0.3, 2.0])
+def test_kto_with_its_reference_point_is_that_of_trl(kl: float) -> None:
+    required("trl")
+    train = settings("kto", 0.3)
+    point = kl_estimate(*torch.tensor([2 * kl, 2.0], dtype=torch.float64))
+    found = pair_losses(train, *tensors(LOGPS, REFERENCE, LENGTHS), point).item()
+    assert found == pytest.approx(trl_kto(train, kl), rel=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.1, 2.0])
@@ -126,7 +174,7 @@ def test_only_the_losses_of_a_difference_ignore_what_both_responses_gain(name: L
     logps, reference = tensors(LOGPS, REFERENCE)
     lengths = torch.full_like(logps, 5)
     before, after = (pair_losses(settings(name), each, reference, lengths).item() for each in (logps, logps + gain))
-    of_both = name in ("apo_zero", "apo_down", "sppo_hard", "nca_pair", "bco_pair")
+    of_both = name in ("apo_zero", "apo_down", "sppo_hard", "nca_pair", "bco_pair", "kto")
     assert (after == pytest.approx(before, rel=1e-9)) != of_both
 
 
@@ -148,6 +196,7 @@ LN2 = math.log(2)
         ("sppo_hard", 12.5, 5, 2),
         ("nca_pair", 2 * LN2, 0.05, 0.015),
         ("bco_pair", 2 * LN2, 0.1, 0.01),
+        ("kto", 1, 0.05, 0),
     ],
 )
 def test_a_loss_at_zero_by_hand(name: LossType, value: float, slope: float, curvature: float) -> None:

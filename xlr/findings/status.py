@@ -64,7 +64,9 @@ def show_end(context: Context) -> None:
     """Print that the run has ended early, and why, if it has."""
     found = stopped.read(context.run.path) if context.config.stop_early else None
     if found is not None and found["iteration"] < context.given.iterations:
-        console.print(f"stop_early: the run ends with iteration {found['iteration']}; stop_early=false goes on")
+        console.print(
+            f"stop_early: the run ends with iteration {found['iteration']}; stop_early=false iterations=N goes on"
+        )
         for line in found["why"]:
             console.print(f"  {line}")
 

@@ -144,6 +144,33 @@ def nca_pair_loss(chosen_ratios_B: Tensor, rejected_ratios_B: Tensor, beta: floa
     return -logsigmoid(chosen_B) - 0.5 * logsigmoid(-chosen_B) - 0.5 * logsigmoid(-rejected_B)
 
 
+def kto_loss(
+    chosen_ratios_B: Tensor, rejected_ratios_B: Tensor, beta: float, reference_point: Tensor | float
+) -> Tensor:
+    """The KTO losses of both responses of a pair: chosen ones are desirable, rejected ones are not.
+
+    Args:
+        reference_point: the policy's KL divergence from the reference, at least 0, in nats, without gradient; see
+            `kl_estimate`.
+
+    Source: arXiv 2402.01306 eq. 8, with equal weights. With a reference point of 0 it is `apo_zero_loss`.
+    """
+    desirable_B = (beta * (reference_point - chosen_ratios_B)).sigmoid()
+    return desirable_B + (beta * (rejected_ratios_B - reference_point)).sigmoid()
+
+
+def kl_estimate(ratio_sum: Tensor, count: Tensor) -> Tensor:
+    """The reference point of KTO: the mean log-ratio of responses after prompts that they do not answer, at least 0.
+
+    Args:
+        ratio_sum: sum of the log-ratios, a scalar.
+        count: their number, a scalar; without any the estimate is 0.
+
+    Source: arXiv 2402.01306, section 4.1.
+    """
+    return (ratio_sum / count.clamp_min(1)).clamp_min(0)
+
+
 def bco_pair_loss(chosen_ratios_B: Tensor, rejected_ratios_B: Tensor, beta: float) -> Tensor:
     """The BCO loss of pairs: a classifier that tells chosen responses from rejected ones.
 

@@ -12,6 +12,22 @@ TRANSLATE_INSTRUCTION = (
     "Translate the following text from {source} to {target}. Reply with the translation only.\n\n{text}"
 )
 
+MARKED_INSTRUCTION = (
+    "Translate the sentence between <sentence> and </sentence> from {source} to {target}. Write the translation "
+    "between <translated> and </translated>.\n\n<sentence>{text}</sentence>"
+)
+"""Like `TRANSLATE_INSTRUCTION`, with marks around the text and the translation, as in arXiv 2503.04647's code."""
+PRIMER, _END = "<translated>", "</translated>"
+"""What the answer to `MARKED_INSTRUCTION` is made to begin with."""
+FAILED_TRANSLATION = "The translation failed."
+"""Stands for a translation whose end mark is missing."""
+
+
+def marked_translation(answer: str) -> str:
+    """The translation in an answer to `MARKED_INSTRUCTION`, from after the primer to the end mark."""
+    text, mark, _ = answer.partition(_END)
+    return text.strip() if mark and text.strip() else FAILED_TRANSLATION
+
 
 def implicit_reward(logp_policy: float, logp_reference: float) -> float:
     """r(x, y) = log pi(y|x) - log pi_ref(y|x), in nats, without the factor beta, which does not change the order.

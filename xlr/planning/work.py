@@ -271,7 +271,7 @@ def _train(own: Setting) -> Estimate:
     keys = share * sum(number * operations.keys_of_answers(prompt, answer, 2) for prompt, answer, number in pairs)
     once = operations.forward(shape, tokens, keys)
     passes = {False: 3.0, "selective": 3.0 * _SELECTIVE, True: 4.0}[train.gradient_checkpointing]
-    work = once * (passes + (train.used_reference == "frozen"))
+    work = once * (passes + (train.used_reference == "frozen") + 2 * ("kto" in train.loss_types))  # kto: others' too
     slowest, micro_steps = _balance(train, pairs, machines.count)
     zero = fitting.zero_of(train, width, shape)
     compute = work / tokens * slowest / (machines.rate_in(width) * machines.shares.training)

@@ -14,6 +14,7 @@ from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.rows import records
 from xlr.sampling import translations
+from xlr.sampling.translations import translated_text
 from xlr.settings.scoreconfig import IMPLICIT, Reward
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, whole
@@ -81,7 +82,8 @@ def score_in_mode(
         found = [candidate(row, conversation(row), context.encoder, thinking) for row in rows if row.response.strip()]
         if translations is not None:
             translated = translations.rows(name)
-            found = [replace(one, text=row.response) for one, row in zip(found, translated, strict=True)]
+            texts = (translated_text(context.config, row.response) for row in translated)
+            found = [replace(one, text=text) for one, text in zip(found, texts, strict=True)]
         return [one for one in found if (one.text if mode in IMPLICIT else one.answer).strip()]
 
     asked = [shard.replanned(partial(candidates, shard.name)) for shard in shards]

@@ -185,6 +185,8 @@ class Sampling:
     iteration: int
     """Part of each response's seed."""
     encoder: ChatEncoder
+    primer: str = ""
+    """What every response is made to begin with. It is not part of the response."""
 
     def shards(self, wanted: samplingplan.Wanted, expected: Mapping[Prompt, float]) -> list[Shard[Work[Response]]]:
         """Shards with one response for every `(prompt, sample)`, in the order of `wanted`, named `{lang}-{number}`.
@@ -225,7 +227,7 @@ class Sampling:
         return samplingplan.plan(wanted, self.generate, lengths, expected)
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        return self.encoder.prompt_of(messages(prompt.conversation))
+        return self.encoder.prompt_of(messages(prompt.conversation)) + self.encoder.beginning(self.primer)
 
     def _work(self, wanted: samplingplan.Wanted, batches: Sequence[Batch]) -> Work[Response]:
         seed = self.context.config.seed

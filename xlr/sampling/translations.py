@@ -4,6 +4,7 @@ Every English response is translated into each other language, and every other r
 responses and the model; writes `RUN/iter{t}/translations/{lang}-*.parquet`. Command: `xlr translate RUN --iteration t`.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from functools import partial
 from xlr.chat.format import chat_settings
 from xlr.errors import UserError
 from xlr.languages import ENGLISH
-from xlr.maths.rewards import TRANSLATE_INSTRUCTION
+from xlr.maths.rewards import MARKED_INSTRUCTION, PRIMER, TRANSLATE_INSTRUCTION, marked_translation
 from xlr.records import Prompt, Response, row_key
 from xlr.run.artifact import Artifact, Part
 from xlr.run.context import Context, require
@@ -25,6 +26,7 @@ from xlr.settings.config import Config, deciding
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard
 
+_MARKED_TOKENS = 8192  # of a translation, as in the code of arXiv 2503.04647
 Wanted = tuple[Prompt, int]
 """The request for a translation: a prompt in the language that it is for, and the number of its sample."""
 
@@ -86,7 +88,7 @@ def require_room(context: Context, source: str, lang: str, given: str, key: str)
         UserError: they may not.
     """
     positions, longest = room.positions_of_run(context), context.config.generate.max_new_tokens
-    tokens = len(context.encoder.prompt(instruction(context.config, "", source, lang)))
+    tokens = _tokens_beside(context, source, lang)
     if positions is not None and tokens + 2 * longest > positions:
         raise UserError(
             f"generate.max_new_tokens={longest}: with {given}, a response and its translation can exceed the "
@@ -151,10 +153,23 @@ def _wanted(config: Config, lang: str, first: int, rows: Sequence[Response]) -> 
     ]
 
 
+def _tokens_beside(context: Context, source: str, lang: str) -> int:
+    """The tokens of a request for a translation beside the text."""
+    marked = context.config.score.translation == "marked"
+    prompt = context.encoder.prompt(instruction(context.config, "", source, lang))
+    return len(prompt) + len(context.encoder.beginning(PRIMER if marked else ""))
+
+
 def instruction(config: Config, text: str, source: str, lang: str) -> str:
     """The instruction to translate a text from one language to another."""
     names = config.language_name(source), config.language_name(lang)
-    return TRANSLATE_INSTRUCTION.format(source=names[0], target=names[1], text=text)
+    wording = MARKED_INSTRUCTION if config.score.translation == "marked" else TRANSLATE_INSTRUCTION
+    return wording.format(source=names[0], target=names[1], text=text)
+
+
+def translated_text(config: Config, answer: str) -> str:
+    """The translation in an answer to `instruction`."""
+    return marked_translation(answer) if config.score.translation == "marked" else answer
 
 
 def translate(
@@ -170,6 +185,12 @@ def translate(
     Args:
         pieces: name of the folder of pieces beside the artefact.
     """
-    greedy = context.config.generate.model_copy(update={"temperature": 0.0, "top_p": 1.0, "top_k": 0})
-    sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder)
+    config, given = context.config, {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    marked = config.score.translation == "marked"
+    if marked:
+        positions = room.positions_of_run(context) or sys.maxsize
+        beside = max(_tokens_beside(context, lang, ENGLISH) for lang in config.trained_languages if lang != ENGLISH)
+        given["max_new_tokens"] = min(_MARKED_TOKENS, positions - beside - config.generate.max_new_tokens)
+    greedy = config.generate.model_copy(update=given)
+    sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder, PRIMER if marked else "")
     return sampling.compute(target, pieces, [shard.replanned(sampling.work) for shard in shards], "translate")

@@ -64,8 +64,8 @@ class Config(Section):
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of sampling and data order."""
     iterations: Annotated[int, Field(ge=1, le=1000), OPERATIONAL] = 2
-    """How many times generate, score, pair and train are repeated. It may be raised later. auto is 10 with
-    stop_early."""
+    """How many times generate, score, pair and train are repeated. It may be raised later. auto means at
+    most 10, and sets stop_early to true."""
     stop_early: Annotated[bool, OPERATIONAL] = False
     """End the run after an iteration if what was measured speaks against another one, by the rule of the report. Each
     iteration is then evaluated and judged before the next begins."""
@@ -250,8 +250,7 @@ def _check_stop_early(config: Config) -> None:
         return
     if not (evaluate.prompts or evaluate.preferences or evaluate.checked):
         raise UserError(
-            "stop_early: nothing is measured that it could go by; set evaluate.prompts, evaluate.preferences or "
-            "evaluate.checked, or stop_early=false"
+            "stop_early: nothing is measured that it could go by; set evaluate.prompts, .preferences or .checked"
         )
     if config.judge.model and config.baseline_model not in (None, START):
         raise UserError(
@@ -315,12 +314,13 @@ def _check_grading_judge(config: Config) -> None:
         raise UserError("judge.model: not set; name the judge, which score.reward asks for")
     if config.judge.serve is not None:
         raise UserError(
-            "judge.serve: its server would need the GPUs that the Ray workers hold while score.reward=judge; start the "
-            "server yourself and set judge.base_url"
+            "judge.serve: the workers hold the GPUs with score.reward=judge; start it yourself, set judge.base_url"
         )
 
 
 def _check_translated_languages(config: Config) -> None:
+    if config.score.translation != "plain" and "translate" not in config.score.weights:
+        raise UserError("score.translation: has no effect; set score.reward to translate, or to weights that name it")
     if "translate" in config.score.weights and set(config.trained_languages) == {"en"}:
         raise UserError(
             "score.reward: translate leaves English out, and languages contains nothing else; add a language, or "
@@ -335,6 +335,10 @@ def _check_losses(config: Config) -> None:
             raise UserError(
                 f"{stage}.loss_weights: has {len(train.loss_weights)}, but {stage}.loss_type names {losses}; give each "
                 "loss one weight"
+            )
+        if "kto" in train.loss_types and train.reference_mode == "cached":
+            raise UserError(
+                f"{stage}.reference_mode: kto needs the reference on responses to other prompts, too; set it to frozen"
             )
         if "exo_pair" in train.loss_types and train.label_smoothing == 0:
             raise UserError(

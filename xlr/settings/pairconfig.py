@@ -15,16 +15,17 @@ class PairConfig(Section):
     """Stage 3: make preference pairs."""
 
     by: Annotated[Literal["rewards", "translations"], Later.ADDED] = "rewards"
-    """rewards: the response with the highest reward is chosen. translations: nothing is scored. The policy translates
-    the English responses into each language, and these are chosen over its own responses there; in English, its own
-    are chosen over translations into English."""
+    """rewards: the response with the highest reward is chosen. translations (LIDR): nothing is scored. The policy
+    translates each English response into every other language, and each other response into English. In another
+    language the translation is chosen and the policy's own response is rejected. In English its own response is chosen
+    and a translation is rejected."""
     filters: tuple[Flaw, ...] = ()
     """Flaws for which a response is left out before pairing. truncated: cut off at max_new_tokens. repeated: more than
     half of its 4-grams of tokens occur earlier in it. wrong_language: detected as another language. duplicate: the
     text of an earlier sample for the same prompt."""
     penalties: Annotated[dict[Flaw, Annotated[float, Field(gt=0, le=1e9)]], _BY_REWARDS, Later.ADDED] = Field({})
-    """Flaw -> nats (or points of a reward model, or standard deviations of a mean of rewards) that are subtracted from
-    the reward of a response that has it. It may still be chosen, unlike with filters."""
+    """Flaw -> what is subtracted from the reward of a response that has it: nats, points of a reward model or of a
+    judge's grade (1 to 9), or standard deviations of a mean of rewards. It may still be chosen, unlike with filters."""
     per_token: Annotated[ByIteration[bool], _BY_REWARDS, Later.ADDED] = False
     """Divide each reward by its response's tokens, and multiply it by their mean in the language, so that it keeps its
     scale."""
@@ -44,13 +45,14 @@ class PairConfig(Section):
     """The most pairs of a prompt. After the first, each is chosen by the same rules among the responses that are in no
     pair yet: the second best with the second worst, and so on."""
     keep: Annotated[ByIteration[Share | dict[str, Share]], _BY_REWARDS, Later.ADDED] = 1.0
-    """Share of each language's pairs that is kept; a mapping such as {es: 0.25} sets it for some languages."""
+    """Share of each language's pairs that is kept, by their margins. A mapping such as {es: 0.25} sets it by language;
+    the others keep all."""
     keep_margins: Annotated[Literal["largest", "middle", "smallest"], _BY_REWARDS, Later.ADDED] = "largest"
-    """Which pairs pair.keep keeps, by the difference between the penalised rewards: the clearest, those in the middle,
-    or the hardest."""
+    """Which pairs pair.keep keeps. A pair's margin is the penalised reward of the chosen response minus that of the
+    rejected one. largest keeps clear pairs; smallest keeps pairs that are almost equal; middle leaves out both ends."""
     weight: Annotated[Literal["equal", "margin"], _BY_REWARDS, Later.ADDED] = "equal"
-    """How much a pair counts in training. equal: 1. margin: its difference between the penalised rewards over the mean
-    of its language, so that clear pairs count more."""
+    """How much the preference loss of a pair counts. equal: 1. margin: the pair's margin divided by the mean margin of
+    the pairs that are kept in its language, so that clear pairs count more and the weights average to 1."""
 
     @property
     def as_candidates(self) -> "PairConfig":

@@ -14,7 +14,7 @@ Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class ScoreConfig(Section):
-    """Stage 2: score responses with the implicit reward, with a reward model, or with several of them."""
+    """Stage 2: score responses with the implicit reward, a reward model, a judge's grades, or several of them."""
 
     reward: Reward | Annotated[dict[Reward, Weight], Field(min_length=1)] = "crosslingual"
     """crosslingual, multilingual and translate are the implicit reward under three instructions. crosslingual: the
@@ -29,6 +29,10 @@ class ScoreConfig(Section):
     grading_template: Annotated[str | None, Location.PATH] = None
     """File with the question that asks the judge for a grade, in the form of judge.template: it contains {instruction},
     {answer}, optionally {language}, and asks for a digit from 1 to 9. null uses xlr's own."""
+    translation: Annotated[Literal["plain", "marked"], Later.ADDED] = "plain"
+    """How translate asks for a translation. plain: for the translation alone. marked: as in the authors' code, with
+    marks around text and translation, up to 8192 tokens; a translation without its end mark is scored as a fixed
+    sentence."""
     reference: ByIteration[Literal["initial", "previous"]] = "initial"
     """Reference model of the implicit reward. initial is always pi_I; previous is the model that the policy was trained
     from."""

@@ -24,7 +24,8 @@ class SweepConfig(Section):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
     """Settings with several values each: every combination is a variant, named after its values."""
     at_once: int | None = Field(None, ge=1, le=10_000)
-    """Number of Slurm jobs of the sweep that run at the same time; with `array`, of tasks of each array. null sets no
-    limit."""
+    """Number of Slurm jobs of the sweep that run at the same time. With `array` it limits the tasks of each array by
+    itself, and no other job. null sets no limit."""
     array: bool = False
-    """Submit like jobs of several variants as one array of Slurm, such as the trainings of iteration 1."""
+    """Submit the same job of several variants, such as the training of iteration 1, as one Slurm job array, where the
+    jobs ask for the same and wait for the same."""

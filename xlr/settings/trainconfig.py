@@ -21,6 +21,7 @@ LossType = Literal[
     "sppo_hard",
     "nca_pair",
     "bco_pair",
+    "kto",
     "simpo",
 ]
 

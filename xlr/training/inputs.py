@@ -1,7 +1,7 @@
 """The inputs of a training: settings, models, pairs as token ids, and the plan of its steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -220,6 +220,19 @@ class Training:
         """The batches of every step and rank; see the function `plan_steps`."""
         lengths, rows = pair_costs(self.split[0], self.context.config.model.attn_implementation)
         return plan_steps(lengths, rows, train, self.context.config.seed, world_size)
+
+
+def mismatched(pairs: Sequence[TrainingPair], index: int) -> TrainingPair:
+    """The prompt of a pair with the responses of the pair before it that is of another prompt; before the first comes
+    the last. KTO estimates its reference point from such pairs.
+
+    Returns:
+        The pair itself if all are of one prompt.
+    """
+    own = pairs[index]
+    others = (pairs[index - back] for back in range(1, len(pairs)))
+    other = next((one for one in others if (one.lang, one.prompt) != (own.lang, own.prompt)), own)
+    return replace(own, example=Example(own.example.prompt, other.example.responses))
 
 
 def pair_costs(pairs: Sequence[TrainingPair], attn_implementation: str) -> tuple[list[int], list[int] | None]:

@@ -40,28 +40,47 @@ def _of_logits(train: TrainConfig) -> dict[LossType, Callable[[Tensor, float], T
     }
 
 
-def pair_losses(train: TrainConfig, logps_B2: Tensor, reference_logps_B2: Tensor, lengths_B2: Tensor) -> Tensor:
+def pair_losses(
+    train: TrainConfig,
+    logps_B2: Tensor,
+    reference_logps_B2: Tensor,
+    lengths_B2: Tensor,
+    reference_point: Tensor | float = 0.0,
+) -> Tensor:
     """The weighted sum of the configured preference losses of each pair.
 
     Args:
         logps_B2: summed log-probabilities under the policy, in nats.
         reference_logps_B2: those under the reference; SimPO ignores them.
         lengths_B2: tokens of the responses.
+        reference_point: that of KTO; see `losses.kl_estimate`.
 
     Returns:
         `(B,)`.
     """
     summed, averaged = (logps_B2, reference_logps_B2), (logps_B2 / lengths_B2, reference_logps_B2 / lengths_B2)
-    each = [weight * _loss(train, name, *(averaged if name in AVERAGED else summed)) for name, weight in train.losses]
+    each = [
+        weight * _loss(train, name, *(averaged if name in AVERAGED else summed), reference_point)
+        for name, weight in train.losses
+    ]
     return torch.stack(each).sum(0)
 
 
-def _loss(train: TrainConfig, name: LossType, logps_B2: Tensor, reference_logps_B2: Tensor) -> Tensor:
+def _loss(
+    train: TrainConfig,
+    name: LossType,
+    logps_B2: Tensor,
+    reference_logps_B2: Tensor,
+    reference_point: Tensor | float = 0.0,
+) -> Tensor:
     """One loss of each pair, from summed or averaged log-probabilities."""
     chosen_B, rejected_B = logps_B2.T
     reference_chosen_B, reference_rejected_B = reference_logps_B2.T
     if name == "simpo":
         return losses.simpo_loss(chosen_B, rejected_B, train.beta, train.simpo_gamma)
+    if name == "kto":
+        ratios = chosen_B - reference_chosen_B, rejected_B - reference_rejected_B
+        return losses.kto_loss(*ratios, train.beta, reference_point)
     if name in _OF_RATIOS:
         return _OF_RATIOS[name](chosen_B - reference_chosen_B, rejected_B - reference_rejected_B, train.beta)
     logits_B = losses.dpo_logits(chosen_B, rejected_B, reference_chosen_B, reference_rejected_B)

@@ -9,19 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from xlr.cluster.exchange import gather
 from xlr.cluster.ranks import Ranks
 from xlr.maths.batching import Batch, micro_batches
-from xlr.maths.losses import nll
+from xlr.maths.losses import kl_estimate, nll
 from xlr.model.experts import aux_loss_coef
 from xlr.model.gpus import peak_flops
 from xlr.model.logprobmodel import batch_balance, batch_logps
 from xlr.records import Example
 from xlr.settings.trainconfig import TrainConfig
 from xlr.training.facts import MetricsRow
-from xlr.training.inputs import TrainingPair, pair_costs
+from xlr.training.inputs import TrainingPair, mismatched, pair_costs
 from xlr.training.metrics import Metrics
 from xlr.training.pairlosses import pair_losses
 from xlr.zero import engine
@@ -114,6 +115,7 @@ class Trainer:
             FloatingPointError: a loss or the gradient is not finite. Raised on every rank; no weight has changed.
         """
         begun = time.monotonic()
+        reference_point = self._reference_point(self.pairs, micro_steps)
         global_pairs = sum(len(batch) for micro_step in micro_steps for batch in micro_step)
         global_tokens = sum(self._tokens(batch) for micro_step in micro_steps for batch in micro_step)
         metrics = self._metrics()
@@ -122,7 +124,7 @@ class Trainer:
             for number, micro_step in enumerate(micro_steps):
                 self.policy.set_gradient_accumulation_boundary(number == len(micro_steps) - 1)
                 batch = [self.pairs[i] for i in micro_step[self.ranks.rank]]
-                losses_B, aux_loss = self._losses(batch, metrics)
+                losses_B, aux_loss = self._losses(batch, metrics, reference_point)
                 seen.append((batch, losses_B.detach()))
                 # DeepSpeed averages gradients over ranks, but the mean must be over the pairs of the global batch.
                 loss = losses_B.sum() * self.ranks.world_size / global_pairs
@@ -150,10 +152,12 @@ class Trainer:
         """Metrics of the held-out pairs, with names prefixed by `eval_`."""
         lengths, rows = pair_costs(self.held_out, self.attn_implementation)
         metrics = self._metrics()
+        micro_steps = micro_batches(lengths, self.train.tokens_at_once, self.ranks.world_size, rows)
         self.policy.eval()
+        reference_point = self._reference_point(self.held_out, micro_steps)
         with torch.no_grad():
-            for micro_step in micro_batches(lengths, self.train.tokens_at_once, self.ranks.world_size, rows):
-                self._losses([self.held_out[i] for i in micro_step[self.ranks.rank]], metrics)
+            for micro_step in micro_steps:
+                self._losses([self.held_out[i] for i in micro_step[self.ranks.rank]], metrics, reference_point)
         self.policy.train()
         return {f"eval_{name}": value for name, value in metrics.reduce().items() if name != "num_tokens"}
 
@@ -163,7 +167,32 @@ class Trainer:
     def _tokens(self, batch: Batch) -> int:
         return sum(self.pairs[i].example.num_tokens for i in batch)
 
-    def _losses(self, batch: Sequence[TrainingPair], metrics: Metrics) -> tuple[Tensor, Tensor | None]:
+    def _reference_point(self, pairs: Sequence[TrainingPair], micro_steps: Sequence[Sequence[Batch]]) -> Tensor | float:
+        """KTO's reference point for a global batch: from each prompt with the responses of another.
+
+        A collective if KTO is one of the losses. A prompt that is too long with these responses is left out.
+
+        Args:
+            micro_steps: `[micro-step][rank]` -> indices of `pairs`.
+        """
+        if "kto" not in self.train.loss_types:
+            return 0.0
+        sums_2 = torch.zeros(2, dtype=torch.float64, device=self.device)  # of log-ratios, and their number
+        with torch.no_grad():
+            for micro_step in micro_steps:
+                others = [mismatched(pairs, i) for i in micro_step[self.ranks.rank]]
+                fitting = [pair for pair in others if pair.length <= self.train.max_length]
+                asked = fitting or self.pairs[:1]  # every rank must enter ZeRO's collectives
+                logps_B2 = self.logps([pair.example for pair in asked]).view(-1, 2)
+                ratios_B2 = (logps_B2 - self.reference_logps(asked)).double()
+                if fitting:
+                    sums_2 += torch.stack([ratios_B2.sum(), torch.ones_like(ratios_B2).sum()])
+        dist.all_reduce(sums_2)
+        return kl_estimate(*sums_2)
+
+    def _losses(
+        self, batch: Sequence[TrainingPair], metrics: Metrics, reference_point: Tensor | float
+    ) -> tuple[Tensor, Tensor | None]:
         """The loss of each pair of a micro-batch, `(B,)`, and its load-balancing loss, where that has a coefficient.
 
         Adds their metrics to `metrics`.
@@ -177,7 +206,7 @@ class Trainer:
         logps_B2 = logps_S.view(-1, 2)
         chosen_logps_B, rejected_logps_B = logps_B2.T
         lengths_B2 = torch.tensor([list(map(len, e.responses)) for e in examples], device=self.device)
-        policy_losses_B = pair_losses(self.train, logps_B2, reference_logps_B2, lengths_B2)
+        policy_losses_B = pair_losses(self.train, logps_B2, reference_logps_B2, lengths_B2, reference_point)
         nll_B = nll(chosen_logps_B, lengths_B2[:, 0])
         weights_B = torch.tensor([pair.weight for pair in pairs], device=self.device)
         losses_B = weights_B * policy_losses_B + self.train.nll_weight * nll_B
