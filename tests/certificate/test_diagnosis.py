@@ -161,6 +161,7 @@ def test_best_candidates_in_another_language_give_a_warning() -> None:
 def test_translations_that_are_not_english_give_a_warning() -> None:
     expected = "5 of 5 translations are not English: the policy cannot translate, so do not use translate"
     assert warnings(translated("Para dormir mejor conviene cenar poco y apagar el teléfono.")) == [expected]
+    assert warnings(translated("The translation failed.")) == [expected]  # as a marked one without its end mark
     assert not warnings(translated("To sleep better, eat little in the evening and turn off your phone."))
 
 

@@ -645,27 +645,46 @@ def test_a_pair_counts_by_its_weight(in_process: tuple[Trainer, Any]) -> None:
 
 
 def test_the_reference_point_of_kto_is_that_of_a_plain_loop(in_process: tuple[Trainer, Any]) -> None:
+    """Of the pairs of the step alone, however it is cut; a prompt with several pairs is not asked with its own."""
     training, frozen = in_process
-    training.train = training.train.model_copy(update={"loss_type": "kto", "max_length": 10_000})
-    pairs = training.pairs
-    ratios = []
-    for index, pair in enumerate(pairs):
-        example = Example(pair.example.prompt, pairs[index - 1].example.responses)
+    kto = training.train.model_copy(update={"loss_type": "kto", "max_length": 10_000})
+    training.train = kto
+    first, second, third = training.pairs[:3]
+    pairs = [first, replace(first, id="again", example=Example(first.example.prompt, third.example.responses)), second]
+    expected = []
+    for own, other in ((pairs[0], pairs[2]), (pairs[1], pairs[2]), (pairs[2], pairs[1])):
         with torch.no_grad():
+            example = Example(own.example.prompt, other.example.responses)
             policy, reference = (training.logps([example], model) for model in (None, frozen))
-        ratios += (policy - reference).tolist()
-    expected = max(0.0, sum(ratios) / len(ratios))
-    assert expected != 0 or sum(ratios) < 0
-    whole = [[list(range(len(pairs)))]]
-    assert float(training._reference_point(pairs, whole)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    # However the step is cut into micro-batches.
-    cut = [[[index]] for index in range(len(pairs))]
-    assert float(training._reference_point(pairs, cut)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    # What is too long with the other responses is left out.
-    training.train = training.train.model_copy(update={"max_length": 1})
-    assert float(training._reference_point(pairs, whole)) == 0.0
-    training.train = training.train.model_copy(update={"loss_type": "sigmoid"})
-    assert training._reference_point(pairs, whole) == 0.0
+        expected += (policy - reference).tolist()
+    mean = sum(expected) / len(expected)
+    if mean < 0:  # so that the clamp hides nothing
+        training.policy, frozen = frozen, training.policy
+        training.reference_logps = frozen_logps(frozen, SHARED_PROMPT, training.device)
+        mean = -mean
+    given = [third, *pairs]
+    for micro_steps in ([[[1, 2, 3]]], [[[3]], [[1]], [[2]]]):
+        assert float(training._reference_point(given, micro_steps)) == pytest.approx(mean, rel=1e-4, abs=1e-6)
+    assert float(training._reference_point(given, [[[1, 2]]])) == 0.0  # all of one prompt
+    training.train = kto.model_copy(update={"max_length": 1})  # all are too long
+    assert float(training._reference_point(given, [[[1, 2, 3]]])) == 0.0
+    training.train = kto.model_copy(update={"loss_type": "sigmoid"})
+    assert training._reference_point(given, [[[1, 2, 3]]]) == 0.0
+
+
+def test_the_reference_point_of_kto_does_not_depend_on_ranks_and_micro_batches(align: Cli, tmp_path: Path) -> None:
+    """With one pair a micro-batch, a rank has none at times."""
+    found = []
+    for processes, tokens in ((1, 400), (2, 1)):
+        run = tmp_path / str(processes)
+        cut = [f"align.processes={processes}", f"align.micro_batch_tokens={tokens}", f"run_dir={run}"]
+        result = align("align.loss_type=kto", "align.learning_rate=0.05", "align.nll_weight=0", *cut)
+        assert result.returncode == 0, result.stderr
+        found.append(metrics(run))
+    for name in ("reference_point", "loss"):
+        one, two = ([row[name] for row in rows] for rows in found)
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-4)
+    assert found[0][0]["reference_point"] == 0.0  # both models are the same
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_pairs(

@@ -16,6 +16,7 @@ from xlr.certificate.facts import Agreement, ModeFacts, ShownCandidate, ShownPro
 from xlr.data.quality import flaws
 from xlr.languages import ENGLISH
 from xlr.maths.agreement import chance_deviation, kendall, same_order, spearman, spearman_deviation
+from xlr.maths.rewards import FAILED_TRANSLATION
 from xlr.records import Prompt, Response, Score
 from xlr.rewarding.pairs import Choices, alpha_unit, choose, rewarded
 from xlr.rewarding.scoretotals import reward_facts
@@ -98,9 +99,10 @@ def _mode_facts(candidates: Candidates, mode: Reward, choices: Choices) -> ModeF
 
 
 def _not_english(rows: Sequence[Score]) -> int:
-    """Number of translations that are in another language than English. Texts of unknown language do not count."""
+    """Number of translations that failed, or are in another language than English; unknown languages do not count."""
     detected = detection.detect(((ENGLISH, row.scored_text) for row in rows), {ENGLISH, *(row.lang for row in rows)})
-    return sum(language not in ("", ENGLISH) for language in detected)
+    failed = (row.scored_text == FAILED_TRANSLATION for row in rows)
+    return sum(lost or language not in ("", ENGLISH) for lost, language in zip(failed, detected, strict=True))
 
 
 def _agreement(modes: tuple[Reward, Reward], candidates: Candidates, choices: Mapping[Reward, Choices]) -> Agreement:

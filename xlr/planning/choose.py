@@ -34,7 +34,7 @@ def settings(planner: Planner) -> dict[str, Any]:
     first = {stage.name: planner.setting(stage) for stage in reversed(planner.stages)}
     for section in ("align", "train"):
         if section in first:
-            found |= _fastest(first[section], _training(section), partial(_with_reference, section))
+            found |= _fastest(first[section], _training(section, first[section]), partial(_with_reference, section))
     if "score" in first:
         found |= _fastest(first["score"], _scoring(), ESTIMATES["score"])
     if "generate" in first and planner.context.config.generate.backend == "vllm":
@@ -58,8 +58,9 @@ def _fastest(
     return best[1] if best else {}
 
 
-def _training(section: str) -> Iterator[dict[str, Any]]:
-    for recomputed, mode, tokens in itertools.product(("selective", False, True), ("frozen", "cached"), _TOKENS):
+def _training(section: str, own: Setting) -> Iterator[dict[str, Any]]:
+    modes = ("frozen",) if "kto" in own.training.loss_types else ("frozen", "cached")  # see the settings' checks
+    for recomputed, mode, tokens in itertools.product(("selective", False, True), modes, _TOKENS):
         yield {
             f"{section}.gradient_checkpointing": recomputed,
             f"{section}.reference_mode": mode,

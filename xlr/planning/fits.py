@@ -78,7 +78,8 @@ def _training(section: str) -> Change:
         train = own.training
         offloads = ("zero3_offload_optimizer", "zero3_offload") if own.machines.hardware.gpu else ()
         for ds_config in dict.fromkeys((train.ds_config, *offloads)):
-            for mode in dict.fromkeys((train.reference_mode, "cached")):
+            cached = () if "kto" in train.loss_types else ("cached",)
+            for mode in dict.fromkeys((train.reference_mode, *cached)):
                 for recomputed in ("selective", True):
                     tokens = train.tokens_at_once
                     while tokens >= 1024:

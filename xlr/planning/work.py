@@ -328,12 +328,13 @@ def _exchange_seconds(own: Setting, zero: Zero, micro_steps: int) -> float:
     reduced for each micro-step. With hpZ the backward pass gathers them within the node. In stage 2 the weights are
     gathered once a step.
     """
-    ranks, frozen = own.machines.count, own.training.used_reference == "frozen"
+    ranks, train = own.machines.count, own.training
     if ranks == 1:
         return 0.0
+    others = (train.used_reference == "frozen") + 2 * ("kto" in train.loss_types)  # passes beside the policy's own
     moved = own.weights * (ranks - 1) / ranks
     within = micro_steps if zero.stage == 3 and zero.secondary > 1 else 0
-    times = micro_steps * (3 + frozen) - within if zero.stage == 3 else micro_steps * (1 + frozen) + 1
+    times = micro_steps * (3 + others) - within if zero.stage == 3 else micro_steps * (1 + others) + 1
     return times * moved / own.machines.exchange + within * moved / own.machines.hardware.links
 
 
@@ -384,7 +385,7 @@ def _asked(own: Setting, questions: int) -> str:
     return f"{questions:,} questions to {where}, not timed"
 
 
-ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {
+ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {  # by the name of the stage
     "generate": _generate,
     "translate": _translate,
     "score": _score,
@@ -397,4 +398,3 @@ ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {
     "benchmark": _benchmark,
     "judge": _judge,
 }
-"""By the name of the stage."""

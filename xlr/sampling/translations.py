@@ -26,6 +26,7 @@ from xlr.settings.config import Config, deciding
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard
 
+_JOINTS = 64  # tokens that a text may have more of where it meets its marks, or is cut
 _MARKED_TOKENS = 8192  # of a translation, as in the code of arXiv 2503.04647
 Wanted = tuple[Prompt, int]
 """The request for a translation: a prompt in the language that it is for, and the number of its sample."""
@@ -190,7 +191,8 @@ def translate(
     if marked:
         positions = room.positions_of_run(context) or sys.maxsize
         beside = max(_tokens_beside(context, lang, ENGLISH) for lang in config.trained_languages if lang != ENGLISH)
-        given["max_new_tokens"] = min(_MARKED_TOKENS, positions - beside - config.generate.max_new_tokens)
+        longest = config.generate.max_new_tokens
+        given["max_new_tokens"] = max(longest, min(_MARKED_TOKENS, positions - beside - longest - _JOINTS))
     greedy = config.generate.model_copy(update=given)
     sampling = responses.Sampling(context, policy, greedy, iteration, context.encoder, PRIMER if marked else "")
     return sampling.compute(target, pieces, [shard.replanned(sampling.work) for shard in shards], "translate")

@@ -319,7 +319,7 @@ def _check_grading_judge(config: Config) -> None:
 
 
 def _check_translated_languages(config: Config) -> None:
-    if config.score.translation != "plain" and "translate" not in config.score.weights:
+    if config.score.translation != "plain" and ("translate" not in config.score.weights or config.pair.by != "rewards"):
         raise UserError("score.translation: has no effect; set score.reward to translate, or to weights that name it")
     if "translate" in config.score.weights and set(config.trained_languages) == {"en"}:
         raise UserError(

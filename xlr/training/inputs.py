@@ -222,17 +222,18 @@ class Training:
         return plan_steps(lengths, rows, train, self.context.config.seed, world_size)
 
 
-def mismatched(pairs: Sequence[TrainingPair], index: int) -> TrainingPair:
-    """The prompt of a pair with the responses of the pair before it that is of another prompt; before the first comes
-    the last. KTO estimates its reference point from such pairs.
+def mismatched(pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
+    """Each prompt with the responses of the pair before it that has another prompt; before the first comes the last.
 
-    Returns:
-        The pair itself if all are of one prompt.
+    KTO estimates its reference point from these. There are none if all pairs have the same prompt.
     """
-    own = pairs[index]
-    others = (pairs[index - back] for back in range(1, len(pairs)))
-    other = next((one for one in others if (one.lang, one.prompt) != (own.lang, own.prompt)), own)
-    return replace(own, example=Example(own.example.prompt, other.example.responses))
+    found = []
+    for index, own in enumerate(pairs):
+        others = (pairs[index - back].example for back in range(1, len(pairs)))
+        other = next((one for one in others if one.prompt != own.example.prompt), None)
+        if other is not None:
+            found.append(replace(own, example=Example(own.example.prompt, other.responses)))
+    return found
 
 
 def pair_costs(pairs: Sequence[TrainingPair], attn_implementation: str) -> tuple[list[int], list[int] | None]:

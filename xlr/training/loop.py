@@ -311,8 +311,8 @@ def _require_room(rank: _Rank, number: int, error: RuntimeError) -> None:
     if all(len(batch) <= 1 for micro_step in rank.steps[number] for batch in micro_step):
         raise UserError(
             f"{training.title}: out of memory with a single pair at a time ({reason}); set "
-            f"{training.stage}.gradient_checkpointing or {training.stage}.reference_mode=cached, use more ranks, or "
-            "ask `xlr plan` what fits"
+            f"{training.stage}.gradient_checkpointing, or {training.stage}.reference_mode=cached (not with kto), use "
+            "more ranks, or ask `xlr plan` what fits"
         ) from error
     lengths, _ = pair_costs(training.split[0], rank.models.attn_implementation)
     largest = max(sum(lengths[i] for i in batch) for micro_step in rank.steps[number] for batch in micro_step)

@@ -95,8 +95,10 @@ class Trainer:
         self.parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.module.parameters())
         """Of the whole model, on all ranks."""
         multiplied = self.parameters - looked_up(policy.module.causal_lm)
-        # Per parameter and token: 2 FLOP forward, 4 backward, and 2 for the forward pass of a frozen reference.
-        self.flops_per_token = multiplied * (8 if train.used_reference == "frozen" else 6)
+        # Per parameter and token: 2 FLOP forward, 4 backward, and 2 for the forward pass of a frozen reference. KTO
+        # asks both models about as many tokens once more.
+        extra = 4 if "kto" in train.loss_types else 0
+        self.flops_per_token = multiplied * ((8 if train.used_reference == "frozen" else 6) + extra)
         self.peak_flops = peak_flops(device) * ranks.world_size
 
     def logps(self, examples: Sequence[Example], engine: Any = None) -> Tensor:
@@ -141,6 +143,8 @@ class Trainer:
         if self.policy.optimizer.overflow:  # DeepSpeed did not change the weights
             raise FloatingPointError(f"the gradient is not finite at the step with {_names(seen, not_finite=False)}")
         seconds = time.monotonic() - begun
+        if "kto" in self.train.loss_types:
+            values["reference_point"] = float(reference_point)
         return values | {
             "learning_rate": learning_rate,
             "grad_norm": float(self.policy.get_global_grad_norm() or 0.0),
@@ -168,24 +172,28 @@ class Trainer:
         return sum(self.pairs[i].example.num_tokens for i in batch)
 
     def _reference_point(self, pairs: Sequence[TrainingPair], micro_steps: Sequence[Sequence[Batch]]) -> Tensor | float:
-        """KTO's reference point for a global batch: from each prompt with the responses of another.
+        """KTO's reference point for a global batch: from its prompts with the responses to others of them.
 
-        A collective if KTO is one of the losses. A prompt that is too long with these responses is left out.
+        A collective if KTO is one of the losses. What is longer than `max_length` or the model's positions is left out.
 
         Args:
             micro_steps: `[micro-step][rank]` -> indices of `pairs`.
         """
         if "kto" not in self.train.loss_types:
             return 0.0
+        step = sorted(index for micro_step in micro_steps for batch in micro_step for index in batch)
+        text = self.policy.module.causal_lm.config.get_text_config()
+        limit = min(self.train.max_length, getattr(text, "max_position_embeddings", self.train.max_length))
+        others = [pair for pair in mismatched([pairs[index] for index in step]) if pair.length <= limit]
+        lengths, rows = pair_costs(others, self.attn_implementation)
         sums_2 = torch.zeros(2, dtype=torch.float64, device=self.device)  # of log-ratios, and their number
         with torch.no_grad():
-            for micro_step in micro_steps:
-                others = [mismatched(pairs, i) for i in micro_step[self.ranks.rank]]
-                fitting = [pair for pair in others if pair.length <= self.train.max_length]
-                asked = fitting or self.pairs[:1]  # every rank must enter ZeRO's collectives
+            for micro_step in micro_batches(lengths, self.train.tokens_at_once, self.ranks.world_size, rows):
+                own = [others[index] for index in micro_step[self.ranks.rank]]
+                asked = own or self.pairs[:1]  # every rank must enter ZeRO's collectives
                 logps_B2 = self.logps([pair.example for pair in asked]).view(-1, 2)
                 ratios_B2 = (logps_B2 - self.reference_logps(asked)).double()
-                if fitting:
+                if own:
                     sums_2 += torch.stack([ratios_B2.sum(), torch.ones_like(ratios_B2).sum()])
         dist.all_reduce(sums_2)
         return kl_estimate(*sums_2)
