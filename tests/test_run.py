@@ -76,7 +76,7 @@ def test_rows_are_read_by_other_tools(finished: tuple[Path, dict[str, Any]], cli
         assert [json.loads(line) for line in printed.stdout.splitlines()] == json.loads(
             json.dumps([asdict(row) for row in rows], default=list)  # token ids are arrays
         )
-    assert_refused(cli_here("export", run, "model"), "choose one of responses, scores, pairs")
+    assert_refused(cli_here("export", run, "model"), "choose one of responses, translations, scores, pairs")
     assert_refused(cli_here("export", run, "pairs", "-i", "7"), "iter7/pairs: not finished")
 
 
