@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 import xlr
 from tests.conftest import missing
+from xlr.jobs.graph import ARRAY
 
 ROOT = Path(__file__).parents[1]
 BESIDE = ("ds_configs", "ray_jobs", "slurm")
@@ -139,7 +140,9 @@ def test_an_installed_wheel_works_from_any_folder(
     submitted = installed(environment, tmp_path, "xlr", "submit", recipes / "llama3-8b.yaml", *site, "--dry-run")
     assert submitted.startswith("job ")
     scripts = {path.name for path in (ROOT / "slurm").iterdir()}
-    assert scripts <= set(re.findall(r"^--- .*/slurm/(\S+)$", submitted, re.MULTILINE))
+    code = f"from xlr.shipped import shipped; print(shipped('slurm', '{ARRAY}').read_text())"
+    assert "SLURM_ARRAY_TASK_ID" in installed(environment, tmp_path, "python", "-c", code)
+    assert scripts - {ARRAY} <= set(re.findall(r"^--- .*/slurm/(\S+)$", submitted, re.MULTILINE))
     model = f"model.initial={tiny_models['initial']}"
     data = installed(environment, tmp_path, "xlr", "data", recipes / "quickstart.yaml", model)
     assert "Pourquoi l'eau de la mer est-elle salée ?" in data

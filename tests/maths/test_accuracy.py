@@ -1,7 +1,7 @@
 """Accuracy of a reward on pairs, and the length penalty that the method's own length control finds for them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlr.maths.accuracy import accuracy, length_penalty
@@ -20,6 +20,7 @@ def test_accuracy_equals_a_plain_count(pairs: list[tuple[float, float, int, int]
     assert accuracy(chosen, rejected) + accuracy(rejected, chosen) == pytest.approx(1)
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_no_smaller_penalty_makes_preferred_and_other_responses_closer_in_length(
     pairs: list[tuple[float, float, int, int]],
