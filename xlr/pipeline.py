@@ -260,11 +260,10 @@ def run_all(context: Context, plan: Sequence[Stage], ends: Callable[[Context, in
     Args:
         ends: says after the last stage of an iteration whether the run ends with it. Later ones are then left out.
     """
-    last: int | None = None
     last_of = {stage.iteration: stage for stage in plan}
     try:
         for stage in plan:
-            if last is not None and isinstance(stage.iteration, int) and stage.iteration > last:
+            if isinstance(stage.iteration, int) and stage.iteration > context.config.iterations:
                 continue
             execute(context, stage)
             if (
@@ -272,8 +271,7 @@ def run_all(context: Context, plan: Sequence[Stage], ends: Callable[[Context, in
                 and last_of[stage.iteration] == stage
                 and ends(context, stage.iteration)
             ):
-                last = stage.iteration
-                context.end_with(last)
+                context.end_with(stage.iteration)
     finally:
         context.close()
 

@@ -89,8 +89,9 @@ def grade_shards(
             for row, answer in rows
         ]
 
-    ask = _by_workers if context.config.judge.backend == "transformers" else _by_endpoint
-    return ask(context, target, shards, asked, label, dtype, pieces)
+    if context.config.judge.backend == "transformers":
+        return _by_workers(context, target, shards, asked, label, dtype, pieces)
+    return _by_endpoint(context, target, shards, asked, label, pieces)
 
 
 def _by_workers(
@@ -131,7 +132,6 @@ def _by_endpoint(
     shards: Sequence[Shard[Sequence[Candidate]]],
     asked: Callable[[Sequence[Candidate]], list[list[Message]]],
     label: str,
-    _dtype: DType,
     pieces: str,
 ) -> Finished[Score]:
     """Shard by shard. What was asked before is in the cache of verdicts, so nothing is paid for twice."""
