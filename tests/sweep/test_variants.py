@@ -93,7 +93,7 @@ def test_a_recipe_is_a_sweep(recipe: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert written.stdout == "mine.yaml: written. Edit it, then: xlr sweep run mine.yaml --dry-run\n", written.stderr
     sweep = open_sweep("mine.yaml")
     assert [one.name for one in sweep.variants] == ["base", *sweep.settings.variants]
-    assert sweep.variants[-1].context.config.iterations == 3
+    assert max(one.context.config.iterations for one in sweep.variants) == 3
 
 
 def test_a_sweep_that_is_not_there_or_has_not_begun_is_named(write_sweep: Write, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_pair_that_does_not_fit_alone_ends_with_what_to_do(wide: Path, tmp_pat
     found = align(wide, tmp_path / "none", 20, ranks=1)
     assert found.returncode == 2, found.stdout + found.stderr
     assert "align: out of memory with a single pair at a time" in found.stderr
-    assert "set align.gradient_checkpointing or align.reference_mode=cached" in found.stderr
+    assert "set align.gradient_checkpointing, or align.reference_mode=cached" in found.stderr
 
 
 def test_the_smaller_size_is_kept_for_its_stage_and_never_exceeds_the_settings(tmp_path: Path) -> None:
