@@ -93,6 +93,11 @@ def test_the_decision_is_read_by_later_processes_while_its_evidence_stands(
     monkeypatch.setattr(stopped, "_digest", lambda folder: "of other figures")
     assert stopped.read(context.run.path) is None
     assert context_of(tree).config.iterations == 3
+    stopped.write(context.run.path, 2, [], [])
+    with monkeypatch.context() as patch:  # iteration 3 was made with stop_early=false
+        patch.setattr(stopped, "read_manifest", lambda folder: folder == context.run.iteration(3) / "model" or None)
+        assert context_of(tree).config.iterations == 3
+        assert not earlystop.ends(context_of(tree), 2)
     (context.run.path / "stopped.json").write_text(
         '{"iteration": 1, "why": [], "evidence": {}, "seal": "x"}', encoding="utf-8"
     )

@@ -15,7 +15,7 @@ from xlr.maths.rewards import FAILED_TRANSLATION, marked_translation
 from xlr.pipeline import Stage
 from xlr.records import Pair, Response, SampleTask, Score
 from xlr.rewarding import bytranslation
-from xlr.run.manifests import rows_of
+from xlr.run.manifests import read_manifest, rows_of
 from xlr.sampling import translations
 from xlr.settings.config import Config
 from xlr.settings.configfile import load
@@ -160,7 +160,11 @@ def test_a_marked_translation_ends_at_its_mark(answer: str, expected: str) -> No
 
 
 def test_marked_translations_are_asked_for_in_the_authors_way(
-    tiny_tree: dict[str, Any], write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_tree: dict[str, Any],
+    write_config: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tiny_tree["score"] |= {"reward": "translate", "translation": "marked"}
     tiny_tree["generate"]["max_new_tokens"] = 300
@@ -192,6 +196,11 @@ def test_marked_translations_are_asked_for_in_the_authors_way(
     scored = rows_of(context.run.iteration(1) / "scores", Score)
     assert {row.scored_text for row in scored} == {FAILED_TRANSLATION}  # a random model writes no end mark
     assert {row.lang for row in scored} == {"es"}
+    manifest = read_manifest(context.run.iteration(1) / "scores")
+    assert manifest is not None
+    facts = manifest["facts"]["languages"]
+    assert facts["es"]["failed_translations"] == facts["es"]["rows"] == len(scored)
+    assert f"the translation of {len(scored)} of {len(scored)} responses failed" in capsys.readouterr().out
 
 
 def test_marked_translations_without_the_reward_are_refused(config: Config) -> None:

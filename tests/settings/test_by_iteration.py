@@ -85,6 +85,12 @@ def test_the_schema_for_editors_has_the_lists() -> None:
     assert [own["type"] for own in one] == ["number", "null"]
 
 
+def test_the_schema_for_editors_has_automatic_iterations() -> None:
+    number, word = Config.model_json_schema()["properties"]["iterations"]["anyOf"]
+    assert number["type"] == "integer"
+    assert word == {"const": "auto"}
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

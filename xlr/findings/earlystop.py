@@ -14,6 +14,8 @@ def ends(context: Context, iteration: int) -> bool:
     config = context.config
     if not config.stop_early or not START < iteration < config.iterations:
         return False
+    if stopped.overtaken(context.run.path, iteration):
+        return False
     measured = [stage for stage in pipeline.stages(config) if stage.iteration in (START, iteration)]
     if not all(pipeline.done(context, stage) for stage in measured):
         return False

@@ -28,6 +28,8 @@ class RewardFacts(TypedDict):
     """Share of responses in the language of the prompt, from 0 to 1; null if no detector knows the language."""
     flaws: dict[str, int]
     """Flaw -> number of responses that have it."""
+    failed_translations: NotRequired[int]
+    """Number of responses whose translation failed (`score.translation: marked`); missing if there are none."""
 
 
 class ScoredProbe(TypedDict):

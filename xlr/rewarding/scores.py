@@ -159,6 +159,11 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     warning = of_all.noise_warning() if list(weights) == implicit(context.config)[:1] else None
     if warning and context.pool.precision(context.config.scoring_dtype) == "bfloat16":
         console.print(f"  warning: {warning}")
+    if of_all.failed_translations:
+        console.print(
+            f"  warning: the translation of {of_all.failed_translations:,} of {of_all.rows:,} responses failed: it did "
+            "not end with its mark. They are scored as equal texts; see score.translation"
+        )
     facts: ScoreFacts = {
         "formula": formula(context.config),
         "reward": list(weights),

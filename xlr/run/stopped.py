@@ -23,7 +23,9 @@ class Stopped(TypedDict):
 
 
 def read(run: Path) -> Stopped | None:
-    """The decision of a run directory; None if there is none, or if what it was made from has changed since.
+    """The decision of a run directory.
+
+    None if there is none, if what it was made from has changed since, or if the next iteration was made all the same.
 
     Raises:
         UserError: the file is damaged.
@@ -31,6 +33,8 @@ def read(run: Path) -> Stopped | None:
     if not _file(run).is_file():
         return None
     found: Stopped = read_json(_file(run), Stopped, "delete it, and the decision is made again")
+    if overtaken(run, found["iteration"]):
+        return None
     return found if all(_digest(run / name) == digest for name, digest in found["evidence"].items()) else None
 
 
@@ -42,6 +46,11 @@ def write(run: Path, iteration: int, why: list[str], folders: Iterable[Path]) ->
     """
     evidence = {str(folder.relative_to(run)): _digest(folder) for folder in folders}
     write_json(_file(run), sealed({"iteration": iteration, "why": why, "evidence": evidence}))
+
+
+def overtaken(run: Path, iteration: int) -> bool:
+    """Whether the iteration after this one has trained its model, so that nothing is left to decide."""
+    return read_manifest(run / f"iter{iteration + 1}" / "model") is not None
 
 
 def limited(config: Config, run: Path) -> Config:

@@ -18,6 +18,7 @@ from xlr.settings.modelconfig import ModelConfig
 from xlr.settings.pairconfig import PairConfig
 from xlr.settings.schema import (
     OPERATIONAL,
+    AutoToo,
     Later,
     Location,
     Section,
@@ -63,9 +64,8 @@ class Config(Section):
     what both need."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of sampling and data order."""
-    iterations: Annotated[int, Field(ge=1, le=1000), OPERATIONAL] = 2
-    """How many times generate, score, pair and train are repeated. It may be raised later. auto means at
-    most 10, and sets stop_early to true."""
+    iterations: Annotated[int, Field(ge=1, le=1000), OPERATIONAL, AutoToo()] = 2
+    """How often generate, score, pair and train are repeated. It may be raised later. auto is 10 with stop_early."""
     stop_early: Annotated[bool, OPERATIONAL] = False
     """End the run after an iteration if what was measured speaks against another one, by the rule of the report. Each
     iteration is then evaluated and judged before the next begins."""

@@ -102,6 +102,13 @@ class _ListToo:
         return {"anyOf": [*one.get("anyOf", [one]), {"type": "array", "items": one, "minItems": 1}]}
 
 
+class AutoToo:
+    """Adds the word auto to the JSON schema of a number."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"const": "auto"}]}
+
+
 Value = TypeVar("Value")
 ByIteration = Annotated[
     Value, Varying.BY_ITERATION, _ListToo(), WrapValidator(_one_or_each), PlainSerializer(lambda value: value)
