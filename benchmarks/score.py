@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from xlr import configfile
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.cluster.environment import ALLOCATOR
 from xlr.maths.logprobs import CPU_CHUNK_TOKENS
@@ -41,7 +42,6 @@ from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.files import remove, write_text
 from xlr.run.manifests import rows_of
-from xlr.settings import configfile
 from xlr.shipped import RECIPES
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, get_args
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
+from xlr import configfile
 from xlr.commands.cli import app
-from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.settings.schema import (
     Ignored,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xlr import configfile
 from xlr.cluster.raypool import Pool
 from xlr.model.worker import Worker
 from xlr.pipeline import Stage
@@ -12,7 +13,6 @@ from xlr.records import DType, Task
 from xlr.run.context import Context
 from xlr.run.files import write_text
 from xlr.run.manifests import read_manifest
-from xlr.settings import configfile
 from xlr.settings.config import Config
 
 ANNOTATION = (Stage("generate", 1), Stage("score", 1), Stage("pair", 1))

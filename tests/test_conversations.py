@@ -14,6 +14,7 @@ from tests.conftest import RAY_TOKEN, Cli, assert_refused
 from tests.model.test_rewardmodel import own_rating
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.chat.format import chat_format
+from xlr.configfile import load
 from xlr.maths.rewards import crosslingual_instruction
 from xlr.records import Message, Pair, Response, Score, messages
 from xlr.rewarding import scores
@@ -21,7 +22,6 @@ from xlr.rewarding.modes import score_rows
 from xlr.run.context import Context
 from xlr.run.dropped import Dropped
 from xlr.run.manifests import rows_of
-from xlr.settings.configfile import load
 
 Write = Callable[[dict[str, Any]], Path]
 

@@ -22,13 +22,12 @@ import pytest
 import yaml
 
 from tests.judgeserver import Judge, longer, serving
-from xlr import pipeline
+from xlr import configfile, pipeline
 from xlr.commands import verify
 from xlr.errors import UserError
 from xlr.findings.collect import collect
 from xlr.run.context import Context
 from xlr.run.files import read_json
-from xlr.settings import configfile
 
 STEP = int(os.environ.get("XLR_SWEEP", "90"))
 

@@ -11,13 +11,13 @@ import yaml
 
 from tests.conftest import Cli, assert_refused, tiny_tree
 from tests.rows import read_rows
+from xlr.configfile import load
 from xlr.errors import UserError
 from xlr.records import Pair, Response, Score
 from xlr.rewarding import pairs
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.manifests import rows_of
-from xlr.settings.configfile import load
 
 # pt is the beginning of pt-BR: no file of one may count as the other's.
 LANGUAGES = ["en", "pt", "pt-br", {"tag": "ha", "name": "Hausa of Kano"}, "quc"]

@@ -10,9 +10,9 @@ import yaml
 from tests import tiny
 from tests.conftest import Cli
 from tests.inprocess import made
+from xlr import configfile
 from xlr.records import Pair
 from xlr.run.manifests import rows_of
-from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.shipped import RECIPES, SWEEPS, recipes
 

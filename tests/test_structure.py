@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"leases"},
     {"cluster"},
     {"model", "data", "chat"},
-    {"packing"},
+    {"packing", "configfile"},
     {"settings", "detection"},
     {"terminal", "languages", "shipped", "stages", "versions"},
     {"foreign"},

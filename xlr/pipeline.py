@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 from typing_extensions import TypedDict
 
+from xlr.configfile import dump
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.records import START, ModelKey
@@ -19,7 +20,6 @@ from xlr.run.context import Context
 from xlr.run.files import read_json, remove, tidy, write_text
 from xlr.run.manifests import manifest_path, read_manifest
 from xlr.settings.config import Config
-from xlr.settings.configfile import dump
 from xlr.stages import KINDS, STAGES, StageKind
 from xlr.terminal.console import console, duration
 from xlr.terminal.progress import Clock, StepState

@@ -13,11 +13,11 @@ import xlr
 from tests import inprocess
 from tests.conftest import tiny_tree
 from tests.rows import read_rows
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.pipeline import Stage
 from xlr.records import Pair, Score
 from xlr.run.files import write_text
-from xlr.settings import configfile
 from xlr.settings.config import Config
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "reward.ipynb"

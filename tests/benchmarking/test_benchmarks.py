@@ -92,8 +92,8 @@ def test_log_probabilities_of_choices_are_those_of_lm_evals_own_backend(
 
     from xlr.benchmarking import benchmarks
     from xlr.benchmarking.lmharness import _Workers
+    from xlr.configfile import load
     from xlr.run.context import Context
-    from xlr.settings.configfile import load
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", RAY_TOKEN)
     context = Context(load(config))

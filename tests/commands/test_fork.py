@@ -14,6 +14,7 @@ import pytest
 from tests import inprocess
 from tests.conftest import Cli, assert_refused, tiny_tree
 from tests.inprocess import ANNOTATION, digests, inodes, made, with_settings
+from xlr import configfile
 from xlr.commands import changes, verify
 from xlr.errors import UserError
 from xlr.leases import lease
@@ -21,7 +22,6 @@ from xlr.pipeline import Stage, stages
 from xlr.run.context import Context
 from xlr.run.files import read_json, remove, sealed, write_json, write_text
 from xlr.run.manifests import manifest_path
-from xlr.settings import configfile
 from xlr.settings.config import Config
 
 
@@ -170,7 +170,7 @@ import sys
 from pathlib import Path
 from tests import inprocess
 from xlr.commands import changes, verify
-from xlr.settings import configfile
+from xlr import configfile
 old = configfile.load({str(old.run.path)!r}, ["run_dir=" + {str(old.run.path)!r}])
 more = configfile.load({str(reference.run.path)!r})
 changes.fork(inprocess.opened(old, Path({str(old.run.path)!r})), inprocess.opened(more, Path(sys.argv[1])))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import INTERRUPTIBLE, Cli
 from tests.waiting import wait_until
-from xlr.settings import configfile
+from xlr import configfile
 from xlr.settings.config import Config
 
 HOSTILE = (

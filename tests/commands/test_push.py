@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import Cli, assert_refused
 from tests.hubserver import READER, TOKEN, HubServer, serving
 from tests.waiting import wait_until
+from xlr import configfile
 from xlr.foreign.modelcard import model_card
 from xlr.foreign.upload import _WEIGHTS
 from xlr.pipeline import Stage
@@ -24,7 +25,6 @@ from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.digests import file_digest
 from xlr.run.files import write_text
-from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.terminal.progress import Clock
 

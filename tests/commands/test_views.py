@@ -15,8 +15,8 @@ import xlr
 from tests import inprocess
 from tests.conftest import INTERRUPTIBLE, Cli, assert_refused
 from tests.waiting import wait_until
+from xlr import configfile
 from xlr.pipeline import Stage
-from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.shipped import purpose, recipes
 

@@ -14,6 +14,7 @@ from tests import tiny
 from tests.conftest import Cli
 from tests.judgeserver import Judge, longer, serving
 from tests.rows import read_rows
+from xlr import configfile
 from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
 from xlr.evaluation import annotations, judgements, winrates
@@ -25,7 +26,7 @@ from xlr.report import tables
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.rows import write_rows
-from xlr.settings import config, configfile
+from xlr.settings import config
 from xlr.shipped import RECIPES
 
 LANGUAGES = ["en", "es"]

@@ -8,14 +8,13 @@ import pytest
 import yaml
 
 from tests.conftest import Cli
-from xlr import pipeline
+from xlr import configfile, pipeline
 from xlr.errors import UserError
 from xlr.findings import earlystop
 from xlr.jobs import graph, submission
 from xlr.pipeline import Stage
 from xlr.run import stopped
 from xlr.run.context import Context
-from xlr.settings import configfile
 from xlr.settings.config import MOST_AUTOMATIC, Config
 from xlr.settings.slurmconfig import SlurmConfig
 

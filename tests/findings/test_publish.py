@@ -10,10 +10,10 @@ import pytest
 
 from tests.conftest import assert_refused, required
 from tests.waiting import wait_until
+from xlr.configfile import load
 from xlr.findings import publish as figures
 from xlr.run.context import Context
 from xlr.run.files import write_json
-from xlr.settings.configfile import load
 
 Found = dict[str, Any]
 NAME = "eval/es/win_rate"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.conftest import Cli, missing
+from xlr import configfile
 from xlr.cluster import slurm as scheduler
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
@@ -23,7 +24,6 @@ from xlr.jobs.graph import DEFAULTS, Job, layered, options, plan, wants
 from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import sealed, write_json
-from xlr.settings import configfile
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.settings.trainconfig import TrainConfig
 from xlr.shipped import RECIPES, shipped

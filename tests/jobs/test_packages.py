@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from xlr.configfile import load
 from xlr.jobs.doctor import packages
-from xlr.settings.configfile import load
 
 
 def test_a_missing_package_is_named_with_its_extra(

@@ -17,12 +17,12 @@ import yaml
 
 from tests.judgeserver import PROMPT_TOKENS, Judge, longer, serving
 from tests.waiting import descendants
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.evaluation import judgements
 from xlr.judging import endpoint, question
 from xlr.records import Message, Verdict
 from xlr.run.context import Context
-from xlr.settings import configfile
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +277,7 @@ def test_a_killed_judge_stage_continues_with_the_missing_verdicts(tiny_tree: dic
         run = context(tiny_tree, judge, concurrency=1)
         code = (
             "import sys; from tests.judging.test_endpoint import ask, questions; "
-            "from xlr.settings import configfile; from xlr.cluster import preemption; "
+            "from xlr import configfile; from xlr.cluster import preemption; "
             "from xlr.run.context import Context; preemption.end_on_signals(); "
             "ask(Context(configfile.load(sys.argv[1])), questions(15))"
         )

@@ -15,10 +15,10 @@ import pytest
 
 from tests.judgeserver import Judge, longer, serving
 from tests.judging.test_endpoint import ask, context, questions
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.judging import endpoint, servedjudge
 from xlr.judging.patience import Patience, in_thread
-from xlr.settings import configfile
 
 Answer = Callable[[socket.socket], None]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from xlr import configfile
 from xlr.chat.encoding import load_tokenizer
 from xlr.errors import UserError
 from xlr.foreign.hub import named
 from xlr.pipeline import Stage, holding
 from xlr.run.context import Context
-from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.settings.dataconfig import PreferencesConfig
 

@@ -21,6 +21,7 @@ from tests import tiny
 from tests.conftest import Cli, missing
 from tests.rows import read_rows
 from tests.waiting import descendants, wait_until
+from xlr import configfile
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.evaluation import judgements
@@ -31,7 +32,7 @@ from xlr.model.worker import Worker
 from xlr.records import Example, Response, SampleRequest, SampleSettings, Score, Verdict
 from xlr.run.context import Context
 from xlr.run.files import read_json
-from xlr.settings import config, configfile
+from xlr.settings import config
 from xlr.settings.modelconfig import SHARED_PROMPT
 from xlr.shipped import RECIPES
 

@@ -12,6 +12,7 @@ import yaml
 
 from tests.conftest import tiny_tree
 from tests.rows import read_rows, reseal
+from xlr import configfile
 from xlr.evaluation import annotations, winrates
 from xlr.findings.collect import collect
 from xlr.findings.found import Found
@@ -20,7 +21,6 @@ from xlr.run.directory import RunDir
 from xlr.run.files import read_json, write_json
 from xlr.run.manifests import manifest_path
 from xlr.run.rows import write_rows
-from xlr.settings import configfile
 from xlr.settings.config import Config
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1"><!-- {{ 7*7 }} | `x` \u2028'

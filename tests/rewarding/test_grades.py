@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from tests.inprocess import made, opened, with_settings
 from tests.judgeserver import Judge, longer, serving
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
+from xlr.configfile import load
 from xlr.errors import UserError
 from xlr.judging import question
 from xlr.pipeline import Stage
 from xlr.records import Pair, Response, Score
 from xlr.run.manifests import read_manifest, rows_of
 from xlr.settings.config import Config
-from xlr.settings.configfile import load
 
 Write = Callable[[dict[str, Any]], Path]
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from tests.inprocess import StoppedError, digests, made, opened, with_settings
 from tests.model.test_rewardmodel import own_rating
+from xlr.configfile import load
 from xlr.maths.rewards import spread, standardised_mean
 from xlr.pipeline import Stage
 from xlr.records import Pair, Response, Score
@@ -23,7 +24,6 @@ from xlr.rewarding import scores
 from xlr.run.files import read_json
 from xlr.run.manifests import read_manifest, rows_of
 from xlr.settings.config import Config
-from xlr.settings.configfile import load
 
 Write = Callable[[dict[str, Any]], Path]
 FINITE = st.floats(-1e6, 1e6)

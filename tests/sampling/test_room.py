@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from xlr import pipeline
+from xlr import configfile, pipeline
 from xlr.errors import UserError
 from xlr.run.context import Context
-from xlr.settings import configfile
 
 Tree = dict[str, Any]
 POSITIONS = 1024  # of the tiny models

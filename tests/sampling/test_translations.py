@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import Cli
 from tests.inprocess import StoppedError, digests, made, opened, with_settings
 from xlr import pipeline
+from xlr.configfile import load
 from xlr.errors import UserError
 from xlr.maths.rewards import FAILED_TRANSLATION, marked_translation
 from xlr.pipeline import Stage
@@ -18,7 +19,6 @@ from xlr.rewarding import bytranslation
 from xlr.run.manifests import read_manifest, rows_of
 from xlr.sampling import translations
 from xlr.settings.config import Config
-from xlr.settings.configfile import load
 
 Write = Callable[[dict[str, Any]], Path]
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cli
+from xlr.configfile import dump, load
 from xlr.errors import UserError
 from xlr.rewarding import pairs
 from xlr.run.context import Context
 from xlr.settings.config import Config, deciding
-from xlr.settings.configfile import dump, load
 from xlr.settings.pairconfig import PairConfig
 from xlr.settings.trainconfig import TrainConfig
 from xlr.training.inputs import Training

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from tests.junk import SMALL, TEXTS, VALUES, no_files, refused
 from tests.settings.test_config import FIELDS, MINIMAL
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.foreign import yamlfiles
 from xlr.foreign.texts import control_in
-from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.settings.schema import Lines, Location, marks
 from xlr.settings.slurmconfig import SlurmConfig

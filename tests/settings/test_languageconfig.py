@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tests.settings.test_config import changed
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.run.identity import as_recorded
 from xlr.run.languagenames import language_names
-from xlr.settings import configfile
 from xlr.settings.config import settings
 
 TREE = {"model": {"initial": "a", "aligned": "b"}, "prompts": {"path": "p"}}

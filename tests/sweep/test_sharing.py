@@ -12,14 +12,13 @@ from tests import inprocess
 from tests.conftest import Cli, assert_refused, tiny_tree
 from tests.inprocess import ANNOTATION, digests, inodes, made, with_settings
 from tests.waiting import wait_until
-from xlr import pipeline
+from xlr import configfile, pipeline
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.run import sharing
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.manifests import manifest_path
-from xlr.settings import configfile
 from xlr.settings.config import Config
 
 

@@ -17,13 +17,13 @@ from tests.model.test_families import EXAMPLES, FAMILIES, TINY
 from tests.model.test_families import tiny as tiny_family
 from tests.training.conftest import OnlyRank, gathering
 from tests.training.test_engine import gradient
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.model.experts import aux_loss_coef
 from xlr.model.logprobmodel import batch_balance
 from xlr.packing.layout import batch_shape
 from xlr.records import Example
 from xlr.run.context import Context
-from xlr.settings import configfile
 from xlr.settings.trainconfig import TrainConfig
 from xlr.shipped import RECIPES
 from xlr.training import model

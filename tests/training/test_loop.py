@@ -26,6 +26,7 @@ from tests.conftest import Cli, assert_refused, tiny_tree
 from tests.rows import read_rows, reseal
 from tests.training.conftest import OnlyRank
 from tests.waiting import ranks_of, wait_until
+from xlr import configfile
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.cluster.preemption import EXIT_CODE
 from xlr.cluster.ranks import Ranks
@@ -36,7 +37,6 @@ from xlr.records import Example, ReferenceLogps
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.rows import write_rows
-from xlr.settings import configfile
 from xlr.settings.modelconfig import SHARED_PROMPT
 from xlr.settings.trainconfig import LossType, TrainConfig
 from xlr.shipped import RECIPES, shipped

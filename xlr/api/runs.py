@@ -5,12 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.records import ModelKey
 from xlr.run.context import Context
 from xlr.run.manifests import parquet_files, read_manifest
 from xlr.run.rows import row_count
-from xlr.settings import configfile
 from xlr.settings.config import Config
 
 if TYPE_CHECKING:

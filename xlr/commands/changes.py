@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.table import Table
 
 from xlr import pipeline
+from xlr.configfile import dump
 from xlr.errors import UserError
 from xlr.leases import lease
 from xlr.pipeline import Stage
 from xlr.run import reuse, sharing
 from xlr.run.context import Context
 from xlr.run.manifests import read_manifest
-from xlr.settings.configfile import dump
 from xlr.terminal.console import console, duration
 
 

@@ -291,7 +291,7 @@ def config(
     ] = False,
 ) -> None:
     """Print the resolved configuration: absolute paths, every default, no `extends`."""
-    from xlr.settings import configfile
+    from xlr import configfile
 
     if schema:
         print(json.dumps(configfile.schema(), indent=2, allow_nan=False))

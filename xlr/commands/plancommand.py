@@ -81,8 +81,8 @@ def _write(path: Path, config: "Config", limits: Mapping[str, str]) -> None:
     Raises:
         UserError: the file exists, or cannot be written.
     """
+    from xlr import configfile
     from xlr.planning import choose
-    from xlr.settings import configfile
 
     if path.exists():
         raise UserError(f"--write {path}: exists already; choose another name or remove it")

@@ -4,10 +4,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from xlr import pipeline
+from xlr import configfile, pipeline
 from xlr.errors import UserError
 from xlr.run.context import Context
-from xlr.settings import configfile
 from xlr.terminal.console import Table, console, text_columns
 
 

@@ -63,8 +63,8 @@ def open_context(source: str, overrides: list[str] | None) -> "Context":
     Raises:
         UserError: the configuration is wrong.
     """
+    from xlr import configfile
     from xlr.run.context import Context
-    from xlr.settings import configfile
 
     return Context(configfile.load_here(source, overrides))
 

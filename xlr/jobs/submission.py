@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from xlr import pipeline
 from xlr.cluster import slurm as scheduler
 from xlr.cluster.slurm import JobState
+from xlr.configfile import load_section
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
 from xlr.jobs import machines
@@ -24,7 +25,6 @@ from xlr.jobs.graph import Job
 from xlr.pipeline import Stage
 from xlr.run.context import Context
 from xlr.run.files import read_json, sealed, write_json, write_text
-from xlr.settings.configfile import load_section
 from xlr.settings.slurmconfig import SlurmConfig
 from xlr.shipped import shipped
 from xlr.terminal.console import console

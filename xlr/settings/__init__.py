@@ -1,1 +1,1 @@
-"""Every setting of a run: its type and its default, how it is read from YAML, and how it is checked."""
+"""Every setting of a run: its type, its default, and how it is checked. `xlr.configfile` reads and writes them."""

@@ -3,13 +3,12 @@
 import shutil
 from pathlib import Path
 
-from xlr import pipeline
+from xlr import configfile, pipeline
 from xlr.errors import UserError
 from xlr.jobs import submission
 from xlr.leases import lease
 from xlr.run import sharing
 from xlr.run.context import Context
-from xlr.settings import configfile
 from xlr.sweep import shared
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.findings.collect import collect
 from xlr.findings.conclusion import Conclusion, Finding
@@ -10,7 +11,6 @@ from xlr.findings.found import AVERAGE, Run
 from xlr.report import tables
 from xlr.run.directory import RunDir
 from xlr.run.files import write_text
-from xlr.settings import configfile
 from xlr.sweep.comparison import Cost, Measure, conclusions, costs, measures, shown, sides
 from xlr.terminal.console import Table, console, number_columns, plain, text_columns
 

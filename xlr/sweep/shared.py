@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xlr import pipeline
+from xlr import configfile, pipeline
 from xlr.errors import UserError
 from xlr.pipeline import Stage
 from xlr.planning import plan as planning
@@ -15,7 +15,6 @@ from xlr.planning.machines import Machines
 from xlr.planning.planner import Planner
 from xlr.run import sharing
 from xlr.run.context import Context
-from xlr.settings import configfile
 from xlr.sweep.variants import Variant
 from xlr.terminal.console import Table, duration, number_columns, text_columns
 

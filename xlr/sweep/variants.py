@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlr import configfile
 from xlr.errors import UserError
 from xlr.foreign import yamlfiles
 from xlr.run.context import Context, read_commits
 from xlr.run.files import write_text
-from xlr.settings import configfile
 from xlr.settings.config import Config
 from xlr.settings.sweepconfig import Overrides, SweepConfig
 

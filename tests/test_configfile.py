@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import Cli, assert_refused
 from tests.settings.test_config import FIELDS
+from xlr import configfile
 from xlr.certificate import facts
 from xlr.errors import UserError
-from xlr.settings import configfile
 from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.schema import Location, marks
 from xlr.settings.slurmconfig import SlurmConfig
