@@ -210,6 +210,7 @@ def test_every_marked_path_becomes_absolute(
     monkeypatch.setenv("HOME", str(tmp_path))
     needed = [] if dotted == "judge.cache" else ["judge.backend=transformers"]
     needed += ["evaluate.prompts.path=held"]
+    needed += ["judge.model=x"] if dotted == "evaluate.turns.path" else []
     needed += ["evaluate.benchmarks.tasks=[one]"] if dotted == "evaluate.benchmarks.include" else []
     needed += ["score.reward=model"] if dotted == "score.model" else []
     needed += ["score.reward=judge", "judge.model=x"] if dotted == "score.grading_template" else []

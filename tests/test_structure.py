@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"selftest"},
     {"pipeline"},
     {"certificate"},
-    {"benchmarking", "evaluation", "training"},
+    {"benchmarking", "dialogues", "evaluation", "training"},
     {"labelled"},
     {"rewarding"},
     {"sampling", "judging"},

@@ -87,6 +87,20 @@ class CheckedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Rating:
+    """The judge's rating of a model's answer to one turn of a question."""
+
+    id: str
+    lang: str
+    turn: int
+    """From 0."""
+    rating: float | None
+    """From 1 to 10; None if the judge gave none."""
+    reply: str
+    """What the judge wrote."""
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """The instruction of a held-out prompt, as it stands beside the answers."""
 

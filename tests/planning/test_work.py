@@ -12,7 +12,8 @@ from xlr.maths.memory import LLAMA3_8B
 from xlr.planning.hardware import PROFILES
 from xlr.planning.lengths import Lengths
 from xlr.planning.machines import Machines
-from xlr.planning.work import ESTIMATES, Estimate, Setting
+from xlr.planning.setting import Estimate, Setting
+from xlr.planning.work import ESTIMATES
 from xlr.settings.config import Config
 from xlr.stages import KINDS
 

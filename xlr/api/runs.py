@@ -113,6 +113,22 @@ class Run:
         """
         return Table(self._context.run.iteration(model) / "eval", "responses/*")
 
+    def dialogues(self, model: ModelKey) -> Table:
+        """A model's answers to questions of several turns, in the columns of `responses`; `sample` is the turn, from 0.
+
+        Args:
+            model: an iteration's number (0 is pi^0), or a name in evaluate.models.
+        """
+        return Table(self._context.run.iteration(model) / "dialogues")
+
+    def ratings(self, model: ModelKey) -> Table:
+        """The judge's ratings of these answers: `id, lang, turn, rating, reply`.
+
+        Args:
+            model: an iteration's number (0 is pi^0), or a name in evaluate.models.
+        """
+        return Table(self._context.run.iteration(model) / "ratings")
+
     def model(self, model: ModelKey) -> str:
         """The folder or hub name of a model, for `from_pretrained`. Its files are compared with the manifest.
 

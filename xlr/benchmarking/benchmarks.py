@@ -1,4 +1,4 @@
-"""Stage 5c: benchmarks of multiple choice, before and after each iteration: what alignment costs in each language.
+"""Stage 5e: benchmarks of multiple choice, before and after each iteration: what alignment costs in each language.
 
 Reads pi^t (t = 0 is the start) and tasks of the package lm-eval; writes `RUN/iter{t}/benchmarks/`. The Ray workers
 compute the log-probabilities of the choices. Run alone with `xlr benchmark RUN --iteration t`.

@@ -38,7 +38,7 @@ _Row = TypeVar("_Row", Response, Score, PreferenceLogps)
 # All models draw with the same random numbers, so that their answers differ by the model alone.
 _SEED_ITERATION = -1
 # Settings in the section that decide another stage, or that are recorded under another name.
-_OF_OTHERS = ("evaluate.languages", "evaluate.checked", "evaluate.benchmarks")
+_OF_OTHERS = ("evaluate.languages", "evaluate.checked", "evaluate.turns", "evaluate.benchmarks")
 
 
 def iterations(config: Config) -> list[ModelKey]:
@@ -116,11 +116,9 @@ def _require_room(context: Context, model: ModelKey) -> None:
     Raises:
         UserError: they may not.
     """
-    from xlr.model.checks import positions  # imports torch
-
-    limit = room.positions_of_run(context) if isinstance(model, int) else positions(context.model(model))
     prompts, new_tokens = room.named(context.questions), context.config.evaluate.max_new_tokens
-    room.require_room(context.encoder_of(model), prompts, limit, new_tokens, "evaluate.max_new_tokens")
+    positions = room.positions_of(context, model)
+    room.require_room(context.encoder_of(model), prompts, positions, new_tokens, "evaluate.max_new_tokens")
 
 
 def make(context: Context, model: ModelKey) -> EvaluationFacts:

@@ -18,6 +18,7 @@ from xlr.evaluation.baseline import Answers
 from xlr.evaluation.facts import AnnotationRow, JudgeFacts, WinRates
 from xlr.foreign import hub
 from xlr.judging import endpoint, localjudge, question
+from xlr.judging.budget import cost
 from xlr.records import Message, ModelKey, Prompt, Verdict
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
@@ -280,7 +281,7 @@ def _facts(
         "without_judge": sum(one.preference is not None for one in comparisons),
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
-        "cost": endpoint.cost(judge, prompt_tokens, completion_tokens),
+        "cost": cost(judge, prompt_tokens, completion_tokens),
         "win_rate": figures["win_rate"],
         "length_controlled_win_rate": figures["length_controlled_win_rate"],
     }

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from xlr.benchmarking.facts import BenchmarkFacts
 from xlr.certificate.facts import TokenMap, Verdict
+from xlr.dialogues.facts import ConverseFacts, RateFacts
 from xlr.evaluation.facts import (
     CheckFacts,
     EvaluationFacts,
@@ -84,6 +85,8 @@ class StagesFound(TypedDict, total=False):
     train: StageFound[TrainingFacts]
     evaluate: StageFound[EvaluationFacts]
     check: StageFound[CheckFacts]
+    converse: StageFound[ConverseFacts]
+    rate: StageFound[RateFacts]
     benchmark: StageFound[BenchmarkFacts]
     judge: StageFound[JudgeFacts]
 

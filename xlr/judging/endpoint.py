@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NoReturn, TypeAlias
 from xlr.errors import UserError
 from xlr.foreign.addresses import refuse_secrets
 from xlr.judging import question, reply
+from xlr.judging.budget import KEPT, Budget, mean_tokens
 from xlr.judging.patience import Patience, in_thread
 from xlr.judging.servedjudge import Server, serving
 from xlr.judging.verdictcache import VerdictCache, content_key
@@ -29,12 +29,10 @@ from xlr.terminal import progress
 from xlr.terminal.console import console
 from xlr.work.pieces import PROGRESS
 
-_SAMPLE = 200  # questions whose tokens are counted for the estimate
 _MAX_REFUSALS = 3  # with so many refusals and no verdict, the questions are not the problem
 _PROBE_SECONDS = 10
 _LAST_ANSWERS_SECONDS = 30
 _PAUSE = 60  # seconds; the longest that the client waits before a retry
-_KEPT = "Verdicts so far are kept"
 
 Body: TypeAlias = dict[str, Any]
 
@@ -110,7 +108,7 @@ def ask(
     Raises:
         UserError: the endpoint refuses or does not answer, or the budget is spent. Verdicts so far are kept.
     """
-    judge = context.config.judge
+    judge = _replying(context.config.judge, scale)
     require_usable(judge)
     requests = [_Request(_body(judge, messages), lang) for messages, lang in zip(questions, langs, strict=True)]
     keys = [content_key([_address(judge), request.body]) for request in requests]
@@ -120,9 +118,17 @@ def ask(
         missing = {key: request for key, request in by_key.items() if key not in cache.verdicts}
         known = len(by_key) - len(missing)
         heard = heard or known > 0
-        refused = _ask_missing(context, target, label, missing, known, cache, scale, heard) if missing else {}
+        refused = _ask_missing(context, judge, target, label, missing, known, cache, scale, heard) if missing else {}
         found = {**cache.verdicts, **refused}
     return [found[key] for key in keys], len(missing) - len(refused)
+
+
+def _replying(judge: JudgeConfig, scale: question.Scale) -> JudgeConfig:
+    """The judge with the settings of its replies on a scale."""
+    if scale.explained is None:
+        return judge
+    tokens = None if judge.max_tokens is None else scale.explained
+    return judge.model_copy(update={"preference": "choice", "max_tokens": tokens})
 
 
 def _body(judge: JudgeConfig, messages: list[Message]) -> Body:
@@ -139,6 +145,7 @@ def _body(judge: JudgeConfig, messages: list[Message]) -> Body:
 
 def _ask_missing(
     context: Context,
+    judge: JudgeConfig,
     target: Artifact,
     label: str,
     missing: Mapping[str, _Request],
@@ -156,8 +163,7 @@ def _ask_missing(
     Returns:
         The undecided verdicts on questions that the endpoint refused, by key.
     """
-    judge = context.config.judge
-    budget = _Budget(judge, cache, _mean_tokens(context, [request.body for request in missing.values()]))
+    budget = Budget(judge, cache, mean_tokens(context, [request.body for request in missing.values()]))
     already = f", {known} more in the cache" if known else ""
     console.print(f"  {label}: {len(missing)} questions{already}, {budget.estimate(len(missing))}")
     budget.require(len(missing))
@@ -176,60 +182,12 @@ def _ask_missing(
             return _ask_all(judge, server, bodies, heard, budget, keep, scale)
 
 
-def cost(judge: JudgeConfig, prompt_tokens: float, completion_tokens: float) -> float | None:
-    """The price of tokens, in the currency of `judge.input_price`; None without prices."""
-    if judge.input_price is None or judge.output_price is None:
-        return None
-    return (prompt_tokens * judge.input_price + completion_tokens * judge.output_price) / 1e6
-
-
-def _mean_tokens(context: Context, bodies: Sequence[Body]) -> float:
-    """The mean number of tokens of a question, estimated from a sample with the run's own tokenizer."""
-    sample = bodies[:: -(-len(bodies) // _SAMPLE)]
-    texts = ["\n".join(turn["content"] for turn in body["messages"]) for body in sample]
-    return statistics.fmean(map(len, context.encoder.tokenizer(texts)["input_ids"]))
-
-
-@dataclass(frozen=True)
-class _Budget:
-    """The spending limit `judge.budget` over all verdicts in the cache."""
-
-    judge: JudgeConfig
-    cache: VerdictCache
-    mean_tokens: float
-
-    def _price(self, questions: int) -> float | None:
-        return cost(self.judge, questions * self.mean_tokens, questions * (self.judge.max_tokens or 0))
-
-    def estimate(self, questions: int) -> str:
-        """The tokens and the price of this many questions, in words."""
-        price = self._price(questions)
-        costs = "" if price is None else f", about {price:.4g} by judge.input_price and judge.output_price"
-        return f"about {questions * self.mean_tokens:,.0f} tokens{costs}"
-
-    def require(self, questions: int) -> None:
-        """Check that this many more questions are within the budget.
-
-        Raises:
-            UserError: they would exceed it.
-        """
-        price, budget = self._price(questions), self.judge.budget
-        if price is None or budget is None:
-            return
-        spent = cost(self.judge, self.cache.prompt_tokens, self.cache.completion_tokens) or 0.0
-        if spent + price > budget:
-            raise UserError(
-                f"judge.budget {budget:g}: {spent:.4g} is spent, and {questions} more verdicts cost about {price:.4g}; "
-                f"raise it, or ask less (fewer prompts or samples, judge.both_orders). {_KEPT}"
-            )
-
-
 def _ask_all(
     judge: JudgeConfig,
     server: Server,
     todo: Mapping[str, Body],
     known: bool,
-    budget: _Budget,
+    budget: Budget,
     keep: Callable[[str, Verdict], None],
     scale: question.Scale,
 ) -> dict[str, Verdict]:
@@ -269,7 +227,7 @@ def _ask_all(
     except TimeoutError as error:
         raise UserError(
             f"{_where(judge)}: a reply does not end, not even long after judge.timeout={judge.timeout:g} s; ask "
-            f"another server. {_KEPT}"
+            f"another server. {KEPT}"
         ) from error
     finally:
         _keep_last(running, keep)
@@ -339,7 +297,7 @@ def _outcome(client: Any, judge: JudgeConfig, scale: question.Scale, body: Body)
         time.sleep(min(2**attempt / 2, 8))
     raise UserError(
         f"{_where(judge)}: the reply is not a chat completion ({str(invalid)[:100]}; it begins {answer.text[:100]!r}); "
-        f"check judge.base_url, which usually ends in /v1. {_KEPT}"
+        f"check judge.base_url, which usually ends in /v1. {KEPT}"
     ) from invalid
 
 
@@ -352,7 +310,7 @@ def _require_counted(judge: JudgeConfig, verdict: Verdict) -> Verdict:
     if judge.budget is not None and verdict.prompt_tokens == 0:
         raise UserError(
             f"{_where(judge)}: reports no tokens (usage.prompt_tokens), so judge.budget cannot be kept; remove it. "
-            f"{_KEPT}"
+            f"{KEPT}"
         )
     return verdict
 
@@ -385,11 +343,11 @@ def _give_up(judge: JudgeConfig, error: Any) -> NoReturn:
     elif isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
         if isinstance(cause, TooLargeError):
-            raise UserError(f"{_where(judge)}: sends {cause}; ask another server. {_KEPT}") from error
+            raise UserError(f"{_where(judge)}: sends {cause}; ask another server. {KEPT}") from error
         why = f"cannot be reached ({str(cause)[:200]}; attempts: {attempts}); check that a server listens there"
     else:
         why = f"fails ({_message(error)})"
-    raise UserError(f"{_where(judge)}: {why}. {_KEPT}; start again to continue") from error
+    raise UserError(f"{_where(judge)}: {why}. {KEPT}; start again to continue") from error
 
 
 def _message(error: Any) -> str:

@@ -61,21 +61,30 @@ def encoder_of(folder: str) -> ChatEncoder:
 
 
 def ask(
-    context: Context, target: Artifact, label: str, questions: Sequence[list[Message]], langs: Sequence[str]
+    context: Context,
+    target: Artifact,
+    label: str,
+    questions: Sequence[list[Message]],
+    langs: Sequence[str],
+    scale: question.Scale = question.PREFERENCE,
 ) -> tuple[list[Verdict], int]:
     """The verdict on every question by `judge.model`, a folder or hub name; see `judgements`.
 
     A question longer than the judge's context is not asked; its verdict is undecided.
+
+    Args:
+        scale: what the judge may reply.
     """
     encoder = encoder_of(context.located(str(context.config.judge.model)))
-    answers, limit = replies(encoder), room(encoder)
+    answers, limit = replies(encoder, scale), room(encoder, scale)
     with context.clock.measure("tokenise"):
         examples = [Example(encoder.prompt_of(messages), answers) for messages in questions]
     short = [index for index, example in enumerate(examples) if len(example.prompt) <= limit]
 
     def to_rows(item: int, scored: Scored) -> list[Verdict]:
-        (first,), (second,) = scored.logps
-        return [_verdict(first, second, len(examples[short[item]].prompt))]
+        logps = dict(zip(scale.values, (logp for (logp,) in scored.logps), strict=True))
+        likeliest = max(logps, key=logps.__getitem__)
+        return [Verdict(question.weighted(logps, scale), likeliest, len(examples[short[item]].prompt), 0)]
 
     keys = [[(langs[index], str(index))] for index in short]
     given = resumable_logps(
@@ -92,8 +101,3 @@ def ask(
     too_long = Verdict(question.UNDECIDED, f"longer than the {limit} tokens that the judge reads", 0, 0)
     of_question = dict(zip(short, given, strict=True))
     return [of_question.get(index, too_long) for index in range(len(questions))], len(given)
-
-
-def _verdict(first: float, second: float, prompt_tokens: int) -> Verdict:
-    preference = question.weighted({question.FIRST: first, question.SECOND: second})
-    return Verdict(preference, question.SECOND if preference > 0.5 else question.FIRST, prompt_tokens, 0)

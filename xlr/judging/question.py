@@ -1,7 +1,7 @@
 """The questions to a judge, and what its reply expresses: the better of two answers, or a grade of one.
 
 A question is a template of messages, filled with an instruction and the answers. The judge replies m if the first
-answer is better and M if the second is, or with a grade from 1 to 9.
+answer is better and M if the second is, with a grade from 1 to 9, or with a rating from 1 to 10.
 """
 
 import math
@@ -28,6 +28,9 @@ class Scale:
     """Reply -> what it means, from 0 to 1."""
     said: Callable[[str], str | None]
     """The reply that a longer text states; None if there is none."""
+    explained: int | None = None
+    """An endpoint explains its reply in up to this many tokens, so that its text is read whatever `judge.preference`
+    says. None leaves it to `judge.*`."""
 
 
 def _last_letter(text: str) -> str | None:
@@ -42,16 +45,35 @@ def _only_grade(text: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def _rating(text: str) -> str | None:
+    """The last number in double brackets; without one, the text itself if it is nothing but a number."""
+    found = _BRACKETED.findall(text) or [text.strip()]
+    return found[-1]
+
+
 PREFERENCE = Scale({FIRST: 0.0, SECOND: 1.0}, _last_letter)
 """The probability that the second of two answers is better."""
 GRADES = Scale({str(grade): (grade - LOWEST) / (HIGHEST - LOWEST) for grade in range(LOWEST, HIGHEST + 1)}, _only_grade)
+HIGHEST_RATING = 10
 
-_FIELDS = ("instruction", "output_1", "output_2", "answer", "language")
+
+def ratings(explained: int) -> Scale:
+    """Ratings from 1 to 10, as in MT-Bench.
+
+    Args:
+        explained: the longest reply of an endpoint, in tokens.
+    """
+    values = {str(one): (one - LOWEST) / (HIGHEST_RATING - LOWEST) for one in range(LOWEST, HIGHEST_RATING + 1)}
+    return Scale(values, _rating, explained)
+
+
+_FIELDS = ("instruction", "output_1", "output_2", "answer", "language", "transcript", "reference")
 _REQUIRED = ("instruction", "output_1", "output_2")
 _GRADING_REQUIRED = ("instruction", "answer")
 _TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 _FIELD = re.compile(r"\{(" + "|".join(_FIELDS) + r")\}")
 _WORD = re.compile(r"\w+")
+_BRACKETED = re.compile(r"\[\[\s*(\d+)\s*\]\]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 _ENDS_OF_SCALE = re.compile(rf"/\s*{HIGHEST}\b|\bout of {HIGHEST}\b|\b{LOWEST}\s*(?:to|-|–)\s*{HIGHEST}\b")
 
@@ -110,6 +132,51 @@ another language gets at most 3.
 Reply with the grade, a digit from 1 to 9, and nothing else.""",
     },
 ]
+
+_RATING = """You rate the last answer of an assistant in a conversation. You weigh whether it is helpful, right, \
+relevant and deep enough, and whether it follows what was asked before. You do not give a better rating for length. \
+The conversation is in {language}. Unless it asks for another language, an answer in another language gets at most 3.
+
+<conversation>
+{transcript}
+</conversation>
+
+{reference}<answer>
+{answer}
+</answer>
+
+"""
+_REFERENCE = """A right answer, to compare with:
+<right_answer>
+{reference}
+</right_answer>
+
+"""
+_EXPLAINED = (
+    "Explain in a few sentences how good the answer is. Then write your rating, a whole number from 1 (useless) to 10 "
+    "(perfect), on a last line of exactly this form: [[5]]"
+)
+_NUMBER_ONLY = "Reply with your rating, a whole number from 1 (useless) to 10 (perfect), and nothing else."
+
+
+def rating(transcript: str, answer: str, reference: str, language: str, explained: bool) -> list[Message]:
+    """The question for a rating of an answer in a conversation.
+
+    Args:
+        transcript: the conversation before the answer.
+        reference: a right answer; empty if none is known.
+        explained: whether the judge may explain its rating before it.
+
+    Source: the single-answer grading of MT-Bench, arXiv 2306.05685, with and without a reference.
+    """
+    given = {
+        "transcript": transcript,
+        "answer": answer,
+        "reference": _REFERENCE.replace("{reference}", reference) if reference else "",
+        "language": language,
+    }
+    asked = _FIELD.sub(lambda match: given[match[1]], _RATING) + (_EXPLAINED if explained else _NUMBER_ONLY)
+    return [{"role": "user", "content": asked}]
 
 
 def load(path: str | None) -> list[Message]:

@@ -10,7 +10,8 @@ from typing import Any
 from xlr.planning.fits import changed, engine_sizes, overridden
 from xlr.planning.planfile import StagePlan
 from xlr.planning.planner import Planner
-from xlr.planning.work import ESTIMATES, Estimate, Setting
+from xlr.planning.setting import Estimate, Setting
+from xlr.planning.work import ESTIMATES
 from xlr.settings.config import Config
 from xlr.settings.slurmconfig import JobKindConfig
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from xlr.pipeline import Stage
-from xlr.planning.work import ESTIMATES, Estimate, Setting
+from xlr.planning.setting import Estimate, Setting
+from xlr.planning.work import ESTIMATES
 from xlr.settings.config import Config
 
 Change = Callable[[Setting], Iterator[dict[str, Any]]]

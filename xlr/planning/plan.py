@@ -6,7 +6,8 @@ from xlr.pipeline import Stage
 from xlr.planning import fits
 from xlr.planning.planfile import Plan, StagePlan, Totals
 from xlr.planning.planner import Planner
-from xlr.planning.work import ESTIMATES, Estimate, Setting
+from xlr.planning.setting import Estimate, Setting
+from xlr.planning.work import ESTIMATES
 from xlr.run.context import Context
 from xlr.run.manifests import read_manifest
 

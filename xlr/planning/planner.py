@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from xlr import pipeline
 from xlr.data.preferences import load_parallel_preferences, load_preferences
 from xlr.data.prompts import load_held_out
+from xlr.data.turnrows import load_dialogues
+from xlr.dialogues import answers as conversing
 from xlr.foreign.shapes import read_shape
 from xlr.pipeline import Stage
 from xlr.planning.lengths import ASSUMED, Lengths, lengths, mean_tokens, of_preferences
 from xlr.planning.machines import Machines
-from xlr.planning.work import Setting
+from xlr.planning.setting import Setting
 from xlr.records import INITIAL, START, Prompt
 from xlr.run.context import Context
 
@@ -38,6 +40,7 @@ class Planner:
         langs = context.config.evaluated_languages
         questions = load_held_out(asked, langs, context.config.model.system_prompt) if asked else {}
         self._checked = list(self._questions(questions, asked.max_new_tokens if asked else 0))
+        self._turns = list(self._of_turns()) if evaluate.turns else []
         given = context.pinned(context.config.align.preferences)
         system = context.config.model.system_prompt
         aligned = load_preferences(given, system) if given and context.config.model.aligned is None else []
@@ -67,7 +70,21 @@ class Planner:
             self._machines_of(stage),
             self._checked,
             self._rater,
+            self._turns,
         )
+
+    def _of_turns(self) -> Iterator[Lengths]:
+        """The answers to each turn in each language, after those to the turns before it."""
+        trained, _ = self.lengths(1)
+        most = conversing.questions_of(self.context).max_new_tokens
+        for lang in self.context.config.evaluated_languages:
+            dialogues = load_dialogues(conversing.questions_of(self.context), lang)
+            response = min(trained[lang].response if lang in trained else float(self._assumed or ASSUMED), most)
+            for number in range(max(len(one.turns) for one in dialogues)):
+                own = [one for one in dialogues if len(one.turns) > number]
+                asked = [conversing.prompt(self.context, one, [""] * number, self.context.encoder) for one in own]
+                prompt = mean_tokens(self.context, asked) + number * response
+                yield Lengths(len(own), prompt, prompt, response)
 
     def _questions(self, prompts: Mapping[str, Sequence[Prompt]], most: int) -> Iterator[Lengths]:
         """Held-out prompts. Their answers are expected to be as long as those of training prompts, up to `most`."""

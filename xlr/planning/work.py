@@ -2,18 +2,16 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from xlr.languages import ENGLISH
 from xlr.maths import memory, operations
 from xlr.maths.batching import micro_batches
-from xlr.maths.logprobs import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS
-from xlr.maths.memory import FP32, Shape, Zero
+from xlr.maths.memory import FP32, Zero
 from xlr.planning.lengths import Lengths
-from xlr.planning.machines import Machines
-from xlr.records import START, DType, ModelKey
-from xlr.settings.config import Config
+from xlr.planning.setting import Estimate, Setting
+from xlr.records import START, DType
 from xlr.settings.scoreconfig import IMPLICIT
 from xlr.settings.trainconfig import TrainConfig
 from xlr.zero import fitting
@@ -33,82 +31,6 @@ _TRANSLATE_TOKENS = 30  # of the instruction to translate a text
 _PAIRED = 0.95  # share of the prompts that give a pair
 # Bytes of a row's token in compressed Parquet: its text and its id.
 _RESPONSE_BYTES, _SCORE_BYTES, _PAIR_BYTES = 6, 7, 5
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a stage takes."""
-
-    tokens: float = 0.0
-    operations: float = 0.0
-    seconds: float = 0.0
-    """In proportion to its work."""
-    fixed: float = 0.0
-    """Seconds of starting processes and opening models."""
-    memory: Mapping[str, float] = field(default_factory=dict)
-    """Bytes of one process at its peak, by component; empty if the stage needs next to none."""
-    disk: float = 0.0
-    """Bytes that it leaves."""
-    scratch: float = 0.0
-    """Bytes that it needs beside while it runs."""
-    unit: float = 0.0
-    """Seconds of the smallest part of its work that is kept when a job ends: a task of a worker, or a training step and
-    its checkpoint."""
-    note: str = ""
-
-    @property
-    def duration(self) -> float:
-        """Seconds from its start to its end."""
-        return self.seconds + self.fixed
-
-    @property
-    def peak(self) -> float:
-        """Bytes of one process at its peak."""
-        return sum(self.memory.values())
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a stage is planned from."""
-
-    config: Config
-    """The settings of its iteration."""
-    iteration: ModelKey
-    shape: Shape
-    lengths: Mapping[str, Lengths]
-    """Of training prompts, by language."""
-    held_out: Sequence[Lengths]
-    """Of held-out prompts, in each language."""
-    preferences: Sequence[Lengths]
-    """Of the align stage's preferences: one entry, if there are any."""
-    compared: Sequence[Lengths]
-    """Of held-out preferences, in each language."""
-    machines: Machines
-    checked: Sequence[Lengths] = ()
-    """Of questions with right answers, in each language."""
-    rater: Shape | None = None
-    """The sizes of the reward model, if the run has one."""
-
-    @property
-    def training(self) -> TrainConfig:
-        """The settings of its training: of the align stage at the start, else of an iteration."""
-        own = self.config.align if self.iteration == START else self.config.train
-        return fitting.sized(own, self.shape, self.machines.count, self.machines.memory, self.width, self.chunk)
-
-    @property
-    def chunk(self) -> int:
-        """Rows of logits in memory at once."""
-        return GPU_CHUNK_TOKENS if self.machines.hardware.gpu else CPU_CHUNK_TOKENS
-
-    @property
-    def width(self) -> int:
-        """Bytes of a weight."""
-        return self.machines.width(self.config.model.dtype)
-
-    @property
-    def weights(self) -> int:
-        """Bytes of a model."""
-        return self.width * self.shape.parameters
 
 
 def _generate(own: Setting) -> Estimate:
@@ -369,6 +291,16 @@ def _check(own: Setting) -> Estimate:
     return replace(found, disk=found.tokens * _RESPONSE_BYTES)
 
 
+def _converse(own: Setting) -> Estimate:
+    most = own.config.evaluate.turns.max_new_tokens if own.config.evaluate.turns else 0
+    found = _sampled(own, [(one, one.prompts) for one in own.turns], most)
+    return replace(found, disk=found.tokens * _RESPONSE_BYTES)
+
+
+def _rate(own: Setting) -> Estimate:
+    return Estimate(note=_asked(own, sum(one.prompts for one in own.turns)))
+
+
 def _benchmark(own: Setting) -> Estimate:
     tasks = ", ".join(own.config.evaluate.benchmarks.tasks) if own.config.evaluate.benchmarks else ""
     return Estimate(note=f"{tasks}: their questions are known to lm-eval alone, not timed")
@@ -395,6 +327,8 @@ ESTIMATES: dict[str, Callable[[Setting], Estimate]] = {  # by the name of the st
     "train": _train,
     "evaluate": _evaluate,
     "check": _check,
+    "converse": _converse,
+    "rate": _rate,
     "benchmark": _benchmark,
     "judge": _judge,
 }

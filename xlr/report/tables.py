@@ -3,23 +3,20 @@
 With several runs each row names its run.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, get_args
 
-from xlr.benchmarking.facts import Metric
 from xlr.evaluation.facts import RateDifference, Rates
 from xlr.findings.found import AVERAGE, Found, Processors, by_language, label, model_key, models, preferences_of, stages
 from xlr.findings.numbers import interval, number
-from xlr.maths.shares import Z, share_interval
-from xlr.records import START
+from xlr.maths.shares import share_interval
+from xlr.report import elsewhere
+from xlr.report.elsewhere import Row
 from xlr.rewarding.facts import RewardFacts
 from xlr.run.dropped import DroppedCounts
 from xlr.settings.pairconfig import Flaw
 from xlr.terminal.console import Column, Table, duration, number_columns, size, text_columns
-
-Row: TypeAlias = tuple[str, ...]
 
 _FLAWS = get_args(Flaw)
 
@@ -62,12 +59,21 @@ def quality(runs: Sequence[Found]) -> list[Table]:
             _held_out,
         ),
         _Design(
+            "Answers to questions of several turns, rated from 1 to 10",
+            (
+                *text_columns("language", "model"),
+                *number_columns("questions", "rating", "95 % interval", "by turn", "not rated"),
+                *number_columns("change from π0", "95 % interval"),
+            ),
+            elsewhere.ratings,
+        ),
+        _Design(
             "Benchmarks of multiple choice: what alignment costs or brings",
             (
                 *text_columns("task", "metric", "model"),
                 *number_columns("questions", "value %", "change from π0", "95 % interval"),
             ),
-            _benchmarks,
+            elsewhere.benchmarks,
         ),
         _Design(
             "Held-out preferences: implicit reward log π − log π_I",
@@ -247,34 +253,6 @@ def _preferences(found: Found) -> Iterator[Row]:
                     low, high = share_interval(part["accuracy"], part["pairs"])
                     figures = (number(part["accuracy"], scale=100), interval([100 * low, 100 * high]))
                     yield (lang, f"{mode}, {name}", label(key), number(part["pairs"], ","), *figures, *[""] * 4)
-
-
-def _benchmarks(found: Found) -> Iterator[Row]:
-    """The intervals of changes are those of independent questions; of the same questions they are rather too wide."""
-    first: dict[tuple[str, str], Metric] = {}
-    for key, model in models(found):
-        for task, own in model["stages"]["benchmark"]["facts"].items() if "benchmark" in model["stages"] else ():
-            for name, metric in own["metrics"].items():
-                before = first.get((task, name))
-                if key == START:
-                    first[task, name] = metric
-                yield (
-                    task,
-                    name,
-                    label(key),
-                    number(own["rows"], ","),
-                    number(metric["value"], scale=100),
-                    *(_since(before, metric) if before else ("", "")),
-                )
-
-
-def _since(first: Metric, last: Metric) -> tuple[str, str]:
-    """A change in percentage points, and its 95 % interval."""
-    change = 100 * (last["value"] - first["value"])
-    if first["error"] is None or last["error"] is None:
-        return f"{change:+.1f}", ""
-    half = 100 * Z * math.hypot(first["error"], last["error"])
-    return f"{change:+.1f}", interval([change - half, change + half])
 
 
 def _responses(found: Found) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from xlr.run.directory import RunDir
 from xlr.run.files import read_json, sealed, write_json
 from xlr.run.manifests import manifest_path, verified
 from xlr.settings.config import Config
-from xlr.settings.dataconfig import CheckedConfig, PreferencesConfig, PromptsConfig
+from xlr.settings.dataconfig import CheckedConfig, PreferencesConfig, PromptsConfig, TurnsConfig
 from xlr.terminal.progress import Clock
 
 COMMITS = "hub.json"
@@ -28,6 +28,7 @@ Given = TypeVar(
     PromptsConfig,
     PromptsConfig | None,
     CheckedConfig | None,
+    TurnsConfig | None,
     str | PreferencesConfig,
     str | PreferencesConfig | None,
 )

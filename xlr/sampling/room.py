@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from xlr.chat.encoding import ChatEncoder
 from xlr.data.preferences import Preference
 from xlr.errors import UserError
-from xlr.records import INITIAL, Conversation, Prompt, messages
+from xlr.records import INITIAL, Conversation, ModelKey, Prompt, messages
 from xlr.run.context import Context
 
 Named = tuple[str, Conversation]
@@ -18,6 +18,13 @@ def positions_of_run(context: Context) -> int | None:
 
     folders = {context.model(INITIAL), context.encoder.name}
     return min((found for folder in folders if (found := positions(folder))), default=None)
+
+
+def positions_of(context: Context, model: ModelKey) -> int | None:
+    """The positions of a model: those of the run's models for an iteration, its own for one of `evaluate.models`."""
+    from xlr.model.checks import positions  # imports torch
+
+    return positions_of_run(context) if isinstance(model, int) else positions(context.model(model))
 
 
 def named(prompts: Iterable[Prompt]) -> list[Named]:

@@ -143,7 +143,7 @@ class Config(Section):
     def opened_datasets(self) -> list[str]:
         """Paths and hub names of all prompts and preferences."""
         evaluate = self.evaluate
-        given = (self.prompts, evaluate.prompts, evaluate.checked, self.align.preferences, evaluate.preferences)
+        given = (self.prompts, *evaluate.asked.values(), self.align.preferences, evaluate.preferences)
         return [one if isinstance(one, str) else one.path for one in given if one is not None]
 
     @property
@@ -203,10 +203,8 @@ def _check_lists(config: Config) -> None:
                 raise UserError(
                     f"{setting.dotted}: is a list by iteration, but {once} has no iterations; give one value"
                 )
-    evaluate = config.evaluate
-    given = {"prompts": config.prompts, "evaluate.prompts": evaluate.prompts, "evaluate.checked": evaluate.checked}
-    for key, prompts in given.items():
-        if prompts and prompts.slice is not None and prompts.limit is not None:
+    for key, prompts in {"prompts": config.prompts, **config.evaluate.asked}.items():
+        if prompts.slice is not None and prompts.limit is not None:
             raise UserError(f'{key}: has a limit and a slice; write the limit as slice: ":{prompts.limit}"')
 
 
@@ -240,7 +238,9 @@ def _check_replay(config: Config) -> None:
 
 
 def _check_judged_answers(config: Config) -> None:
-    if config.judge.model and config.evaluate.prompts is None and "judge" not in config.score.weights:
+    if config.evaluate.turns and not config.judge.model:
+        raise UserError("evaluate.turns: nobody rates the answers; set judge.model, or remove evaluate.turns")
+    if config.judge.model and not (config.evaluate.prompts or config.evaluate.turns or "judge" in config.score.weights):
         raise UserError("judge.model: there are no answers to judge; set evaluate.prompts, or remove judge.model")
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from xlr.settings.schema import ByIteration, Location, Section
+from xlr.settings.schema import OPERATIONAL, ByIteration, Location, Section
 
 
 class ColumnsConfig(Section):
@@ -51,6 +51,28 @@ class CheckedConfig(PromptsConfig):
     columns: CheckedColumnsConfig = CheckedColumnsConfig()
     max_new_tokens: int = Field(512, ge=1, le=10_000_000)
     """Maximum length of an answer, in tokens."""
+
+
+class TurnsColumnsConfig(ColumnsConfig):
+    """Names of the columns of questions of several turns."""
+
+    id: str | None = None
+    """The id of a question, of its own language. null: question_id, instruction_id or id."""
+    instruction: str | None = None
+    """The turns of the user: a list of texts. null: turns."""
+    reference: str | None = None
+    """Right answers to the turns, a list of texts, for questions that have some. null: reference."""
+
+
+class TurnsConfig(PromptsConfig):
+    """Questions of several turns, as in MT-Bench. Languages need not have the same ones."""
+
+    columns: TurnsColumnsConfig = TurnsColumnsConfig()
+    max_new_tokens: int = Field(1024, ge=1, le=10_000_000)
+    """Maximum length of an answer, in tokens."""
+    judge_max_tokens: Annotated[int, OPERATIONAL, Field(ge=1, le=1_000_000)] = 2048
+    """Maximum length of a rating with its explanation, in tokens, from a judge behind an endpoint. With
+    judge.max_tokens null it is omitted from requests."""
 
 
 class BenchmarksConfig(Section):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from xlr.settings.dataconfig import BenchmarksConfig, CheckedConfig, PreferencesConfig, PromptsConfig
+from xlr.settings.dataconfig import BenchmarksConfig, CheckedConfig, PreferencesConfig, PromptsConfig, TurnsConfig
 from xlr.settings.generateconfig import Temperature, TopP
 from xlr.settings.languageconfig import Language
 from xlr.settings.schema import OPERATIONAL, Location, Section
@@ -27,6 +27,9 @@ class EvaluateConfig(Section):
     checked: CheckedConfig | None = None
     """Questions with right answers, such as those of MGSM. Models answer them greedily; the share of right answers
     shows what alignment costs or brings, without a judge."""
+    turns: TurnsConfig | None = None
+    """Questions of several turns, such as those of MT-Bench. Models answer them turn by turn, and the judge rates each
+    answer from 1 to 10."""
     benchmarks: BenchmarksConfig | None = None
     """Benchmarks of multiple choice: what alignment costs or brings elsewhere."""
     temperature: Temperature = 0.6
@@ -38,3 +41,9 @@ class EvaluateConfig(Section):
     models: Annotated[dict[ModelName, str], OPERATIONAL, Location.HUB] = Field({})
     """More models to evaluate and judge like those of the iterations: a name, and a Hugging Face folder or hub name.
     Each uses its own tokenizer and chat template."""
+
+    @property
+    def asked(self) -> dict[str, PromptsConfig]:
+        """The sets of questions that models answer, by their key."""
+        given = {"prompts": self.prompts, "checked": self.checked, "turns": self.turns}
+        return {f"evaluate.{name}": section for name, section in given.items() if section is not None}
