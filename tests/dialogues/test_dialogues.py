@@ -277,6 +277,20 @@ def test_figures_are_those_of_a_plain_loop(given: list[list[float | None]]) -> N
     assert facts["categories"] == ({"even": pytest.approx(sum(even) / len(even))} if even else {})
 
 
+@given(st.lists(st.tuples(st.floats(1, 10), st.one_of(st.none(), st.floats(1, 10))), min_size=1, max_size=20))
+def test_a_gain_is_over_the_same_answers(values: list[tuple[float, float | None]]) -> None:
+    own = [Rating(str(n), "en", 0, value, "") for n, (value, _) in enumerate(values)]
+    start = [Rating(str(n), "en", 0, value, "") for n, (_, value) in enumerate(values)]
+    facts = ratings.rated_facts(own, {row.id: "" for row in own}, start[::-1])
+    gains = [value - before for value, before in values if before is not None]
+    if not gains:
+        assert "gain" not in facts
+        return
+    assert facts["gain"]["mean"] == pytest.approx(sum(gains) / len(gains), abs=1e-9)
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
+    assert facts["gain"]["error"] == (pytest.approx(error, abs=1e-9) if error is not None else None)
+
+
 @given(st.lists(st.floats(1, 10), min_size=2, max_size=30), st.integers(1, 4))
 def test_the_error_counts_questions_and_not_answers(values: list[float], turns: int) -> None:
     """Answers to one question that are rated alike say no more than one of them."""

@@ -426,3 +426,11 @@ def test_a_piece_that_cannot_be_written_ends_the_stage(tmp_path: Path, monkeypat
     monkeypatch.setattr(pieces, "write_rows", full)
     with pytest.raises(UserError, match="no space left"):
         compute(a_context(Workers(), score={"batch_tokens": 3}), an_artifact(tmp_path), examples(6))
+
+
+def test_the_time_of_a_stage_is_that_of_all_its_steps() -> None:
+    worker = SimpleNamespace(load_seconds=1.0, compute_seconds=3.0, peak_memory=7, lost=False, cpus=1, gpus=0)
+    context: Any = SimpleNamespace(pool=SimpleNamespace(workers=[worker]), clock=Clock())
+    for seconds in (5.0, 4.5):
+        pieces._count_workers(context, seconds)
+    assert context.clock.seconds == {"load": 2.0, "compute": 6.0, "wait": 1.5}

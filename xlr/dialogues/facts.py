@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 
 class ConversedFacts(TypedDict):
@@ -20,6 +20,15 @@ class ConversedFacts(TypedDict):
 ConverseFacts: TypeAlias = dict[str, ConversedFacts]
 
 
+class GainFacts(TypedDict):
+    """Ratings less those of the same answers of pi^0."""
+
+    mean: float
+    """Mean over the answers that are rated of both."""
+    error: float | None
+    """Its standard error, over questions; null with less than two."""
+
+
 class RatedFacts(TypedDict):
     """The ratings of a model in one language, from 1 to 10."""
 
@@ -35,6 +44,8 @@ class RatedFacts(TypedDict):
     """Category of questions -> mean rating; empty if questions have none."""
     undecided: int
     """Number of answers that the judge gave no rating."""
+    gain: NotRequired[GainFacts]
+    """The change from pi^0; missing for pi^0, and if no answer is rated of both."""
 
 
 class RateFacts(TypedDict):

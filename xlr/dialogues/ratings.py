@@ -8,6 +8,7 @@ Source: single-answer grading of MT-Bench, arXiv 2306.05685.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from xlr.dialogues.facts import RatedFacts, RateFacts
 from xlr.errors import UserError
 from xlr.judging import endpoint, localjudge, question
 from xlr.judging.budget import cost
-from xlr.records import Message, ModelKey, Rating, Response, Verdict
+from xlr.records import START, Message, ModelKey, Rating, Response, Verdict
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path
@@ -53,7 +54,14 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         own |= {"model.dtype": config.model.dtype, "score.batch_tokens": config.score.batch_tokens}
         del own["judge.model"]  # its content is an input
     folder = context.run.iteration(model) / "ratings"
+    if model != START:
+        inputs["start"] = _of_start(context)
     return Artifact(context.run.path, folder, "rate", own | {"languages": list(langs)}, inputs)
+
+
+def _of_start(context: Context) -> Path:
+    """The folder of pi^0's ratings, which the others are compared with."""
+    return context.run.iteration(START) / "ratings"
 
 
 def _scale(context: Context) -> question.Scale:
@@ -85,6 +93,8 @@ def make(context: Context, model: ModelKey) -> RateFacts:
         UserError: answers are missing, the judge cannot be asked, or it gave no rating to most answers.
     """
     require(conversing.artifact(context, model), f"xlr converse {context.run.path} --iteration {model}")
+    if model != START:
+        require(artifact(context, START), f"xlr rate {context.run.path} --iteration 0")
     judge, target, dialogues = context.config.judge, artifact(context, model), conversing.load(context)
     answers = _answers(context, model)
     asked = [(one, number) for one in dialogues for number in range(len(one.turns))]
@@ -99,6 +109,7 @@ def make(context: Context, model: ModelKey) -> RateFacts:
         folder.mkdir()
         for lang in context.config.evaluated_languages:
             write_shards(folder, lang, Rating, [row for row in rows if row.lang == lang])
+    before = [] if model == START else rows_of(_of_start(context), Rating)
     prompt_tokens = sum(verdict.prompt_tokens for verdict in verdicts)
     completion_tokens = sum(verdict.completion_tokens for verdict in verdicts)
     facts: RateFacts = {
@@ -111,6 +122,7 @@ def make(context: Context, model: ModelKey) -> RateFacts:
             lang: rated_facts(
                 [row for row in rows if row.lang == lang],
                 {one.id: one.category for one in dialogues if one.lang == lang},
+                [row for row in before if row.lang == lang],
             )
             for lang in context.config.evaluated_languages
         },
@@ -166,7 +178,7 @@ def _require_ratings(judge: str | None, rows: Sequence[Rating]) -> None:
         )
 
 
-def rated_facts(rows: Sequence[Rating], categories: Mapping[str, str]) -> RatedFacts:
+def rated_facts(rows: Sequence[Rating], categories: Mapping[str, str], start: Sequence[Rating] = ()) -> RatedFacts:
     """Figures of the ratings in one language.
 
     The mean is over answers, as in MT-Bench. Its standard error is over questions, because the turns of a question
@@ -174,6 +186,7 @@ def rated_facts(rows: Sequence[Rating], categories: Mapping[str, str]) -> RatedF
 
     Args:
         categories: of each question, by id.
+        start: the ratings of pi^0 in this language; none for pi^0 itself.
     """
     rated = [(row, row.rating) for row in rows if row.rating is not None]
     by_question: dict[str, list[float]] = {}
@@ -184,7 +197,7 @@ def rated_facts(rows: Sequence[Rating], categories: Mapping[str, str]) -> RatedF
         by_turn[row.turn].append(rating)
         if category := categories[row.id]:
             by_category.setdefault(category, []).append(rating)
-    return {
+    facts: RatedFacts = {
         "questions": len(by_question),
         "rating": _mean([rating for _, rating in rated]),
         "error": _error(list(by_question.values())),
@@ -192,6 +205,15 @@ def rated_facts(rows: Sequence[Rating], categories: Mapping[str, str]) -> RatedF
         "categories": {name: statistics.fmean(own) for name, own in by_category.items()},
         "undecided": len(rows) - len(rated),
     }
+    before = {(row.id, row.turn): row.rating for row in start if row.rating is not None}
+    gains: dict[str, list[float]] = {}
+    for row, rating in rated:
+        if (row.id, row.turn) in before:
+            gains.setdefault(row.id, []).append(rating - before[row.id, row.turn])
+    if gains:
+        of_questions = list(gains.values())
+        facts["gain"] = {"mean": statistics.fmean(chain.from_iterable(of_questions)), "error": _error(of_questions)}
+    return facts
 
 
 def _mean(values: Sequence[float]) -> float | None:

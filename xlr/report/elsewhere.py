@@ -1,14 +1,10 @@
-"""Rows of the report's tables on what alignment costs or brings elsewhere: questions of several turns, benchmarks.
-
-The intervals of changes are those of independent questions; of the same questions they are rather too wide.
-"""
+"""Rows of the report's tables on what alignment costs or brings elsewhere: questions of several turns, benchmarks."""
 
 import math
 from collections.abc import Iterator
 from typing import TypeAlias
 
 from xlr.benchmarking.facts import Metric
-from xlr.dialogues.facts import RatedFacts
 from xlr.findings.found import Found, label, models
 from xlr.findings.numbers import interval, number
 from xlr.maths.shares import Z
@@ -18,15 +14,12 @@ Row: TypeAlias = tuple[str, ...]
 
 
 def ratings(found: Found) -> Iterator[Row]:
-    """The ratings of each model in each language."""
-    first: dict[str, RatedFacts] = {}
+    """The ratings of each model in each language, and the change from pi^0 in the same answers."""
     for key, model in models(found):
         if not (stage := model["stages"].get("rate")):
             continue
         for lang, own in stage["facts"]["languages"].items():
-            before = first.get(lang)
-            if key == START:
-                first[lang] = own
+            gain = own.get("gain")
             yield (
                 lang,
                 label(key),
@@ -35,7 +28,7 @@ def ratings(found: Found) -> Iterator[Row]:
                 _spread(own["rating"], own["error"]),
                 ", ".join(number(turn, ".2f") or "none" for turn in own["turns"]),
                 number(own["undecided"], ","),
-                *(_rating_since(before, own) if before else ("", "")),
+                *((number(gain["mean"], "+.2f"), _spread(gain["mean"], gain["error"])) if gain else ("", "")),
             )
 
 
@@ -44,16 +37,11 @@ def _spread(value: float | None, error: float | None) -> str:
     return "" if value is None or error is None else interval([value - Z * error, value + Z * error], ".2f")
 
 
-def _rating_since(first: RatedFacts, last: RatedFacts) -> tuple[str, str]:
-    if first["rating"] is None or last["rating"] is None:
-        return "", ""
-    change, errors = last["rating"] - first["rating"], (first["error"], last["error"])
-    error = None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1])
-    return f"{change:+.2f}", _spread(change, error)
-
-
 def benchmarks(found: Found) -> Iterator[Row]:
-    """The metrics of each task of lm-eval."""
+    """The metrics of each task of lm-eval.
+
+    The intervals of changes are those of independent questions; of the same questions they are rather too wide.
+    """
     first: dict[tuple[str, str], Metric] = {}
     for key, model in models(found):
         for task, own in model["stages"]["benchmark"]["facts"].items() if "benchmark" in model["stages"] else ():

@@ -272,7 +272,8 @@ def _count_workers(context: Context, seconds: float) -> None:
         return
     load = sum(worker.load_seconds for worker in workers) / len(workers)
     compute = sum(worker.compute_seconds for worker in workers) / len(workers)
-    context.clock.seconds.update({"load": load, "compute": compute, "wait": max(seconds - load - compute, 0.0)})
+    for name, spent in {"load": load, "compute": compute, "wait": max(seconds - load - compute, 0.0)}.items():
+        context.clock.seconds[name] += spent  # a stage may ask the workers several times
     context.clock.count_memory(max(worker.peak_memory for worker in workers))
     at_work = [worker for worker in workers if not worker.lost]
     context.clock.count_processors(sum(worker.cpus for worker in at_work), sum(worker.gpus for worker in at_work))

@@ -19,12 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import deepspeed
 import psutil
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import get_scheduler
@@ -46,6 +43,12 @@ from xlr.settings.trainconfig import TrainConfig
 from xlr.versions import FUSED, LIBRARIES, versions
 from xlr.zero import pickles, universal
 from xlr.zero.dsconfig import policy_config, reference_config
+from xlr.zero.hiding import hidden
+
+with hidden("mlflow"):  # DeepSpeed's autotuner would import it, which takes each rank 1.5 seconds
+    import deepspeed
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.utils import set_z3_leaf_modules
 
 # Selective recomputation keeps the outputs of these operations and of attention kernels.
 _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}

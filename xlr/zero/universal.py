@@ -7,12 +7,14 @@ import multiprocessing
 import sys
 from argparse import Namespace
 
-from deepspeed.checkpoint import ds_to_universal
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
-
 from xlr.zero import pickles
+from xlr.zero.hiding import hidden
+
+with hidden("mlflow"):  # see engine
+    from deepspeed.checkpoint import ds_to_universal
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
 CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 """The classes in checkpoints of DeepSpeed, beside tensors and plain values."""
