@@ -31,7 +31,7 @@ class StageKind:
     any_model: bool = False
     """Whether it also belongs to the models of evaluate.models, so that its command takes a name too."""
     comes_last: bool = False
-    """Whether it runs after all iterations, because it may compare any two models."""
+    """Whether it runs after all iterations: it may compare any two models, or ask a judge that does not answer."""
 
 
 STAGES = (
@@ -123,6 +123,7 @@ STAGES = (
         "Stage 5d: have the judge rate each of these answers from 1 to 10.",
         default=0,
         any_model=True,
+        comes_last=True,
     ),
     StageKind(
         "benchmark",

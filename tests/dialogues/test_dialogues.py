@@ -4,7 +4,9 @@ import json
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,16 +15,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+import xlr
 from tests.inprocess import StoppedError, opened
 from tests.judgeserver import Judge, longer, serving
+from xlr import configfile
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.data.turnrows import load_dialogues
 from xlr.dialogues import answers, ratings
 from xlr.errors import UserError
+from xlr.findings.collect import collect
 from xlr.judging import question
 from xlr.pipeline import Stage
+from xlr.planning.hardware import PROFILES
+from xlr.planning.machines import Machines
+from xlr.planning.planner import Planner
+from xlr.planning.work import ESTIMATES
 from xlr.records import Rating, Response
+from xlr.report import tables
 from xlr.run.context import Context
+from xlr.run.directory import RunDir
+from xlr.run.files import write_text
 from xlr.run.manifests import read_manifest, rows_of
 from xlr.settings.config import Config
 from xlr.settings.dataconfig import TurnsConfig
@@ -225,10 +237,144 @@ def test_answers_that_may_not_fit_are_refused_early(config: Config, tmp_path: Pa
         answers.check(opened(Config.model_validate(tree), tmp_path / "run"))
 
 
-def test_ratings_need_a_judge(config: Config) -> None:
-    tree = config.model_dump(mode="json") | {"judge": {}}
-    with pytest.raises(UserError, match=r"evaluate\.turns: nobody rates the answers; set judge\.model"):
-        Config.model_validate(tree)
+def test_without_a_judge_the_answers_are_sampled_and_rated_later(config: Config) -> None:
+    """Nodes may not reach the endpoint."""
+    alone = Config.model_validate(config.model_dump(mode="json") | {"judge": {}})
+    assert answers.iterations(alone) == [0, 1]
+    assert ratings.iterations(alone) == []
+    assert ratings.iterations(config) == [0, 1]
+
+
+def changed(config: Config, **turns: Any) -> Config:
+    tree = config.model_dump(mode="json")
+    tree["evaluate"]["turns"] |= turns
+    return Config.model_validate(tree)
+
+
+def test_what_decides_ratings_does_not_decide_answers(config: Config, tmp_path: Path) -> None:
+    other = {"reference": "solution"}
+    for change in ({"columns": other}, {"judge_max_tokens": 99}):
+        one, two = opened(config, tmp_path / "run"), opened(changed(config, **change), tmp_path / "run")
+        assert answers.artifact(one, 0).settings == answers.artifact(two, 0).settings
+        assert ratings.artifact(one, 0).settings != ratings.artifact(two, 0).settings
+    longer_ones = opened(changed(config, max_new_tokens=9), tmp_path / "run")
+    assert answers.artifact(longer_ones, 0).settings != answers.artifact(one, 0).settings
+
+
+def test_a_model_of_another_name_is_compared_with_the_start(
+    config: Config, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    tree = config.model_dump(mode="json")
+    tree["evaluate"]["models"] = {"other": str(tiny_models["initial"])}
+    config = Config.model_validate(tree)
+    context = opened(config, tmp_path / "run")
+    context.run.create()
+    with pytest.raises(UserError, match=r"xlr converse .* --iteration other"):
+        Stage("rate", "other").module.make(context, "other")
+    rated(config, tmp_path / "run")
+    for stage in (Stage("converse", "other"), Stage("rate", "other")):
+        stage.module.make(opened(config, tmp_path / "run"), "other")
+    run = xlr.open(config_of(config, tmp_path / "run"))
+    assert len(run.dialogues("other").to_pandas()) == len(run.dialogues(0).to_pandas()) == 10
+    own, start = run.ratings("other").to_pandas(), run.ratings(0).to_pandas()
+    both = own.merge(start, on=["lang", "id", "turn"])
+    manifest = read_manifest(tmp_path / "run" / "models" / "other" / "ratings")
+    assert manifest is not None
+    for lang, facts in manifest["facts"]["languages"].items():
+        gains = (both.rating_x - both.rating_y)[both.lang == lang]
+        assert facts["gain"]["mean"] == pytest.approx(gains.mean())
+    found = collect(config, RunDir(str(tmp_path / "run")), "run")
+    (table,) = [one for one in tables.quality([found]) if "several turns" in one.title]
+    assert [row[:2] for row in table.rows] == [("en", "π0"), ("es", "π0"), ("en", "other"), ("es", "other")]
+    assert table.rows[0][-2:] == ("", "")
+    assert table.rows[-1][-2] == f"{facts['gain']['mean']:+.2f}"
+
+
+def config_of(config: Config, run: Path) -> Path:
+    write_text(run / "config.yaml", configfile.dump(config.model_copy(update={"run_dir": str(run)})))
+    return run
+
+
+def test_the_plan_knows_both_stages(config: Config, tmp_path: Path) -> None:
+    context = opened(config, tmp_path / "run")
+    setting = Planner(context, lambda _: Machines(PROFILES["h100"]), 100.0).setting(CONVERSE)
+    first, second, *_ = setting.turns
+    assert [one.prompts for one in setting.turns] == [3, 2, 3, 2]
+    assert second.prompt > first.prompt + first.response  # after the first answer
+    assert ESTIMATES["converse"](setting).tokens == pytest.approx(10 * 8)
+    assert "10 questions to the endpoint" in ESTIMATES["rate"](setting).note
+
+
+def test_the_conversation_that_a_model_continues_is_its_own(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the workers are given, against the template applied by hand; and pieces of other answers are not used."""
+    context = opened(config, tmp_path / "run")
+    context.run.create()
+    given: list[tuple[int, ...]] = []
+    compute = context.pool.map
+
+    def seen(tasks: Any) -> Any:
+        for key, task in tasks:
+            given.extend(request.prompt for request in task.requests)
+            yield from compute([(key, task)])
+
+    monkeypatch.setattr(context.pool, "map", seen)
+    CONVERSE.module.make(context, 0)
+    said = {(row.id, row.sample): row.response for row in rows_of(tmp_path / "run/iter0/dialogues", Response)}
+    wanted = []
+    for one in answers.load(context):
+        for turn in range(len(one.turns)):
+            told: list[Any] = []
+            for earlier in range(turn):
+                told += [{"role": "user", "content": one.turns[earlier]}]
+                told += [{"role": "assistant", "content": said[one.id, earlier]}]
+            wanted.append(context.encoder.prompt_of([*told, {"role": "user", "content": one.turns[turn]}]))
+    assert sorted(given) == sorted(wanted)
+
+
+def test_pieces_of_a_turn_hold_for_the_answers_before_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = opened(config, tmp_path / "run")
+    context.run.create()
+    CONVERSE.module.make(context, 0)
+    found: list[list[str]] = []
+    finished = SimpleNamespace(rows=list)
+    monkeypatch.setattr(
+        answers.Sampling, "compute", lambda *given: found.append([one.digest for one in given[3]]) or finished
+    )
+    rows = rows_of(tmp_path / "run/iter0/dialogues", Response)
+    dialogues = [one for one in answers.load(context) if len(one.turns) == 2]
+    for text in ("one", "one", "another"):
+        before = {(row.lang, row.id): [replace(row, response=text)] for row in rows if row.sample == 0}
+        answers._turn(context, answers.artifact(context, 0), 0, dialogues, before, 1)
+    assert found[0] == found[1] != found[2]
+
+
+def test_thinking_is_left_out_of_earlier_turns(config: Config, tmp_path: Path) -> None:
+    context = opened(config, tmp_path / "run")
+    one = answers.load(context)[0]
+    asked = answers.prompt(context, one, ["<think>a</think>\n\nb"], context.encoder)
+    assert [turn.content for turn in asked.history if turn.role == "assistant"] == ["b"]
+
+
+def test_an_answer_that_leaves_no_room_ends_the_conversation(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = opened(config, tmp_path / "run")
+    context.run.create()
+    beyond = context.encoder.tokens_beyond
+
+    def full(told: Any, limit: int) -> int | None:
+        return 10**6 if len(told) > 1 and "0" in told[0]["content"] else beyond(told, limit)
+
+    monkeypatch.setattr(context.encoder, "tokens_beyond", full)
+    facts = CONVERSE.module.make(context, 0)
+    rows = rows_of(tmp_path / "run/iter0/dialogues", Response)
+    cut = [row for row in rows if row.sample == 1 and row.id.startswith("0")]
+    assert [(row.response, list(row.token_ids), row.finish_reason) for row in cut] == [("", [], "length")] * 2
+    assert facts["es"]["answers"] == 5
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,11 @@ def load_prompts(
     return kept
 
 
-def selected(ids: Sequence[str], section: PromptsConfig) -> list[str]:
+def selected(ids: Sequence[str], section: PromptsConfig, language: str = "English") -> list[str]:
     """The ids within limit and slice, or within one of several slices, in their order.
+
+    Args:
+        language: whose ids they are, for messages.
 
     Raises:
         UserError: a slice has no id.
@@ -86,7 +89,9 @@ def selected(ids: Sequence[str], section: PromptsConfig) -> list[str]:
     chosen: set[str] = set()
     for span in _spans(section):
         if not (own := ids[_slice(span)]):
-            raise UserError(f"{section.path}: has {len(ids)} English ids, so that the slice {span} is empty; change it")
+            raise UserError(
+                f"{section.path}: has {len(ids)} {language} ids, so that the slice {span} is empty; change it"
+            )
         chosen.update(own)
     return [key for key in ids if key in chosen]
 

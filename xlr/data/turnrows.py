@@ -4,9 +4,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from xlr.data.datasetrows import require_effect
 from xlr.data.fields import identifier, is_text, require_no_nul
 from xlr.data.jsonfiles import Row
 from xlr.data.promptrows import own_rows
@@ -37,6 +39,7 @@ def load_dialogues(section: TurnsConfig, lang: str) -> list[Dialogue]:
     Raises:
         UserError: a source cannot be read, or a row is broken.
     """
+    require_effect(section)
     found: dict[str, Dialogue] = {}
     for position, row in own_rows(section, lang):
         name = section.columns.id or next((name for name in _IDS if name in row), _IDS[0])
@@ -48,11 +51,12 @@ def load_dialogues(section: TurnsConfig, lang: str) -> list[Dialogue]:
         found[key] = _dialogue(section, key, lang, position, row)
     if not found:
         raise UserError(f"{section.path}: {lang} has no questions; add some, or remove the language")
-    return [found[key] for key in selected(list(found), section)]
+    return [found[key] for key in selected(list(found), section, lang)]
 
 
 def _dialogue(section: TurnsConfig, key: str, lang: str, position: str, row: Row) -> Dialogue:
     name, reference = section.columns.instruction or "turns", section.columns.reference or "reference"
+    name = name.replace("{lang}", lang)
     turns = row.get(name)
     if not isinstance(turns, list) or not turns or not all(map(is_text, turns)):
         raise UserError(
@@ -93,11 +97,17 @@ class Dialogues:
 
     def digest(self) -> str:
         """SHA-256 of all that is read of them."""
-        rows = list(map(asdict, load_dialogues(self.section, self.lang)))
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        file = Path(self.section.path)
+        return _digest(self.section, self.lang, file.stat().st_mtime_ns if file.is_file() else 0)
 
     def __str__(self) -> str:
         return f"{self.section.path} {self.lang}"
+
+
+@cache
+def _digest(section: TurnsConfig, lang: str, _modified_ns: int) -> str:
+    rows = list(map(asdict, load_dialogues(section, lang)))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def sources(section: TurnsConfig, langs: Sequence[str]) -> dict[str, Path | Dialogues]:

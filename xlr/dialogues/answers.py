@@ -6,6 +6,7 @@ The number of a response's sample is that of its turn, from 0. Run alone with `x
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,6 +26,8 @@ from xlr.sampling.responses import Sampling
 from xlr.settings.config import Config, deciding
 from xlr.settings.dataconfig import TurnsConfig
 
+OF_RATINGS = ("evaluate.turns.columns.reference", "evaluate.turns.judge_max_tokens")
+"""Settings of the section that decide ratings, not answers."""
 _SEED_ITERATION = -3  # of all models, so that their answers differ by the model alone
 
 
@@ -40,7 +43,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         context.run.path,
         context.run.iteration(model) / "dialogues",
         "converse",
-        deciding(section, "evaluate.turns")
+        {key: value for key, value in deciding(section, "evaluate.turns").items() if key not in OF_RATINGS}
         | {
             "languages": list(langs),
             "seed": config.seed,
@@ -50,6 +53,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
             "generate.backend": config.generate.backend,
             "generate.tensor_parallel_size": config.generate.tensor_parallel_size,
             "generate.batch_size": config.generate.batch_size,
+            "generate.max_num_seqs": config.generate.max_num_seqs,
             **chat_settings(config.model),
         },
         {"model": context.model(model), **sources(section, langs)},
@@ -108,10 +112,19 @@ def prompt(context: Context, one: Dialogue, answers: Sequence[str], encoder: Cha
     said: list[Message] = []
     for turn, answer in zip(one.turns, answers, strict=False):
         said.append({"role": "user", "content": turn})
-        said.append({"role": "assistant", "content": answer[len(encoder.thought(answer)) :]})
+        said.append({"role": "assistant", "content": without_thought(answer, encoder)})
     said.append({"role": "user", "content": one.turns[len(answers)]})
     *history, last = turns(with_system(said, context.config.model.system_prompt, one.lang))
     return Prompt(one.id, one.lang, last.content, tuple(history))
+
+
+def without_thought(answer: str, encoder: ChatEncoder) -> str:
+    """An answer without what the model thought before it.
+
+    Chat templates take it out of earlier turns, also where the run's settings know nothing of thinking.
+    """
+    _, closed, rest = answer[len(encoder.thought(answer)) :].rpartition("</think>")
+    return rest.lstrip() if closed else rest
 
 
 def make(context: Context, model: ModelKey) -> ConverseFacts:
@@ -148,21 +161,24 @@ def _turn(
     answers: dict[tuple[str, str], list[Response]],
     number: int,
 ) -> list[Response]:
-    """The answers to one turn.
-
-    Raises:
-        UserError: the answers before it leave no room for another one.
-    """
+    """The answers to one turn. Where the answers before it leave no room, the answer is empty and counts as cut off."""
     evaluate, encoder = context.config.evaluate, context.encoder_of(model)
     longest = questions_of(context).max_new_tokens
     given = {"temperature": evaluate.temperature, "top_p": evaluate.top_p, "top_k": 0, "max_new_tokens": longest}
     before = {key: [row.response for row in rows] for key, rows in answers.items()}
-    asked = [(prompt(context, one, before[one.lang, one.id], encoder), number) for one in dialogues]
-    prompts, positions = room.named(own for own, _ in asked), room.positions_of(context, model)
-    room.require_room(encoder, prompts, positions, longest, "evaluate.turns.max_new_tokens")
+    prompts = [prompt(context, one, before[one.lang, one.id], encoder) for one in dialogues]
+    # An answer may have more tokens when it is read than when it was sampled.
+    positions = room.positions_of(context, model) or sys.maxsize
+    full = {
+        (own.lang, own.id)
+        for own in prompts
+        if encoder.tokens_beyond(messages(own.conversation), positions - longest) is not None
+    }
+    asked = [(own, number) for own in prompts if (own.lang, own.id) not in full]
     generate = context.config.generate.model_copy(update=given)
     sampling = Sampling(context, context.model(model), generate, _SEED_ITERATION, encoder)
     # A piece holds for the conversations that it continues, not only for the names of its rows.
     conversations = hashlib.sha256(json.dumps([own.conversation for own, _ in asked]).encode()).hexdigest()
     shards = [replace(shard, digest=f"{shard.digest} {conversations}") for shard in sampling.shards(asked, {})]
-    return sampling.compute(target, f"turn-{number}", shards, f"converse {model}: turn {number + 1}").rows()
+    rows = sampling.compute(target, f"turn-{number}", shards, f"converse {model}: turn {number + 1}").rows()
+    return [*rows, *(Response(key, lang, number, "", (), "length") for lang, key in full)]

@@ -27,7 +27,7 @@ from xlr.run.files import atomic_path
 from xlr.run.languagenames import language_names
 from xlr.run.manifests import rows_of
 from xlr.run.rows import write_shards
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config, JudgeConfig, deciding
 from xlr.terminal.console import console
 
 _BACKENDS: dict[str, ModuleType] = {"openai": endpoint, "transformers": localjudge}
@@ -35,18 +35,22 @@ _DECIDING = ("judge.backend", "judge.model", "judge.temperature", "judge.extra_b
 
 
 def iterations(config: Config) -> list[ModelKey]:
-    """All models, if there are such questions."""
-    return conversing.iterations(config)
+    """All models, if there are such questions and a judge."""
+    return conversing.iterations(config) if config.judge.model else []
 
 
 def artifact(context: Context, model: ModelKey) -> Artifact:
     """The ratings of a model and what decides them."""
     config, langs = context.config, context.config.evaluated_languages
     given: dict[str, Any] = deciding(config.judge, "judge")
-    own = {key: given[key] for key in _DECIDING if key in given}
+    section = conversing.questions_of(context)
+    turns = deciding(section, "evaluate.turns")
+    own = {key: given[key] for key in _DECIDING if key in given} | {key: turns[key] for key in conversing.OF_RATINGS}
+    if config.judge.backend == "transformers" or config.judge.max_tokens is None:
+        own["evaluate.turns.judge_max_tokens"] = None
     inputs: dict[str, Source] = {
         "answers": conversing.artifact(context, model).folder,
-        **sources(conversing.questions_of(context), langs),
+        **sources(section, langs),
         **language_names(config, langs),
     }
     if config.judge.backend == "transformers":
@@ -104,7 +108,7 @@ def make(context: Context, model: ModelKey) -> RateFacts:
         context, target, f"rate {model}", questions, [one.lang for one, _ in asked], _scale(context)
     )
     rows = [_rating(one, number, verdict) for (one, number), verdict in zip(asked, verdicts, strict=True)]
-    _require_ratings(judge.model, rows)
+    _require_ratings(judge, rows)
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         for lang in context.config.evaluated_languages:
@@ -151,7 +155,7 @@ def _question(
         encoder: that of the model that answered.
     """
     before = conversing.prompt(context, one, answers[:number], encoder)
-    answer = answers[number][len(encoder.thought(answers[number])) :]
+    answer = conversing.without_thought(answers[number], encoder)
     language = context.config.language_name(one.lang)
     explained = context.config.judge.backend == "openai"
     return question.rating(before.transcript, answer, one.references[number], language, explained)
@@ -164,7 +168,7 @@ def _rating(one: Dialogue, number: int, verdict: Verdict) -> Rating:
     return Rating(one.id, one.lang, number, rating, verdict.answer)
 
 
-def _require_ratings(judge: str | None, rows: Sequence[Rating]) -> None:
+def _require_ratings(judge: JudgeConfig, rows: Sequence[Rating]) -> None:
     """Check that the judge understands the question.
 
     Raises:
@@ -172,9 +176,13 @@ def _require_ratings(judge: str | None, rows: Sequence[Rating]) -> None:
     """
     undecided = [row for row in rows if row.rating is None]
     if 2 * len(undecided) > len(rows):
+        remedy = {
+            "openai": "raise evaluate.turns.judge_max_tokens (with judge.max_tokens null, what judge.extra_body says)",
+            "transformers": "lower evaluate.turns.max_new_tokens",
+        }[judge.backend]
         raise UserError(
-            f"judge {judge}: gave no rating to {len(undecided)} of {len(rows)} answers; one of its replies is "
-            f"{undecided[0].reply[-200:]!r}. Set another judge.model, or raise evaluate.turns.judge_max_tokens"
+            f"judge {judge.model}: gave no rating to {len(undecided)} of {len(rows)} answers; one of its replies is "
+            f"{undecided[0].reply[-200:]!r}. Set another judge.model, or {remedy}"
         )
 
 

@@ -196,6 +196,8 @@ def _judge(context: Context, node: str) -> Iterator[Check]:
             yield Check(f"{node}: judge", "the endpoint answers")
         except UserError as error:
             remedy = f"submit with judge.model=null, then run where it answers: xlr judge {run} judge.model=… -i t"
+            if context.config.evaluate.turns:
+                remedy += f", and xlr rate {run} judge.model=… -i t"
             if "judge" in context.config.score.weights:
                 remedy = (
                     "score.reward needs it on the nodes that annotate: set judge.base_url to a server in the cluster"

@@ -97,7 +97,7 @@ def timed(context: Context, site: Path | None) -> SlurmConfig:
         if name in left and name not in limits:
             raise UserError(
                 f"slurm.jobs.{name}.time: is {AUTO}, but judging cannot be timed; give the job a limit, such as "
-                '"4:00:00", or let another kind of job judge'
+                '"4:00:00", or let another kind of job judge and rate'
             )
     times = SlurmConfig.model_validate(
         {

@@ -58,5 +58,6 @@ class Budget:
         if spent + price > budget:
             raise UserError(
                 f"judge.budget {budget:g}: {spent:.4g} is spent, and {questions} more verdicts cost about {price:.4g}; "
-                f"raise it, or ask less (fewer prompts or samples, judge.both_orders). {KEPT}"
+                "raise it, or ask less (fewer prompts or samples, judge.both_orders, evaluate.turns.judge_max_tokens). "
+                f"{KEPT}"
             )

@@ -176,6 +176,8 @@ def _ask_missing(
             cache.add(key, verdict)
             step.advance({missing[key].lang: 1}, verdict.prompt_tokens + verdict.completion_tokens)
 
+        if judge.serve:
+            context.close()  # workers may hold the GPUs that the server needs; they start again with the next task
         with serving(judge, context.run.path / "logs" / "judge-server.log") as served:
             server = served or _server(judge)
             bodies = {key: request.body for key, request in missing.items()}

@@ -347,7 +347,7 @@ def _costs(found: Found) -> Iterator[Row]:
                 size(int(planned["memory"])) if planned and planned["memory"] else "",
                 *_hours(hours),
                 ", ".join(f"{count:,} {what}" for what, count in stage["tokens"].items() if count),
-                number(stage["facts"]["cost"], ".2f") if name == "judge" else "",
+                number(stage["facts"]["cost"], ".2f") if name in ("judge", "rate") else "",
             )
     if total:
         yield ("all", "", duration(total), "", "", "", "", *_hours(total_hours), "", "")

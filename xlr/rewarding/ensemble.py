@@ -37,6 +37,10 @@ class Combined:
             rows = [replace(own[0], reward=reward) for own, reward in zip(scored, rewards, strict=True)]
             yield name, responses, table_of(Score, rows)
 
+    def failed_translations(self, name: str) -> int:
+        """Number of responses in a shard whose translation failed."""
+        return sum(mode.failed_translations(name) for mode in self.modes.values())
+
     @cached_property
     def _spreads(self) -> dict[str, list[tuple[float, float]]]:
         """Language -> mean and standard deviation of each reward over the responses that have all of them."""

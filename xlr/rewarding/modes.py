@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from xlr.languages import ENGLISH
+from xlr.maths.rewards import FAILED_TRANSLATION
 from xlr.records import Conversation, DType, Prompt, Response, Score, row_key
 from xlr.rewarding.candidates import Candidate, candidate, conversations, limit, rate_shards, score_shards
 from xlr.rewarding.grades import WITHOUT_GRADE, grade_shards
@@ -48,6 +49,11 @@ class InMode:
             for row in lacking:
                 dropped.add(self._why(row, row.key in asked), [row.key])
             yield shard.name, rows, table
+
+    def failed_translations(self, name: str) -> int:
+        """Number of responses in a shard whose translation failed."""
+        texts: list[str] = self.scores.table(name)["scored_text"].to_pylist()
+        return texts.count(FAILED_TRANSLATION)
 
     def _why(self, row: Response, asked: bool) -> str:
         if not row.response.strip():

@@ -4,6 +4,7 @@ Reads the responses and the two models; writes `RUN/iter{t}/scores/{lang}-*.parq
 `xlr score RUN --iteration t`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
@@ -142,7 +143,7 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     langs = [lang for lang in _scored_languages(context.config) if lang not in kept.languages]
     shards = responses.shards_of(context, iteration, langs)
     scored = _in_every_mode(context, target, shards, iteration)
-    dropped, of_all = Dropped(), ScoreTotals()
+    dropped, of_all, failed = Dropped(), ScoreTotals(), Counter[str]()
     of_language = {lang: ScoreTotals() for lang in langs}
     middle = {file.stem: _middle(read_rows(file, Score)) for file in kept.files}
     with atomic_path(target.folder) as folder:
@@ -154,14 +155,15 @@ def make(context: Context, iteration: int) -> ScoreFacts:
             for totals in (of_all, of_language[part_of(name)]):
                 totals.add(scores)
             middle[name] = _middle(scores)
+            failed[part_of(name)] += scored.failed_translations(name)
         probed = [score for name in sorted(middle) for score in middle[name]]
         write_json(folder / PROBES, _probes(context, probed))
     warning = of_all.noise_warning() if list(weights) == implicit(context.config)[:1] else None
     if warning and context.pool.precision(context.config.scoring_dtype) == "bfloat16":
         console.print(f"  warning: {warning}")
-    if of_all.failed_translations:
+    if failed.total():
         console.print(
-            f"  warning: the translation of {of_all.failed_translations:,} of {of_all.rows:,} responses failed: it did "
+            f"  warning: the translation of {failed.total():,} of {of_all.rows:,} responses failed: it did "
             "not end with its mark. They are scored as equal texts; see score.translation"
         )
     facts: ScoreFacts = {
@@ -170,6 +172,9 @@ def make(context: Context, iteration: int) -> ScoreFacts:
         "dropped": dropped.counts(),
         "languages": {lang: totals.facts() for lang, totals in of_language.items()},
     }
+    for lang, number in failed.items():
+        if number:
+            facts["languages"][lang]["failed_translations"] = number
     for lang in kept.languages:
         facts["languages"][lang] = kept.facts["languages"][lang]
         if lang in kept.facts["dropped"]:

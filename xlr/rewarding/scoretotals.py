@@ -10,7 +10,6 @@ from itertools import groupby
 from xlr.data.quality import count_flaws
 from xlr.detection import detector, is_in
 from xlr.maths.noise import reward_noise
-from xlr.maths.rewards import FAILED_TRANSLATION
 from xlr.records import Score
 from xlr.rewarding.facts import RewardFacts
 
@@ -34,7 +33,6 @@ class ScoreTotals:
             chars=sum(score.num_chars for score in scores),
             in_language=sum(is_in(score.detected_lang, score.lang) for score in scores),
             undetected=sum(detector(score.lang) is None for score in scores),
-            failed=sum(score.scored_text == FAILED_TRANSLATION for score in scores),
         )
         self._flaws.update(count_flaws(scores))
         for _, rows in groupby(scores, lambda score: (score.lang, score.id)):
@@ -52,16 +50,11 @@ class ScoreTotals:
         """Number of tokens of the scored texts."""
         return self._sums["tokens"]
 
-    @property
-    def failed_translations(self) -> int:
-        """Number of responses that were scored by a translation that failed."""
-        return self._sums["failed"]
-
     def facts(self) -> RewardFacts:
         """Means over scores, and the number of scored responses that have each flaw."""
         count = max(self.rows, 1)
         mean = sum(self._rewards) / count
-        facts: RewardFacts = {
+        return {
             "rows": self.rows,
             "tokens": self.tokens,
             "reward_mean": mean,
@@ -70,9 +63,6 @@ class ScoreTotals:
             "in_language": None if self._sums["undetected"] else self._sums["in_language"] / count,
             "flaws": dict(sorted(self._flaws.items())),
         }
-        if self.failed_translations:
-            facts["failed_translations"] = self.failed_translations
-        return facts
 
     def noise_warning(self) -> str | None:
         """A warning if rewards of a prompt's responses differ little more than bfloat16 changes one; None otherwise."""

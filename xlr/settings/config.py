@@ -238,8 +238,6 @@ def _check_replay(config: Config) -> None:
 
 
 def _check_judged_answers(config: Config) -> None:
-    if config.evaluate.turns and not config.judge.model:
-        raise UserError("evaluate.turns: nobody rates the answers; set judge.model, or remove evaluate.turns")
     if config.judge.model and not (config.evaluate.prompts or config.evaluate.turns or "judge" in config.score.weights):
         raise UserError("judge.model: there are no answers to judge; set evaluate.prompts, or remove judge.model")
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from xlr.settings.schema import OPERATIONAL, ByIteration, Location, Section
+from xlr.settings.schema import ByIteration, Location, Section
 
 
 class ColumnsConfig(Section):
@@ -67,10 +67,17 @@ class TurnsColumnsConfig(ColumnsConfig):
 class TurnsConfig(PromptsConfig):
     """Questions of several turns, as in MT-Bench. Languages need not have the same ones."""
 
+    path: Annotated[str, Location.DATA]
+    """Folder with one file per language, {lang}.jsonl, .json (these also with .gz) or .parquet; or one such file for
+    all languages; or a dataset, saved or on the hub."""
     columns: TurnsColumnsConfig = TurnsColumnsConfig()
     max_new_tokens: int = Field(1024, ge=1, le=10_000_000)
     """Maximum length of an answer, in tokens."""
-    judge_max_tokens: Annotated[int, OPERATIONAL, Field(ge=1, le=1_000_000)] = 2048
+    limit: int | None = Field(None, ge=1, le=1_000_000_000)
+    """Number of questions in each language, counted from the start of its rows. null uses all."""
+    slice: ByIteration[Annotated[str, Field(pattern=r"^[0-9]{0,10}:[0-9]{0,10}$")] | None] = None
+    """A part of the questions of each language, as in Python: "40:80". null uses all."""
+    judge_max_tokens: int = Field(2048, ge=1, le=1_000_000)
     """Maximum length of a rating with its explanation, in tokens, from a judge behind an endpoint. With
     judge.max_tokens null it is omitted from requests."""
 

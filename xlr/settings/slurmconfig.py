@@ -92,8 +92,8 @@ class SlurmConfig(JobConfig):
 
     jobs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], JobKindConfig] = Field({})
     """Kinds of jobs by name. By default annotate (generate, translate, score, pair, reference), train, and evaluate
-    (evaluate, check, benchmark, judge). A kind takes the stages that it names from the other kinds; a kind without
-    stages is dropped."""
+    (evaluate, check, converse, benchmark, rate, judge). A kind takes the stages that it names from the other kinds; a
+    kind without stages is dropped."""
     setup: Annotated[tuple[str, ...] | None, Lines.ALLOWED] = None
     """Shell lines that run first in every job, for example module load or source .../activate."""
     python: str | None = None
