@@ -319,6 +319,27 @@ def test_a_judge_that_tosses_coins_is_not_believed(run: Path) -> None:
     assert not conclude(found).caution
 
 
+def test_without_win_rates_the_judge_s_ratings_answer(run: Path) -> None:
+    found = collected(run)
+    gains = {"ar": (0.5, 0.1), "zh": (-0.5, 0.1), "en": (0.1, 0.2)}
+    rated: dict[str, Any] = {
+        lang: {"questions": 80, "rating": 6.0, "gain": {"mean": mean, "error": error}}
+        for lang, (mean, error) in gains.items()
+    }
+    found["iterations"]["1"]["stages"]["rate"] = {"facts": {"judge": "a judge", "languages": rated}}
+    assert not conclude(found).sentence.startswith("By the judge's ratings")  # win rates come first
+    for iteration in found["iterations"].values():
+        iteration["judgements"] = None
+    conclusion = conclude(found)
+    assert conclusion.sentence == (
+        "By the judge's ratings: π1 against π0: better in Arabic; worse in Chinese; not clear in English."
+    )
+    assert (conclusion.findings[0].low, conclusion.findings[0].count) == (pytest.approx(0.5 - 0.196, abs=1e-3), 80)
+    for own in rated.values():
+        del own["gain"]
+    assert conclude(found).sentence.startswith("By the model's own reward: ")
+
+
 def test_several_languages_are_tested_together() -> None:
     """A language that is just clear by itself is not among four; the average is tested by itself."""
     one = Finding("es", 1.0, 0.05, 1.95, 0.0, 0.04)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from xlr.dialogues.facts import RateFacts
 from xlr.evaluation.facts import AnswerFacts, RateDifference, RateDifferences, Rates
 from xlr.findings.found import (
     AVERAGE,
@@ -20,6 +21,7 @@ from xlr.findings.found import (
 from xlr.findings.numbers import interval, number
 from xlr.judging.ratenotes import comparable
 from xlr.maths.shares import Z, holm, share_interval, two_sided_p
+from xlr.records import START
 from xlr.settings.scoreconfig import IMPLICIT
 
 _EQUAL_WIN_RATE = 50.0  # percent
@@ -98,12 +100,19 @@ class Conclusion:
 
 
 def conclude(found: Found) -> Conclusion:
-    """The answer of one run, by a judge that can be used, else by the implicit reward of held-out answers."""
+    """The answer of one run: by a judge that can be used, else by its ratings, else by the reward of answers."""
     iterations = {key: model for key, model in models(found) if isinstance(key, int)}
     judged = {key: figures for key, model in iterations.items() if (figures := model["judgements"])}
     caution = _judge_caution(judged[max(judged)]) if judged else ""
     if judged and not caution:
         return _by_judge(found, judged)
+    rated = {
+        key: stage["facts"]
+        for key, model in iterations.items()
+        if key > START and (stage := model["stages"].get("rate"))
+    }
+    if rated and not caution and (findings := list(_gains(rated[max(rated)]))):
+        return _by_ratings(found, max(rated), rated[max(rated)], findings)
     answered = {
         key: model["evaluation"]["languages"]
         for key, model in iterations.items()
@@ -162,6 +171,24 @@ def _against_baseline(lang: str, own: Rates, rate: Rate, count: int | None) -> F
     low, high = own[rate.interval]
     p = two_sided_p(own[rate.value] - _EQUAL_WIN_RATE, (high - low) / (2 * Z))
     return Finding(lang, own[rate.value], low, high, _EQUAL_WIN_RATE, p, count)
+
+
+def _by_ratings(found: Found, last: int, rated: RateFacts, findings: Sequence[Finding]) -> Conclusion:
+    """The judge's ratings of the last model against those of π0."""
+    findings = together(findings)
+    return Conclusion(
+        "By the judge's ratings: " + sentence(found["names"], label(last), label(START), findings),
+        f"Judge: {rated['judge']}, which rated answers to questions of several turns from 1 to 10",
+        f"Ratings of {label(last)} less those of {label(START)}, in points",
+        findings,
+    )
+
+
+def _gains(rated: RateFacts) -> Iterator[Finding]:
+    for lang, own in rated["languages"].items():
+        if (gain := own.get("gain")) and (error := gain["error"]) is not None:
+            low, high = gain["mean"] - Z * error, gain["mean"] + Z * error
+            yield Finding(lang, gain["mean"], low, high, 0.0, two_sided_p(gain["mean"], error), own["questions"])
 
 
 def _by_reward(found: Found, last: int, answers: Mapping[str, AnswerFacts]) -> Conclusion:
