@@ -277,7 +277,7 @@ def test_a_judge_in_the_workers(run: dict[str, Any], cli_here: Cli, tiny_models:
     ],
 )
 def test_a_judge_is_named_without_its_revision(model: str, backend: Any, expected: str) -> None:
-    assert judgements._judge_name(config.JudgeConfig(model=model, backend=backend)) == expected
+    assert config.JudgeConfig(model=model, backend=backend).name == expected
 
 
 def test_the_command_says_what_is_missing(run: dict[str, Any], judge: Judge, cli_here: Cli) -> None:

@@ -117,7 +117,7 @@ def make(context: Context, model: ModelKey) -> RateFacts:
     prompt_tokens = sum(verdict.prompt_tokens for verdict in verdicts)
     completion_tokens = sum(verdict.completion_tokens for verdict in verdicts)
     facts: RateFacts = {
-        "judge": Path(str(judge.model)).name if judge.backend == "transformers" else str(judge.model),
+        "judge": judge.name,
         "asked": new,
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

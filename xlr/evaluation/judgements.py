@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Protocol
 
 from xlr.errors import UserError
@@ -16,7 +15,6 @@ from xlr.evaluation import answers as evaluation
 from xlr.evaluation import baseline
 from xlr.evaluation.baseline import Answers
 from xlr.evaluation.facts import AnnotationRow, JudgeFacts, WinRates
-from xlr.foreign import hub
 from xlr.judging import endpoint, localjudge, question
 from xlr.judging.budget import cost
 from xlr.records import Message, ModelKey, Prompt, Verdict
@@ -138,8 +136,8 @@ def make(context: Context, iteration: ModelKey) -> JudgeFacts:
     comparisons = [_compare(context.config, prompt, others, answers) for prompt in context.questions]
     verdicts, asked = _ask(context, target, f"judge {iteration}", comparisons)
     generators = (others.generator, answers.generator)
-    rows = [_row(one, own, generators, _judge_name(judge)) for one, own in zip(comparisons, verdicts, strict=True)]
-    _require_judged(rows, verdicts, _judge_name(judge))
+    rows = [_row(one, own, generators, judge.name) for one, own in zip(comparisons, verdicts, strict=True)]
+    _require_judged(rows, verdicts, judge.name)
     figures = _write(context, target, rows)
     facts = _facts(judge, others.generator, comparisons, verdicts, asked, figures)
     tokens = {"asked": facts["prompt_tokens"], "answered": facts["completion_tokens"]}
@@ -200,14 +198,6 @@ def _ask(
 def _question(template: list[Message], one: _Comparison, swapped: bool, language: str) -> list[Message]:
     first, second = (one.model, one.baseline) if swapped else (one.baseline, one.model)
     return question.fill(template, one.prompt.transcript, first, second, language)
-
-
-def _judge_name(judge: JudgeConfig) -> str:
-    """A folder or hub name without its path, and without a revision; or the endpoint's name for the judge."""
-    if judge.backend != "transformers":
-        return str(judge.model)
-    folder = Path(str(judge.model))
-    return folder.name if folder.is_absolute() else hub.named(str(folder)).name.rpartition("/")[2]
 
 
 def _row(one: _Comparison, verdicts: Sequence[Verdict], generators: tuple[str, str], annotator: str) -> AnnotationRow:
@@ -273,7 +263,7 @@ def _facts(
     prompt_tokens = sum(verdict.prompt_tokens for verdict in given)
     completion_tokens = sum(verdict.completion_tokens for verdict in given)
     return {
-        "judge": _judge_name(judge),
+        "judge": judge.name,
         "baseline": baseline_name,
         "questions": len(given),
         "asked": asked,

@@ -1,11 +1,13 @@
 """Settings of the judge: the `judge` section of a configuration."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
 from xlr.errors import UserError
+from xlr.foreign import hub
 from xlr.foreign.addresses import refuse_secrets
 from xlr.settings.schema import OPERATIONAL, Ignored, Lines, Location, Section
 
@@ -74,6 +76,14 @@ class JudgeConfig(Section):
     cache: Annotated[str | None, OPERATIONAL, Location.PATH, _ENDPOINT_ONLY] = None
     """Folder of cached verdicts, keyed by the content of the request and the server; runs may share one. null uses
     RUN/verdicts."""
+
+    @property
+    def name(self) -> str:
+        """A folder or hub name without its path, and without a revision; or the endpoint's name for the judge."""
+        if self.backend != "transformers":
+            return str(self.model)
+        folder = Path(str(self.model))
+        return folder.name if folder.is_absolute() else hub.named(str(folder)).name.rpartition("/")[2]
 
     @model_validator(mode="after")
     def _consistent(self) -> "JudgeConfig":
