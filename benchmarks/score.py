@@ -39,10 +39,10 @@ from xlr.records import Conversation, Example, Response, ScoreTask, messages
 from xlr.rewarding import scores
 from xlr.rewarding.candidates import Candidate, score_candidates, scoring_conversation
 from xlr.run.context import Context
-from xlr.run.dropped import Dropped
 from xlr.run.files import remove, write_text
 from xlr.run.manifests import rows_of
 from xlr.shipped import RECIPES
+from xlr.work.dropped import Dropped
 
 SHARED_PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "ultrafeedback_parallel"
 LANGUAGES = ["es", "ru" if SHARED_PROMPTS.is_dir() else "de"]  # the shipped prompts have no Russian
@@ -305,7 +305,7 @@ def peak_gb() -> dict[str, float]:
     """Peak memory in 10^9 bytes of the computing processes, and of all processes including the driver and Ray's."""
     own = psutil.Process()
     children = own.children(recursive=True)
-    workers = [child for child in children if child.name().startswith("ray::Worker")]
+    workers = [child for child in children if child.name().startswith("ray::RemoteWorker")]
     return {
         "computing": sum(map(_peak_gb, workers or [own])),
         "all": sum(map(_peak_gb, [own, *children])),

@@ -20,8 +20,8 @@ from xlr.records import Message, Pair, Response, Score, messages
 from xlr.rewarding import scores
 from xlr.rewarding.modes import score_rows
 from xlr.run.context import Context
-from xlr.run.dropped import Dropped
 from xlr.run.manifests import rows_of
+from xlr.work.dropped import Dropped
 
 Write = Callable[[dict[str, Any]], Path]
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xlr import detection, languages
 
@@ -50,6 +52,13 @@ def test_no_texts_give_no_languages() -> None:
 def test_an_expected_language_that_is_not_common_is_detected() -> None:
     swedish = "Vädret är fint idag och vi går till parken med barnen."
     assert detect([swedish, SENTENCES["en"]], ["sv", "en"]) == ["sv", "en"]
+
+
+@given(st.text(max_size=900))
+def test_the_excerpt_of_an_excerpt_is_the_same(text: str) -> None:
+    found = detection.excerpt(text)
+    assert detection.excerpt(found) == found
+    assert found == text or (text.startswith(found[:100]) and text.endswith(found[-100:]))
 
 
 def test_of_a_long_text_both_ends_decide() -> None:

@@ -303,7 +303,7 @@ def test_a_stage_that_a_signal_ends_exits_with_code_75(
 
 def worker_of(pid: int) -> int:
     """The Ray worker among a process's descendants."""
-    return descendants(pid, lambda child: child.name().startswith("ray::Worker"))[0].pid
+    return descendants(pid, lambda child: child.name().startswith("ray::RemoteWorker"))[0].pid
 
 
 def test_a_second_xlr_on_the_same_artefact_is_refused(

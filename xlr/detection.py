@@ -28,7 +28,7 @@ _OF_CLD2 = frozenset(
     ]
 )
 """The languages that CLD2 knows and lingua does not."""
-_SEEN = 200  # characters at each end of a longer text that are looked at; more change little: benchmarks/README.md
+_SEEN = 100  # characters at each end of a longer text that are looked at; more change little: benchmarks/README.md
 
 
 def detector(lang: str) -> str | None:
@@ -66,8 +66,6 @@ def is_in(detected: str, lang: str) -> bool:
 def detect(texts: Iterable[tuple[str, str]], expected: Iterable[str]) -> list[str]:
     """The language of each text, or an empty string where it cannot be detected.
 
-    Of a long text, detection looks at the beginning and the end: they tell its language, and that it has changed.
-
     Args:
         texts: each with the language that it should be in, whose detector is asked.
         expected: the languages that lingua considers, in addition to the most common ones.
@@ -75,7 +73,7 @@ def detect(texts: Iterable[tuple[str, str]], expected: Iterable[str]) -> list[st
     considered = {languages.primary(lang) for lang in expected} & NAMES.keys()
     ask = {LINGUA: _by_lingua, CLD2: _by_cld2}
     return [
-        "" if (found := detector(lang)) is None else ask[found](_ends(text), tuple(sorted({*considered, *_COMMON})))
+        "" if (found := detector(lang)) is None else ask[found](excerpt(text), tuple(sorted({*considered, *_COMMON})))
         for lang, text in texts
     ]
 
@@ -105,5 +103,9 @@ def _by_cld2(text: str, _considered: tuple[str, ...]) -> str:
     return languages.primary(code) if reliable and code != "un" else ""
 
 
-def _ends(text: str) -> str:
-    return text if len(text) <= 2 * _SEEN else f"{text[:_SEEN]}\n{text[-_SEEN:]}"
+def excerpt(text: str) -> str:
+    """What detection looks at of a text: both ends of a long one tell its language, and that it has changed.
+
+    The excerpt of an excerpt is the same.
+    """
+    return text if len(text) <= 2 * _SEEN + 1 else f"{text[:_SEEN]}\n{text[-_SEEN:]}"

@@ -58,7 +58,7 @@ class Cluster:
 
 
 def worker_on(node: subprocess.Popen[bytes]) -> bool:
-    return bool(descendants(node.pid, lambda process: process.name().startswith("ray::Worker.run")))
+    return bool(descendants(node.pid, lambda process: process.name().startswith("ray::RemoteWorker.run")))
 
 
 @pytest.fixture

@@ -367,4 +367,4 @@ def limit(job: str, minutes: int) -> None:
 
 def workers(cluster: SlurmCluster, node: str) -> set[int]:
     """The Ray workers that run on a node."""
-    return {pid for pid, command in cluster.processes(node).items() if command.startswith("ray::Worker")}
+    return {pid for pid, command in cluster.processes(node).items() if command.startswith("ray::RemoteWorker")}

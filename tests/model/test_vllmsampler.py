@@ -263,7 +263,7 @@ def test_a_killed_stage_continues_with_the_missing_batches(source: Path, cli: Cl
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     parts = run / "iter1" / "responses.parts"
     wait_until(lambda: list(parts.rglob("*.parquet")), "the first piece")
-    samplers = descendants(process.pid, lambda child: child.name().startswith("ray::VllmSampler"))
+    samplers = descendants(process.pid, lambda child: child.name().startswith("ray::RemoteWorker"))
     assert samplers
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,6 +1,6 @@
 """Rows that are left out are counted by language and reason."""
 
-from xlr.run.dropped import Dropped
+from xlr.work.dropped import Dropped
 
 
 def test_rows_are_counted_by_language_and_reason() -> None:

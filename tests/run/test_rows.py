@@ -1,12 +1,15 @@
 """Records survive a round trip through Parquet."""
 
 import contextlib
+import tempfile
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.rows import read_rows
 from xlr.errors import UserError
@@ -46,6 +49,29 @@ def test_shards_are_read_back_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     write_shards(tmp_path, "es", Response, ROWS)
     assert len(list(tmp_path.glob("*.parquet"))) == 3
     assert read_rows(tmp_path, Response) == ROWS
+
+
+@given(start=st.none() | st.integers(0, 6), stop=st.none() | st.integers(0, 6), group=st.integers(1, 6))
+def test_a_part_of_a_file_equals_that_part_of_the_whole(start: int | None, stop: int | None, group: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_GROUP", group)
+        path = Path(folder) / "es-00000.parquet"
+        write_rows(path, Response, ROWS)
+        part = slice(start, stop)
+        assert rows.read_rows(path, Response, part) == ROWS[part]
+        assert rows.read_keys(path, part) == [row.key for row in ROWS[part]]
+
+
+def test_row_groups_without_wanted_rows_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_GROUP", 2)
+    path = tmp_path / "es-00000.parquet"
+    write_rows(path, Response, [*ROWS[:4], replace(ROWS[4], response="last" * 1000)])
+    content = path.read_bytes()
+    at = content.index(b"last")
+    path.write_bytes(content[:at] + b"LAST" + content[at + 4 :])
+    assert rows.read_rows(path, Response, slice(0, 4)) == ROWS[:4]
+    with pytest.raises(UserError, match="damaged"):
+        rows.read_rows(path, Response)
 
 
 def test_token_ids_become_arrays(tmp_path: Path) -> None:

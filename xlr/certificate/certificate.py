@@ -29,7 +29,6 @@ from xlr.rewarding import scores
 from xlr.rewarding.modes import score_rows
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json, write_text
 from xlr.run.manifests import rows_of
 from xlr.run.rows import write_rows
@@ -37,6 +36,7 @@ from xlr.sampling import responses
 from xlr.sampling.samplingplan import Samples
 from xlr.settings.config import Config, deciding
 from xlr.settings.scoreconfig import Reward
+from xlr.work.dropped import Dropped
 
 _OTHERS = ("generate.num_samples",)  # settings of responses and scores that decide nothing here
 _TWO = 2  # responses to a prompt that are shown token by token

@@ -6,9 +6,9 @@ from typing_extensions import TypedDict
 
 from xlr.labelled.facts import PreferenceFacts
 from xlr.rewarding.facts import RewardFacts
-from xlr.run.dropped import DroppedCounts
 from xlr.settings.config import Config
 from xlr.settings.scoreconfig import Reward
+from xlr.work.dropped import DroppedCounts
 
 
 def prefix(config: Config) -> str:

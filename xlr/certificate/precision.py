@@ -13,10 +13,10 @@ from xlr.rewarding.modes import score_rows
 from xlr.rewarding.pairs import alpha_unit, choose
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.run.dropped import Dropped
 from xlr.settings.pairconfig import PairConfig
 from xlr.settings.scoreconfig import Reward
 from xlr.terminal.console import console
+from xlr.work.dropped import Dropped
 
 
 def rescored(context: Context, target: Artifact, rows: Sequence[Response], iteration: int) -> list[Score]:

@@ -16,10 +16,10 @@ from xlr.records import Prompt, Response
 from xlr.rewarding.candidates import candidate, conversations, score_candidates
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context
-from xlr.run.dropped import Dropped
 from xlr.sampling.responses import Sampling
 from xlr.sampling.samplingplan import Samples
 from xlr.settings.scoreconfig import Reward
+from xlr.work.dropped import Dropped
 
 _MODES: tuple[Reward, ...] = ("crosslingual", "multilingual")
 _SEED_ITERATION = -3  # these answers are neither those of an iteration nor the greedy ones of the stage check

@@ -21,6 +21,7 @@ from xlr.cluster import rayaddress
 from xlr.cluster.drivermemory import return_freed_memory
 from xlr.cluster.environment import ALLOCATOR
 from xlr.cluster.raynodes import alive, in_safe_folder, kinds_of_gpus, wait_for_nodes
+from xlr.cluster.remoteworker import RemoteWorker
 from xlr.cluster.scratch import PrivateFolder
 from xlr.cluster.sizing import plan_actors, room, with_tensor_parallelism
 from xlr.errors import UserError
@@ -172,25 +173,20 @@ class Pool:
         cpus_each, gpus_each = self._size
         wanted = self._settings.actors or max(room(alive(ray), cpus_each, gpus_each), 1)
         # Ray could restart a lost worker by itself, but would keep its task for it until a node has room again.
-        worker, arguments = self._kind()
-        remote = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each)(worker)
+        remote = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each)(RemoteWorker)
         threads = None if gpus_each else cpus_each
         for _ in range(wanted - len(self._nodes) - len(self._starting)):
-            actor = remote.remote(threads, *arguments)
+            actor = remote.remote(self._vllm, threads, *self._arguments())
             self._starting[actor.node.remote()] = actor
 
-    def _kind(self) -> tuple[Any, tuple[Any, ...]]:
-        """The workers' class, and its arguments after the number of threads."""
-        from xlr.model.vllmsampler import VllmSampler
-        from xlr.model.worker import Worker
-
+    def _arguments(self) -> tuple[Any, ...]:
+        """The arguments of a worker of this kind after the number of threads."""
         model, generate = self._model, self._generate
         if self._vllm:
-            arguments = generate.tensor_parallel_size, generate.gpu_memory_utilization, generate.max_num_seqs
-            return VllmSampler, (model.dtype, *arguments)
+            return model.dtype, generate.tensor_parallel_size, generate.gpu_memory_utilization, generate.max_num_seqs
         models_kept = 1 if self._settings.one_model_at_a_time else 2
         on_gpu = self._size[1] > 0
-        return Worker, (model.dtype, model.attn_implementation, models_kept, on_gpu, model.fused_operations)
+        return model.dtype, model.attn_implementation, models_kept, on_gpu, model.fused_operations
 
     def _note_start(self, ray: Any, reference: Any) -> list[Any]:
         """The actor that has started, or nothing if its node was lost meanwhile.

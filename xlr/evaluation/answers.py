@@ -22,7 +22,6 @@ from xlr.rewarding.scores import require_scorable
 from xlr.rewarding.scoretotals import reward_facts
 from xlr.run.artifact import Artifact, Part, Source
 from xlr.run.context import Context, require
-from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.languagenames import language_names
 from xlr.run.manifests import rows_of
@@ -32,6 +31,7 @@ from xlr.sampling import room
 from xlr.sampling.responses import Sampling
 from xlr.settings.config import Config, deciding
 from xlr.settings.generateconfig import GenerateConfig
+from xlr.work.dropped import Dropped
 
 _Row = TypeVar("_Row", Response, Score, PreferenceLogps)
 

@@ -10,8 +10,8 @@ from typing_extensions import NotRequired, TypedDict
 from xlr.labelled.facts import PreferenceFacts
 from xlr.records import ModelKey
 from xlr.rewarding.facts import RewardFacts
-from xlr.run.dropped import DroppedCounts
 from xlr.settings.scoreconfig import Reward
+from xlr.work.dropped import DroppedCounts
 
 
 class AnswerFacts(RewardFacts):

@@ -14,9 +14,9 @@ from xlr.maths.shares import share_interval
 from xlr.report import elsewhere
 from xlr.report.elsewhere import Row
 from xlr.rewarding.facts import RewardFacts
-from xlr.run.dropped import DroppedCounts
 from xlr.settings.pairconfig import Flaw
 from xlr.terminal.console import Column, Table, duration, number_columns, size, text_columns
+from xlr.work.dropped import DroppedCounts
 
 _FLAWS = get_args(Flaw)
 

@@ -13,10 +13,10 @@ from xlr.maths.rewards import crosslingual_instruction, implicit_reward
 from xlr.records import Conversation, DType, Example, Prompt, Response, Score, Scored, messages
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.run.dropped import Dropped
 from xlr.sampling import room
 from xlr.settings.modelconfig import Thinking
 from xlr.settings.scoreconfig import Reward
+from xlr.work.dropped import Dropped
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard, by_language

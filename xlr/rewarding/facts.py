@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from typing_extensions import NotRequired, TypedDict
 
-from xlr.run.dropped import DroppedCounts
 from xlr.settings.scoreconfig import Reward
+from xlr.work.dropped import DroppedCounts
 
 
 class RewardFacts(TypedDict):

@@ -1,31 +1,31 @@
 """Scores of the responses of one iteration in one reward mode, shard by shard."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from xlr.languages import ENGLISH
 from xlr.maths.rewards import FAILED_TRANSLATION
-from xlr.records import Conversation, DType, Prompt, Response, Score, row_key
+from xlr.records import Conversation, DType, Prompt, Response, RowKey, Score, row_key
 from xlr.rewarding.candidates import Candidate, candidate, conversations, limit, rate_shards, score_shards
 from xlr.rewarding.grades import WITHOUT_GRADE, grade_shards
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.run.dropped import Dropped
 from xlr.run.rows import records
 from xlr.sampling import translations
+from xlr.sampling.responses import ResponseShard, as_shards
 from xlr.sampling.translations import translated_text
 from xlr.settings.scoreconfig import IMPLICIT, Reward
+from xlr.work.dropped import Dropped
 from xlr.work.pieces import Finished
-from xlr.work.shards import Shard, whole
 
 
 @dataclass(frozen=True)
 class InMode:
     """Responses of one iteration with their scores in one reward mode, shard by shard."""
 
-    shards: Sequence[Shard[Sequence[Response]]]
+    shards: Sequence[ResponseShard]
     scores: Finished[Score]
     candidates: Callable[[str, Sequence[Response]], list[Candidate]]
     """What of a shard's responses was to be scored."""
@@ -34,21 +34,27 @@ class InMode:
     too_long: str
     """Why what was to be scored has no score."""
 
-    def by_shard(self, dropped: Dropped) -> Iterator[tuple[str, Sequence[Response], Any]]:
-        """Each shard's name, responses and Arrow table of scores, in the same order.
+    def by_shard(self, dropped: Dropped) -> Iterator[tuple[str, Sequence[RowKey], Any]]:
+        """Each shard's name, keys of all responses, and Arrow table of scores, in the same order.
 
         Args:
             dropped: receives the responses that were not scored.
         """
         for shard in self.shards:
-            rows, table = shard.plan(), self.scores.table(shard.name)
+            keys, table = shard.keys(), self.scores.table(shard.name)
             columns = (table[name].to_pylist() for name in ("lang", "id", "sample"))
             scored = {row_key(*key) for key in zip(*columns, strict=True)}
-            lacking = [row for row in rows if row.key not in scored]
-            asked = {one.row.key for one in self.candidates(shard.name, rows)} if lacking else set()
-            for row in lacking:
+            if not scored.issuperset(keys):
+                self._count(shard, scored, dropped)
+            yield shard.name, keys, table
+
+    def _count(self, shard: ResponseShard, scored: Container[RowKey], dropped: Dropped) -> None:
+        """Count the responses of a shard that were not scored, and why."""
+        rows = shard.plan()
+        asked = {one.row.key for one in self.candidates(shard.name, rows)}
+        for row in rows:
+            if row.key not in scored:
                 dropped.add(self._why(row, row.key in asked), [row.key])
-            yield shard.name, rows, table
 
     def failed_translations(self, name: str) -> int:
         """Number of responses in a shard whose translation failed."""
@@ -65,7 +71,7 @@ def score_in_mode(
     context: Context,
     target: Artifact,
     mode: Reward,
-    shards: Sequence[Shard[Sequence[Response]]],
+    shards: Sequence[ResponseShard],
     iteration: int,
     label: str,
     dtype: DType | None = None,
@@ -128,12 +134,12 @@ def score_rows(
     Returns:
         Scores in the order of `rows`.
     """
-    found = score_in_mode(context, target, mode, whole(rows, [[row.key] for row in rows]), iteration, label, dtype)
+    found = score_in_mode(context, target, mode, as_shards(rows), iteration, label, dtype)
     return [score for _, _, table in found.by_shard(dropped) for score in records(table, Score)]
 
 
 def _translated(
-    context: Context, target: Artifact, policy: str, shards: Sequence[Shard[Sequence[Response]]], iteration: int
+    context: Context, target: Artifact, policy: str, shards: Sequence[ResponseShard], iteration: int
 ) -> Finished[Response]:
     """English translations of the responses by the policy itself, at temperature 0, without those of empty ones."""
 

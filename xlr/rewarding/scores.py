@@ -14,7 +14,7 @@ from xlr.foreign.modelfiles import load_config
 from xlr.judging import question
 from xlr.languages import ENGLISH
 from xlr.model.fused import require_usable
-from xlr.records import INITIAL, Prompt, Response, Score, messages
+from xlr.records import INITIAL, Prompt, Score, messages
 from xlr.rewarding import grades
 from xlr.rewarding.candidates import scored_ids, scoring_conversation
 from xlr.rewarding.ensemble import Combined
@@ -23,7 +23,6 @@ from xlr.rewarding.modes import InMode, conversations_of, score_in_mode
 from xlr.rewarding.scoretotals import ScoreTotals
 from xlr.run.artifact import Artifact, Part, Source
 from xlr.run.context import Context, require
-from xlr.run.dropped import Dropped
 from xlr.run.files import atomic_path, write_json
 from xlr.run.languagenames import language_names
 from xlr.run.manifests import part_of
@@ -33,7 +32,7 @@ from xlr.sampling import responses, room, translations
 from xlr.settings.config import Config, deciding
 from xlr.settings.scoreconfig import IMPLICIT, Reward
 from xlr.terminal.console import console
-from xlr.work.shards import Shard
+from xlr.work.dropped import Dropped
 
 PROBES = "_probes.json"  # pandas and datasets read a folder without files whose names begin so
 _PROBES = 4  # scored sequences that training compares with its own log-probabilities
@@ -149,8 +148,8 @@ def make(context: Context, iteration: int) -> ScoreFacts:
     with atomic_path(target.folder) as folder:
         folder.mkdir()
         kept.link_into(folder)
-        for name, rows, table in scored.by_shard(dropped):
-            write_shard(folder / f"{name}.parquet", table, [row.key for row in rows if row.key not in dropped.keys])
+        for name, keys, table in scored.by_shard(dropped):
+            write_shard(folder / f"{name}.parquet", table, [key for key in keys if key not in dropped.keys])
             scores = records(table, Score)
             for totals in (of_all, of_language[part_of(name)]):
                 totals.add(scores)
@@ -210,7 +209,7 @@ def formula(config: Config) -> str:
 
 
 def _in_every_mode(
-    context: Context, target: Artifact, shards: Sequence[Shard[Sequence[Response]]], iteration: int
+    context: Context, target: Artifact, shards: Sequence[responses.ResponseShard], iteration: int
 ) -> InMode | Combined:
     """The responses with the run's reward."""
     weights, label = context.config.score.weights, f"score iteration {iteration}"

@@ -6,30 +6,29 @@ Reads the prompts and the model; writes `RUN/iter{t}/responses/{lang}-*.parquet`
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from xlr.chat.encoding import ChatEncoder
 from xlr.chat.format import chat_settings
 from xlr.data.prompts import selection, sources
-from xlr.maths.batching import Batch
+from xlr.maths.batching import Batch, consecutive
 from xlr.records import Prompt, Response, RowKey, SampleRequest, SampleSettings, SampleTask, messages, row_key
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.run.files import atomic_path
 from xlr.run.manifests import part_of, read_manifest, verified
 from xlr.run.reuse import Kept
-from xlr.run.rows import read_rows, row_count, write_shard
+from xlr.run.rows import read_keys, read_rows, row_count, write_shard
 from xlr.sampling import room, samplingplan
 from xlr.sampling.facts import GenerateFacts, ResponseFacts
 from xlr.settings.config import Config, deciding
 from xlr.settings.generateconfig import GenerateConfig
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished, resumable
-from xlr.work.shards import Shard, Work, keys_digest
+from xlr.work.shards import Shard, Work, keys_digest, whole
 
 _SHARD_ROWS = 4096
 _MANY = 10_000  # responses that vLLM samples some minutes faster than transformers
@@ -72,11 +71,12 @@ def check(context: Context) -> None:
             positions.
     """
     from xlr.model.checks import require_model  # imports torch
-    from xlr.model.vllmsampler import require_installed
 
     require_model(context.encoder.name, context.encoder.tokenizer)
     _require_room(context)
     if context.config.generate.backend == "vllm":
+        from xlr.model.vllmsampler import require_installed  # imports all of transformers' models
+
         require_installed()
 
 
@@ -146,27 +146,42 @@ def facts_of(counted: Counter[str]) -> ResponseFacts:
     return facts
 
 
-def shards_of(context: Context, iteration: int, langs: Collection[str]) -> list[Shard[Sequence[Response]]]:
+@dataclass(frozen=True)
+class ResponseShard(Shard[Sequence[Response]]):
+    """Responses that are scored or translated together. Their plan reads all of them."""
+
+    keys: Callable[[], Sequence[RowKey]] = list
+    """Reads their keys alone, in the same order: the token ids are nearly all of a file."""
+
+
+def as_shards(rows: Sequence[Response]) -> list[ResponseShard]:
+    """A few responses as one shard; none if there are no rows."""
+    keys = [row.key for row in rows]
+    return [
+        ResponseShard(own.name, own.digest, own.totals, own.plan, own.rank, lambda: keys)
+        for own in whole(rows, [[key] for key in keys])
+    ]
+
+
+def shards_of(context: Context, iteration: int, langs: Collection[str]) -> list[ResponseShard]:
     """The responses of an iteration in these languages, in shards with all samples of each of their prompts."""
     folder = context.run.iteration(iteration) / "responses"
     manifest = read_manifest(folder)
     assert manifest is not None
     samples = context.config.at(iteration).generate.num_samples
-    most = samples * max(_SHARD_ROWS // samples, 1)
-    found: list[Shard[Sequence[Response]]] = []
+    found: list[ResponseShard] = []
     numbers: Counter[str] = Counter()
     for name, path in verified(folder).items():
         lang = part_of(path.stem)
-        for start in range(0, row_count(path) if lang in langs else 0, most):
-            plan, digest = partial(_some_rows, path, start, most), f"{manifest['files'][name][1]} {start} {most}"
-            totals = Counter({lang: min(most, row_count(path) - start)})
-            found.append(Shard(f"{lang}-{numbers[lang]:05d}", digest, totals, plan))
+        count = row_count(path) if lang in langs else 0
+        for prompts in consecutive(range(-(-count // samples)), max(_SHARD_ROWS // samples, 1)):
+            rows = slice(prompts[0] * samples, min((prompts[-1] + 1) * samples, count))
+            digest = f"{manifest['files'][name][1]} {rows.start} {rows.stop}"
+            totals = Counter({lang: rows.stop - rows.start})
+            plan, keys = partial(read_rows, path, Response, rows), partial(read_keys, path, rows)
+            found.append(ResponseShard(f"{lang}-{numbers[lang]:05d}", digest, totals, plan, keys=keys))
             numbers[lang] += 1
     return found
-
-
-def _some_rows(path: Path, start: int, count: int) -> list[Response]:
-    return read_rows(path, Response, rows=slice(start, start + count))
 
 
 def row_seed(seed: int, iteration: int, lang: str, prompt_id: str, sample: int) -> int:

@@ -25,7 +25,6 @@ from xlr.records import START, Response, Score
 from xlr.rewarding.modes import score_rows
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
-from xlr.run.dropped import Dropped
 from xlr.run.files import read_json, remove, write_json
 from xlr.run.manifests import Manifest, read_manifest, rows_of
 from xlr.selftest import collectives, material
@@ -34,6 +33,7 @@ from xlr.settings.config import Config
 from xlr.shipped import RECIPES
 from xlr.terminal.console import duration
 from xlr.tracking.metricslog import whole_rows
+from xlr.work.dropped import Dropped
 
 # Of the data sheet's rate: a third less than measured for DPO of 8B models elsewhere. Smaller shapes reach less.
 _LOW_MFU = {"tiny": 0.0, "1b": 0.12, "8b": 0.25}

@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 from typing_extensions import TypedDict
 
-from xlr.run.dropped import DroppedCounts
+from xlr.work.dropped import DroppedCounts
 
 # One line of metrics.jsonl: `step`, and metric -> value. Metrics of one language begin with `lang/{lang}/`.
 MetricsRow: TypeAlias = dict[str, float]

@@ -17,11 +17,11 @@ from xlr.records import INITIAL, START, Example, Message, Pair
 from xlr.rewarding import pairs
 from xlr.run.artifact import Source
 from xlr.run.context import Context, require
-from xlr.run.dropped import Dropped
 from xlr.run.manifests import rows_of
 from xlr.settings.config import deciding
 from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.trainconfig import TrainConfig
+from xlr.work.dropped import Dropped
 
 
 @dataclass(frozen=True)

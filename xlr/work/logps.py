@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
+from xlr import detection
 from xlr.maths.batching import Batch, token_budget_batches
 from xlr.packing.layout import batch_shape
 from xlr.records import DType, Example, Logps, RowKey, Scored, ScoreTask
@@ -89,7 +90,7 @@ def _work(context: Context, scoring: Scoring[Any], like: ScoreTask) -> Work[Any]
     lengths, padded_rows = batch_shape(examples, context.config.model.attn_implementation)
 
     def task(batch: Batch) -> ScoreTask:
-        asked = tuple(tuple(texts[item]) for item in batch) if texts is not None else ()
+        asked = tuple(map(_excerpts, map(texts.__getitem__, batch))) if texts is not None else ()
         given = tuple(examples[item] for item in batch)
         return replace(like, examples=given, texts=asked, expected=tuple(scoring.expected))
 
@@ -104,6 +105,11 @@ def _work(context: Context, scoring: Scoring[Any], like: ScoreTask) -> Work[Any]
         lambda batch, _: sum(len(response) for item in batch for response in examples[item].responses),
         places,
     )
+
+
+def _excerpts(texts: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """What detection looks at of texts. Whole texts would take the larger part of a task."""
+    return tuple((lang, detection.excerpt(text)) for lang, text in texts)
 
 
 def one_row_each(examples: Sequence[Example], keys: Sequence[Sequence[RowKey]]) -> Scoring[Logps]:
