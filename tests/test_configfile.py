@@ -211,6 +211,7 @@ def test_every_marked_path_becomes_absolute(
     needed = [] if dotted == "judge.cache" else ["judge.backend=transformers"]
     needed += ["evaluate.prompts.path=held"]
     needed += ["judge.model=x"] if dotted == "evaluate.turns.path" else []
+    needed += ["evaluate.preferences.path=x"] if dotted == "evaluate.preferences.english.path" else []
     needed += ["evaluate.benchmarks.tasks=[one]"] if dotted == "evaluate.benchmarks.include" else []
     needed += ["score.reward=model"] if dotted == "score.model" else []
     needed += ["score.reward=judge", "judge.model=x"] if dotted == "score.grading_template" else []

@@ -93,3 +93,15 @@ def test_files_and_splits_are_named_by_canonical_tags(name: str, known: bool) ->
 def test_common_names_of_splits_are_no_languages(name: str) -> None:
     assert languages.canonical(name) == name
     assert not languages.is_language(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        *(("de", "de"), ("deu_Latn", "de"), ("arb_Arab", "ar"), ("arz_Arab", "arz"), ("zho_Hans", "zh")),
+        *(("zho_Hant", "zh-Hant"), ("kor_Hang", "ko"), ("eng_Latn", "en"), ("srp_Latn", "sr-Latn")),
+        *(("deu", None), ("xyz_Latn", None), ("test", None), ("deu_latn", None), ("all", None), ("", None)),
+    ],
+)
+def test_the_name_of_a_part_of_a_dataset_may_mean_a_language(name: str, tag: str | None) -> None:
+    assert languages.of_part(name) == tag

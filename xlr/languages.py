@@ -1,5 +1,6 @@
 """Languages: BCP 47 tags and their English names."""
 
+import re
 from functools import cache
 
 from xlr.errors import UserError
@@ -24,6 +25,7 @@ NAMES = {
 }
 """The languages that lingua detects. Their names stand in the instructions of runs, so no release may change one."""
 
+_FLORES = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 _LONGEST = 35  # characters of a tag; RFC 5646, section 4.4.1, asks software to allow as many
 _SPLITS = ("all", "dev", "raw", "val")  # these tags of small languages are common names of other things
 
@@ -66,6 +68,25 @@ def is_language(name: str) -> bool:
         return canonical(name) == name and name not in _SPLITS
     except UserError:
         return False
+
+
+@cache
+def of_part(name: str) -> str | None:
+    """The tag of the language that the name of a part of a dataset means; None if it means none.
+
+    A name is a tag, or a code of FLORES-200: `deu_Latn` means `de`, `arb_Arab` `ar`, `zho_Hant` `zh-Hant`.
+    """
+    if is_language(name):
+        return name
+    if not _FLORES.fullmatch(name):
+        return None
+    import langcodes
+
+    tag = langcodes.standardize_tag(name, macro=True)
+    language, _, script = tag.partition("-")
+    usual = langcodes.Language.get(language).maximize().script
+    tag = language if script == usual or (script, usual) == ("Hang", "Kore") else tag
+    return tag if is_language(tag) else None
 
 
 @cache

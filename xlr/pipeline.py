@@ -82,7 +82,7 @@ def stages(config: Config) -> list[Stage]:
     return [
         Stage(kind.name, model)
         for last in (False, True)
-        for model in config.evaluated_models
+        for model in config.models
         for kind in STAGES
         if (kind.comes_last and not config.stop_early) is last and model in belongs[kind]
     ]

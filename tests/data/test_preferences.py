@@ -17,7 +17,7 @@ from xlr.data.preferencerows import PreferenceRows, preference_sources
 from xlr.data.preferences import Preference, load_parallel_preferences, load_preferences
 from xlr.errors import UserError
 from xlr.foreign import hub
-from xlr.settings.dataconfig import PreferencesConfig
+from xlr.settings.dataconfig import ParallelPreferencesConfig, PreferencesConfig
 from xlr.shipped import RECIPES
 
 
@@ -305,6 +305,36 @@ def test_a_dataset_may_have_a_part_for_each_language(hub_cache: HubCache, tmp_pa
         assert [one.prompt[0]["content"] for one in load_preferences(source)] == ["Why?"]
     only = load_parallel_preferences(PreferencesConfig(path="lab/pairs", split="test", subset="es"))
     assert list(only) == ["en"]  # a subset that is named holds English
+
+
+def test_english_versions_may_be_elsewhere_as_those_of_m_rewardbench_are(hub_cache: HubCache, tmp_path: Path) -> None:
+    """Its parts are named as in FLORES, and its English version is RewardBench, in two splits."""
+
+    def row(number: int, prompt: str) -> dict[str, Any]:
+        models = {"chosen_model": "a", "rejected_model": "b"}
+        answers = {"chosen": f"Good {prompt}", "rejected": f"Bad {prompt}"}
+        return {"id": number, "prompt": prompt, **answers, **models, "subset": "llmbar-natural"}
+
+    parts = {"deu_Latn": "Warum?", "arb_Arab": "لماذا؟", "zho_Hant": "為什麼？"}
+    several = {(name, "test"): [row(7, prompt) | {"language": name}] for name, prompt in parts.items()}
+    hub_cache("lab/m-bench", several)
+    hub_cache("lab/bench", {("default", "raw"): [row(1, "x")], ("default", "filtered"): [row(7, "Why?"), row(8, "y")]})
+    given = {"path": "lab/m-bench", "split": "test", "english": {"path": "lab/bench", "split": "filtered"}}
+    found = load_parallel_preferences(ParallelPreferencesConfig.model_validate(given))
+    assert {lang: len(own) for lang, own in found.items()} == {"en": 2, "de": 1, "ar": 1, "zh-Hant": 1}
+    assert [found["de"][0].own.prompt[0]["content"], found["de"][0].english[0]["content"]] == ["Warum?", "Why?"]
+    assert found["ar"][0].own.category == "llmbar-natural"
+    some = ParallelPreferencesConfig.model_validate(given | {"languages": ["ar"]})
+    assert list(load_parallel_preferences(some)) == ["en", "ar"]
+    with pytest.raises(UserError, match=r"^lab/m-bench: has no fr, only ar, de, zh-Hant; correct `languages`"):
+        load_parallel_preferences(some.model_copy(update={"languages": ("ar", "fr")}))
+    (tmp_path / "english.jsonl").write_text(json.dumps(row(7, "Why so?")) + "\n", encoding="utf-8")
+    in_file = ParallelPreferencesConfig.model_validate(given | {"english": str(tmp_path / "english.jsonl")})
+    assert load_parallel_preferences(in_file)["de"][0].english[0]["content"] == "Why so?"
+    with pytest.raises(UserError, match="'7' has no English prompt, under which"):
+        load_parallel_preferences(
+            ParallelPreferencesConfig.model_validate(given | {"english": {"path": "lab/bench", "split": "raw"}})
+        )
 
 
 def test_what_a_dataset_row_says_decides_its_digest(tmp_path: Path) -> None:

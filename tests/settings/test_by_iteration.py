@@ -10,7 +10,8 @@ from xlr.configfile import dump, load
 from xlr.errors import UserError
 from xlr.rewarding import pairs
 from xlr.run.context import Context
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
+from xlr.settings.deciding import deciding
 from xlr.settings.pairconfig import PairConfig
 from xlr.settings.trainconfig import TrainConfig
 from xlr.training.inputs import Training

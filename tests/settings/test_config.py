@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from xlr.errors import UserError
-from xlr.settings.config import Config, settings
+from xlr.settings.config import Config
+from xlr.settings.deciding import settings
 from xlr.settings.schema import Ignored, Location, marks, section_type, section_types
 from xlr.training import reference
 

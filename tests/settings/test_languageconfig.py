@@ -10,7 +10,7 @@ from xlr import configfile
 from xlr.errors import UserError
 from xlr.run.identity import as_recorded
 from xlr.run.languagenames import language_names
-from xlr.settings.config import settings
+from xlr.settings.deciding import settings
 
 TREE = {"model": {"initial": "a", "aligned": "b"}, "prompts": {"path": "p"}}
 

@@ -15,8 +15,9 @@ from xlr.records import ModelKey
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context
 from xlr.run.files import atomic_path, write_json
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
 from xlr.settings.dataconfig import BenchmarksConfig
+from xlr.settings.deciding import deciding
 from xlr.versions import HARNESS, versions
 
 

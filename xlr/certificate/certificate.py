@@ -34,7 +34,8 @@ from xlr.run.manifests import rows_of
 from xlr.run.rows import write_rows
 from xlr.sampling import responses
 from xlr.sampling.samplingplan import Samples
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
+from xlr.settings.deciding import deciding
 from xlr.settings.scoreconfig import Reward
 from xlr.work.dropped import Dropped
 

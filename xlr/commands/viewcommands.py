@@ -160,9 +160,9 @@ def try_command(
     iterations = context.config.trained_iterations
     trained = [t for t in iterations if manifest_path(context.run.iteration(t) / "model").is_file()]
     asked = [model_key(name) for name in models.split(",")] if models else [0, *trained[-1:]]
-    unknown = [str(model) for model in asked if model not in context.config.evaluated_models]
+    unknown = [str(model) for model in asked if model not in context.config.models]
     if unknown:
-        have = ", ".join(map(str, context.config.evaluated_models))
+        have = ", ".join(map(str, context.config.models))
         raise UserError(f"--models {unknown[0]}: not a model of this run, which has {have}")
     answers = tryout.answer(context, instruction, lang, asked, seed)
     if page:

@@ -13,8 +13,8 @@ from xlr.data.jsonfiles import Row
 from xlr.data.tables import SUFFIXES, language_source, read_table
 from xlr.errors import UserError
 from xlr.foreign.texts import reason
-from xlr.languages import ENGLISH, is_language
-from xlr.settings.dataconfig import PreferencesConfig
+from xlr.languages import ENGLISH, is_language, of_part
+from xlr.settings.dataconfig import ParallelPreferencesConfig, PreferencesConfig
 
 _EXPECTED = "an object with prompt, chosen and rejected"
 CATEGORIES = ("category", "subset")
@@ -77,7 +77,8 @@ def preference_sources(given: str | PreferencesConfig) -> dict[str, Path | Prefe
     """The preferences of each language.
 
     Those of a folder are in files `{lang}.jsonl` or alike. Those of a dataset are in the splits (saved) or the subsets
-    (hub) that languages name, if one of them is English. Other files and datasets are English.
+    (hub) that languages name, if one of them is English or the section says where English is. Other files and datasets
+    are English.
 
     Raises:
         UserError: the folder or dataset cannot be read, has no such files, or several of one language.
@@ -135,18 +136,27 @@ def _files(path: str) -> Iterator[tuple[str, Path]]:
             yield lang, file
 
 
-def _of_dataset(section: PreferencesConfig) -> Iterator[tuple[str, PreferenceRows]]:
+def _of_dataset(section: PreferencesConfig) -> Iterator[tuple[str, Path | PreferenceRows]]:
     path, split, subset = section.path, section.split, section.subset
     saved = os.path.isdir(path)
     try:
         names = _saved_splits(path) if saved else subsets(path)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
-    if ENGLISH not in names or (split if saved else subset) is not None:
+    parts = {lang: name for name in names if (lang := of_part(name))}
+    english = section.english if isinstance(section, ParallelPreferencesConfig) else None
+    if english is not None:
+        yield ENGLISH, english_source(english)
+        parts.pop(ENGLISH, None)
+    elif ENGLISH not in parts or (split if saved else subset) is not None:
         yield ENGLISH, PreferenceRows(path, subset, split)
         return
-    for lang in filter(is_language, names):
-        yield lang, PreferenceRows(path, subset, lang) if saved else PreferenceRows(path, lang, split)
+    wanted = section.languages if isinstance(section, ParallelPreferencesConfig) else None
+    if missing := set(wanted or ()) - {ENGLISH, *parts}:
+        raise UserError(f"{path}: has no {min(missing)}, only {', '.join(sorted(parts))}; correct `languages`")
+    for lang, part in parts.items():
+        if wanted is None or lang in (ENGLISH, *wanted):
+            yield lang, PreferenceRows(path, subset, part) if saved else PreferenceRows(path, part, split)
 
 
 def _saved_splits(path: str) -> list[str]:

@@ -23,8 +23,9 @@ from xlr.run.files import atomic_path
 from xlr.run.rows import require_each_once, write_shards
 from xlr.sampling import room
 from xlr.sampling.responses import Sampling
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
 from xlr.settings.dataconfig import TurnsConfig
+from xlr.settings.deciding import deciding
 
 OF_RATINGS = ("evaluate.turns.columns.reference", "evaluate.turns.judge_max_tokens")
 """Settings of the section that decide ratings, not answers."""

@@ -27,7 +27,8 @@ from xlr.run.files import atomic_path
 from xlr.run.languagenames import language_names
 from xlr.run.manifests import rows_of
 from xlr.run.rows import write_shards
-from xlr.settings.config import Config, JudgeConfig, deciding
+from xlr.settings.config import Config, JudgeConfig
+from xlr.settings.deciding import deciding
 from xlr.terminal.console import console
 
 _BACKENDS: dict[str, ModuleType] = {"openai": endpoint, "transformers": localjudge}

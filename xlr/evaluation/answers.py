@@ -29,7 +29,8 @@ from xlr.run.reuse import Kept
 from xlr.run.rows import require_each_once, write_rows, write_shards
 from xlr.sampling import room
 from xlr.sampling.responses import Sampling
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
+from xlr.settings.deciding import deciding
 from xlr.settings.generateconfig import GenerateConfig
 from xlr.work.dropped import Dropped
 

@@ -16,8 +16,9 @@ from xlr.run.files import atomic_path
 from xlr.run.rows import require_each_once, write_shards
 from xlr.sampling import room
 from xlr.sampling.responses import Sampling
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
 from xlr.settings.dataconfig import CheckedConfig
+from xlr.settings.deciding import deciding
 
 _SEED_ITERATION = -2  # nothing is drawn; names the responses apart from those of other stages
 

@@ -23,7 +23,8 @@ from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_json
 from xlr.run.languagenames import language_names
 from xlr.sampling.responses import row_seed
-from xlr.settings.config import Config, JudgeConfig, deciding
+from xlr.settings.config import Config, JudgeConfig
+from xlr.settings.deciding import deciding
 
 # Takes the place of an iteration in the seed, so that the order of the answers is the same for every model.
 _ALL_MODELS = -1

@@ -16,7 +16,8 @@ from xlr.planning import planfile
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
 from xlr.run.manifests import json_of, read_manifest
-from xlr.settings.config import Config, settings
+from xlr.settings.config import Config
+from xlr.settings.deciding import settings
 from xlr.stages import STAGES
 
 _FROM_MANIFEST = ("rows", "seconds", "processors", "finished", "digest", "facts", "tokens")
@@ -28,7 +29,7 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
     Args:
         name: how the report calls the run.
     """
-    folders = {str(model): directory.iteration(model) for model in config.evaluated_models}
+    folders = {str(model): directory.iteration(model) for model in config.models}
     manifests = {model: _manifests(folder) for model, folder in folders.items()}
     planned = _planned(directory)
     iterations = {model: _model(folder, manifests[model], planned, model) for model, folder in folders.items()}

@@ -13,7 +13,8 @@ from xlr.rewarding.candidates import Candidate
 from xlr.run.artifact import Artifact, Source
 from xlr.run.context import Context
 from xlr.run.rows import write_rows
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
+from xlr.settings.deciding import deciding
 from xlr.versions import DETECTORS, versions
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.pieces import Finished, claimed

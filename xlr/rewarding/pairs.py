@@ -26,7 +26,8 @@ from xlr.run.files import atomic_path
 from xlr.run.manifests import rows_of
 from xlr.run.rows import require_each_once, write_rows
 from xlr.sampling import translations
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
+from xlr.settings.deciding import deciding
 from xlr.settings.pairconfig import Flaw, PairConfig
 from xlr.settings.scoreconfig import IMPLICIT, Reward
 from xlr.terminal.console import console

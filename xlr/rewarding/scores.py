@@ -29,7 +29,8 @@ from xlr.run.manifests import part_of
 from xlr.run.reuse import Kept
 from xlr.run.rows import read_rows, records, write_shard
 from xlr.sampling import responses, room, translations
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
+from xlr.settings.deciding import deciding
 from xlr.settings.scoreconfig import IMPLICIT, Reward
 from xlr.terminal.console import console
 from xlr.work.dropped import Dropped

@@ -19,7 +19,13 @@ from xlr.run.directory import RunDir
 from xlr.run.files import read_json, sealed, write_json
 from xlr.run.manifests import manifest_path, verified
 from xlr.settings.config import Config
-from xlr.settings.dataconfig import CheckedConfig, PreferencesConfig, PromptsConfig, TurnsConfig
+from xlr.settings.dataconfig import (
+    CheckedConfig,
+    ParallelPreferencesConfig,
+    PreferencesConfig,
+    PromptsConfig,
+    TurnsConfig,
+)
 from xlr.terminal.progress import Clock
 
 COMMITS = "hub.json"
@@ -161,6 +167,8 @@ class Context:
         """Prompts or preferences of the configuration; a hub dataset whose commit is known as `owner/name@commit`."""
         if given is None:
             return given
+        if isinstance(given, ParallelPreferencesConfig) and given.english is not None:
+            given = given.model_copy(update={"english": self.pinned(given.english)})
         path = given if isinstance(given, str) else given.path
         commit = self.commits.get(f"datasets/{path}")
         if commit is None:

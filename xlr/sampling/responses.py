@@ -24,7 +24,8 @@ from xlr.run.reuse import Kept
 from xlr.run.rows import read_keys, read_rows, row_count, write_shard
 from xlr.sampling import room, samplingplan
 from xlr.sampling.facts import GenerateFacts, ResponseFacts
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
+from xlr.settings.deciding import deciding
 from xlr.settings.generateconfig import GenerateConfig
 from xlr.terminal.console import console
 from xlr.work.pieces import Finished, resumable

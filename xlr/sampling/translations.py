@@ -22,7 +22,8 @@ from xlr.run.reuse import Kept
 from xlr.run.rows import write_shard
 from xlr.sampling import responses, room
 from xlr.sampling.facts import GenerateFacts
-from xlr.settings.config import Config, deciding
+from xlr.settings.config import Config
+from xlr.settings.deciding import deciding
 from xlr.work.pieces import Finished
 from xlr.work.shards import Shard
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from xlr import languages
 from xlr.errors import UserError
 from xlr.records import START, DType, ModelKey
-from xlr.settings.dataconfig import PromptsConfig
+from xlr.settings.dataconfig import ParallelPreferencesConfig, PromptsConfig
 from xlr.settings.evaluateconfig import EvaluateConfig
 from xlr.settings.generateconfig import GenerateConfig
 from xlr.settings.judgeconfig import JudgeConfig
@@ -19,7 +19,6 @@ from xlr.settings.pairconfig import PairConfig
 from xlr.settings.schema import (
     OPERATIONAL,
     AutoToo,
-    Later,
     Location,
     Section,
     Varying,
@@ -119,9 +118,15 @@ class Config(Section):
         return list(range(START + 1, self.iterations + 1))
 
     @property
-    def evaluated_models(self) -> list[ModelKey]:
+    def models(self) -> list[ModelKey]:
         """All models of the run: pi^0, the model of each iteration, then those of evaluate.models."""
         return [*range(START, self.iterations + 1), *self.evaluate.models]
+
+    @property
+    def evaluated_models(self) -> list[ModelKey]:
+        """Those that are evaluated and judged: see evaluate.every."""
+        every, last = self.evaluate.every, self.iterations
+        return [model for model in self.models if not isinstance(model, int) or model % every == 0 or model == last]
 
     @property
     def opened_models(self) -> list[str]:
@@ -143,7 +148,9 @@ class Config(Section):
     def opened_datasets(self) -> list[str]:
         """Paths and hub names of all prompts and preferences."""
         evaluate = self.evaluate
-        given = (self.prompts, *evaluate.asked.values(), self.align.preferences, evaluate.preferences)
+        preferences = evaluate.preferences
+        english = preferences.english if isinstance(preferences, ParallelPreferencesConfig) else None
+        given = (self.prompts, *evaluate.asked.values(), self.align.preferences, preferences, english)
         return [one if isinstance(one, str) else one.path for one in given if one is not None]
 
     @property
@@ -250,6 +257,8 @@ def _check_stop_early(config: Config) -> None:
         raise UserError(
             "stop_early: nothing is measured that it could go by; set evaluate.prompts, .preferences or .checked"
         )
+    if evaluate.every > 1:
+        raise UserError("evaluate.every: stop_early decides after each iteration; set it to 1, or remove stop_early")
     if config.judge.model and config.baseline_model not in (None, START):
         raise UserError(
             "judge.baseline: with stop_early each iteration is judged before the next is made; compare with iteration "
@@ -261,6 +270,11 @@ def _check_baseline(config: Config) -> None:
     baseline, last = config.baseline_model, config.iterations
     if isinstance(baseline, int) and baseline > last:
         raise UserError(f"judge.baseline: there is no iteration {baseline}; choose one from 0 to {last}")
+    if config.judge.model and isinstance(baseline, int) and baseline not in config.evaluated_models:
+        raise UserError(
+            f"judge.baseline: iteration {baseline} has no answers with evaluate.every={config.evaluate.every}; choose "
+            "0, or evaluate every iteration"
+        )
 
 
 def _check_per_token(config: Config) -> None:
@@ -367,32 +381,3 @@ def _check_thinking(config: Config) -> None:
                 f"model.thinking={config.model.thinking}: does not go with {given}, because translations would be "
                 f"thought about, too; choose another {given.partition('=')[0]}, or model.thinking=skipped"
             )
-
-
-def settings(section: Section, prefix: str = "") -> dict[str, Any]:
-    """The settings of a section, or of a whole configuration, that may change a result: `{"train.beta": 0.1, ...}`.
-
-    A language with a name of its own stands there as a text with both.
-    """
-    return {setting.dotted: _plain(setting.value) for setting in walk(section, prefix) if not setting.operational}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(str(one) if isinstance(one, NamedLanguage) else one for one in value)
-    return value
-
-
-def deciding(section: Section, prefix: str) -> dict[str, Any]:
-    """The settings of a section that decide an artefact: all but paths, whose content is an input of the artefact.
-
-    A setting that is marked `Later` and has its default is left out, so that older run directories go on.
-    """
-    paths = {Location.PATH, Location.HUB, Location.DATA}
-    return {
-        setting.dotted: setting.value
-        for setting in walk(section, prefix)
-        if not setting.operational
-        and not paths.intersection(marks(setting.field, Location))
-        and not (marks(setting.field, Later) and setting.value == setting.default)
-    }

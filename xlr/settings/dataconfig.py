@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from xlr.settings.languageconfig import LanguageTag
 from xlr.settings.schema import ByIteration, Location, Section
 
 
@@ -107,3 +108,12 @@ class PreferencesConfig(Section):
     subset: str | None = None
     """The configuration of a hub dataset. null: its default, or one configuration per language if it has one named
     en."""
+
+
+class ParallelPreferencesConfig(PreferencesConfig):
+    """Preferences in a dataset with a part for each language, which may be named as in FLORES: deu_Latn."""
+
+    english: Annotated[str | PreferencesConfig | None, Location.DATA] = None
+    """Where the English versions of the rows are, if the dataset has none: preferences with the same ids."""
+    languages: Annotated[tuple[LanguageTag, ...], Field(min_length=1)] | None = None
+    """The languages of the dataset that are measured, beside English. null: all."""

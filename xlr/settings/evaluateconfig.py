@@ -4,7 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from xlr.settings.dataconfig import BenchmarksConfig, CheckedConfig, PreferencesConfig, PromptsConfig, TurnsConfig
+from xlr.settings.dataconfig import (
+    BenchmarksConfig,
+    CheckedConfig,
+    ParallelPreferencesConfig,
+    PromptsConfig,
+    TurnsConfig,
+)
 from xlr.settings.generateconfig import Temperature, TopP
 from xlr.settings.languageconfig import Language
 from xlr.settings.schema import OPERATIONAL, Location, Section
@@ -20,7 +26,7 @@ class EvaluateConfig(Section):
     languages: Annotated[tuple[Language, ...], Field(min_length=1)] | None = None
     """The languages that models answer in, written as `languages`; they may include languages without training. null
     uses the languages of the run."""
-    preferences: Annotated[str | PreferencesConfig | None, Location.DATA] = None
+    preferences: Annotated[str | ParallelPreferencesConfig | None, Location.DATA] = None
     """Held-out preferences in the format of align.preferences: a file in English, a folder with a file for each
     language, such as en.jsonl, or a dataset in English or with a part for each language. A row's English prompt is that
     of the same id in English, or its field `english`."""
@@ -32,6 +38,9 @@ class EvaluateConfig(Section):
     answer from 1 to 10."""
     benchmarks: BenchmarksConfig | None = None
     """Benchmarks of multiple choice: what alignment costs or brings elsewhere."""
+    every: Annotated[int, Field(ge=1, le=1000), OPERATIONAL] = 1
+    """Evaluate and judge every so many iterations: 2 leaves out iterations 1, 3, ... pi^0 and the last iteration are
+    always evaluated."""
     temperature: Temperature = 0.6
     """Sampling temperature."""
     top_p: TopP = 0.9

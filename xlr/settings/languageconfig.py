@@ -25,10 +25,13 @@ def _with_name(tag: str) -> str:
     return languages.canonical(tag)
 
 
+LanguageTag: TypeAlias = Annotated[str, AfterValidator(_canonical)]
+
+
 class NamedLanguage(Section):
     """A language with the name that instructions give it."""
 
-    tag: Annotated[str, AfterValidator(_canonical)]
+    tag: LanguageTag
     """Its BCP 47 tag."""
     name: str
     """Its English name, as in "using only Hausa"."""

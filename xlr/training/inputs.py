@@ -18,8 +18,8 @@ from xlr.rewarding import pairs
 from xlr.run.artifact import Source
 from xlr.run.context import Context, require
 from xlr.run.manifests import rows_of
-from xlr.settings.config import deciding
 from xlr.settings.dataconfig import PreferencesConfig
+from xlr.settings.deciding import deciding
 from xlr.settings.trainconfig import TrainConfig
 from xlr.work.dropped import Dropped
 

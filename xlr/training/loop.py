@@ -34,7 +34,7 @@ from xlr.model.weights import resolve_dtype
 from xlr.records import START
 from xlr.run.artifact import Artifact
 from xlr.run.files import remove, sha256, write_json
-from xlr.settings.config import settings
+from xlr.settings.deciding import settings
 from xlr.settings.modelconfig import ModelConfig
 from xlr.settings.slurmconfig import SAVING_SECONDS
 from xlr.settings.trainconfig import TrainConfig

@@ -25,7 +25,7 @@ from xlr.run.context import Context
 from xlr.run.files import remove, sha256, write_json
 from xlr.run.identity import CUT
 from xlr.run.rows import Row, piece_table, records, schema, write_rows, write_stamped
-from xlr.settings.config import settings
+from xlr.settings.deciding import settings
 from xlr.terminal import progress
 from xlr.terminal.console import console
 from xlr.work.shards import Shard, Work
