@@ -24,6 +24,8 @@ class PreferenceFacts(TypedDict):
     """Share of pairs whose chosen response has the higher reward, from 0 to 1; a tie counts one half."""
     margin: float
     """Mean reward of chosen less that of rejected, in nats."""
+    margin_interval: NotRequired[tuple[float, float]]
+    """Its 95 % interval, bootstrapped over pairs. Older results have none."""
     alpha: float
     """Length penalty in nats a character that makes preferred and other responses equally long, as in the pairs."""
     length_controlled_accuracy: float

@@ -156,7 +156,7 @@ def _plan(
 
 
 def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
-    from xlr.maths.accuracy import accuracy, length_penalty  # imports torch
+    from xlr.maths.accuracy import accuracy, length_penalty, margin_interval  # imports torch
     from xlr.maths.lengthcontrol import unit_of
 
     chosen = [implicit_reward(row.chosen_policy, row.chosen_reference) for _, row in scored]
@@ -168,6 +168,7 @@ def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
         "pairs": len(scored),
         "accuracy": accuracy(chosen, rejected),
         "margin": (sum(chosen) - sum(rejected)) / len(scored),
+        "margin_interval": margin_interval(chosen, rejected),
         "alpha": alpha,
         "length_controlled_accuracy": accuracy(
             [reward - alpha * length for reward, (length, _) in zip(chosen, lengths, strict=True)],

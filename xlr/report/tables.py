@@ -79,8 +79,8 @@ def quality(runs: Sequence[Found]) -> list[Table]:
             "Held-out preferences: implicit reward log π − log π_I",
             (
                 *text_columns("language", "instruction", "model"),
-                *number_columns("pairs", "accuracy %", "95 % interval", "margin", "alpha"),
-                *number_columns("length-controlled %", "longer is better %"),
+                *number_columns("pairs", "accuracy %", "95 % interval", "margin", "95 % interval", "alpha"),
+                *number_columns("length-controlled %", "95 % interval", "longer is better %"),
             ),
             _preferences,
         ),
@@ -236,23 +236,27 @@ def _preferences(found: Found) -> Iterator[Row]:
     for key, model in models(found):
         for lang, modes in preferences_of(model).items():
             for mode, own in modes.items():
-                low, high = share_interval(own["accuracy"], own["pairs"])
                 yield (
                     lang,
                     mode,
                     label(key),
                     number(own["pairs"], ","),
-                    number(own["accuracy"], scale=100),
-                    interval([100 * low, 100 * high]),
+                    *_share(own["accuracy"], own["pairs"]),
                     number(own["margin"], ".2f"),
+                    interval(own["margin_interval"], ".2f") if "margin_interval" in own else "",
                     number(own["alpha"], ".3f"),
-                    number(own["length_controlled_accuracy"], scale=100),
+                    *_share(own["length_controlled_accuracy"], own["pairs"]),
                     number(own["longer_accuracy"], scale=100),
                 )
                 for name, part in own.get("categories", {}).items():
-                    low, high = share_interval(part["accuracy"], part["pairs"])
-                    figures = (number(part["accuracy"], scale=100), interval([100 * low, 100 * high]))
-                    yield (lang, f"{mode}, {name}", label(key), number(part["pairs"], ","), *figures, *[""] * 4)
+                    figures = _share(part["accuracy"], part["pairs"])
+                    yield (lang, f"{mode}, {name}", label(key), number(part["pairs"], ","), *figures, *[""] * 6)
+
+
+def _share(value: float, count: int) -> tuple[str, str]:
+    """A share in percent, and its 95 % interval."""
+    low, high = share_interval(value, count)
+    return number(value, scale=100), interval([100 * low, 100 * high])
 
 
 def _responses(found: Found) -> Iterator[Row]:
