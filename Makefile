@@ -50,6 +50,7 @@ check: .venv/.tests
 	$(BIN)/mypy
 
 docs: .venv/.docs
+	$(BIN)/python docs/examples.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	! grep -rlE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//' site --include='*.html' # pages fetch nothing
 
