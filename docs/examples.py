@@ -1,7 +1,7 @@
 """Writes `docs/examples/NAME.html`, a report, from the numbers of a run in `docs/examples/NAME/`.
 
-`python docs/examples.py` renders all of them; `make docs` does so first. `python docs/examples.py RUN`, in the folder in which
-the run was made, takes over what a report needs of it, without its models, as the example of the run's name.
+`python docs/examples.py` renders all of them; `make docs` does so first. `python docs/examples.py RUN`, in the folder
+in which the run was made, takes over what a report needs of it, without its models, as the example of the run's name.
 """
 
 import shutil
@@ -28,7 +28,7 @@ def take_over(run: Path) -> None:
 
 
 def render(example: Path) -> None:
-    """Write the page of an example. The report also writes into the run, so it gets a copy; no path of that one stays."""
+    """Write the page of an example. The report also writes into the run, so it gets a copy, whose path is removed."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder).resolve() / example.name
         shutil.copytree(example, run)
