@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xlr import languages
@@ -67,6 +67,8 @@ def test_a_language_without_a_name_asks_for_one() -> None:
 
 
 @given(st.one_of(st.text(max_size=50), st.from_regex(r"[a-zA-Z]{2,3}([-_][a-zA-Z0-9]{2,8}){0,3}", fullmatch=True)))
+@example("\x00")
+@example("\ud800")
 def test_a_canonical_tag_is_a_file_name_and_stays_as_it_is(text: str) -> None:
     try:
         tag = languages.canonical(text)

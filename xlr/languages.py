@@ -57,7 +57,7 @@ def _nearest(tag: str) -> str:
 
     try:
         close = langcodes.find(tag[:_LONGEST])
-    except (LookupError, UnicodeEncodeError):  # the latter for halves of surrogate pairs
+    except (LookupError, UnicodeError):  # the latter for halves of surrogate pairs, and for control characters
         return "write one such as en, ha, pt-BR or zh-Hant"
     return f"did you mean {close.to_tag()} ({close.display_name()})?"
 

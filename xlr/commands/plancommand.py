@@ -1,6 +1,8 @@
 """`xlr plan`: what a run takes, before anything is computed."""
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,6 +42,10 @@ def plan(
         float | None, typer.Option(min=1, help="Mean tokens of a response in English, where nothing was sampled.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="First run a small part of each stage on this machine, and correct times by it."),
+    ] = False,
     write: Annotated[
         Path | None,
         typer.Option(help="Write the configuration with the fastest settings that fit, and with time limits."),
@@ -49,17 +55,26 @@ def plan(
     from xlr.jobs import graph, machines, submission
     from xlr.planning import choose, planfile
     from xlr.planning import plan as planning
+    from xlr.planning import probe as probing
     from xlr.planning.fits import changed, overridden
+    from xlr.planning.hardware import HERE
     from xlr.planning.planner import Planner
     from xlr.run.context import Context
 
+    if probe and on:
+        raise UserError("--probe: runs on this machine; remove --on, and probe where the run will be")
     context = open_context(source, overrides)
     slurm = submission.settings(context, site)
     used = machines.named(context.config, on) if on else machines.of_jobs(context.config, slurm)
-    planner = Planner(context, used, response_tokens)
+    console.stderr = as_json
+    probed = None
+    if probe:
+        with _printing_to_errors() if as_json else contextlib.nullcontext():
+            probed = probing.run(context, machines.named(context.config, HERE))
+    planner = Planner(context, used, response_tokens, probed)
     limit_of = (lambda _: None) if on else machines.limits(slurm)
     found = planning.make(planner, limit_of, ran_there=on is None)
-    if context.run.path.is_dir() and on is None and not overrides:
+    if probe or (context.run.path.is_dir() and on is None and not overrides):
         planfile.write(context.run.path, found)
     chosen = choose.settings(planner)
     if as_json:
@@ -70,9 +85,23 @@ def plan(
             console.print(f"Fastest settings that fit: {' '.join(changed(context.config, chosen))}")
     if write:
         planned = Context(overridden(context.config, chosen))
-        plans = planning.make(Planner(planned, used, response_tokens), limit_of, ran_there=on is None)["stages"]
+        plans = planning.make(Planner(planned, used, response_tokens, probed), limit_of, on is None)["stages"]
         _write(write, planned.config, choose.limits(plans, graph.kinds_of_stages(slurm).__getitem__))
         print(f"{write}: written", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _printing_to_errors() -> Iterator[None]:
+    """Let this process and those that it starts print to stderr, where they would print to stdout."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _write(path: Path, config: "Config", limits: Mapping[str, str]) -> None:

@@ -32,11 +32,14 @@ class Lengths:
     """Tokens of a response."""
 
 
-def lengths(context: Context, iteration: int, assumed: float | None = None) -> tuple[dict[str, Lengths], str]:
+def lengths(
+    context: Context, iteration: int, assumed: float | None = None, probed: Mapping[str, float] | None = None
+) -> tuple[dict[str, Lengths], str]:
     """The lengths in each language of an iteration, and where those of responses come from.
 
     Args:
-        assumed: tokens of a response in English; None takes what the run has sampled, or `ASSUMED`.
+        assumed: tokens of a response in English; None takes what the run or a probe has sampled, or `ASSUMED`.
+        probed: language -> mean tokens of the responses that a probe sampled.
 
     Raises:
         UserError: the prompts or the tokenizer cannot be read.
@@ -46,8 +49,13 @@ def lengths(context: Context, iteration: int, assumed: float | None = None) -> t
     longest = config.generate.max_new_tokens
     own = {lang: _mean(context, [one.conversation for one in _some(prompts[lang])]) for lang in prompts}
     sampled = {} if assumed else _sampled(context)
-    source = f"as in iteration {max(sampled)}" if sampled else f"assumed: {assumed or ASSUMED:g} in English"
-    known: Mapping[str, float] = sampled[max(sampled)] if sampled else {}
+    known: Mapping[str, float] = {}
+    if sampled:
+        known, source = sampled[max(sampled)], f"as in iteration {max(sampled)}"
+    elif probed and not assumed:
+        known, source = probed, "as in the probe"
+    else:
+        source = f"assumed: {assumed or ASSUMED:g} in English"
     english = {one.id: one for one in prompts[ENGLISH]}
     found: dict[str, Lengths] = {}
     for lang in config.trained_languages:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from xlr.pipeline import Stage
-from xlr.planning import fits
-from xlr.planning.planfile import Plan, StagePlan, Totals
+from xlr.planning import fits, probe
+from xlr.planning.planfile import Measured, Plan, StagePlan, Totals
 from xlr.planning.planner import Planner
 from xlr.planning.setting import Estimate, Setting
 from xlr.planning.work import ESTIMATES
@@ -12,7 +12,7 @@ from xlr.run.context import Context
 from xlr.run.manifests import read_manifest
 
 _UNMEASURED, _MEASURED = 0.35, 0.15
-"""How far the time of a stage may lie from its estimate: from rates of data sheets, and after a finished iteration."""
+"""How far the time of a stage may lie from its estimate: by rates of data sheets, and by an iteration or a probe."""
 
 
 def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: bool = True) -> Plan:
@@ -21,6 +21,7 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
     Args:
         limit_of: the time limit of the job that a stage runs in, in seconds; None if it has none.
         ran_there: whether finished stages ran on the planned machines, so that their times correct those that follow.
+            A probe of these machines corrects the others.
     """
     plans: list[StagePlan] = []
     problems: list[str] = []
@@ -28,7 +29,10 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
     for stage in planner.stages:
         own = planner.setting(stage)
         estimate = ESTIMATES[stage.name](own)
-        found = _stage_plan(stage, own, estimate, corrections.get(stage.name), _took(planner.context, stage))
+        measured = probe.of_stage(planner.probed, stage.name, own.machines)
+        expected = _corrected(estimate, corrections.get(stage.name), measured)
+        known = stage.name in corrections or measured is not None
+        found = _stage_plan(stage, own, estimate, expected, known, _took(planner.context, stage))
         if found["took"] is not None and ran_there:
             corrections[stage.name] = found["took"] / max(estimate.duration, 1e-9)
         if found["took"] is None:
@@ -46,7 +50,17 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
         "unit": "GPU-hours" if used.gpu else "node-hours",
         "currency": used.currency,
         "problems": list(dict.fromkeys(problems)),
+        "probe": planner.probed,
     }
+
+
+def _corrected(estimate: Estimate, correction: float | None, measured: Measured | None) -> float:
+    """Seconds that a stage is expected to take, by an earlier iteration, else by a probe, else by its estimate."""
+    if correction is not None:
+        return correction * estimate.duration
+    if measured is not None:
+        return measured["work"] * estimate.seconds + measured["fixed"]
+    return estimate.duration
 
 
 def _took(context: Context, stage: Stage) -> float | None:
@@ -55,11 +69,9 @@ def _took(context: Context, stage: Stage) -> float | None:
 
 
 def _stage_plan(
-    stage: Stage, own: Setting, estimate: Estimate, correction: float | None, took: float | None
+    stage: Stage, own: Setting, estimate: Estimate, seconds: float, measured: bool, took: float | None
 ) -> StagePlan:
-    machines, factor = own.machines, correction or 1.0
-    spread = _UNMEASURED if correction is None else _MEASURED
-    seconds = factor * estimate.duration
+    machines, spread = own.machines, _MEASURED if measured else _UNMEASURED
     hours = (seconds if took is None else took) / 3600 * (machines.count if machines.hardware.gpu else machines.nodes)
     price = machines.hardware.price
     return {

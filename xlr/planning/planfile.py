@@ -2,11 +2,35 @@
 
 from pathlib import Path
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from xlr.run.files import read_json, write_json
 
 FILE = "plan.json"
+
+
+class Measured(TypedDict):
+    """What a small part of a stage took."""
+
+    work: float
+    """Seconds of its work, as a multiple of the plan's."""
+    fixed: float
+    """Seconds of everything else, such as starting processes and opening models."""
+    memory: int
+    """Bytes of a process at its peak."""
+
+
+class Probe(TypedDict):
+    """What a probe found; see `xlr.planning.probe`."""
+
+    on: str
+    """The hardware."""
+    rate: float
+    """Operations a second that the plan took for it."""
+    stages: dict[str, Measured]
+    """By the name of the stage."""
+    responses: dict[str, float]
+    """Language -> mean tokens of the responses that it sampled."""
 
 
 class StagePlan(TypedDict):
@@ -64,11 +88,24 @@ class Plan(TypedDict):
     currency: str | None
     problems: list[str]
     """What does not fit, each with a remedy."""
+    probe: NotRequired[Probe | None]
+    """What corrected the times of stages that no iteration has finished; None, or missing in older files, if nothing
+    did."""
 
 
 def write(run: Path, plan: Plan) -> None:
     """Keep a plan in the run directory."""
     write_json(run / FILE, plan)
+
+
+def last_probe(run: Path) -> Probe | None:
+    """What the last probe of a run found; None without one.
+
+    Raises:
+        UserError: see `read`.
+    """
+    plan = read(run)
+    return plan.get("probe") if plan else None
 
 
 def read(run: Path) -> Plan | None:

@@ -9,8 +9,10 @@ from xlr.data.turnrows import load_dialogues
 from xlr.dialogues import answers as conversing
 from xlr.foreign.shapes import read_shape
 from xlr.pipeline import Stage
+from xlr.planning import planfile
 from xlr.planning.lengths import ASSUMED, Lengths, lengths, mean_tokens, of_preferences
 from xlr.planning.machines import Machines
+from xlr.planning.planfile import Probe
 from xlr.planning.setting import Setting
 from xlr.records import INITIAL, START, Prompt
 from xlr.run.context import Context
@@ -21,14 +23,22 @@ class Planner:
 
     Args:
         machines_of: what a stage runs on.
-        assumed: tokens of a response in English; None takes what the run has sampled, or `ASSUMED`.
+        assumed: tokens of a response in English; None takes what the run or a probe has sampled, or `ASSUMED`.
+        probed: what a probe found; None takes the run's last one, if there was one.
 
     Raises:
         UserError: prompts, preferences, tokenizer or the model's configuration cannot be read.
     """
 
-    def __init__(self, context: Context, machines_of: Callable[[Stage], Machines], assumed: float | None = None):
+    def __init__(
+        self,
+        context: Context,
+        machines_of: Callable[[Stage], Machines],
+        assumed: float | None = None,
+        probed: Probe | None = None,
+    ):
         self.context, self._machines_of, self._assumed = context, machines_of, assumed
+        self.probed = probed or planfile.last_probe(context.run.path)
         self.stages = pipeline.stages(context.config)
         self.model = context.model(START if context.config.model.aligned else INITIAL)
         self.shape = read_shape(self.model)
@@ -53,7 +63,8 @@ class Planner:
         """The lengths in each language of an iteration. Iteration 0 samples nothing; it gets those of iteration 1."""
         iteration = max(iteration, 1)
         if iteration not in self._lengths:
-            self._lengths[iteration] = lengths(self.context, iteration, self._assumed)
+            probed = self.probed["responses"] if self.probed else {}
+            self._lengths[iteration] = lengths(self.context, iteration, self._assumed, probed)
         return self._lengths[iteration]
 
     def setting(self, stage: Stage) -> Setting:
