@@ -144,14 +144,15 @@ def _of_dataset(section: PreferencesConfig) -> Iterator[tuple[str, Path | Prefer
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
     parts = {lang: name for name in names if (lang := of_part(name))}
-    english = section.english if isinstance(section, ParallelPreferencesConfig) else None
+    english, wanted = None, None
+    if isinstance(section, ParallelPreferencesConfig):
+        english, wanted = section.english, section.languages
     if english is not None:
         yield ENGLISH, english_source(english)
         parts.pop(ENGLISH, None)
     elif ENGLISH not in parts or (split if saved else subset) is not None:
         yield ENGLISH, PreferenceRows(path, subset, split)
         return
-    wanted = section.languages if isinstance(section, ParallelPreferencesConfig) else None
     if missing := set(wanted or ()) - {ENGLISH, *parts}:
         raise UserError(f"{path}: has no {min(missing)}, only {', '.join(sorted(parts))}; correct `languages`")
     for lang, part in parts.items():

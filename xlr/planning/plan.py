@@ -30,9 +30,8 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
         own = planner.setting(stage)
         estimate = ESTIMATES[stage.name](own)
         measured = probe.of_stage(planner.probed, stage.name, own.machines)
-        expected = _corrected(estimate, corrections.get(stage.name), measured)
-        known = stage.name in corrections or measured is not None
-        found = _stage_plan(stage, own, estimate, expected, known, _took(planner.context, stage))
+        seconds, spread = _expected(estimate, corrections.get(stage.name), measured)
+        found = _stage_plan(stage, own, estimate, seconds, spread, _took(planner.context, stage))
         if found["took"] is not None and ran_there:
             corrections[stage.name] = found["took"] / max(estimate.duration, 1e-9)
         if found["took"] is None:
@@ -54,13 +53,16 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
     }
 
 
-def _corrected(estimate: Estimate, correction: float | None, measured: Measured | None) -> float:
-    """Seconds that a stage is expected to take, by an earlier iteration, else by a probe, else by its estimate."""
+def _expected(estimate: Estimate, correction: float | None, measured: Measured | None) -> tuple[float, float]:
+    """Seconds that a stage is expected to take, and the share by which it may differ.
+
+    By an earlier iteration, else by a probe, else by the estimate alone.
+    """
     if correction is not None:
-        return correction * estimate.duration
+        return correction * estimate.duration, _MEASURED
     if measured is not None:
-        return measured["work"] * estimate.seconds + measured["fixed"]
-    return estimate.duration
+        return measured["work"] * estimate.seconds + measured["fixed"], _MEASURED
+    return estimate.duration, _UNMEASURED
 
 
 def _took(context: Context, stage: Stage) -> float | None:
@@ -69,9 +71,9 @@ def _took(context: Context, stage: Stage) -> float | None:
 
 
 def _stage_plan(
-    stage: Stage, own: Setting, estimate: Estimate, seconds: float, measured: bool, took: float | None
+    stage: Stage, own: Setting, estimate: Estimate, seconds: float, spread: float, took: float | None
 ) -> StagePlan:
-    machines, spread = own.machines, _MEASURED if measured else _UNMEASURED
+    machines = own.machines
     hours = (seconds if took is None else took) / 3600 * (machines.count if machines.hardware.gpu else machines.nodes)
     price = machines.hardware.price
     return {

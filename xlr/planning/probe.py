@@ -20,8 +20,9 @@ from xlr.run.manifests import read_manifest
 from xlr.settings.config import Config
 from xlr.settings.pairconfig import PairConfig
 from xlr.settings.trainconfig import TrainConfig
+from xlr.tracking.metricslog import whole_rows
 
-FOLDER = "probe"
+_FOLDER = "probe"
 _PROMPTS, _STEPS = 8, 2
 _LIKE = {
     "translate": "generate",
@@ -48,11 +49,11 @@ def run(context: Context, machines_of: Callable[[Stage], Machines]) -> Probe:
     if "judge" in context.config.score.weights:
         raise UserError("--probe: the judge of score.reward cannot be timed; plan without it")
     context.run.create()
-    small = Context(_small(context, context.run.path / FOLDER))
+    small = Context(_small(context, context.run.path / _FOLDER))
     stages = pipeline.stages(small.config)
     with pipeline.holding(small, stages):
         pipeline.run_all(small, stages)
-    planner = Planner(Context(small.config), machines_of)  # which now knows how long responses are
+    planner = Planner(small, machines_of)  # after the run, so that it knows how long responses are
     found: dict[str, Measured] = {}
     for stage in stages:
         estimate = ESTIMATES[stage.name](planner.setting(stage))
@@ -126,8 +127,8 @@ def _measured(context: Context, stage: Stage, estimate: Estimate) -> Measured:
     manifest = read_manifest(stage.artifact(context).folder)
     assert manifest is not None
     if stage.kind.in_ranks:
-        text = (context.run.iteration(stage.iteration) / "metrics.jsonl").read_text(encoding="utf-8")
-        steps = [own["num_tokens"] / own["perf/tokens_per_second"] for own in map(json.loads, text.splitlines())]
+        rows = whole_rows(context.run.iteration(stage.iteration) / "metrics.jsonl")
+        steps = [row["num_tokens"] / row["perf/tokens_per_second"] for row in rows]
         work = len(steps) * steps[-1]  # the first step is slower: it allocates memory
         spent = sum(steps)
     else:

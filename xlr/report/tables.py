@@ -217,7 +217,7 @@ def _held_out(found: Found) -> Iterator[Row]:
     for lang in found["evaluated"]:
         for key, model in models(found):
             if (evaluation := model["evaluation"]) and (own := evaluation["languages"].get(lang)):
-                low, high = share_interval(own["reward_wins"], max(own["rows"], 1))
+                wins, chance = _share(own["reward_wins"], max(own["rows"], 1))
                 yield (
                     lang,
                     label(key),
@@ -226,8 +226,8 @@ def _held_out(found: Found) -> Iterator[Row]:
                     _in_language(own),
                     number(own["chars_mean"], ".0f"),
                     number(own["reward_mean"], ".2f"),
-                    number(own["reward_wins"], scale=100),
-                    "" if key == 0 else interval([100 * low, 100 * high]),
+                    wins,
+                    "" if key == 0 else chance,
                     _dropped(evaluation["dropped"], lang),
                 )
 

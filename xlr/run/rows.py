@@ -183,13 +183,14 @@ def write_shards(folder: Path, prefix: str, row_type: type[Row], rows: Sequence[
         write_rows(shard_path(folder, prefix, shard), row_type, rows[start : start + ROWS_PER_SHARD])
 
 
-def read_keys(path: Path, rows: slice) -> list[RowKey]:
-    """Language, id and sample of some of the rows of a Parquet file, as text."""
+def read_keys(path: Path, rows: slice = slice(None), key_columns: Sequence[str] = _KEY_COLUMNS) -> list[RowKey]:
+    """The values of these columns of rows of a Parquet file, as text; by default of all rows."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
     groups, inside = _groups_of(file.metadata, rows)
-    return _as_keys(file.read_row_groups(groups, list(_KEY_COLUMNS))[inside])
+    columns = file.read_row_groups(groups, list(key_columns))[inside].to_pydict()
+    return [tuple(map(str, key)) for key in zip(*columns.values(), strict=True)]
 
 
 def row_count(path: Path) -> int:
@@ -215,7 +216,7 @@ def write_shard(path: Path, table: Any, keys: Sequence[RowKey]) -> None:
         RuntimeError: it does not; names the first row.
     """
     write_table(path, table.replace_schema_metadata(None))
-    found = _keys(path, _KEY_COLUMNS)
+    found = read_keys(path)
     if found != list(keys):
         wrong = next((own for own, key in zip(found, keys, strict=False) if own != key), None)
         raise RuntimeError(
@@ -223,17 +224,6 @@ def write_shard(path: Path, table: Any, keys: Sequence[RowKey]) -> None:
             + (f", such as {' '.join(wrong)}" if wrong else "")
             + "; this is a bug in xlr, and the artefact was not kept"
         )
-
-
-def _keys(path: Path, key_columns: Sequence[str]) -> list[RowKey]:
-    """The values of these columns of each row of a Parquet file, as text."""
-    import pyarrow.parquet as pq
-
-    return _as_keys(pq.read_table(path, columns=list(key_columns)))
-
-
-def _as_keys(table: Any) -> list[RowKey]:
-    return [tuple(map(str, key)) for key in zip(*table.to_pydict().values(), strict=True)]
 
 
 def require_each_once(folder: Path, wanted: Iterable[RowKey], key_columns: Sequence[str] = _KEY_COLUMNS) -> None:
@@ -247,7 +237,7 @@ def require_each_once(folder: Path, wanted: Iterable[RowKey], key_columns: Seque
     """
     expected, found = Counter(wanted), Counter[RowKey]()
     for file in sorted(folder.rglob("*.parquet")):
-        found.update(_keys(file, key_columns))
+        found.update(read_keys(file, key_columns=key_columns))
     if found != expected:
         key = next(key for key in {**expected, **found} if found[key] != expected[key])
         raise RuntimeError(

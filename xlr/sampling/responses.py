@@ -7,7 +7,7 @@ Reads the prompts and the model; writes `RUN/iter{t}/responses/{lang}-*.parquet`
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -151,17 +151,14 @@ def facts_of(counted: Counter[str]) -> ResponseFacts:
 class ResponseShard(Shard[Sequence[Response]]):
     """Responses that are scored or translated together. Their plan reads all of them."""
 
-    keys: Callable[[], Sequence[RowKey]] = list
+    keys: Callable[[], Sequence[RowKey]] = field(kw_only=True)
     """Reads their keys alone, in the same order: the token ids are nearly all of a file."""
 
 
 def as_shards(rows: Sequence[Response]) -> list[ResponseShard]:
     """A few responses as one shard; none if there are no rows."""
     keys = [row.key for row in rows]
-    return [
-        ResponseShard(own.name, own.digest, own.totals, own.plan, own.rank, lambda: keys)
-        for own in whole(rows, [[key] for key in keys])
-    ]
+    return [ResponseShard(**vars(own), keys=lambda: keys) for own in whole(rows, [[key] for key in keys])]
 
 
 def shards_of(context: Context, iteration: int, langs: Collection[str]) -> list[ResponseShard]:
