@@ -32,6 +32,8 @@ class StageKind:
     """Whether it also belongs to the models of evaluate.models, so that its command takes a name too."""
     comes_last: bool = False
     """Whether it runs after all iterations: it may compare any two models, or ask a judge that does not answer."""
+    by_judge: bool = False
+    """Whether its folder has one folder for each judge."""
 
 
 STAGES = (
@@ -124,6 +126,7 @@ STAGES = (
         default=0,
         any_model=True,
         comes_last=True,
+        by_judge=True,
     ),
     StageKind(
         "benchmark",
@@ -141,6 +144,7 @@ STAGES = (
         "Stage 6: have a judge compare a model's held-out answers with the baseline's.",
         any_model=True,
         comes_last=True,
+        by_judge=True,
     ),
 )
 

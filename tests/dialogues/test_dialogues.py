@@ -150,7 +150,7 @@ def test_each_turn_follows_the_model_s_own_answers(config: Config, judge: Judge,
 def test_every_answer_is_rated_and_paid_for_once(config: Config, judge: Judge, tmp_path: Path) -> None:
     context = rated(config, tmp_path / "run")
     responses = {(row.id, row.sample): row.response for row in rows_of(tmp_path / "run/iter0/dialogues", Response)}
-    rows = rows_of(tmp_path / "run" / "iter0" / "ratings", Rating)
+    rows = rows_of(tmp_path / "run" / "iter0" / "ratings" / "scripted", Rating)
     assert len(rows) == len(responses)
     for row in rows:
         assert row.rating == pytest.approx(1 + len(responses[row.id, row.turn]) % 10)
@@ -160,7 +160,7 @@ def test_every_answer_is_rated_and_paid_for_once(config: Config, judge: Judge, t
     texts = [body["messages"][0]["content"] for body in judge.requests]
     assert sum("The right one is 0." in text for text in texts) == 2  # the first turn in both languages
     assert sum("So is {answer}." in text for text in texts) == 2
-    manifest = read_manifest(tmp_path / "run" / "iter0" / "ratings")
+    manifest = read_manifest(tmp_path / "run" / "iter0" / "ratings" / "scripted")
     assert manifest is not None
     own = manifest["facts"]["languages"]["es"]
     spanish = [row.rating for row in rows if row.lang == "es" and row.rating]
@@ -170,7 +170,7 @@ def test_every_answer_is_rated_and_paid_for_once(config: Config, judge: Judge, t
     paid = sum(judge.paid.values())
     artifact = ratings.artifact(context, 0)
     artifact.folder.rename(tmp_path / "away")
-    (tmp_path / "run" / "iter0" / "ratings.manifest.json").unlink()
+    (tmp_path / "run" / "iter0" / "ratings" / "scripted.manifest.json").unlink()
     again = opened(config, tmp_path / "run")
     RATE.module.make(again, 0)
     assert sum(judge.paid.values()) == paid
@@ -187,7 +187,7 @@ def test_a_judge_in_the_workers_rates_by_its_probabilities(
     causal_lm = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
     responses = {(row.id, row.sample): row.response for row in rows_of(tmp_path / "run/iter0/dialogues", Response)}
     dialogues = {one.id: one for one in answers.load(context)}
-    for row in rows_of(tmp_path / "run" / "iter0" / "ratings", Rating)[::3]:
+    for row in rows_of(tmp_path / "run" / "iter0" / "ratings" / "aligned", Rating)[::3]:
         one, said = dialogues[row.id], [responses[row.id, turn] for turn in range(row.turn)]
         before = answers.prompt(context, one, said, encoder).transcript
         asked = question.rating(
@@ -227,7 +227,7 @@ def test_a_judge_without_ratings_is_refused(config: Config, judge: Judge, tmp_pa
     judge.grade = lambda answer: {"I would say seven.": 1.0}
     with pytest.raises(UserError, match=r"judge scripted: gave no rating to 10 of 10 answers; .*'I would say seven.'"):
         rated(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "iter0" / "ratings").exists()
+    assert RunDir(tmp_path / "run").judges(0, "ratings") == []
 
 
 def test_answers_that_may_not_fit_are_refused_early(config: Config, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_model_of_another_name_is_compared_with_the_start(
     assert len(run.dialogues("other").to_pandas()) == len(run.dialogues(0).to_pandas()) == 10
     own, start = run.ratings("other").to_pandas(), run.ratings(0).to_pandas()
     both = own.merge(start, on=["lang", "id", "turn"])
-    manifest = read_manifest(tmp_path / "run" / "models" / "other" / "ratings")
+    manifest = read_manifest(tmp_path / "run" / "models" / "other" / "ratings" / "scripted")
     assert manifest is not None
     for lang, facts in manifest["facts"]["languages"].items():
         gains = (both.rating_x - both.rating_y)[both.lang == lang]

@@ -10,19 +10,22 @@ from typing import Any
 import pytest
 import yaml
 
-from tests import tiny
+from tests import inprocess, tiny
 from tests.conftest import Cli
 from tests.judgeserver import Judge, longer, serving
-from tests.rows import read_rows
+from tests.rows import read_rows, reseal
 from xlr import configfile
+from xlr.commands import verify
 from xlr.data.prompts import load_held_out
 from xlr.errors import UserError
 from xlr.evaluation import annotations, judgements, winrates
 from xlr.evaluation import answers as evaluation
 from xlr.findings.collect import collect
+from xlr.findings.found import Run
 from xlr.findings.summary import summary
 from xlr.records import Response
-from xlr.report import tables
+from xlr.report import panels, tables
+from xlr.run import reuse
 from xlr.run.context import Context
 from xlr.run.files import read_json
 from xlr.run.rows import write_rows
@@ -82,7 +85,7 @@ def opened(tree: dict[str, Any], **settings: Any) -> Context:
 
 
 def rows_of(context: Context, model: int | str) -> list[dict[str, Any]]:
-    folder = context.run.iteration(model) / "judgements" / "annotations"
+    folder = context.run.judged(model, "judgements", context.config.judge.folder) / "annotations"
     return [row for lang in LANGUAGES for row in read_json(folder / f"{lang}.json")]
 
 
@@ -130,12 +133,12 @@ def test_annotations_have_the_preferences_of_both_orders(run: dict[str, Any], ju
         if row["preferences"]:
             assert row["preferences"] == pytest.approx([1 + longer(baseline, own)] * 2)
             assert row["preference"] == pytest.approx(1 + longer(baseline, own))
-    figures = read_json(context.run.iteration("before") / "judgements" / "winrates.json")
+    figures = read_json(context.run.iteration("before") / "judgements" / "scripted" / "winrates.json")
     assert figures["win_rate"] == facts["win_rate"]
     assert figures["win_rate"] == pytest.approx(100 * sum(row["preference"] - 1 for row in rows) / len(rows))
     assert set(figures["languages"]) == set(LANGUAGES)
     assert figures["position_bias"]["second_place_win_rate"] == pytest.approx(50)
-    file = context.run.iteration("before") / "judgements" / "annotations"
+    file = context.run.iteration("before") / "judgements" / "scripted" / "annotations"
     shown = cli_here("winrate", file, "--json")
     assert json.loads(shown.stdout) == figures | {"annotations": str(file)}
     assert judgements.artifact(context, "before").manifest() is not None
@@ -146,10 +149,99 @@ def test_both_orders_remove_a_position_bias_exactly(run: dict[str, Any], judge: 
     context = opened(run, base_url=judge.url)
     facts = judgements.make(context, "before")
     assert facts["win_rate"] == pytest.approx(50, abs=1e-9)
-    figures = read_json(context.run.iteration("before") / "judgements" / "winrates.json")
+    figures = read_json(context.run.iteration("before") / "judgements" / "scripted" / "winrates.json")
     assert figures["position_bias"]["second_place_win_rate"] == pytest.approx(90)
     assert figures["position_bias"]["agreement"] == 0
     assert {row["preference"] for row in rows_of(context, "before")} == {1.5}
+
+
+def test_judges_are_kept_side_by_side(run: dict[str, Any], judge: Judge) -> None:
+    first = opened(run, base_url=judge.url)
+    judgements.make(first, "before")
+    kept = first.run.judged("before", "judgements", "scripted")
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    judge.rule = lambda one, two: 1 - longer(one, two)
+    second = opened(run, model="lab/Other-7.5B")
+    judgements.make(second, "before")
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*")} == before
+    assert [folder.name for folder in second.run.judges("before", "judgements")] == ["lab-Other-7-5B", "scripted"]
+
+    found = collect(second.config, second.run, "run")
+    own, (other,) = (found["iterations"]["before"][key] for key in ("judgements", "other_judgements"))
+    assert own is not None
+    assert (own["judge"], other["judge"]) == ("lab/Other-7.5B", "scripted")
+    assert own["win_rate"] == pytest.approx(100 - other["win_rate"])
+    assert other["agreement"] is not None
+    assert other["agreement"]["agreement"] == 0
+    shown = {table.title: table.rows for table in tables.quality([found])}
+    judged = shown["Judged answers, in %"]
+    assert [row[:3] for row in judged if row[0] == "es"] == [
+        ("es", "before", "lab/Other-7.5B"),
+        ("es", "before", "scripted"),
+    ]
+    agreement = shown["Agreement of the judges: how often another judge prefers the same answer"]
+    assert agreement[0][:3] == ("before", "lab/Other-7.5B", "scripted")
+    assert len(panels.win_rates([Run(second.config, second.run, found)])[0].plots) == 2 * len([*LANGUAGES, "average"])
+
+    assert list(verify.faults(second)) == []
+    (kept / "annotations" / "es.json").write_text("[]", encoding="utf-8")
+    assert [name for name, _ in verify.faults(second)] == ["judge before by scripted"]
+
+
+def test_another_judge_of_the_same_folder_is_refused(run: dict[str, Any], judge: Judge) -> None:
+    judgements.make(opened(run, base_url=judge.url, model="gpt-4.1"), "before")
+    refusal = r"judgements/gpt-4-1: made with another configuration: judge.model was 'gpt-4\.1'"
+    with pytest.raises(UserError, match=refusal):
+        judgements.artifact(opened(run, model="gpt-4-1"), "before").manifest()
+
+
+def test_judgements_of_other_answers_are_not_shown(run: dict[str, Any], judge: Judge) -> None:
+    judgements.make(opened(run, base_url=judge.url), "before")
+    second = opened(run, model="another")
+    judgements.make(second, "before")
+    assert collect(second.config, second.run, "run")["iterations"]["before"]["other_judgements"]
+    (second.run.iteration("before") / "eval" / "eval.json").write_text("{}", encoding="utf-8")
+    reseal(second.run.iteration("before") / "eval")
+    evaluation.artifact(second, "before").forget()
+    assert collect(second.config, second.run, "run")["iterations"]["before"]["other_judgements"] == []
+
+
+def test_judgements_of_an_earlier_xlr_are_refused(run: dict[str, Any], judge: Judge) -> None:
+    context = opened(run, base_url=judge.url)
+    judgements.make(context, "before")
+    folder = context.run.iteration("before") / "judgements"
+    (folder / "scripted.manifest.json").rename(folder.with_name("judgements.manifest.json"))
+    for read in (lambda: judgements.artifact(context, "before"), lambda: collect(context.config, context.run, "run")):
+        with pytest.raises(UserError, match=r"judgements: an earlier xlr made it, which kept one judge only; delete"):
+            read()
+
+
+@pytest.mark.parametrize("backend", ["openai", "transformers"])
+def test_a_language_that_is_judged_already_is_not_judged_again(
+    run: dict[str, Any], judge: Judge, tiny_models: dict[str, Path], tmp_path: Path, backend: str
+) -> None:
+    """The rows, and so the digest, are those of one run over all languages."""
+    model = str(tiny_models["aligned"]) if backend == "transformers" else "scripted"
+    other = run | {"run_dir": str(tmp_path / "other"), "judge": dict(run["judge"])}
+    shutil.copytree(run["run_dir"], other["run_dir"])
+    settings = {"backend": backend, "model": model} | ({"base_url": judge.url} if backend == "openai" else {})
+    first, second = (in_process(opened(tree, **settings)) for tree in (run, other))
+    whole = judgements.make(first, "before")
+    source, target = judgements.artifact(first, "before"), judgements.artifact(second, "before")
+    manifest = source.manifest()
+    assert manifest is not None
+    assert reuse.same_parts(target, manifest) == LANGUAGES
+    reuse.take_parts(target, source.folder, manifest, ["es"])
+    facts = judgements.make(second, "before")
+    assert 0 < facts["asked"] < whole["asked"]
+    made = judgements.artifact(second, "before").manifest()
+    assert made is not None
+    assert (made["digest"], made["rows"]) == (manifest["digest"], manifest["rows"])
+    assert not reuse.kept_folder(target.run, target.folder).exists()
+
+
+def in_process(context: Context) -> Context:
+    return inprocess.opened(context.config, context.run.path)
 
 
 def test_one_order_is_drawn_the_same_way_every_time(run: dict[str, Any], judge: Judge) -> None:
@@ -208,7 +300,9 @@ def test_models_are_compared_with_reference_outputs(run: dict[str, Any], judge: 
         rows = rows_of(context, model)
         assert {row["generator_1"] for row in rows} == {"davinci"}
         assert all(row["output_1"] == f"output of {row['id']} in {row['lang']}" for row in rows)
-    first, second = (context.run.iteration(model) / "judgements" / "annotations" for model in (0, "before"))
+    first, second = (
+        context.run.iteration(model) / "judgements" / "scripted" / "annotations" for model in (0, "before")
+    )
     found = winrates.measure(annotations.read(first), annotations.read(second), None)
     assert found["difference"]["win_rate"]["value"] == pytest.approx(
         found["second"]["win_rate"] - found["first"]["win_rate"]
@@ -246,7 +340,7 @@ def test_a_judge_without_verdicts_is_refused(run: dict[str, Any], judge: Judge) 
     context = opened(run, base_url=judge.url, preference="choice")
     with pytest.raises(UserError, match=r"gave no verdict on .* 'Both are fine.'\. Set another judge.model"):
         judgements.make(context, "before")
-    assert not (context.run.iteration("before") / "judgements").exists()
+    assert context.run.judges("before", "judgements") == []
 
 
 def test_a_judge_in_the_workers(run: dict[str, Any], cli_here: Cli, tiny_models: dict[str, Path]) -> None:

@@ -153,7 +153,7 @@ def test_a_chain_of_two_iterations_ends_complete(undisturbed: Run) -> None:
     assert read_json(undisturbed.path / "iter2" / "model.manifest.json")["facts"]["world_size"] == 2
     said = undisturbed.command("status").stdout
     assert said.count("done") == 13
-    assert 0 < read_json(undisturbed.path / "iter2" / "judgements" / "winrates.json")["win_rate"] < 100
+    assert 0 < read_json(undisturbed.path / "iter2" / "judgements" / "initial" / "winrates.json")["win_rate"] < 100
     assert said.count("COMPLETED") == len(undisturbed.ids) == 7
     assert not undisturbed.pieces("slurm/secrets/*/token"), "a token is left"
     assert (undisturbed.path / "report.html").is_file(), "the last job writes the report"

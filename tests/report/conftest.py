@@ -22,6 +22,7 @@ from xlr.run.files import read_json, write_json
 from xlr.run.manifests import manifest_path
 from xlr.run.rows import write_rows
 from xlr.settings.config import Config
+from xlr.settings.judgeconfig import JudgeConfig
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1"><!-- {{ 7*7 }} | `x` \u2028'
 INSTRUCTIONS = {
@@ -29,6 +30,7 @@ INSTRUCTIONS = {
     "ar": ("لماذا السماء زرقاء؟", "اذكر ثلاثة أنهار.", "قدم نصيحة واحدة لنوم أفضل.", "ما فائدة المكتبة؟"),
     "zh": ("天空为什么是蓝色的？", "说出三条河流。", "给出一条改善睡眠的建议。", "图书馆有什么用？"),
 }
+JUDGED = f"judgements/{JudgeConfig().folder}"  # the run itself has no judge
 ANSWERS = {"en": "It scatters light.", "ar": "لأن الضوء يتشتت في الهواء.", "zh": "因为空气会散射蓝光。"}
 
 
@@ -61,7 +63,7 @@ def run(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 def judge(run: Path) -> None:
     """Write what the judge stage would: pi^0 loses against the reference answers, pi^1 wins; one judgement fails."""
     for iteration in (0, 1):
-        folder = run / f"iter{iteration}" / "judgements"
+        folder = run / f"iter{iteration}" / JUDGED
         (folder / "annotations").mkdir(parents=True)
         answers = read_rows(run / f"iter{iteration}" / "eval" / "responses", Response)
         for lang, instructions in INSTRUCTIONS.items():

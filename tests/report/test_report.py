@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cli, assert_refused, violations
-from tests.report.conftest import HOSTILE, INSTRUCTIONS, collected, load
+from tests.report.conftest import HOSTILE, INSTRUCTIONS, JUDGED, collected, load
 from tests.rows import read_rows, reseal
 from xlr.evaluation import annotations, winrates
 from xlr.findings.collect import collect
@@ -75,7 +75,7 @@ class Reader(HTMLParser):
 
 def test_the_page_has_an_answer_with_an_interval_for_every_language(run: Path, page: str) -> None:
     assert "π<sup>1</sup> against π<sup>0</sup>: better in English, Arabic, Chinese." in page
-    first, second = (annotations.read(run / f"iter{t}" / "judgements" / "annotations") for t in (0, 1))
+    first, second = (annotations.read(run / f"iter{t}" / JUDGED / "annotations") for t in (0, 1))
     found = winrates.measure(first, second, None)
     rows = Reader(page).rows
     for lang in INSTRUCTIONS:
@@ -205,9 +205,9 @@ def test_two_runs_are_compared_answer_by_answer(run: Path, page: str, tmp_path: 
     even = both(run, other, tmp_path)
     assert even.sentence.startswith("other's π1 against run's π1: not clear in English, Arabic, Chinese. On average")
     assert {(one.value, one.low, one.high) for one in even.findings} == {(0.0, 0.0, 0.0)}
-    shutil.rmtree(other / "iter1" / "judgements")
-    shutil.copytree(other / "iter0" / "judgements", other / "iter1" / "judgements")
-    reseal(other / "iter1" / "judgements")
+    shutil.rmtree(other / "iter1" / JUDGED)
+    shutil.copytree(other / "iter0" / JUDGED, other / "iter1" / JUDGED)
+    reseal(other / "iter1" / JUDGED)
     worse = both(run, other, tmp_path)
     assert worse.sentence.startswith("other's π1 against run's π1: worse in English, Arabic, Chinese. On average -")
     assert worse.heading == "Length-controlled win rate, run's π1 → other's π1, in percentage points"
@@ -225,18 +225,18 @@ def test_the_report_says_why_two_runs_cannot_be_compared(run: Path, tmp_path: Pa
     differs = both(run, other, tmp_path, "judge.both_orders=false")
     assert differs.sentence == f"{because}judge.both_orders is True in run and False in other."
     assert not differs.findings
-    file = other / "iter1" / "judgements" / "annotations" / "ar.json"
+    file = other / "iter1" / JUDGED / "annotations" / "ar.json"
     rows = read_json(file)
     write_json(file, [{**rows[0], "output_1": "another"}, *rows[1:]])
-    reseal(other / "iter1" / "judgements", same_digest=True)
+    reseal(other / "iter1" / JUDGED, same_digest=True)
     assert both(run, other, tmp_path).sentence == f"{because}the baseline's answers differ."
     write_json(file, rows[1:])
-    reseal(other / "iter1" / "judgements", same_digest=True)
+    reseal(other / "iter1" / JUDGED, same_digest=True)
     assert both(run, other, tmp_path).sentence == f"{because}their judged instructions differ."
-    shutil.rmtree(other / "iter1" / "judgements")
-    shutil.rmtree(other / "iter0" / "judgements")
+    shutil.rmtree(other / "iter1" / JUDGED)
+    shutil.rmtree(other / "iter0" / JUDGED)
     for iteration in (0, 1):
-        manifest_path(other / f"iter{iteration}" / "judgements").unlink()
+        manifest_path(other / f"iter{iteration}" / JUDGED).unlink()
     assert both(run, other, tmp_path).sentence == f"{because}other has no judgements yet."
 
 

@@ -122,12 +122,12 @@ class Run:
         return Table(self._context.run.iteration(model) / "dialogues")
 
     def ratings(self, model: ModelKey) -> Table:
-        """The judge's ratings of these answers: `id, lang, turn, rating, reply`.
+        """The ratings of these answers by the run's judge: `id, lang, turn, rating, reply`.
 
         Args:
             model: an iteration's number (0 is pi^0), or a name in evaluate.models.
         """
-        return Table(self._context.run.iteration(model) / "ratings")
+        return Table(self._context.run.judged(model, "ratings", self._context.config.judge.folder))
 
     def model(self, model: ModelKey) -> str:
         """The folder or hub name of a model, for `from_pretrained`. Its files are compared with the manifest.

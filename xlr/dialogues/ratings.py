@@ -1,6 +1,6 @@
 """Stage 5d: the judge rates each answer of a model to questions of several turns, from 1 to 10.
 
-Reads the answers of `converse`; writes `RUN/iter{t}/ratings/`. Run alone with `xlr rate RUN --iteration t`.
+Reads the answers of `converse`; writes `RUN/iter{t}/ratings/{judge}/`. Run alone with `xlr rate RUN --iteration t`.
 
 Source: single-answer grading of MT-Bench, arXiv 2306.05685.
 """
@@ -58,15 +58,15 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         inputs["judge"] = context.located(str(config.judge.model))
         own |= {"model.dtype": config.model.dtype, "score.batch_tokens": config.score.batch_tokens}
         del own["judge.model"]  # its content is an input
-    folder = context.run.iteration(model) / "ratings"
+    folder = _folder(context, model)
     if model != START:
-        inputs["start"] = _of_start(context)
+        inputs["start"] = _folder(context, START)
     return Artifact(context.run.path, folder, "rate", own | {"languages": list(langs)}, inputs)
 
 
-def _of_start(context: Context) -> Path:
-    """The folder of pi^0's ratings, which the others are compared with."""
-    return context.run.iteration(START) / "ratings"
+def _folder(context: Context, model: ModelKey) -> Path:
+    """The folder of the ratings that this judge gives a model."""
+    return context.run.judged(model, "ratings", context.config.judge.folder)
 
 
 def _scale(context: Context) -> question.Scale:
@@ -114,7 +114,7 @@ def make(context: Context, model: ModelKey) -> RateFacts:
         folder.mkdir()
         for lang in context.config.evaluated_languages:
             write_shards(folder, lang, Rating, [row for row in rows if row.lang == lang])
-    before = [] if model == START else rows_of(_of_start(context), Rating)
+    before = [] if model == START else rows_of(_folder(context, START), Rating)
     prompt_tokens = sum(verdict.prompt_tokens for verdict in verdicts)
     completion_tokens = sum(verdict.completion_tokens for verdict in verdicts)
     facts: RateFacts = {

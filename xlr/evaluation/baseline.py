@@ -13,6 +13,7 @@ from xlr.data.jsonfiles import Row
 from xlr.data.tables import language_source, read_table
 from xlr.errors import UserError
 from xlr.records import ModelKey, Prompt, Response
+from xlr.run.artifact import Part, Source
 from xlr.run.context import Context
 from xlr.run.manifests import rows_of
 
@@ -36,13 +37,15 @@ class _Output(NamedTuple):
     generator: str
 
 
-def inputs(context: Context) -> dict[str, str | Path]:
-    """The files that the baseline's answers are read from, as inputs of an artefact."""
+def inputs(context: Context, lang: str | None = None) -> dict[str, Source]:
+    """What the baseline's answers are read from, in all languages or in one, as inputs of an artefact."""
     config = context.config
     key, path = config.baseline_model, str(config.judge.baseline)
     if key is not None:
-        return {"baseline": context.run.iteration(key) / "eval"}
-    return {f"baseline {lang}": language_source(path, lang) for lang in config.evaluated_languages}
+        folder = context.run.iteration(key) / "eval"
+        return {"baseline": Part(context.run.path, folder, lang) if lang else folder}
+    langs = [lang] if lang else config.evaluated_languages
+    return {f"baseline {own}": language_source(path, own) for own in langs}
 
 
 def load(context: Context) -> Answers:

@@ -86,7 +86,8 @@ class JudgeFacts(TypedDict):
     baseline: str
     """Name of the baseline."""
     questions: int
-    """Number of questions; both orders of a comparison are two."""
+    """Number of questions; both orders of a comparison are two. As the numbers below, without languages that were taken
+    over from another run."""
     asked: int
     """Number of questions that were asked and not found in the cache."""
     undecided: int

@@ -1,7 +1,8 @@
 """Stage 6: a judge compares a model's held-out answers with the baseline's.
 
-Reads the answers of the model and of the baseline. Writes `judgements/` beside the model's `eval/`:
-`annotations/{lang}.json` in AlpacaEval's format and `winrates.json`. Command: `xlr judge RUN --iteration t`.
+Reads the answers of the model and of the baseline. Writes `judgements/{judge}/` beside the model's `eval/`:
+`annotations/{lang}.json` in AlpacaEval's format and `winrates.json`. Command: `xlr judge RUN --iteration t`. Another
+judge has another folder, so that both are kept.
 """
 
 import math
@@ -18,10 +19,11 @@ from xlr.evaluation.facts import AnnotationRow, JudgeFacts, WinRates
 from xlr.judging import endpoint, localjudge, question
 from xlr.judging.budget import cost
 from xlr.records import Message, ModelKey, Prompt, Verdict
-from xlr.run.artifact import Artifact, Source
+from xlr.run.artifact import Artifact, Part, Source
 from xlr.run.context import Context, require
 from xlr.run.files import atomic_path, write_json
 from xlr.run.languagenames import language_names
+from xlr.run.reuse import Kept
 from xlr.sampling.responses import row_seed
 from xlr.settings.config import Config, JudgeConfig
 from xlr.settings.deciding import deciding
@@ -108,18 +110,27 @@ def check(context: Context) -> None:
 
 def artifact(context: Context, iteration: ModelKey) -> Artifact:
     """The judgements of a model's answers, with the settings and inputs that decide them."""
-    config, judge = context.config, context.config.judge
-    inputs: dict[str, Source] = {"answers": context.run.iteration(iteration) / "eval", **baseline.inputs(context)}
-    inputs |= language_names(config, config.evaluated_languages)
-    inputs |= {name: path for name, path in (("template", judge.template), ("difficulty", judge.difficulty)) if path}
-    own: dict[str, Any] = {"languages": list(config.evaluated_languages)}
+    config, judge, langs = context.config, context.config.judge, context.config.evaluated_languages
+    answers = context.run.iteration(iteration) / "eval"
+
+    def inputs(lang: str | None = None) -> dict[str, Source]:
+        found: dict[str, Source] = {"answers": Part(context.run.path, answers, lang) if lang else answers}
+        found |= baseline.inputs(context, lang)
+        found |= language_names(config, [lang] if lang else langs)
+        found |= {name: path for name, path in (("template", judge.template), ("difficulty", judge.difficulty)) if path}
+        if judge.backend == "transformers":
+            found["judge"] = context.located(judge.model or "")
+        return found
+
+    own: dict[str, Any] = {"languages": list(langs)}
     if judge.backend == "transformers":
-        inputs["judge"] = context.located(judge.model or "")
         own |= {"model.dtype": config.model.dtype, "score.batch_tokens": config.score.batch_tokens}
     if not judge.both_orders:
         own["seed"] = config.seed
-    folder = context.run.iteration(iteration) / "judgements"
-    return Artifact(context.run.path, folder, "judge", deciding(judge, "judge") | own, inputs)
+    folder = context.run.judged(iteration, "judgements", judge.folder)
+    # The languages of reference outputs do not stand on their own: the name of their model depends on all.
+    parts = {lang: inputs(lang) for lang in langs} if config.baseline_model is not None else {}
+    return Artifact(context.run.path, folder, "judge", deciding(judge, "judge") | own, inputs(), parts)
 
 
 def make(context: Context, iteration: ModelKey) -> JudgeFacts:
@@ -133,16 +144,17 @@ def make(context: Context, iteration: ModelKey) -> JudgeFacts:
 
     _require_answers(context, iteration)
     judge, target = context.config.judge, artifact(context, iteration)
-    others, answers = baseline.load(context), baseline.model_answers(context, iteration)
-    comparisons = [_compare(context.config, prompt, others, answers) for prompt in context.questions]
+    others, answers, kept = baseline.load(context), baseline.model_answers(context, iteration), Kept(target)
+    compared = [prompt for prompt in context.questions if prompt.lang not in kept.languages]
+    comparisons = [_compare(context.config, prompt, others, answers) for prompt in compared]
     verdicts, asked = _ask(context, target, f"judge {iteration}", comparisons)
     generators = (others.generator, answers.generator)
     rows = [_row(one, own, generators, judge.name) for one, own in zip(comparisons, verdicts, strict=True)]
     _require_judged(rows, verdicts, judge.name)
-    figures = _write(context, target, rows)
+    figures = _write(context, target, rows, kept)
     facts = _facts(judge, others.generator, comparisons, verdicts, asked, figures)
     tokens = {"asked": facts["prompt_tokens"], "answered": facts["completion_tokens"]}
-    target.finish(len(rows), facts, context.clock, tokens)
+    target.finish(len(context.questions), facts, context.clock, tokens)
     target.remove_pieces()
     winrates.show(figures)
     return facts
@@ -237,15 +249,21 @@ def _require_judged(rows: Sequence[AnnotationRow], verdicts: Sequence[Sequence[V
         )
 
 
-def _write(context: Context, target: Artifact, rows: Sequence[AnnotationRow]) -> WinRates:
-    """Write the annotations and the win rates computed from them; returns the win rates."""
+def _write(context: Context, target: Artifact, rows: Sequence[AnnotationRow], kept: Kept) -> WinRates:
+    """Write the annotations and the win rates computed from them; returns the win rates.
+
+    Args:
+        kept: languages that were taken over from another run.
+    """
     from xlr.evaluation import annotations, difficulty, winrates  # import torch
 
     table = difficulty.load(context.config.judge.difficulty)
     with atomic_path(target.folder) as folder:
         (folder / "annotations").mkdir(parents=True)
         for lang in context.config.evaluated_languages:
-            write_json(folder / "annotations" / f"{lang}.json", [row for row in rows if row["lang"] == lang])
+            if lang not in kept.languages:
+                write_json(folder / "annotations" / f"{lang}.json", [row for row in rows if row["lang"] == lang])
+        kept.link_into(folder)
         figures = winrates.measure(annotations.read(folder / "annotations"), None, table)
         figures["annotations"] = "annotations"  # the content must not depend on the folder
         write_json(folder / "winrates.json", figures)

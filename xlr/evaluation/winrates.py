@@ -58,11 +58,11 @@ def measure(
         "first": _figures(first, own, difficulty),
         "second": _figures(second, other, difficulty),
         "difference": _difference(own, other),
-        "agreement": _agreement(first, second),
+        "agreement": agreement(first, second),
     }
 
 
-def _agreement(first: Annotations, second: Annotations) -> JudgeAgreement | None:
+def agreement(first: Annotations, second: Annotations) -> JudgeAgreement | None:
     """How often two judges prefer the same answer; None if they judged other models, or never both prefer one."""
     if (first.model, first.baseline) != (second.model, second.baseline):
         return None

@@ -9,10 +9,20 @@ from xlr.certificate.facts import Certificate, prefix
 from xlr.errors import UserError
 from xlr.evaluation import annotations, difficulty, winrates
 from xlr.evaluation.facts import EvaluationFacts, WinRates
-from xlr.findings.found import Certified, Change, Found, JudgedWinRates, ModelFound, Planned, model_key, preferences_of
+from xlr.findings.found import (
+    Certified,
+    Change,
+    Found,
+    JudgedWinRates,
+    ModelFound,
+    OtherJudgement,
+    Planned,
+    preferences_of,
+)
 from xlr.findings.stopping import advise
 from xlr.pipeline import Stage
 from xlr.planning import planfile
+from xlr.records import ModelKey
 from xlr.run.directory import RunDir
 from xlr.run.files import read_json
 from xlr.run.manifests import json_of, read_manifest
@@ -29,10 +39,11 @@ def collect(config: Config, directory: RunDir, name: str) -> Found:
     Args:
         name: how the report calls the run.
     """
-    folders = {str(model): directory.iteration(model) for model in config.models}
-    manifests = {model: _manifests(folder) for model, folder in folders.items()}
+    manifests = {str(model): _manifests(config, directory, model) for model in config.models}
     planned = _planned(directory)
-    iterations = {model: _model(folder, manifests[model], planned, model) for model, folder in folders.items()}
+    iterations = {
+        str(model): _model(config, directory, model, manifests[str(model)], planned) for model in config.models
+    }
     finished = [manifest for own in manifests.values() for manifest in own]
     found: Found = {
         "name": name,
@@ -57,11 +68,15 @@ def _mentioned(config: Config, iterations: Mapping[str, ModelFound]) -> Iterator
         yield from preferences_of(model)
 
 
-def _manifests(folder: Path) -> list[Mapping[str, Any]]:
+def _manifests(config: Config, directory: RunDir, model: ModelKey) -> list[Mapping[str, Any]]:
     """The manifests of one model's finished stages."""
-    artefacts = dict.fromkeys(kind.artefact for kind in STAGES)  # align and train make the same one
-    manifests = (read_manifest(folder / artefact) for artefact in artefacts)
-    return [manifest for manifest in manifests if manifest]
+    folders = dict.fromkeys(  # align and train make the same one
+        directory.judged(model, kind.artefact, config.judge.folder)
+        if kind.by_judge
+        else directory.iteration(model) / kind.artefact
+        for kind in STAGES
+    )
+    return [manifest for manifest in map(read_manifest, folders) if manifest]
 
 
 def _versions(manifests: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -84,27 +99,49 @@ def _planned(directory: RunDir) -> Mapping[str, Planned]:
 
 
 def _model(
-    folder: Path, manifests: Sequence[Mapping[str, Any]], planned: Mapping[str, Planned], model: str
+    config: Config,
+    directory: RunDir,
+    model: ModelKey,
+    manifests: Sequence[Mapping[str, Any]],
+    planned: Mapping[str, Planned],
 ) -> ModelFound:
     """What was found of one model."""
+    folder = directory.iteration(model)
+    judged = directory.judged(model, "judgements", config.judge.folder)
     stages = {
         manifest["stage"]: {
             **{key: manifest[key] for key in _FROM_MANIFEST},
             "memory": manifest.get("memory", 0),
-            "planned": planned.get(str(Stage(manifest["stage"], model_key(model)))),
+            "planned": planned.get(str(Stage(manifest["stage"], model))),
         }
         for manifest in manifests
     }
-    judgements: JudgedWinRates | None = None
-    if "judge" in stages:
-        rates = json_of(folder / "judgements", "winrates.json", WinRates)
-        judgements = rates | {"judge": stages["judge"]["facts"]["judge"]}
     found_of = {
         "evaluation": json_of(folder / "eval", "eval.json", EvaluationFacts) if "evaluate" in stages else None,
-        "judgements": judgements,
+        "judgements": _judgements(judged) if "judge" in stages else None,
+        "other_judgements": list(_other_judgements(config, directory, model)),
         "stages": stages,
     }
     return cast("ModelFound", found_of)  # a stage's name decides the type of its facts, which mypy cannot follow
+
+
+def _judgements(folder: Path) -> JudgedWinRates:
+    """The win rates of one judge."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    rates = json_of(folder, "winrates.json", WinRates)
+    return cast("JudgedWinRates", rates | {"judge": manifest["facts"]["judge"]})
+
+
+def _other_judgements(config: Config, directory: RunDir, model: ModelKey) -> Iterator[OtherJudgement]:
+    """What judges that the run had before found of the answers that the model has now."""
+    own, answers = config.judge.folder, read_manifest(directory.iteration(model) / "eval")
+    judged = {folder.name: folder for folder in directory.judges(model, "judgements")}
+    for name, folder in judged.items():
+        manifest = read_manifest(folder)
+        if name != own and answers and manifest and manifest["inputs"]["answers"] == answers["digest"]:
+            both = (annotations.read(judged[one] / "annotations") for one in (own, name))
+            yield {**_judgements(folder), "agreement": winrates.agreement(*both) if own in judged else None}
 
 
 def _certificates(config: Config, directory: RunDir) -> dict[str, Certified]:
@@ -138,7 +175,8 @@ def _changes(config: Config, directory: RunDir, iterations: Mapping[str, ModelFo
     known = _known_changes(directory.path / "report.json")
     if [{key: value for key, value in change.items() if key != "difference"} for change in known] == wanted:
         return known
-    files = [annotations.read(directory.iteration(number) / "judgements" / "annotations") for number in judged]
+    folders = [directory.judged(number, "judgements", config.judge.folder) for number in judged]
+    files = [annotations.read(folder / "annotations") for folder in folders]
     table = difficulty.load(config.judge.difficulty)
     differences = winrates.changes(files, steps, table) if steps else []
     found = [own | {"difference": difference} for own, difference in zip(wanted, differences, strict=True)]

@@ -35,7 +35,8 @@ class _Side:
 
     @cached_property
     def file(self) -> Annotations:
-        return annotations.read(self.run.directory.iteration(self.iteration) / "judgements" / "annotations")
+        folder = self.run.directory.judged(self.iteration, "judgements", self.run.config.judge.folder)
+        return annotations.read(folder / "annotations")
 
     @property
     def baseline_answers(self) -> dict[annotations.Key, str]:

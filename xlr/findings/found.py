@@ -16,6 +16,7 @@ from xlr.dialogues.facts import ConverseFacts, RateFacts
 from xlr.evaluation.facts import (
     CheckFacts,
     EvaluationFacts,
+    JudgeAgreement,
     JudgeFacts,
     RateDifferences,
     Rates,
@@ -98,13 +99,22 @@ class JudgedWinRates(WinRates):
     """Name of the judge."""
 
 
+class OtherJudgement(JudgedWinRates):
+    """The win rates that another judge than the run's gave the same answers."""
+
+    agreement: JudgeAgreement | None
+    """How often it prefers the same answers as the run's judge; null if they judged other answers."""
+
+
 class ModelFound(TypedDict):
     """One model of the run: that of an iteration, or one of evaluate.models."""
 
     evaluation: EvaluationFacts | None
     """Null if the model is not evaluated yet."""
     judgements: JudgedWinRates | None
-    """Null if the model is not judged yet."""
+    """By the run's judge; null if the model is not judged yet."""
+    other_judgements: list[OtherJudgement]
+    """By judges that the run had before, of the same answers."""
     stages: StagesFound
 
 
@@ -196,6 +206,18 @@ def models(found: Found) -> Iterator[tuple[ModelKey, ModelFound]]:
 def model_key(text: str) -> ModelKey:
     """A model's key from its text in report.json. The names of models begin with a letter."""
     return int(text) if text.isdecimal() else text
+
+
+def by_judge(found: Found) -> Iterator[tuple[ModelKey, str, JudgedWinRates]]:
+    """What each judge found of each model, with the judge's name if there are several; the run's judge comes first."""
+    judged = [
+        (key, own)
+        for key, model in models(found)
+        for own in (*filter(None, [model["judgements"]]), *model["other_judgements"])
+    ]
+    several = len({own["judge"] for _, own in judged}) > 1
+    for key, own in judged:
+        yield key, own["judge"] if several else "", own
 
 
 def preferences_of(model: ModelFound) -> Mapping[str, Mapping[Reward, PreferenceFacts]]:

@@ -2,16 +2,17 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from xlr.chat.encoding import ChatEncoder, load_tokenizer
 from xlr.errors import UserError
 from xlr.judging import question
-from xlr.records import Example, Message, Scored, Verdict
+from xlr.records import Example, Message, RowKey, Scored, Verdict
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.settings.config import JudgeConfig
 from xlr.work.logps import Scoring, resumable_logps
-from xlr.work.shards import whole
+from xlr.work.shards import by_language
 
 
 def require_usable(
@@ -81,12 +82,19 @@ def ask(
         examples = [Example(encoder.prompt_of(messages), answers) for messages in questions]
     short = [index for index, example in enumerate(examples) if len(example.prompt) <= limit]
 
-    def to_rows(item: int, scored: Scored) -> list[Verdict]:
-        logps = dict(zip(scale.values, (logp for (logp,) in scored.logps), strict=True))
-        likeliest = max(logps, key=logps.__getitem__)
-        return [Verdict(question.weighted(logps, scale), likeliest, len(examples[short[item]].prompt), 0)]
+    def key(index: int) -> RowKey:
+        return langs[index], str(index)
 
-    keys = [[(langs[index], str(index))] for index in short]
+    def scoring(own: list[int]) -> Scoring[Verdict]:
+        def to_rows(item: int, scored: Scored) -> list[Verdict]:
+            logps = dict(zip(scale.values, (logp for (logp,) in scored.logps), strict=True))
+            likeliest = max(logps, key=logps.__getitem__)
+            return [Verdict(question.weighted(logps, scale), likeliest, len(examples[own[item]].prompt), 0)]
+
+        return Scoring([examples[index] for index in own], [[key(index)] for index in own], to_rows)
+
+    # One shard a language, so that a verdict does not depend on the other languages.
+    shards = by_language(short, key)
     given = resumable_logps(
         context,
         target,
@@ -94,10 +102,10 @@ def ask(
         [encoder.name],
         context.config.model.dtype,
         Verdict,
-        whole(Scoring([examples[index] for index in short], keys, to_rows), keys),
+        [shard.replanned(scoring) for shard in shards],
         label,
         "verdicts",
     ).rows()
     too_long = Verdict(question.UNDECIDED, f"longer than the {limit} tokens that the judge reads", 0, 0)
-    of_question = dict(zip(short, given, strict=True))
+    of_question = dict(zip(chain.from_iterable(shard.plan() for shard in shards), given, strict=True))
     return [of_question.get(index, too_long) for index in range(len(questions))], len(given)

@@ -84,8 +84,9 @@ def _groups(run: Run) -> Iterator[tuple[ModelKey, Sequence[Pair | AnnotationRow]
             for lang in run.found["languages"]:
                 yield key, [pair for pair in pairs if pair.lang == lang]
         if model["judgements"]:
+            judged = run.directory.judged(key, "judgements", run.config.judge.folder)
             for lang in run.found["evaluated"]:
-                yield key, json_of(folder / "judgements", f"annotations/{lang}.json", list[AnnotationRow]) or []
+                yield key, json_of(judged, f"annotations/{lang}.json", list[AnnotationRow]) or []
 
 
 def _example(run: str, model: ModelKey, row: Pair | AnnotationRow) -> Example:

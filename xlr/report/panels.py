@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xlr.evaluation.facts import Rates
-from xlr.findings.found import Found, Run, by_language, label, models
+from xlr.findings.found import Found, Run, by_judge, by_language, label
 from xlr.findings.summary import reward_formula, reward_unit
 from xlr.judging.ratenotes import comparable
 from xlr.maths import lengthcontrol
@@ -59,21 +59,23 @@ def _suffix(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _win_rates(run: Run, suffix: str) -> Panel:
-    by_lang: defaultdict[str, dict[str, Rates]] = defaultdict(dict)
-    for key, model in models(run.found):
-        if figures := model["judgements"]:
-            for lang, own in by_language(run.found, figures):
-                by_lang[lang][label(key)] = own
-    kinds = {figures["length_control"] for _, model in models(run.found) if (figures := model["judgements"])}
+    plotted: defaultdict[tuple[str, str], dict[str, Rates]] = defaultdict(dict)
+    for key, judge, figures in by_judge(run.found):
+        for lang, own in by_language(run.found, figures):
+            plotted[lang, judge][label(key)] = own
+    kinds = {figures["length_control"] for _, _, figures in by_judge(run.found)}
     return Panel(
         f"Win rates{suffix}",
         "Win rates against the baseline, with 95 % intervals. The dotted line is 50 %: as good as the baseline."
         + "".join(f" Length control: {comparable(own)}." for own in sorted(kinds)),
         [
             plots.win_rates(
-                run.found["names"].get(lang, lang), run.name, list(by_model), _kinds_of_rates(list(by_model.values()))
+                run.found["names"].get(lang, lang) + (f" · {judge}" if judge else ""),
+                run.name,
+                list(by_model),
+                _kinds_of_rates(list(by_model.values())),
             )
-            for lang, by_model in by_lang.items()
+            for (lang, judge), by_model in plotted.items()
         ],
     )
 

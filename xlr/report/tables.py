@@ -8,7 +8,18 @@ from itertools import compress
 from typing import Any, NamedTuple, get_args
 
 from xlr.evaluation.facts import RateDifference, Rates
-from xlr.findings.found import AVERAGE, Found, Processors, by_language, label, model_key, models, preferences_of, stages
+from xlr.findings.found import (
+    AVERAGE,
+    Found,
+    Processors,
+    by_judge,
+    by_language,
+    label,
+    model_key,
+    models,
+    preferences_of,
+    stages,
+)
 from xlr.findings.numbers import interval, number
 from xlr.maths.shares import share_interval
 from xlr.report import elsewhere
@@ -37,7 +48,7 @@ def quality(runs: Sequence[Found]) -> list[Table]:
         runs,
         _Design(
             "Judged answers, in %",
-            (*text_columns("language", "model"), *number_columns(*rates, "wins", "ties", "losses", "failed")),
+            (*text_columns("language", "model", "judge"), *number_columns(*rates, "wins", "ties", "losses", "failed")),
             _judged,
         ),
         _Design(
@@ -48,10 +59,18 @@ def quality(runs: Sequence[Found]) -> list[Table]:
         _Design(
             "Position bias of the judge",
             (
-                *text_columns("model"),
+                *text_columns("model", "judge"),
                 *number_columns("judged in both orders", "second answer wins %", "both orders agree %"),
             ),
             _position_bias,
+        ),
+        _Design(
+            "Agreement of the judges: how often another judge prefers the same answer",
+            (
+                *text_columns("model", "judge", "other judge"),
+                *number_columns("both prefer one", "the same one %", "95 % interval"),
+            ),
+            _agreement,
         ),
         _Design(
             "Held-out prompts: one answer each",
@@ -169,15 +188,14 @@ def _table(runs: Sequence[Found], design: _Design) -> Table:
 
 
 def _judged(found: Found) -> Iterator[Row]:
-    by_model = {
-        label(key): dict(by_language(found, model["judgements"])) for key, model in models(found) if model["judgements"]
-    }
+    judged = [(key, judge, dict(by_language(found, figures))) for key, judge, figures in by_judge(found)]
     for lang in (*found["evaluated"], AVERAGE):
-        for name, figures in by_model.items():
-            if own := figures.get(lang):
+        for key, judge, rates in judged:
+            if own := rates.get(lang):
                 yield (
                     lang,
-                    name,
+                    label(key),
+                    judge,
                     number(own["win_rate"]),
                     interval(own["win_rate_interval"]),
                     *_length_controlled(own),
@@ -207,10 +225,18 @@ def _difference(rate: RateDifference) -> tuple[str, str]:
 
 
 def _position_bias(found: Found) -> Iterator[Row]:
-    for key, model in models(found):
-        if (figures := model["judgements"]) and (bias := figures["position_bias"]):
+    for key, judge, figures in by_judge(found):
+        if bias := figures["position_bias"]:
             shares = (number(bias["second_place_win_rate"]), number(bias["agreement"]))
-            yield (label(key), str(bias["instructions"]), *shares)
+            yield (label(key), judge, str(bias["instructions"]), *shares)
+
+
+def _agreement(found: Found) -> Iterator[Row]:
+    for key, model in models(found):
+        for other in model["other_judgements"]:
+            if (own := model["judgements"]) and (shared := other["agreement"]):
+                shares = (number(shared["agreement"]), interval(shared["interval"]))
+                yield (label(key), own["judge"], other["judge"], str(shared["judgements"]), *shares)
 
 
 def _held_out(found: Found) -> Iterator[Row]:

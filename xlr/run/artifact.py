@@ -85,12 +85,13 @@ class Artifact:
     inputs: Mapping[str, Source]
     parts: Mapping[str, Mapping[str, Source]] = field(default_factory=dict)
     """Language -> the inputs that decide its rows, where languages stand on their own. Its files are named
-    `{lang}-{number}.parquet`, in any folder of the artefact, and of the settings all but `languages` decide it."""
+    `{lang}-{number}.parquet` or `{lang}.json`, in any folder of the artefact, and of the settings all but `languages`
+    decide it."""
 
     @cached_property
     def title(self) -> str:
         """Its name in messages and leases, e.g. `iter1/scores`."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        return str(self.folder.relative_to(self.run))
 
     @cached_property
     def input_digests(self) -> dict[str, str | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xlr.errors import UserError
 from xlr.records import ModelKey
+from xlr.run.manifests import MANIFEST, manifest_path
 
 
 class RunDir:
@@ -40,6 +41,25 @@ class RunDir:
     def iteration(self, iteration: ModelKey) -> Path:
         """The folder of an iteration, or of a model of `evaluate.models`."""
         return self.path / (f"iter{iteration}" if isinstance(iteration, int) else f"models/{iteration}")
+
+    def judged(self, model: ModelKey, artefact: str, judge: str) -> Path:
+        """The folder of what a judge found of a model: each judge has its own.
+
+        Raises:
+            UserError: an earlier xlr made it, which kept one judge only.
+        """
+        folder = self.iteration(model) / artefact
+        if (manifest := manifest_path(folder)).is_file():
+            raise UserError(
+                f"{folder}: an earlier xlr made it, which kept one judge only; delete {manifest} and the folder to "
+                "judge again. An endpoint's verdicts are kept, so that they are not paid twice"
+            )
+        return folder / judge
+
+    def judges(self, model: ModelKey, artefact: str) -> list[Path]:
+        """The folders in which judges have finished what they were asked about a model, in the order of their names."""
+        manifests = sorted((self.iteration(model) / artefact).glob(f"*{MANIFEST}"))
+        return [path.with_name(path.name.removesuffix(MANIFEST)) for path in manifests]
 
     @property
     def leases(self) -> Path:

@@ -17,6 +17,9 @@ from xlr.run.digests import file_digests
 from xlr.run.files import read_json, sha256
 from xlr.run.rows import Row, read_rows
 
+MANIFEST = ".manifest.json"
+"""What a manifest's name adds to that of its artefact's folder."""
+
 
 class PartRecord(TypedDict):
     """One language of an artefact whose languages stand on their own."""
@@ -73,8 +76,9 @@ def settings_of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def part_of(file: str) -> str:
-    """The language of a file `{lang}-{number}.parquet` of an artefact or of a folder in it, from its name."""
-    return Path(file).name.rsplit("-", 1)[0]
+    """The language of a file `{lang}-{number}.parquet` or `{lang}.json` of an artefact or of a folder in it."""
+    path = Path(file)
+    return path.stem if path.suffix == ".json" else path.name.rsplit("-", 1)[0]
 
 
 def files_digest(files: Mapping[str, tuple[int, str]]) -> str:
@@ -89,7 +93,7 @@ def kept_folder(run: Path, folder: Path) -> Path:
 
 def manifest_path(folder: Path) -> Path:
     """The path of an artefact's manifest, beside its folder."""
-    return folder.with_name(folder.name + ".manifest.json")
+    return folder.with_name(folder.name + MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -97,7 +97,7 @@ def _link(folder: Path, target: Path, manifest: Manifest, names: Iterable[str]) 
     """
     files = {name: manifest["files"][name] for name in names}
     for path, difference in differences(folder, files):
-        raise UserError(f"{path}: {difference}; `xlr verify {folder.parent.parent}` says more")
+        raise UserError(f"{path}: {difference}; `xlr verify` on its run says more")
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name in files:

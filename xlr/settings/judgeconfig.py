@@ -1,5 +1,6 @@
 """Settings of the judge: the `judge` section of a configuration."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -84,6 +85,11 @@ class JudgeConfig(Section):
             return str(self.model)
         folder = Path(str(self.model))
         return folder.name if folder.is_absolute() else hub.named(str(folder)).name.rpartition("/")[2]
+
+    @property
+    def folder(self) -> str:
+        """The folder of this judge's verdicts in `judgements` and `ratings`: its name, in letters, digits, _ and -."""
+        return re.sub(r"[^\w-]+", "-", self.name)
 
     @model_validator(mode="after")
     def _consistent(self) -> "JudgeConfig":
