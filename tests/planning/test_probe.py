@@ -12,6 +12,7 @@ from xlr.planning import planfile, probe
 from xlr.planning.hardware import PROFILES
 from xlr.planning.machines import Machines
 from xlr.planning.planfile import Measured, Probe
+from xlr.shipped import RECIPES
 
 H100 = PROFILES["h100"]
 OWN: Measured = {"work": 2.0, "fixed": 30.0, "memory": 1}
@@ -57,6 +58,17 @@ def test_a_probe_corrects_the_plan_and_is_kept(config: Path, tmp_path: Path, cli
             assert first["high"] == pytest.approx(1.15 * first["seconds"])
     unprobed = {own["stage"]: own["seconds"] for own in assumed["stages"]}
     assert any(own["seconds"] != pytest.approx(unprobed[own["stage"]], rel=0.01) for own in found["stages"])
+
+
+def test_the_alignment_is_probed(config: Path, tmp_path: Path, cli: Cli) -> None:
+    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    del tree["model"]["aligned"]
+    tree["align"] = tree["train"] | {"preferences": str(RECIPES / "quickstart" / "preferences.jsonl")}
+    tree["languages"], tree["train"]["replay_english"] = ["es"], 0.5
+    config.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    result = cli("plan", config, "--probe", "--json")
+    assert result.returncode == 0, result.stderr
+    assert {"align", "train"} <= json.loads(result.stdout)["probe"]["stages"].keys()
 
 
 def test_what_cannot_be_probed_is_refused(config: Path, cli_here: Cli) -> None:

@@ -49,7 +49,8 @@ def run(context: Context, machines_of: Callable[[Stage], Machines]) -> Probe:
     if "judge" in context.config.score.weights:
         raise UserError("--probe: the judge of score.reward cannot be timed; plan without it")
     context.run.create()
-    small = Context(_small(context, context.run.path / _FOLDER))
+    folder = context.run.path / _FOLDER
+    small = Context(_small(context, folder))
     stages = pipeline.stages(small.config)
     with pipeline.holding(small, stages):
         pipeline.run_all(small, stages)
@@ -60,7 +61,7 @@ def run(context: Context, machines_of: Callable[[Stage], Machines]) -> Probe:
         if estimate.seconds and stage.name != "pair":
             found[stage.name] = _measured(small, stage, estimate)
     hardware = machines_of(stages[0]).hardware
-    remove(small.run.path)
+    remove(folder)
     responses = {lang: own.response for lang, own in planner.lengths(1)[0].items()}
     return {"on": hardware.name, "rate": hardware.rate, "stages": found, "responses": responses}
 
@@ -77,7 +78,11 @@ def of_stage(probe: Probe | None, stage: str, machines: Machines) -> Measured | 
 
 
 def _small(context: Context, folder: Path) -> Config:
-    """A small part of a run: its settings, with few prompts and steps, and without what is measured otherwise."""
+    """A small part of a run: its settings, with few prompts and steps, and without what is measured otherwise.
+
+    Args:
+        folder: holds the small run and the preferences that it is aligned on.
+    """
     config = context.config
     few = {"limit": _PROMPTS, "slice": None}
     held_out = config.evaluate.prompts
@@ -94,7 +99,7 @@ def _small(context: Context, folder: Path) -> Config:
         align = align.model_copy(update={"preferences": str(path)})
     return config.model_copy(
         update={
-            "run_dir": str(folder),
+            "run_dir": str(folder / "run"),
             "reuse": (),
             "iterations": 1,
             "stop_early": False,
