@@ -19,7 +19,7 @@ from xlr import configfile
 from xlr.cluster import slurm as scheduler
 from xlr.errors import UserError
 from xlr.jobs import graph as jobs
-from xlr.jobs import submission
+from xlr.jobs import machines, submission
 from xlr.jobs.graph import DEFAULTS, Job, layered, options, plan, wants
 from xlr.pipeline import Stage
 from xlr.run.context import Context
@@ -171,6 +171,25 @@ def test_slurm_mails_failures_and_the_ends_that_no_job_waits_for() -> None:
     for bad in ("", "me@lab.org,you@lab.org", "--wrap=id", "me you"):
         with pytest.raises(ValidationError):
             SlurmConfig(mail=bad)
+
+
+def test_a_range_of_nodes_is_slurms_to_choose_from() -> None:
+    """Plans count with the fewest, sums and warnings with the most."""
+    slurm = layered(DEFAULTS, SlurmConfig.model_validate({"gpus": 8, "nodes": "2-4", "time": "1:00:00"}))
+    (train,) = plan({Stage("train", 1): []}, slurm)
+    wanted = wants(slurm, "train")
+    assert options(train, wanted)[0] == "--nodes=2-4"
+    assert (wanted.fewest_nodes, wanted.most_nodes) == (2, 4)
+    warned = jobs.ranks_without_work(train, wanted, TrainConfig(global_batch_size=32))
+    assert warned is not None
+    assert "32 training ranks" in warned
+    shown = jobs.graph([train], slurm).splitlines()
+    assert shown[1].split() == ["train-1", "train", "1", "-", "2-4", "32", "1:00:00"]
+    assert "4 node-hours, 32 GPU-hours" in shown[2]
+    assert machines.of_jobs(configfile.load(RECIPES / "llama3-8b.yaml"), slurm)(Stage("train", 1)).nodes == 2
+    for refused in ("4-2", "0-2", "1-", "two", "1-2-3"):
+        with pytest.raises(ValueError, match="nodes"):
+            SlurmConfig.model_validate({"nodes": refused})
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from xlr.cluster import slurm as scheduler
 from xlr.cluster.slurm import JobState
 from xlr.records import Response
 from xlr.run.files import read_json
+from xlr.tracking.metricslog import whole_rows
 
 MODELS = ("iter1/model", "iter2/model")
 PAIR = ("annotate-1", "evaluate-0")  # jobs that run at the same time, both on the first node
@@ -198,6 +199,33 @@ def test_a_chain_that_is_interrupted_in_every_job_gives_the_same_weights(
     assert run.digests() == undisturbed.digests()
     for name in ("iter1/responses", "iter2/responses"):
         assert read_rows(run.path / name, Response) == read_rows(undisturbed.path / name, Response)
+
+
+def test_a_training_goes_on_with_another_number_of_nodes(
+    cluster: SlurmCluster, undisturbed: Run, tree: dict[str, Any], shared: Path
+) -> None:
+    """Its job asks for one or two nodes. It starts while one is out of service, and restarts when both are free."""
+    shutil.copytree(undisturbed.path, shared / "elastic")
+    for artefact in ("iter1/model", "iter2/responses", "iter2/scores", "iter2/pairs", "iter2/model"):
+        (shared / "elastic" / f"{artefact}.manifest.json").unlink()
+        shutil.rmtree(shared / "elastic" / artefact)
+    (shared / "elastic" / "iter1" / "metrics.jsonl").unlink()
+    update = ["scontrol", "update", f"nodename={NODES[1]}"]
+    subprocess.run([*update, "state=drain", "reason=test"], check=True)
+    one = ("iterations=1", "evaluate.prompts=null", "slurm.jobs={train: {nodes: 1-2}}")
+    run = Run(shared, "elastic", tree, *one)
+    assert set(run.ids) == {"train-1"}
+    run.wait("train-1", lambda: run.pieces("iter1/model.checkpoints/*/*"), "a checkpoint")
+    assert run.job("train-1").nodes == NODES[0]
+    subprocess.run([*update, "state=resume"], check=True)
+    subprocess.run(["scontrol", "requeue", run.ids["train-1"]], check=True)
+    assert run.wait_for_end()["train-1"].state == "COMPLETED", run.log("train-1")
+    assert run.job("train-1").nodes == "n[1-2]"
+    facts = read_json(run.path / "iter1" / "model.manifest.json")["facts"]
+    assert facts["world_size"] == 2
+    own, other = (whole_rows(one.path / "iter1" / "metrics.jsonl") for one in (run, undisturbed))
+    assert [row["step"] for row in own] == [row["step"] for row in other]
+    assert [row["loss"] for row in own] == pytest.approx([row["loss"] for row in other], rel=1e-4)
 
 
 def test_jobs_after_a_failed_stage_are_cancelled_and_status_says_why(

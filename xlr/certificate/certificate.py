@@ -8,12 +8,13 @@ everything that was found, and with `.md`, which is for reading.
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import get_args
 
 from xlr.certificate import certificateview, precision, rightwrong, tokens, verdict
 from xlr.certificate.diagnosis import Candidates, diagnose
+from xlr.certificate.extent import RESCORED, Extent
 from xlr.certificate.facts import Certificate, CertifiedLanguage, CertifyFacts, prefix
 from xlr.certificate.verdict import Evidence
 from xlr.data.preferencerows import preference_sources
@@ -42,19 +43,6 @@ from xlr.work.dropped import Dropped
 _OTHERS = ("generate.num_samples",)  # settings of responses and scores that decide nothing here
 _TWO = 2  # responses to a prompt that are shown token by token
 _AGAIN = "other-precision.parquet"
-_OF_PRECISION = 8  # prompts of a language that are scored in both precisions
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How much is looked at."""
-
-    iteration: int
-    prompts: int
-    """Number of prompts, which are the same in every language."""
-    samples: int
-    """Responses to each."""
-    langs: Sequence[str]
 
 
 def require_valid(config: Config, extent: Extent) -> None:
@@ -157,7 +145,7 @@ def _make(context: Context, target: Artifact, extent: Extent) -> None:
     asked = [prompt for lang in langs for prompt in prompts[lang] if prompt.id in ids]
     rows = _sampled(context, target, asked, extent)
     scored, dropped = _scored(context, target, rows, extent)
-    of_precision = spaced(ids, _OF_PRECISION)
+    of_precision = spaced(ids, RESCORED)
     few = [row for row in rows if row.id in of_precision]
     again = precision.rescored(context, target, few, iteration)
     answered = rightwrong.measure(context, target, iteration, langs, extent.prompts, extent.samples)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import xlr
+from xlr.certificate.extent import PROMPTS, SAMPLES, Extent
 from xlr.commands.changecommands import add_change_commands
 from xlr.commands.stagecommands import (
     AcceptOption,
@@ -98,8 +99,10 @@ def certify(
     source: Source,
     overrides: Overrides = None,
     iteration: IterationOption = 1,
-    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts, which are the same in every language.")] = 30,
-    samples: Annotated[int, typer.Option(min=2, help="Responses to each prompt.")] = 4,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Number of prompts, which are the same in every language.")
+    ] = PROMPTS,
+    samples: Annotated[int, typer.Option(min=2, help="Responses to each prompt.")] = SAMPLES,
     languages: Annotated[str | None, typer.Option(help="Only these languages of the run, for example es,ru.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Prompts of each language that are shown with responses.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with uncut texts.")] = False,
@@ -112,7 +115,7 @@ def certify(
     context = open_context(source, overrides)
     console.stderr = as_json
     langs = context.config.trained_languages if languages is None else list(map(canonical, languages.split(",")))
-    extent = certificate.Extent(iteration, prompts, samples, langs)
+    extent = Extent(iteration, prompts, samples, langs)
     certificate.require_valid(context.config, extent)
     with pipeline.holding(context, ()):
         found = certificate.certify(context, extent)

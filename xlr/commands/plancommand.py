@@ -195,6 +195,12 @@ def _totals(found: "Plan") -> Iterator[str]:
     yield f"Disk: {size(int(own['disk_end']))} in the end, {size(int(own['disk_peak']))} at the peak."
     if own["price"] is not None:
         yield f"Price: {own['price']:,.2f} {found['currency']}."
+    if certificate := found.get("certificate"):
+        took, fixed = duration(certificate["seconds"]), duration(certificate["fixed"])
+        yield (
+            f"`xlr certify` before it takes about {took}: {fixed} to start workers and open models; the rest is "
+            f"{100 * certificate['share']:.1f} % of an iteration."
+        )
     for stage in found["stages"]:
         if stage["note"]:
             yield f"{stage['stage']}: {stage['note']}."

@@ -143,7 +143,7 @@ def ranks_without_work(job: Job, wanted: JobConfig, train: TrainConfig) -> str |
     """
     if not _training(job.stages):
         return None
-    ranks, pairs = (wanted.nodes or 1) * tasks_per_node(job, wanted), train.global_batch_size
+    ranks, pairs = wanted.most_nodes * tasks_per_node(job, wanted), train.global_batch_size
     if ranks == 1 or pairs >= 2 * ranks:
         return None
     idle = f"{ranks - pairs} of them compute nothing" if pairs < ranks else "all wait for the longest pair"
@@ -325,24 +325,24 @@ def environment(slurm: SlurmConfig, python: str, reuses: bool = False) -> str:
 def graph(jobs: Sequence[Job], slurm: SlurmConfig) -> str:
     """The jobs as a table, and what their time limits add up to.
 
-    A row has the name, the stages, the jobs that it waits for, nodes, GPUs on all of them, and the time limit.
+    A row has the name, the stages, the jobs that it waits for, nodes, GPUs on all of them (on the most nodes, of a
+    range), and the time limit.
     `slurm.options` are not read.
     """
     rows = [("job", "stages", "after", "nodes", "GPUs", "limit")]
     for job in jobs:
-        nodes, gpus = _size(job, slurm)
+        wanted, (_, gpus) = wants(slurm, job.kind), _size(job, slurm)
         what = job.name, ", ".join(map(str, job.stages)), ", ".join(job.after) or "-"
-        rows.append((*what, str(nodes), str(gpus or "-"), wants(slurm, job.kind).time or "-"))
+        rows.append((*what, str(wanted.nodes or 1), str(gpus or "-"), wanted.time or "-"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
     return table + (f"{_sum(jobs, slurm)}\n" if jobs else "")
 
 
 def _size(job: Job, slurm: SlurmConfig) -> tuple[int, int]:
-    """How many nodes and GPUs a job has."""
+    """How many nodes and GPUs a job has at most."""
     wanted = wants(slurm, job.kind)
-    nodes = wanted.nodes or 1
-    return nodes, nodes * gpus_per_node(wanted)
+    return wanted.most_nodes, wanted.most_nodes * gpus_per_node(wanted)
 
 
 def _sum(jobs: Sequence[Job], slurm: SlurmConfig) -> str:

@@ -28,7 +28,9 @@ def of_jobs(config: Config, slurm: SlurmConfig) -> Callable[[Stage], Machines]:
         return _of_cpus_or_gpus(config, used, None if slurm.hardware else hardware.gpus_here() or None, 1)
     used = hardware.chosen(slurm.hardware, _FALLBACK)
     graph.require_kinds({stage.name for stage in pipeline.stages(config)}, slurm)
-    return lambda stage: Machines(used, wanted[stage.name].nodes or 1, max(graph.gpus_per_node(wanted[stage.name]), 1))
+    return lambda stage: Machines(
+        used, wanted[stage.name].fewest_nodes, max(graph.gpus_per_node(wanted[stage.name]), 1)
+    )
 
 
 def named(config: Config, text: str) -> Callable[[Stage], Machines]:

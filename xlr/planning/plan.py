@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from xlr.pipeline import Stage
-from xlr.planning import fits, probe
+from xlr.planning import certifying, fits, probe
 from xlr.planning.planfile import Measured, Plan, StagePlan, Totals
 from xlr.planning.planner import Planner
 from xlr.planning.setting import Estimate, Setting
@@ -49,6 +49,7 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
         "unit": "GPU-hours" if used.gpu else "node-hours",
         "currency": used.currency,
         "problems": list(dict.fromkeys(problems)),
+        "certificate": certifying.cost(planner, plans),
         "probe": planner.probed,
     }
 

@@ -59,6 +59,16 @@ class StagePlan(TypedDict):
     """Seconds that a finished stage took."""
 
 
+class CertificatePlan(TypedDict):
+    """What `xlr certify` takes, as it is by default."""
+
+    seconds: float
+    fixed: float
+    """Of these, seconds of starting workers and opening models."""
+    share: float
+    """The others, as a share of the iteration that it decides on, without evaluation."""
+
+
 class Totals(TypedDict):
     """Sums over all stages, one after the other; a finished stage counts with the time that it took."""
 
@@ -88,6 +98,8 @@ class Plan(TypedDict):
     currency: str | None
     problems: list[str]
     """What does not fit, each with a remedy."""
+    certificate: NotRequired[CertificatePlan | None]
+    """None if it cannot be timed; missing in older files."""
     probe: NotRequired[Probe | None]
     """What corrected the times of stages that no iteration has finished; None, or missing in older files, if nothing
     did."""

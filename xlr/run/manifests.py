@@ -17,8 +17,7 @@ from xlr.run.digests import file_digests
 from xlr.run.files import read_json, sha256
 from xlr.run.rows import Row, read_rows
 
-MANIFEST = ".manifest.json"
-"""What a manifest's name adds to that of its artefact's folder."""
+MANIFEST = ".manifest.json"  # follows the name of the artefact's folder
 
 
 class PartRecord(TypedDict):

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 from xlr.settings.schema import Lines, Section
 from xlr.stages import STAGES
@@ -15,6 +16,7 @@ else:
     StageName = Literal[tuple(kind.name for kind in STAGES if not kind.only_start)]
 
 
+_RANGE = r"^[1-9][0-9]{0,4}-[1-9][0-9]{0,4}$"
 SAVING_SECONDS = 600
 """How long before its time limit a training job is told to save, unless the limit is short."""
 
@@ -50,8 +52,9 @@ class HardwareConfig(Section):
 class JobConfig(Section):
     """What a Slurm job asks for. Settings that are null are left to the cluster."""
 
-    nodes: int | None = Field(None, ge=1, le=100_000)
-    """Number of nodes."""
+    nodes: Annotated[int, Field(ge=1, le=100_000)] | Annotated[str, Field(pattern=_RANGE)] | None = None
+    """Number of nodes; or the fewest and the most, as in 1-4: Slurm then decides whenever the job starts or restarts. A
+    training goes on with the same batches on any number. Plans count with the fewest."""
     gpus: Annotated[int, Field(ge=0, le=1024)] | Annotated[str, Field(pattern=r"^[\w.-]+:[0-9]{1,4}$")] | None = None
     """GPUs per node: a number, or type and number as in a100:8."""
     cpus: int | None = Field(None, ge=1, le=10_000)
@@ -75,6 +78,22 @@ class JobConfig(Section):
     """Priority adjustment, as sbatch --nice: a higher value schedules the job later than your other jobs."""
     options: tuple[str, ...] | None = None
     """Further sbatch options, for example --exclusive or --signal=USR1@900."""
+
+    @property
+    def fewest_nodes(self) -> int:
+        """The number of nodes that a job has at least."""
+        return int(str(self.nodes or 1).partition("-")[0])
+
+    @property
+    def most_nodes(self) -> int:
+        """The number of nodes that a job has at most."""
+        return int(str(self.nodes or 1).rpartition("-")[2])
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.fewest_nodes > self.most_nodes:
+            raise PydanticCustomError("nodes", "{nodes} nodes: put the smaller number first", {"nodes": self.nodes})
+        return self
 
 
 class JobKindConfig(JobConfig):
