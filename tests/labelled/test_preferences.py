@@ -15,6 +15,7 @@ from tests.conftest import Cli, assert_refused
 from tests.model.test_rewardmodel import own_rating
 from xlr.evaluation import answers
 from xlr.labelled import preferences
+from xlr.maths.rewards import TRANSLATE_INSTRUCTION
 from xlr.records import Message, PreferenceLogps
 from xlr.report import report
 from xlr.run.manifests import read_manifest, rows_of
@@ -80,6 +81,53 @@ def test_rewards_equal_a_plain_computation_under_each_instruction(tiny_tree: dic
             ]
             assert own["length_controlled_accuracy"] == sum(penalised) / 4
     assert "preferences es" in (read_manifest(tmp_path / "run" / "iter0" / "eval") or {})["inputs"]
+
+
+def plain_translation(folder: str, text: str, longest: int) -> str:
+    """The most likely translation of a Spanish text into English, one token after the other, in float64."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    asked = TRANSLATE_INSTRUCTION.format(source="Spanish", target="English", text=text)
+    turn = [{"role": "user", "content": asked}]
+    tokens = list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+    before = len(tokens)
+    while len(tokens) < before + longest:
+        token = int(model(torch.tensor([tokens])).logits[0, -1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        tokens.append(token)
+    return str(tokenizer.decode(tokens[before:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("iteration", [0, 1])
+def test_translated_answers_are_scored_in_english(tiny_tree: dict[str, Any], tmp_path: Path, iteration: int) -> None:
+    """The model that is measured translates them; also where the others come from the first evaluation."""
+    tiny_tree["evaluate"]["prompts"], tiny_tree["score"]["reward"] = None, "translate"
+    context = inprocess.opened(Config.model_validate(tiny_tree), tmp_path / "run")
+    policies = [tiny_tree["model"]["aligned"], str(tiny.save(context.run.iteration(1) / "model", seed=4))]
+    path, rows = tiny_tree["evaluate"]["preferences"], list[PreferenceLogps]()
+    for number in range(iteration + 1):
+        rows, facts = preferences.measure(context, answers.artifact(context, number), path, number, rows)
+        assert {lang: list(modes) for lang, modes in facts.items()} == {
+            "en": ["multilingual"],
+            "es": ["crosslingual", "multilingual", "translate"],
+        }
+    policy, folder = policies[iteration], Path(path)
+    given = [json.loads(line) for line in (folder / "es.jsonl").read_text(encoding="utf-8").splitlines()]
+    english = [json.loads(line) for line in (folder / "en.jsonl").read_text(encoding="utf-8").splitlines()]
+    prompts = {row["id"]: row["prompt"] for row in english}
+    found = {row.id: row for row in rows if row.mode == "translate"}
+    assert found.keys() == {row["id"] for row in given}
+    longest = tiny_tree["generate"]["max_new_tokens"]
+    for row in given[:2]:
+        own = found[row["id"]]
+        for side, logps in (
+            ("chosen", (own.chosen_policy, own.chosen_reference)),
+            ("rejected", (own.rejected_policy, own.rejected_reference)),
+        ):
+            text = plain_translation(policy, row[side], longest)
+            expected = [plain_logp(one, prompts[row["id"]], text) for one in (policy, tiny_tree["model"]["initial"])]
+            assert list(logps) == pytest.approx(expected, abs=2e-4)
 
 
 def test_log_probabilities_under_the_reference_are_those_of_the_first_evaluation(

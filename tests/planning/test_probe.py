@@ -12,6 +12,7 @@ from xlr.planning import planfile, probe
 from xlr.planning.hardware import PROFILES
 from xlr.planning.machines import Machines
 from xlr.planning.planfile import Measured, Probe
+from xlr.planning.setting import Estimate
 from xlr.shipped import RECIPES
 
 H100 = PROFILES["h100"]
@@ -28,6 +29,19 @@ def test_a_probe_counts_on_its_own_hardware_and_for_work_of_the_same_kind() -> N
     assert probe.of_stage(None, "generate", Machines(H100)) is None
     halved: Probe = {**FOUND, "rate": H100.rate / 2}  # as if the plan took the machine for half as fast then
     assert probe.of_stage(halved, "generate", Machines(H100)) == {**OWN, "work": 4.0}
+
+
+def test_each_kind_of_work_in_a_stage_is_corrected_on_its_own() -> None:
+    """An evaluation samples answers and scores pairs. What it took beside its work is its own."""
+    rates = {"generate": 3.0, "score": 0.5, "evaluate": 7.0}
+    stages: dict[str, Measured] = {name: {"work": work, "fixed": 4.0, "memory": 1} for name, work in rates.items()}
+    found: Probe = {**FOUND, "stages": stages}
+    evaluated = Estimate(seconds=30.0, parts={"generate": 10.0, "score": 20.0})
+    assert probe.seconds(found, "evaluate", evaluated, Machines(H100)) == 10 * 3.0 + 20 * 0.5 + 4
+    assert probe.seconds(found, "score", Estimate(seconds=30.0), Machines(H100)) == 30 * 0.5 + 4
+    unscored: Probe = {**found, "stages": {"evaluate": stages["evaluate"]}}
+    assert probe.seconds(unscored, "evaluate", evaluated, Machines(H100)) == 30 * 7.0 + 4
+    assert probe.seconds(found, "train", Estimate(seconds=30.0), Machines(H100)) is None
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ Reads pi^t (t = 0 is the start) or a model of `evaluate.models`, and the held-ou
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from xlr.chat.format import chat_settings
 from xlr.data.preferencerows import preference_sources
@@ -74,6 +74,7 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         context.run.iteration(model) / "eval",
         "evaluate",
         {name: value for name, value in deciding(section, "evaluate").items() if not name.startswith(_OF_OTHERS)}
+        | _of_translations(config)
         | {
             "seed": config.seed,
             "languages": list(config.evaluated_languages),
@@ -89,6 +90,16 @@ def artifact(context: Context, model: ModelKey) -> Artifact:
         inputs(),
         {lang: inputs(lang) for lang in langs},
     )
+
+
+def _of_translations(config: Config) -> dict[str, Any]:
+    """The settings that decide held-out preferences under the reward `translate`, if the run has both."""
+    if not config.evaluate.preferences or "translate" not in config.score.weights:
+        return {}
+    return {
+        "score.translation": config.score.translation,
+        "generate.max_new_tokens": config.generate.max_new_tokens,
+    }
 
 
 def check(context: Context) -> None:

@@ -15,7 +15,8 @@ class CategoryFacts(TypedDict):
 class PreferenceFacts(TypedDict):
     """The implicit reward log pi^t - log pi_I on one language's preferences, under one kind of instruction.
 
-    Or, under `model`, the rating of the reward model, in its own points instead of nats.
+    Or, under `model`, the rating of the reward model, in its own points instead of nats. Under `translate`, pairs of
+    which an answer has no translation are left out.
     """
 
     pairs: int

@@ -1,40 +1,24 @@
 """Does the implicit reward of a model agree with held-out preferences, in each language and under each instruction?"""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from xlr.data.preferencerows import PreferenceRows, path_of
-from xlr.data.preferences import ParallelPreference, Preference, load_parallel_preferences
+from xlr.labelled import translated
+from xlr.labelled.asked import Asked, asked_of, to_rate
 from xlr.labelled.facts import PreferenceFacts
 from xlr.languages import ENGLISH
-from xlr.maths.rewards import crosslingual_instruction, implicit_reward
+from xlr.maths.rewards import implicit_reward
 from xlr.records import INITIAL, Example, ModelKey, PreferenceLogps, RowKey, Scored
 from xlr.run.artifact import Artifact
 from xlr.run.context import Context
 from xlr.sampling import room
-from xlr.settings.config import Config
 from xlr.settings.dataconfig import PreferencesConfig
 from xlr.settings.scoreconfig import Reward
 from xlr.work.logps import Scoring, resumable_logps
 from xlr.work.shards import by_language
-
-_MODES: tuple[Reward, ...] = ("crosslingual", "multilingual")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A preference in a language, with the prompt of the mode that it is scored in."""
-
-    lang: str
-    mode: Reward
-    pair: Preference
-
-    @property
-    def key(self) -> RowKey:
-        return self.lang, self.pair.id, self.mode
 
 
 def inputs(sources: Mapping[str, Path | PreferenceRows], lang: str | None = None) -> dict[str, Path | PreferenceRows]:
@@ -56,12 +40,13 @@ def check(context: Context, given: str | PreferencesConfig) -> None:
     from xlr.model.checks import positions  # imports torch
 
     limit = room.positions_of_run(context)
-    asked = _asked(context.config, given)
-    pairs = [one.pair for one in asked]
+    asked = asked_of(context.config, given)
+    pairs = [one.pair for one in asked if one.mode != "translate"]
     room.require_preferences(context.encoder, path_of(given), pairs, limit, "evaluate.preferences")
+    translated.check(context, [one for one in asked if one.mode == "translate"])
     if "model" in context.config.score.weights:
         limit, encoder = positions(context.reward_model), context.reward_encoder
-        rated = [one.pair for one in _to_rate(asked)]
+        rated = [one.pair for one in to_rate(asked)]
         room.require_preferences(encoder, path_of(given), rated, limit, "evaluate.preferences")
 
 
@@ -77,42 +62,62 @@ def measure(
     """The implicit rewards log pi^t - log pi_ref of all pairs in every language and mode, and what they amount to.
 
     With the ratings of the run's reward model, which are the same for every iteration, unless `of_start` is given.
+    Under `translate`, pi^t translates the answers.
 
     Args:
         of_start: the rows of pi^0's evaluation, which hold the log-probabilities under pi_I; empty in that evaluation.
         without: languages that are left out.
         reference: pi_ref, by default pi_I.
     """
-    asked = [one for one in _asked(context.config, given) if one.lang not in without]
+    wanted = [one for one in asked_of(context.config, given) if one.lang not in without]
+    asked = [one for one in wanted if one.mode != "translate"]
     of_reference = {row.key: (row.chosen_reference, row.rejected_reference) for row in of_start}
     policy = context.model(iteration)
-    rows = resumable_logps(
-        context,
-        target,
-        "preferences",
-        (policy,) if of_start else (policy, context.model(reference)),
-        context.config.scoring_dtype,
-        PreferenceLogps,
-        [shard.replanned(partial(_plan, context, of_reference)) for shard in by_language(asked, lambda one: one.key)],
-        f"{target.stage} {iteration}: preferences",
-        "preferences",
-    ).rows()
-    both = [*zip(asked, rows, strict=True)]
+    label, both_models = f"{target.stage} {iteration}: preferences", (policy, context.model(reference))
+    models = (policy,) if of_start else both_models
+    both = _scored(context, target, models, asked, of_reference, label, "preferences")
+    if to_translate := [one for one in wanted if one.mode == "translate"]:
+        given_of = {one.key: one for one in to_translate}
+        in_english = translated.translated(context, target, policy, to_translate, iteration)
+        rows = _scored(context, target, both_models, in_english, {}, f"{label}, translated", "preferences-translated")
+        both += [(given_of[one.key], row) for one, row in rows]  # lengths are those of the answers themselves
     if "model" in context.config.score.weights and not of_start:
-        both += _rated(context, target, _to_rate(asked), f"{target.stage} {iteration}: preferences, reward model")
+        both += _rated(context, target, to_rate(asked), f"{label}, reward model")
     facts: dict[str, dict[Reward, PreferenceFacts]] = {}
     for (lang, mode), own in groupby(both, lambda one: (one[0].lang, one[0].mode)):
         facts.setdefault(lang, {})[mode] = _facts(list(own))
     return [row for _, row in both], facts
 
 
+def _scored(
+    context: Context,
+    target: Artifact,
+    models: Sequence[str],
+    asked: Sequence[Asked],
+    of_reference: Mapping[RowKey, tuple[float, float]],
+    label: str,
+    pieces: str,
+) -> list[tuple[Asked, PreferenceLogps]]:
+    """These pairs with their log-probabilities.
+
+    Args:
+        models: the policy, and the reference unless `of_reference` has its log-probabilities.
+        pieces: name of the folder of pieces beside the artefact.
+    """
+    plan = partial(_plan, context, of_reference)
+    shards = [shard.replanned(plan) for shard in by_language(asked, lambda one: one.key)]
+    dtype = context.config.scoring_dtype
+    rows = resumable_logps(context, target, pieces, models, dtype, PreferenceLogps, shards, label, "preferences").rows()
+    return list(zip(asked, rows, strict=True))
+
+
 def _rated(
-    context: Context, target: Artifact, asked: Sequence[_Asked], label: str
-) -> list[tuple[_Asked, PreferenceLogps]]:
+    context: Context, target: Artifact, asked: Sequence[Asked], label: str
+) -> list[tuple[Asked, PreferenceLogps]]:
     """These pairs with the reward model's ratings."""
     encoder = context.reward_encoder
 
-    def plan(some: Sequence[_Asked]) -> Scoring[PreferenceLogps]:
+    def plan(some: Sequence[Asked]) -> Scoring[PreferenceLogps]:
         def to_rows(item: int, scored: Scored) -> list[PreferenceLogps]:
             (chosen,), (rejected,) = scored.logps
             return [PreferenceLogps(some[item].lang, some[item].pair.id, some[item].mode, chosen, 0.0, rejected, 0.0)]
@@ -132,7 +137,7 @@ def _rated(
 
 
 def _plan(
-    context: Context, reference: Mapping[RowKey, tuple[float, float]], asked: Sequence[_Asked]
+    context: Context, reference: Mapping[RowKey, tuple[float, float]], asked: Sequence[Asked]
 ) -> Scoring[PreferenceLogps]:
     """The examples of preferences. Those under the policy alone become rows with the reference's log-probabilities."""
     encoder = context.encoder
@@ -155,7 +160,7 @@ def _plan(
     return Scoring(examples, [[one.key] for one in asked], to_rows)
 
 
-def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
+def _facts(scored: Sequence[tuple[Asked, PreferenceLogps]]) -> PreferenceFacts:
     from xlr.maths.accuracy import accuracy, length_penalty, margin_interval  # imports torch
     from xlr.maths.lengthcontrol import unit_of
 
@@ -185,27 +190,3 @@ def _facts(scored: Sequence[tuple[_Asked, PreferenceLogps]]) -> PreferenceFacts:
             for name, own in sorted(of_category.items())
         }
     return facts
-
-
-def _asked(config: Config, given: str | PreferencesConfig) -> list[_Asked]:
-    """The preferences of each language in each mode, in that order. In English all modes ask the same."""
-    return [
-        _Asked(lang, mode, _under(mode, lang, config.language_name(lang), one))
-        for lang, own in load_parallel_preferences(given, config.model.system_prompt).items()
-        for mode in (("multilingual",) if lang == ENGLISH else _MODES)
-        for one in own
-    ]
-
-
-def _to_rate(asked: Sequence[_Asked]) -> list[_Asked]:
-    """The preferences as a reward model reads them: once each, in their own language."""
-    return [replace(one, mode="model") for one in asked if one.mode == "multilingual"]
-
-
-def _under(mode: Reward, lang: str, language: str, one: ParallelPreference) -> Preference:
-    """A preference with the prompt that it is scored under, which may name the language."""
-    if mode == "multilingual":
-        return one.own
-    *before, last = one.english
-    instruction = crosslingual_instruction(last["content"], lang, language)
-    return replace(one.own, prompt=[*before, {"role": "user", "content": instruction}])

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from xlr.pipeline import Stage
 from xlr.planning import certifying, fits, probe
-from xlr.planning.planfile import Measured, Plan, StagePlan, Totals
+from xlr.planning.planfile import Plan, StagePlan, Totals
 from xlr.planning.planner import Planner
 from xlr.planning.setting import Estimate, Setting
 from xlr.planning.work import ESTIMATES
@@ -29,8 +29,8 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
     for stage in planner.stages:
         own = planner.setting(stage)
         estimate = ESTIMATES[stage.name](own)
-        measured = probe.of_stage(planner.probed, stage.name, own.machines)
-        seconds, spread = _expected(estimate, corrections.get(stage.name), measured)
+        probed = probe.seconds(planner.probed, stage.name, estimate, own.machines)
+        seconds, spread = _expected(estimate, corrections.get(stage.name), probed)
         found = _stage_plan(stage, own, estimate, seconds, spread, _took(planner.context, stage))
         if found["took"] is not None and ran_there:
             corrections[stage.name] = found["took"] / max(estimate.duration, 1e-9)
@@ -54,15 +54,15 @@ def make(planner: Planner, limit_of: Callable[[Stage], int | None], ran_there: b
     }
 
 
-def _expected(estimate: Estimate, correction: float | None, measured: Measured | None) -> tuple[float, float]:
+def _expected(estimate: Estimate, correction: float | None, probed: float | None) -> tuple[float, float]:
     """Seconds that a stage is expected to take, and the share by which it may differ.
 
     By an earlier iteration, else by a probe, else by the estimate alone.
     """
     if correction is not None:
         return correction * estimate.duration, _MEASURED
-    if measured is not None:
-        return measured["work"] * estimate.seconds + measured["fixed"], _MEASURED
+    if probed is not None:
+        return probed, _MEASURED
     return estimate.duration, _UNMEASURED
 
 

@@ -66,6 +66,16 @@ def run(context: Context, machines_of: Callable[[Stage], Machines]) -> Probe:
     return {"on": hardware.name, "rate": hardware.rate, "stages": found, "responses": responses}
 
 
+def seconds(probe: Probe | None, stage: str, estimate: Estimate, machines: Machines) -> float | None:
+    """What a stage takes by a probe, whose figures correct each kind of its work; None if there was none."""
+    own = of_stage(probe, stage, machines)
+    if own is None:
+        return None
+    parts = estimate.parts or {stage: estimate.seconds}
+    work = sum(of_kind * (of_stage(probe, kind, machines) or own)["work"] for kind, of_kind in parts.items())
+    return work + own["fixed"]
+
+
 def of_stage(probe: Probe | None, stage: str, machines: Machines) -> Measured | None:
     """What a probe says of a stage; None if there was none on such machines, or of such work.
 

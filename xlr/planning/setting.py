@@ -33,6 +33,8 @@ class Estimate:
     """Seconds of the smallest part of its work that is kept when a job ends: a task of a worker, or a training step and
     its checkpoint."""
     note: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of its work by the stage that does the same; empty if all of it is of one kind."""
 
     @property
     def duration(self) -> float:

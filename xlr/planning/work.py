@@ -262,8 +262,9 @@ def _exchange_seconds(own: Setting, zero: Zero, micro_steps: int) -> float:
 
 def _evaluate(own: Setting) -> Estimate:
     most = own.config.evaluate.max_new_tokens
-    parts = [
-        _sampled(own, [(one, one.prompts) for one in own.held_out], most),
+    answered = _sampled(own, [(one, one.prompts) for one in own.held_out], most)
+    sampled = [answered]
+    scored = [
         _scored(own, [(one.asked, one.response, 1, one.prompts) for one in own.held_out], 2),
         # Preferences under two instructions; pi_I scores them once, in the evaluation of pi^0.
         _scored(
@@ -274,14 +275,24 @@ def _evaluate(own: Setting) -> Estimate:
     ]
     if own.rater is not None and own.iteration == START:
         rated = [(one.asked, one.response, 2, one.prompts) for one in own.compared]
-        parts.append(_scored(replace(own, shape=own.rater), rated, 1))
+        scored.append(_scored(replace(own, shape=own.rater), rated, 1))
+    if "translate" in own.config.score.weights:
+        # Each answer is the prompt of its translation, which is as long.
+        texts = [(replace(one, prompt=one.prompt + one.response), 2 * one.prompts) for one in own.compared]
+        sampled.append(_sampled(own, texts, own.config.generate.max_new_tokens))
+        scored.append(_scored(own, [(one.prompt, one.response, 2, one.prompts) for one in own.compared], 2))
+    parts = [*sampled, *scored]
     return Estimate(
         sum(part.tokens for part in parts),
         sum(part.operations for part in parts),
         sum(part.seconds for part in parts),
         max(part.fixed for part in parts),
         max(parts, key=lambda part: part.peak).memory,
-        parts[0].tokens * (_RESPONSE_BYTES + _SCORE_BYTES),
+        answered.tokens * (_RESPONSE_BYTES + _SCORE_BYTES),
+        parts={
+            "generate": sum(part.seconds for part in sampled),
+            "score": sum(part.seconds for part in scored),
+        },
     )
 
 

@@ -21,6 +21,7 @@ from xlr.terminal.tokens import token_background
 _KINDS = {
     "crosslingual": "asked in English",
     "multilingual": "asked in its own language",
+    "translate": "translated into English",
     "model": "rated by the reward model",
 }
 _COLOURS: dict[Decision, str] = {"go": "better", "go with": "better", "do not": "worse", "not clear": "even"}

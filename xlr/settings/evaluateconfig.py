@@ -29,7 +29,8 @@ class EvaluateConfig(Section):
     preferences: Annotated[str | ParallelPreferencesConfig | None, Location.DATA] = None
     """Held-out preferences in the format of align.preferences: a file in English, a folder with a file for each
     language, such as en.jsonl, or a dataset in English or with a part for each language. A row's English prompt is that
-    of the same id in English, or its field `english`."""
+    of the same id in English, or its field `english`. They are scored under both instructions, and by the run's other
+    rewards but a judge."""
     checked: CheckedConfig | None = None
     """Questions with right answers, such as those of MGSM. Models answer them greedily; the share of right answers
     shows what alignment costs or brings, without a judge."""
