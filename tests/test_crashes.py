@@ -29,7 +29,7 @@ from xlr.findings.collect import collect
 from xlr.run.context import Context
 from xlr.run.files import read_json
 
-STEP = int(os.environ.get("XLR_SWEEP", "90"))
+STEP = int(os.environ.get("XLR_SWEEP", "180"))
 
 
 @dataclass
@@ -92,7 +92,7 @@ def undisturbed(tiny_models: dict[str, Path], judge: Any, tmp_path_factory: pyte
     return sweep
 
 
-@pytest.mark.timeout(0 if STEP < 90 else 1800)
+@pytest.mark.timeout(0 if STEP < 180 else 1800)
 @pytest.mark.parametrize("power", [False, True], ids=["kill", "power cut"])
 def test_a_run_that_dies_before_any_change_of_its_folder_ends_with_the_same_results(
     undisturbed: Sweep, power: bool, tmp_path: Path

@@ -86,7 +86,7 @@ def test_all_candidates_of_the_same_prompts_have_their_rewards(certified: Found)
 def test_all_evidence_is_there(certified: Found) -> None:
     for lang, own in certified["languages"].items():
         assert own["verdict"]["decision"] in {"go", "go with", "do not", "not clear"}
-        modes = {"multilingual"} if lang == "en" else {"crosslingual", "multilingual"}
+        modes = {"multilingual"} if lang == "en" else {"crosslingual", "multilingual", "translate"}
         assert {mode: facts["pairs"] for mode, facts in own["preferences"].items()} == dict.fromkeys(modes, 4)
         assert set(own["checked"]) == {"crosslingual", "multilingual"}
         assert all(facts["answers"] == 9 for facts in own["checked"].values())
