@@ -72,7 +72,7 @@ in_ranks() {
   while true; do
     before=$(cat "$kept" 2>/dev/null || true)
     # Ranks of one socket's GPUs get that socket's cores; by default srun deals the sockets out in turn.
-    step --kill-on-bad-exit=0 --distribution=block:block "$@"
+    step --ntasks-per-node="${SLURM_NTASKS_PER_NODE:-1}" --kill-on-bad-exit=0 --distribution=block:block "$@"
     # A rank whose memory runs out records a smaller size and ends; then all ranks start again.
     case $code in 0 | 2 | 75 | 138) break ;; esac # see finish
     if [ "$(cat "$kept" 2>/dev/null || true)" = "$before" ]; then break; fi

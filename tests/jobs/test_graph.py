@@ -187,6 +187,10 @@ def test_a_range_of_nodes_is_slurms_to_choose_from() -> None:
     assert shown[1].split() == ["train-1", "train", "1", "-", "2-4", "32", "1:00:00"]
     assert "4 node-hours, 32 GPU-hours" in shown[2]
     assert machines.of_jobs(configfile.load(RECIPES / "llama3-8b.yaml"), slurm)(Stage("train", 1)).nodes == 2
+    assert options(Job("evaluate", 1, (Stage("evaluate", 1),), ()), wanted)[:2] == ["--nodes=2-4", "--gres=gpu:8"]
+    few = wanted.model_copy(update={"gpus": 2, "nodes": "1-4"})
+    with pytest.raises(UserError, match=r"slurm\.jobs\.train\.nodes: 1-4 with 2 tasks a node, .* set 2-4 or 1-2"):
+        options(train, few)
     for refused in ("4-2", "0-2", "1-", "two", "1-2-3"):
         with pytest.raises(ValueError, match="nodes"):
             SlurmConfig.model_validate({"nodes": refused})

@@ -220,7 +220,7 @@ def test_a_training_goes_on_with_another_number_of_nodes(
     subprocess.run([*update, "state=resume"], check=True)
     subprocess.run(["scontrol", "requeue", run.ids["train-1"]], check=True)
     assert run.wait_for_end()["train-1"].state == "COMPLETED", run.log("train-1")
-    assert run.job("train-1").nodes == "n[1-2]"
+    assert (run.job("train-1").nodes, run.job("train-1").restarts) == ("n[1-2]", 1)
     facts = read_json(run.path / "iter1" / "model.manifest.json")["facts"]
     assert facts["world_size"] == 2
     own, other = (whole_rows(one.path / "iter1" / "metrics.jsonl") for one in (run, undisturbed))

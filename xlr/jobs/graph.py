@@ -3,6 +3,7 @@
 Pure functions of the configuration; `submission` calls Slurm.
 """
 
+import math
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -175,10 +176,16 @@ def options(job: Job, wanted: JobConfig) -> list[str]:
     """The sbatch options for what a job asks for.
 
     Raises:
-        UserError: a node has more tasks than CPUs.
+        UserError: a node has more tasks than CPUs, or Slurm would not give the most nodes of a range.
     """
-    tasks = tasks_per_node(job, wanted)
-    found = [f"--nodes={wanted.nodes}", f"--ntasks-per-node={tasks}"]
+    tasks, least, most = tasks_per_node(job, wanted), wanted.fewest_nodes, wanted.most_nodes
+    # Slurm gives no more nodes than the fewest nodes have tasks. One task a node is its default.
+    found = [f"--nodes={wanted.nodes}", *([f"--ntasks-per-node={tasks}"] if tasks > 1 or least == most else [])]
+    if tasks > 1 and least * tasks < most:
+        raise UserError(
+            f"slurm.jobs.{job.kind}.nodes: {wanted.nodes} with {tasks} tasks a node, of which Slurm gives at most "
+            f"{least * tasks} nodes; set {math.ceil(most / tasks)}-{most} or {least}-{least * tasks}"
+        )
     if wanted.cpus:
         if wanted.cpus < tasks:
             raise UserError(
