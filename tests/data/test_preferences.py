@@ -335,6 +335,17 @@ def test_english_versions_may_be_elsewhere_as_those_of_m_rewardbench_are(hub_cac
         load_parallel_preferences(
             ParallelPreferencesConfig.model_validate(given | {"english": {"path": "lab/bench", "split": "raw"}})
         )
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "en.jsonl").write_text(json.dumps(row(7, "Why?")) + "\n", encoding="utf-8")
+    alone = {"path": "lab/m-bench", "split": "test"}
+    for without_effect, message in (
+        (given | {"subset": "deu_Latn"}, "each language is a subset, so that subset=deu_Latn has no effect"),
+        (alone | {"languages": ["de"]}, "all of it is taken for English, so that languages has no effect"),
+        ({"path": str(tmp_path / "files"), "languages": ["en"]}, "is no dataset, so that languages has no effect"),
+        ({"path": str(tmp_path / "files"), "english": "lab/bench"}, "is no dataset, so that english has no effect"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_parallel_preferences(ParallelPreferencesConfig.model_validate(without_effect))
 
 
 def test_what_a_dataset_row_says_decides_its_digest(tmp_path: Path) -> None:

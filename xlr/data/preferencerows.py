@@ -88,6 +88,9 @@ def preference_sources(given: str | PreferencesConfig) -> dict[str, Path | Prefe
         require_effect(given)
     if is_dataset(path):
         return dict(_of_dataset(PreferencesConfig(path=path) if isinstance(given, str) else given))
+    if isinstance(given, ParallelPreferencesConfig):
+        for key in (name for name in ("english", "languages") if getattr(given, name) is not None):
+            raise UserError(f"{path}: is no dataset, so that {key} has no effect; remove it")
     return dict(_files(path)) if os.path.isdir(path) else {ENGLISH: Path(path)}
 
 
@@ -147,10 +150,18 @@ def _of_dataset(section: PreferencesConfig) -> Iterator[tuple[str, Path | Prefer
     english, wanted = None, None
     if isinstance(section, ParallelPreferencesConfig):
         english, wanted = section.english, section.languages
+    part = "split" if saved else "subset"
+    chosen = split if saved else subset
     if english is not None:
+        if chosen is not None:
+            raise UserError(f"{path}: each language is a {part}, so that {part}={chosen} has no effect; remove it")
         yield ENGLISH, english_source(english)
         parts.pop(ENGLISH, None)
-    elif ENGLISH not in parts or (split if saved else subset) is not None:
+    elif ENGLISH not in parts or chosen is not None:
+        if wanted is not None:
+            raise UserError(
+                f"{path}: all of it is taken for English, so that languages has no effect; set `english`, or remove it"
+            )
         yield ENGLISH, PreferenceRows(path, subset, split)
         return
     if missing := set(wanted or ()) - {ENGLISH, *parts}:
