@@ -6,13 +6,14 @@ from typing import Any
 
 import datasets
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.junk import SMALL, TEXTS, VALUES, junk_json, refused
 from xlr.data.preferencerows import preference_sources
 from xlr.data.prompts import load_held_out, load_prompts, selected, selection, unread_columns
 from xlr.errors import UserError
+from xlr.foreign.texts import control_in
 from xlr.settings.dataconfig import PreferencesConfig, PromptsConfig
 from xlr.shipped import RECIPES
 
@@ -161,6 +162,7 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
 
 @SMALL
 @given(st.lists(st.fixed_dictionaries({"id": VALUES | TEXTS, "instruction": TEXTS | VALUES}), max_size=3))
+@example([{"id": "\ud7fc", "instruction": "x"}])  # of no character so far, so that Python does not print it
 def test_any_rows_are_prompts_or_refused(tmp_path_factory: pytest.TempPathFactory, content: list[Any]) -> None:
     folder = tmp_path_factory.getbasetemp() / "any-prompts"
     folder.mkdir(exist_ok=True)
@@ -169,7 +171,7 @@ def test_any_rows_are_prompts_or_refused(tmp_path_factory: pytest.TempPathFactor
     if refused(lambda: load_prompts(section, []), str(folder)) is None:
         found = load_prompts(section, [])["en"]
         assert len({prompt.id for prompt in found}) == len(content)
-        assert all(prompt.instruction.strip() and prompt.id.isprintable() for prompt in found)
+        assert all(prompt.instruction.strip() and control_in(prompt.id) is None for prompt in found)
 
 
 def test_an_error_about_a_missing_language_lists_the_files_of_the_folder(tmp_path: Path) -> None:

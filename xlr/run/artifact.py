@@ -84,9 +84,8 @@ class Artifact:
     settings: dict[str, Any]
     inputs: Mapping[str, Source]
     parts: Mapping[str, Mapping[str, Source]] = field(default_factory=dict)
-    """Language -> the inputs that decide its rows, where languages stand on their own. Its files are named
-    `{lang}-{number}.parquet` or `{lang}.json`, in any folder of the artefact, and of the settings all but `languages`
-    decide it."""
+    """Language -> the inputs that decide its rows, where languages stand on their own. Its files, in any folder, are
+    `{lang}-{number}.parquet` or `{lang}.json`. Of the settings all but `languages` decide it."""
 
     @cached_property
     def title(self) -> str:

@@ -60,7 +60,7 @@ def take_whole(target: Artifact, folder: Path, manifest: Manifest) -> None:
     Raises:
         UserError: a file of the other run is missing or has changed.
     """
-    _link(folder, target.folder, manifest, manifest["files"])
+    _link(target, folder, target.folder, manifest, manifest["files"])
     for name in manifest["records"]:
         shutil.copy2(folder.with_name(name), target.folder.with_name(name))  # such files grow in place
     write_json(manifest_path(target.folder), manifest)
@@ -73,7 +73,7 @@ def take_parts(target: Artifact, folder: Path, manifest: Manifest, parts: Collec
         UserError: a file of the other run is missing or has changed.
     """
     kept = kept_folder(target.run, target.folder)
-    _link(folder, kept, manifest, [name for name in manifest["files"] if part_of(name) in parts])
+    _link(target, folder, kept, manifest, [name for name in manifest["files"] if part_of(name) in parts])
     recorded = {part: record for part, record in manifest["parts"].items() if part in parts}
     facts = {name: value for name, value in manifest.items() if name not in ("parts", "seal")}
     write_json(manifest_path(kept), sealed({**facts, "parts": recorded}))
@@ -89,16 +89,17 @@ def same_parts(target: Artifact, manifest: Manifest) -> list[str]:
     ]
 
 
-def _link(folder: Path, target: Path, manifest: Manifest, names: Iterable[str]) -> None:
-    """Make a folder with these files of an artefact, after comparing them with its manifest.
+def _link(target: Artifact, folder: Path, into: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Make a folder with these files of another run's artefact, after comparing them with its manifest.
 
     Raises:
         UserError: one is missing or has changed.
     """
     files = {name: manifest["files"][name] for name in names}
     for path, difference in differences(folder, files):
-        raise UserError(f"{path}: {difference}; `xlr verify` on its run says more")
-    with atomic_path(target) as temporary:
+        run = folder.parents[len(target.folder.relative_to(target.run).parts) - 1]
+        raise UserError(f"{path}: {difference}; `xlr verify {run}` says more")
+    with atomic_path(into) as temporary:
         temporary.mkdir()
         for name in files:
             link(folder / name, temporary / name)
