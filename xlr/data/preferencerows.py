@@ -150,11 +150,10 @@ def _of_dataset(section: PreferencesConfig) -> Iterator[tuple[str, Path | Prefer
     english, wanted = None, None
     if isinstance(section, ParallelPreferencesConfig):
         english, wanted = section.english, section.languages
-    part = "split" if saved else "subset"
-    chosen = split if saved else subset
+    kind, chosen = ("split", split) if saved else ("subset", subset)
     if english is not None:
         if chosen is not None:
-            raise UserError(f"{path}: each language is a {part}, so that {part}={chosen} has no effect; remove it")
+            raise UserError(f"{path}: each language is a {kind}, so that {kind}={chosen} has no effect; remove it")
         yield ENGLISH, english_source(english)
         parts.pop(ENGLISH, None)
     elif ENGLISH not in parts or chosen is not None:

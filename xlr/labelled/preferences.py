@@ -1,6 +1,6 @@
 """Does the implicit reward of a model agree with held-out preferences, in each language and under each instruction?"""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -75,12 +75,14 @@ def measure(
     policy = context.model(iteration)
     label, both_models = f"{target.stage} {iteration}: preferences", (policy, context.model(reference))
     models = (policy,) if of_start else both_models
-    both = _scored(context, target, models, asked, of_reference, label, "preferences")
+    both = _scored(context, target, models, asked, partial(_plan, context, of_reference), label, "preferences")
     if to_translate := [one for one in wanted if one.mode == "translate"]:
-        given_of = {one.key: one for one in to_translate}
+        untranslated = {one.key: one for one in to_translate}
         in_english = translated.translated(context, target, policy, to_translate, iteration)
-        rows = _scored(context, target, both_models, in_english, {}, f"{label}, translated", "preferences-translated")
-        both += [(given_of[one.key], row) for one, row in rows]  # lengths are those of the answers themselves
+        plan, pieces = partial(_plan, context, {}), "preferences-translated"
+        scored = _scored(context, target, both_models, in_english, plan, f"{label}, translated", pieces)
+        # Length control compares the lengths of the answers, not those of their translations.
+        both += [(untranslated[row.key], row) for _, row in scored]
     if "model" in context.config.score.weights and not of_start:
         both += _rated(context, target, to_rate(asked), f"{label}, reward model")
     facts: dict[str, dict[Reward, PreferenceFacts]] = {}
@@ -94,20 +96,23 @@ def _scored(
     target: Artifact,
     models: Sequence[str],
     asked: Sequence[Asked],
-    of_reference: Mapping[RowKey, tuple[float, float]],
+    plan: Callable[[Sequence[Asked]], Scoring[PreferenceLogps]],
     label: str,
     pieces: str,
+    rating: bool = False,
 ) -> list[tuple[Asked, PreferenceLogps]]:
-    """These pairs with their log-probabilities.
+    """These pairs with their log-probabilities or ratings.
 
     Args:
-        models: the policy, and the reference unless `of_reference` has its log-probabilities.
+        plan: gives the examples of pairs, and the rows that these become.
         pieces: name of the folder of pieces beside the artefact.
+        rating: whether the models are reward models.
     """
-    plan = partial(_plan, context, of_reference)
     shards = [shard.replanned(plan) for shard in by_language(asked, lambda one: one.key)]
     dtype = context.config.scoring_dtype
-    rows = resumable_logps(context, target, pieces, models, dtype, PreferenceLogps, shards, label, "preferences").rows()
+    rows = resumable_logps(
+        context, target, pieces, models, dtype, PreferenceLogps, shards, label, "preferences", rating
+    ).rows()
     return list(zip(asked, rows, strict=True))
 
 
@@ -128,12 +133,7 @@ def _rated(
         ]
         return Scoring(examples, [[one.key] for one in some], to_rows)
 
-    shards = [shard.replanned(plan) for shard in by_language(asked, lambda one: one.key)]
-    models, dtype = (context.reward_model,), context.config.scoring_dtype
-    rows = resumable_logps(
-        context, target, "preferences-rated", models, dtype, PreferenceLogps, shards, label, "preferences", rating=True
-    ).rows()
-    return list(zip(asked, rows, strict=True))
+    return _scored(context, target, (context.reward_model,), asked, plan, label, "preferences-rated", rating=True)
 
 
 def _plan(
